@@ -1,0 +1,227 @@
+"""Artifact folders: data files and a ``manifest.json``; a folder appears whole or not at all.
+
+Every stage reads artifacts and writes one. Files are written into a folder aside, which takes the final name
+by one rename after the manifest stands; a reader checks the manifest before it trusts a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mtmh import __version__
+
+Kind = Literal["dataset", "content", "checkpoint", "embeddings", "index", "evaluation"]
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class FileRecord(BaseModel):
+    """Size and SHA-256 of one data file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a folder holds, from what it was made, and with which settings."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Kind
+    format_version: int
+    mtmh_version: str
+    created_at: str
+    config: dict[str, Any]
+    inputs: dict[str, str]  # name -> digest of the input artifact
+    summary: dict[str, Any]  # facts of this kind, made of JSON values
+    files: dict[str, FileRecord]
+
+    @property
+    def digest(self) -> str:
+        """Identity of the content: kind, settings, inputs and file digests, not the time of writing."""
+        identity = self.model_dump(exclude={"created_at", "mtmh_version"})
+        return hashlib.sha256(_canonical_json(identity)).hexdigest()
+
+
+class Artifact:
+    """A complete artifact on disk.
+
+    Attributes:
+        path: the folder.
+        manifest: its checked manifest.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The facts that the writing stage recorded."""
+        return self.manifest.summary
+
+    def verify(self) -> None:
+        """Compares every file with its recorded size and SHA-256.
+
+        Raises:
+            ValueError: a file is missing, truncated or altered; the message names it.
+        """
+        for name, record in self.manifest.files.items():
+            _check_size(self.path / name, record)
+            if _sha256(self.path / name) != record.sha256:
+                raise ValueError(f"{self.path / name}: altered since it was written (SHA-256 differs)")
+
+
+class ArtifactWriter:
+    """Collects the files of a new artifact in ``folder``; ``commit`` makes it appear under its final name.
+
+    With several ranks every rank makes a writer for the same ``path``, all write files of distinct names, and
+    after a barrier rank 0 alone calls ``commit``.
+
+    Attributes:
+        folder: where the files go until then.
+        summary: facts to record, JSON values only.
+    """
+
+    def __init__(self, path: Path, kind: Kind) -> None:
+        _refuse_foreign(path, kind)
+        self.path = path
+        self.kind: Kind = kind
+        self.folder = path.with_name(f".{path.name}.partial")
+        self.summary: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Starts from an empty folder; what an interrupted writer left there is dropped."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+
+    def commit(self, config: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> Artifact:
+        """Writes the manifest and moves the folder to its final name, in place of an older artifact there."""
+        names = sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
+        manifest = Manifest(
+            kind=self.kind,
+            format_version=FORMAT_VERSION,
+            mtmh_version=__version__,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            config=dict(config),
+            inputs={name: artifact.manifest.digest for name, artifact in inputs.items()},
+            summary=self.summary,
+            files={
+                name: FileRecord(bytes=(self.folder / name).stat().st_size, sha256=_sha256(self.folder / name))
+                for name in names
+            },
+        )
+        manifest_path = self.folder / MANIFEST
+        manifest_path.write_text(manifest.model_dump_json(indent=2))
+        _fsync(manifest_path)
+        _swap(self.folder, self.path)
+        return Artifact(self.path, manifest)
+
+
+@contextmanager
+def write_artifact(
+    path: Path, kind: Kind, *, config: Mapping[str, Any], inputs: Mapping[str, Artifact] | None = None
+) -> Iterator[ArtifactWriter]:
+    """Writes an artifact from one process; nothing appears at ``path`` if the block raises.
+
+    Raises:
+        ValueError: ``path`` holds something else than an artifact of this kind.
+
+    Example:
+        >>> with write_artifact(Path("runs/x/content"), "content", config={}) as writer:  # doctest: +SKIP
+        ...     np.save(writer.folder / "embeddings.npy", embeddings)
+        ...     writer.summary["num_items"] = len(embeddings)
+    """
+    writer = ArtifactWriter(path, kind)
+    writer.begin()
+    try:
+        yield writer
+        writer.commit(config, inputs or {})
+    finally:
+        shutil.rmtree(writer.folder, ignore_errors=True)
+
+
+def open_artifact(path: Path, kind: Kind) -> Artifact:
+    """Opens an artifact and checks its manifest, and that every file is there in its recorded size.
+
+    Raises:
+        ValueError: no artifact there, another kind, a newer format, or a file missing or truncated.
+    """
+    manifest_path = path / MANIFEST
+    if not manifest_path.is_file():
+        raise ValueError(f"{path}: no {kind} artifact here (no {MANIFEST}); run the stage that writes it first")
+    try:
+        manifest = Manifest.model_validate_json(manifest_path.read_text())
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise ValueError(f"{manifest_path}: not a valid manifest: {field}: {first['msg']}") from None
+    if manifest.kind != kind:
+        raise ValueError(f"{path}: expected a {kind} artifact, found a {manifest.kind} artifact")
+    if manifest.format_version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format version {manifest.format_version}, this mtmh reads {FORMAT_VERSION}; write it anew"
+        )
+    for name, record in manifest.files.items():
+        _check_size(path / name, record)
+    return Artifact(path, manifest)
+
+
+def _canonical_json(tree: Any) -> bytes:
+    return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _check_size(path: Path, record: FileRecord) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: missing, although the manifest lists it")
+    size = path.stat().st_size
+    if size != record.bytes:
+        raise ValueError(f"{path}: {size} bytes, the manifest says {record.bytes}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse_foreign(path: Path, kind: Kind) -> None:
+    """An existing folder is only replaced when it is an artifact of the same kind."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / MANIFEST).is_file():
+        raise ValueError(f"{path}: exists and is no {kind} artifact; choose another folder or remove it")
+    found = Manifest.model_validate_json((path / MANIFEST).read_text()).kind
+    if found != kind:
+        raise ValueError(f"{path}: holds a {found} artifact, not a {kind} artifact; choose another folder")
+
+
+def _swap(new: Path, final: Path) -> None:
+    """Renames ``new`` to ``final``; an older artifact there steps aside first and is deleted last."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(new, final)
+    _fsync(final.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

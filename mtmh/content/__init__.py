@@ -1,0 +1,1 @@
+"""The teacher: embed the catalogue with a frozen content encoder."""

@@ -1,0 +1,1 @@
+"""From raw logs to training batches: sources, prepare, the dataset artifact, pairs, negatives, the loader."""

@@ -1,0 +1,80 @@
+"""The contract of the dataset artifact: which files it holds and what describes them.
+
+    items.parquet             one row an item of the catalogue, in item-index order (the row number is the item index):
+                              item_id (int64 or string), text, image, topic_l1, topic_l2 (string, null: none),
+                              train_count int64 (events in T1), content_embedding fixed-size list<float32> (if any)
+    item_table/               the model's inputs of every item, memory-mapped by the loader:
+      float_features.npy        [I, num_floats] float32, standardised with T1 statistics, missing = 0
+      <feature>.values.npy      [N] int32 rows of the feature's vocabulary, items one after another; 0 = unknown
+      <feature>.offsets.npy     [I + 1] int64; item i owns values[offsets[i]:offsets[i + 1]]
+      train_count.npy           [I] int64
+    histories.parquet         T1: one row a user, in a seeded random order: user_index int64,
+                              items list<int32> (item indices, oldest first), timestamps list<int64>
+    histories.lengths.npy     [num_users] int32: the length of each row of histories.parquet, in file order
+    test.parquet              T2, users with a T1 history only: user_index int64, items list<int32> (distinct,
+                              in order of first engagement), timestamps list<int64>
+    users.parquet             user_index int64, user_id (int64 or string)
+
+The id feature ``item_id`` is always there: one vocabulary row an item with T1 events, row 0 for all others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+ITEM_ID = "item_id"
+
+ITEMS = Path("items.parquet")
+ITEM_TABLE = Path("item_table")
+HISTORIES = Path("histories.parquet")
+HISTORY_LENGTHS = Path("histories.lengths.npy")
+TEST = Path("test.parquet")
+USERS = Path("users.parquet")
+
+
+class IdFeature(BaseModel):
+    """An id feature of the item tower, single- or multi-valued.
+
+    Attributes:
+        name: its key in the batch and the name of its table.
+        num_rows: rows of its vocabulary, row 0 (unknown) included.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    num_rows: Annotated[int, Field(ge=1)]
+
+
+class FeatureSchema(BaseModel):
+    """What the item tower takes in; recorded in the dataset's and in every checkpoint's manifest summary."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id_features: list[IdFeature]
+    float_features: list[str]
+
+
+class DatasetSummary(BaseModel):
+    """The ``summary`` of a dataset manifest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str
+    id_type: Literal["int64", "string"]  # of item_id
+    num_items: int
+    num_fresh_items: int  # items without a T1 event
+    num_users: int  # with a T1 history
+    num_train_events: int
+    num_test_users: int
+    num_test_events: int
+    num_events_read: int
+    dropped_events: dict[str, int]  # reason -> rows
+    dropped_items: dict[str, int]
+    cutoff: float | None  # time split: first instant of T2
+    features: FeatureSchema
+    has_topics: bool
+    content_embedding_dim: int | None  # width of the items' content_embedding column

@@ -1,0 +1,1 @@
+"""The protocol of the papers, the yardsticks and the report."""

@@ -1,0 +1,1 @@
+"""Item embeddings per head and the indexes over them."""

@@ -1,0 +1,1 @@
+"""Retrieval: search under every head, prerank, merge by quota."""

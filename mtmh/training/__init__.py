@@ -1,0 +1,1 @@
+"""Training: the sharded model, the loop, checkpoints and metrics."""

@@ -1,0 +1,1 @@
+"""TorchX components: each is the AppDef of one ``mtmh`` verb."""
