@@ -213,8 +213,8 @@ def _swap(new: Path, final: Path) -> None:
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        os.replace(final, old)
-    os.replace(new, final)
+        final.replace(old)
+    new.replace(final)
     _fsync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -222,7 +222,7 @@ class ShardingConfig(Settings):
 class TrainingConfig(Settings):
     """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks."""
 
-    batch_size: Positive = 4096
+    batch_size: Positive = 6144
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
     epochs: Positive = 1
