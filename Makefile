@@ -1,0 +1,52 @@
+# make demo: the whole path on synthetic data.   make test: lint, types, tests.   make bench: the measured tables.
+# Each of them first makes .venv from the pins in requirements/. DEVICE=cuda takes the CUDA builds.
+
+PYTHON ?= python3.11
+DEVICE ?= cpu
+VENV ?= .venv
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+TORCH := $(shell sed -n 's/^torch==//p' requirements/$(DEVICE).txt)
+INSTALLED := $(VENV)/.installed-$(DEVICE)
+# TorchX finds its jobs' programs on PATH.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: demo test lint types bench doctor clean
+
+demo: $(INSTALLED)
+	mtmh demo
+
+test: $(INSTALLED) lint types
+	python -m pytest
+
+lint: $(INSTALLED)
+	ruff check .
+	ruff format --check .
+
+# mypy follows folders, not package_dir: this lays the three source folders out as they install.
+types: $(INSTALLED)
+	rm -rf build/types && mkdir -p build/types/mtmh
+	ln -s $(CURDIR)/mtmh/* $(CURDIR)/modules $(CURDIR)/torchx_apps build/types/mtmh/
+	cd build/types && mypy --config-file $(CURDIR)/pyproject.toml -p mtmh
+
+bench: $(INSTALLED)
+	python -m benchmarks.all
+
+doctor: $(INSTALLED)
+	mtmh doctor
+
+$(INSTALLED): requirements/base.txt requirements/torchrec.txt requirements/$(DEVICE).txt requirements/dev.txt setup.py
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet "pip>=25" "setuptools>=77"
+ifeq ($(DEVICE),cpu)
+	# The plain name would fetch several GB of CUDA libraries; the CPU build has a version of its own.
+	$(VENV)/bin/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
+	  || $(VENV)/bin/python -m pip install "torch==$(TORCH)+cpu" --extra-index-url $(TORCH_CPU_INDEX)
+endif
+	$(VENV)/bin/python -m pip install -r requirements/$(DEVICE).txt -r requirements/dev.txt
+	$(VENV)/bin/python -m pip install --no-deps -e .
+	$(VENV)/bin/python -m pip check
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs

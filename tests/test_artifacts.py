@@ -1,0 +1,110 @@
+"""Artifact folders appear whole or not at all, and a reader says what does not fit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mtmh.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
+
+
+def write(path: Path, text: str = "data", kind: str = "content", **kwargs: object) -> Artifact:
+    with write_artifact(path, kind, config={"a": 1}, **kwargs) as writer:  # type: ignore[arg-type]
+        (writer.folder / "sub").mkdir()
+        (writer.folder / "sub" / "x.bin").write_text(text)
+        writer.summary["rows"] = len(text)
+    return open_artifact(path, kind)  # type: ignore[arg-type]
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    artifact = write(tmp_path / "c")
+    assert artifact.summary == {"rows": 4}
+    assert list(artifact.manifest.files) == ["sub/x.bin"]
+    artifact.verify()
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_the_digest_depends_on_content_and_inputs_not_on_time(tmp_path: Path) -> None:
+    first, second, other = write(tmp_path / "a"), write(tmp_path / "b"), write(tmp_path / "c", "other")
+    assert first.manifest.digest == second.manifest.digest != other.manifest.digest
+    derived = write(tmp_path / "d", inputs={"dataset": other})
+    assert derived.manifest.inputs == {"dataset": other.manifest.digest}
+    assert derived.manifest.digest != first.manifest.digest
+
+
+def test_a_failing_writer_leaves_the_old_artifact(tmp_path: Path) -> None:
+    write(tmp_path / "c", "old")
+
+    def fail() -> None:
+        with write_artifact(tmp_path / "c", "content", config={}) as writer:
+            (writer.folder / "x.bin").write_text("half")
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    assert (tmp_path / "c" / "sub" / "x.bin").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_killed_writer_leaves_the_old_artifact_and_the_next_one_succeeds(tmp_path: Path) -> None:
+    write(tmp_path / "c", "old")
+    script = f"""
+from pathlib import Path
+from mtmh.artifacts import write_artifact
+with write_artifact(Path({str(tmp_path / "c")!r}), "content", config={{}}) as writer:
+    (writer.folder / "x.bin").write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert (tmp_path / "c" / "sub" / "x.bin").read_text() == "old"
+    assert write(tmp_path / "c", "new").summary == {"rows": 3}
+    assert [p.name for p in tmp_path.iterdir()] == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda p: (p / "sub" / "x.bin").unlink(), r"x\.bin: missing"),
+        (lambda p: (p / "sub" / "x.bin").write_text("dat"), r"x\.bin: 3 bytes, the manifest says 4"),
+        (lambda p: (p / MANIFEST).unlink(), "no content artifact here"),
+        (lambda p: (p / MANIFEST).write_text("{"), "not a valid manifest"),
+        (lambda p: edit(p, format_version=99), "format version 99"),
+        (lambda p: edit(p, kind="index"), "expected a content artifact, found a index artifact"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
+    write(tmp_path / "c")
+    damage(tmp_path / "c")
+    with pytest.raises(ValueError, match=message):
+        open_artifact(tmp_path / "c", "content")
+
+
+def edit(path: Path, **changes: object) -> None:
+    manifest = json.loads((path / MANIFEST).read_text())
+    (path / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+
+
+def test_verify_finds_an_altered_file_of_equal_size(tmp_path: Path) -> None:
+    artifact = write(tmp_path / "c")
+    (tmp_path / "c" / "sub" / "x.bin").write_text("dAta")
+    with pytest.raises(ValueError, match=r"x\.bin: altered"):
+        artifact.verify()
+
+
+def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter").write_text("years of work")
+    with pytest.raises(ValueError, match="exists and is no content artifact"):
+        write(tmp_path / "thesis")
+    write(tmp_path / "c")
+    with pytest.raises(ValueError, match="holds a content artifact, not a index artifact"):
+        write(tmp_path / "c", kind="index")
+    assert (tmp_path / "thesis" / "chapter").read_text() == "years of work"

@@ -1,0 +1,97 @@
+"""Recipes: what is accepted, what is refused and how the message reads."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtmh.config import Config, load_config, recipe_names
+
+MINIMAL = {"name": "m", "paths": {"root": "runs/m"}, "data": {"source": "synthetic"}}
+
+
+def write(path: Path, tree: object) -> Path:
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_defaults_fill_a_minimal_recipe(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path / "m.yaml", MINIMAL))
+    assert [head.name for head in config.model.heads] == ["engagement", "relevance"]
+    assert config.model.heads[1].relevance_weight == 0.5
+    assert config.dataset_dir == Path("runs/m/dataset")
+    assert config.model_dir("index") == Path("runs/m/m/index")
+
+
+def test_extends_merges_sections_and_replaces_lists(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", {**MINIMAL, "training": {"epochs": 3, "batch_size": 48}})
+    child = {
+        "extends": "base",
+        "name": "child",
+        "training": {"epochs": 5},
+        "model": {"heads": [{"name": "engagement"}]},
+    }
+    config = load_config(write(tmp_path / "child.yaml", child))
+    assert (config.name, config.training.epochs, config.training.batch_size) == ("c", 5, 48)
+    assert len(config.model.heads) == 1
+    assert not config.model.needs_teacher
+
+
+def test_overrides_are_yaml_values(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "m.yaml", MINIMAL)
+    config = load_config(
+        recipe, ["training.batch_size=120", "evaluation.recall_at=[1, 2]", "sharding.default=row_wise"]
+    )
+    assert config.training.batch_size == 120
+    assert config.evaluation.recall_at == [1, 2]
+    assert config.sharding.default == "row_wise"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.batchsize=5", r"training\.batchsize: Extra inputs"),
+        ("training.batch_size=50", "multiple of training.num_shards"),
+        ("training.batch_size", "expected dotted.key=value"),
+        ("name.first=a", "name is a value, not a section"),
+        ("loss.temperature=0", r"loss\.temperature: .*greater than 0"),
+        ("loss.temperature=[", "not valid YAML"),
+        ("model.heads=[]", "at least one head"),
+        ("model.heads=[{name: a, engagement_weight: 0}]", "has no loss"),
+        ("pairs.sim.kind=feature", "pairs.sim.feature"),
+        ("content.kind=transformers", "content.model"),
+        ("retrieval.k=2000", "exceeds retrieval.k_ann"),
+        ("data.split={kind: user, cutoff: 5}", "needs split.kind = time"),
+        ("loss={in_batch_negatives: false, num_uniform_negatives: 0}", "no negatives"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path / "m.yaml", MINIMAL), [override])
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping")])
+def test_a_broken_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"broken.yaml: {message}"):
+        load_config(path)
+
+
+def test_an_unknown_recipe_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no recipe nowhere: .*synthetic"):
+        load_config("nowhere")
+
+
+def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", {"extends": "b"})
+    write(tmp_path / "b.yaml", {"extends": "a"})
+    with pytest.raises(ValueError, match="extends itself"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_loads_and_survives_a_round_trip(name: str) -> None:
+    config = load_config(name)
+    assert config.description, "a recipe says what it is for"
+    assert Config.model_validate(config.model_dump(mode="json")) == config

@@ -1,0 +1,45 @@
+"""``mtmh doctor`` as a user runs it: on a sound installation, and on ones that do not fit together."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def doctor(shadow: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", **({"PYTHONPATH": str(shadow)} if shadow else {})}
+    command = [sys.executable, "-m", "mtmh.cli", "doctor"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+def claim(folder: Path, package: str, version: str) -> Path:
+    """Puts metadata ahead of the installed ones, as a second installation would."""
+    info = folder / f"{package.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    return folder
+
+
+def test_a_sound_installation_passes() -> None:
+    result = doctor()
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "All is well." in result.stdout
+    for subject in ("torchrec", "fbgemm kernel", "faiss search", "gloo"):
+        assert subject in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "version", "cure"),
+    [
+        ("torchrec", "1.5.0", "goes with fbgemm"),
+        ("torch", "2.4.0", "torch must be one of"),
+        ("fbgemm-gpu", "1.8.0", "both builds own the folder fbgemm_gpu"),
+    ],
+)
+def test_a_mismatch_fails_with_its_cure(tmp_path: Path, package: str, version: str, cure: str) -> None:
+    result = doctor(claim(tmp_path, package, version))
+    assert result.returncode == 1
+    assert cure in result.stdout
+    assert "rm -rf .venv && make doctor" in result.stdout
