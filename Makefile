@@ -3,6 +3,7 @@
 
 PYTHON ?= python3.11
 DEVICE ?= cpu
+RANKS ?= 2
 VENV ?= .venv
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -14,7 +15,18 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: demo test lint types bench doctor clean
 
 demo: $(INSTALLED)
-	mtmh demo
+	@echo; echo "1/6 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
+	mtmh prepare demo
+	@echo; echo "2/6 Teacher: store the frozen content embedding of every item."
+	mtmh content embed demo
+	@echo; echo "3/6 Train: two heads on one sharded tower, $(RANKS) processes launched by TorchX."
+	torchx run --scheduler local_cwd mtmh.train -j 1x$(RANKS) --recipe demo
+	@echo; echo "4/6 Embed: every item of the catalogue under both heads."
+	mtmh embed demo
+	@echo; echo "5/6 Index: one inverted-file index a head."
+	mtmh build-index demo
+	@echo; echo "6/6 Evaluate: recall and topic match of each head, of the merge, and of the yardsticks."
+	mtmh evaluate demo
 
 test: $(INSTALLED) lint types
 	python -m pytest

@@ -33,7 +33,9 @@ setup(
         *(f"mtmh.{name}" for name in find_packages(include=["modules", "modules.*", "torchx_apps", "torchx_apps.*"])),
     ],
     package_dir={"mtmh": "mtmh", "mtmh.modules": "modules", "mtmh.torchx_apps": "torchx_apps"},
-    package_data={"mtmh": ["py.typed", "recipes/*.yaml", "data/sources/*.yaml", "evaluation/*.html"]},
+    package_data={
+        "mtmh": ["py.typed", "recipes/*.yaml", "recipes/variants/*.yaml", "data/sources/*.yaml", "evaluation/*.html"]
+    },
     # TorchRec asks for fbgemm-gpu, whose CPU and CUDA builds exclude each other, so both sit behind an extra.
     install_requires=pins("base"),
     extras_require={"cpu": pins("cpu"), "cuda": pins("cuda"), "dev": pins("dev")},

@@ -1,7 +1,8 @@
 """One validated tree of settings; a recipe is one YAML file that fills it.
 
-A recipe may start from another one (``extends: NAME``) and any leaf can be changed from the command line
-(``--set training.batch_size=4096``). Unknown keys are errors, so a misspelt setting never runs silently.
+A recipe may start from another one (``extends: NAME``), variants may be laid over it (``amazon+single-task``), and any
+leaf can be changed from the command line (``--set training.epochs=2``). Unknown keys are errors, so a misspelt setting
+never runs silently.
 """
 
 from __future__ import annotations
@@ -314,20 +315,29 @@ class Config(Settings):
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""
-    return sorted(entry.name.removesuffix(".yaml") for entry in _recipes().iterdir() if entry.name.endswith(".yaml"))
+    return _yaml_names(_recipes())
+
+
+def variant_names() -> list[str]:
+    """Names of the variants that can be laid over any recipe."""
+    return _yaml_names(_recipes() / "variants")
 
 
 def load_config(recipe: str | Path, overrides: list[str] | None = None) -> Config:
     """Reads a recipe and applies overrides.
 
     Args:
-        recipe: name of a recipe that ships with the package, or path of a YAML file.
+        recipe: name of a recipe that ships with the package, or path of a YAML file; ``+VARIANT`` behind it lays a
+            variant over it, as in ``amazon+single-task``.
         overrides: ``dotted.key=value`` each; the value is read as YAML.
 
     Raises:
         ValueError: no such recipe, broken YAML, or a setting that does not fit; the message names file and field.
     """
-    tree = _read_recipe(recipe, seen=())
+    base, *variants = str(recipe).split("+")
+    tree = _read_recipe(base, seen=())
+    for variant in variants:
+        tree = _merged(tree, _read_variant(variant))
     for override in overrides or []:
         _apply_override(tree, override)
     try:
@@ -339,6 +349,17 @@ def load_config(recipe: str | Path, overrides: list[str] | None = None) -> Confi
 
 def _recipes() -> Any:
     return resources.files("mtmh") / "recipes"
+
+
+def _yaml_names(folder: Any) -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read_variant(name: str) -> dict[str, Any]:
+    path = _recipes() / "variants" / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"no variant {name}: not one of {', '.join(variant_names())}")
+    return cast(dict[str, Any], yaml.safe_load(path.read_text()))
 
 
 def _read_recipe(recipe: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:

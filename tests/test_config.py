@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtmh.config import Config, load_config, recipe_names
+from mtmh.config import Config, load_config, recipe_names, variant_names
 
 MINIMAL = {"name": "m", "paths": {"root": "runs/m"}, "data": {"source": "synthetic"}}
 
@@ -27,7 +27,7 @@ def test_extends_merges_sections_and_replaces_lists(tmp_path: Path) -> None:
     write(tmp_path / "base.yaml", {**MINIMAL, "training": {"epochs": 3, "batch_size": 48}})
     child = {
         "extends": "base",
-        "name": "child",
+        "name": "c",
         "training": {"epochs": 5},
         "model": {"heads": [{"name": "engagement"}]},
     }
@@ -88,6 +88,21 @@ def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "b.yaml", {"extends": "a"})
     with pytest.raises(ValueError, match="extends itself"):
         load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("variant", variant_names())
+def test_a_variant_changes_name_and_heads_only(tmp_path: Path, variant: str) -> None:
+    recipe = write(tmp_path / "m.yaml", MINIMAL)
+    plain, varied = load_config(recipe), load_config(f"{recipe}+{variant}")
+    assert varied.name == variant
+    assert varied.model.heads != plain.model.heads
+    same = {"name": plain.name, "model": varied.model.model_copy(update={"heads": plain.model.heads})}
+    assert varied.model_copy(update=same) == plain
+
+
+def test_an_unknown_variant_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no variant nope: .*mtsh, single-task, stmh"):
+        load_config(f"{write(tmp_path / 'm.yaml', MINIMAL)}+nope")
 
 
 @pytest.mark.parametrize("name", recipe_names())
