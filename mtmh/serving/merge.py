@@ -1,0 +1,144 @@
+"""Quota merge: each trigger's answers are shared out among the heads (paper, section 3.5, candidate merging module).
+
+The rule, for K answers and one quota a head:
+
+1. Heads take turns in their given order, the engagement head first. A head goes down its own list and takes items until
+   its quota is full; an item that an earlier head took is skipped, so it counts for the head that took it first.
+2. Where lists were too short to fill the quotas, the heads go on in the same order until K items are taken.
+
+So K items come out whenever the lists hold K distinct ones, and nothing is in the answer twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Lists = npt.NDArray[np.integer]
+
+_COMPARISONS = 16_777_216  # of item ids at a time: bounds the memory of one block of triggers
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The answers of T triggers, grouped by head, each head's in its own order; unused slots are at the end.
+
+    Attributes:
+        items: [T, K] int64 item indices, -1: no item.
+        heads: [T, K] int8, position of the head that brought the item, -1: no item.
+        ranks: [T, K] int32, the item's place in that head's list, -1: no item.
+    """
+
+    items: npt.NDArray[np.int64]
+    heads: npt.NDArray[np.int8]
+    ranks: npt.NDArray[np.int32]
+
+
+def head_shares(alpha: float, num_heads: int) -> list[float]:
+    """Shares of the heads under ``alpha`` percent for the first (engagement) head; the others divide the rest equally.
+
+    Raises:
+        ValueError: ``alpha`` is not within 0 to 100.
+    """
+    if not 0.0 <= alpha <= 100.0:
+        raise ValueError(f"alpha is {alpha}, expected a percentage from 0 to 100")
+    if num_heads == 1:
+        return [1.0]
+    return [alpha / 100.0] + [(1.0 - alpha / 100.0) / (num_heads - 1)] * (num_heads - 1)
+
+
+def head_quotas(shares: Sequence[float], k: int) -> list[int]:
+    """Divides ``k`` slots by largest remainder; a tie goes to the earlier head (alpha = 50, k = 5: 3 and 2).
+
+    Raises:
+        ValueError: shares are negative or do not sum to 1.
+    """
+    if min(shares) < 0.0 or abs(sum(shares) - 1.0) > 1e-6:
+        raise ValueError(f"head shares {list(shares)}: expected non-negative numbers that sum to 1")
+    # Rounded, so that 0.29 * 100 counts as 29 and not as 28.999999999999996.
+    exact = [round(share * k, 6) for share in shares]
+    quotas = [int(slots) for slots in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda head: quotas[head] - exact[head])  # stable: ties keep order
+    for head in by_remainder[: k - sum(quotas)]:
+        quotas[head] += 1
+    assert sum(quotas) == k
+    return quotas
+
+
+def quota_merge(candidates: Sequence[Lists], quotas: Sequence[int]) -> Merged:
+    """Merges the heads' lists of all triggers at once.
+
+    Args:
+        candidates: one array a head, [T, K_h] item indices, best first, distinct within a row; -1 marks a missing
+            candidate and may stand anywhere.
+        quotas: slots of each head; their sum is K.
+
+    Returns:
+        K answers a trigger.
+
+    Raises:
+        ValueError: the arrays do not belong together.
+
+    Example:
+        >>> merged = quota_merge([np.array([[7, 8, 9]]), np.array([[8, 7, 5]])], quotas=[2, 1])
+        >>> merged.items.tolist(), merged.heads.tolist()
+        ([[7, 8, 5]], [[0, 0, 1]])
+    """
+    if len(candidates) != len(quotas) or len({len(lists) for lists in candidates}) != 1:
+        raise ValueError(
+            f"{len(quotas)} quotas for candidates of shapes {[lists.shape for lists in candidates]}:"
+            " expected one [T, K_h] array a head with the same number of triggers"
+        )
+    num_triggers, k = len(candidates[0]), sum(quotas)
+    widest = max(lists.shape[1] for lists in candidates)
+    block = max(1, _COMPARISONS // max(1, widest * widest * len(candidates)))
+    parts = [
+        _merge_block([lists[start : start + block] for lists in candidates], quotas, k)
+        for start in range(0, max(num_triggers, 1), block)
+    ]
+    return Merged(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+
+def _merge_block(
+    candidates: Sequence[Lists], quotas: Sequence[int], k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int32]]:
+    taken = [np.zeros(lists.shape, dtype=bool) for lists in candidates]
+    for head, quota in enumerate(quotas):
+        taken[head] = _first(_free(candidates, taken, head), np.full(len(candidates[head]), quota))
+    for head in range(len(candidates)):
+        missing = k - np.sum([mask.sum(axis=1) for mask in taken], axis=0)
+        if not missing.any():
+            break
+        taken[head] |= _first(_free(candidates, taken, head), missing)
+    items = np.concatenate(candidates, axis=1).astype(np.int64)
+    heads = np.repeat(np.arange(len(candidates), dtype=np.int8), [lists.shape[1] for lists in candidates])
+    ranks = np.concatenate([np.arange(lists.shape[1], dtype=np.int32) for lists in candidates])
+    chosen = np.concatenate(taken, axis=1)
+    rows, columns = np.nonzero(chosen)
+    slots = (np.cumsum(chosen, axis=1) - 1)[rows, columns]
+    column_of = np.full((len(chosen), k), -1)
+    column_of[rows, slots] = columns
+    there = column_of >= 0
+    return (
+        np.where(there, np.take_along_axis(items, column_of, axis=1), -1),
+        np.where(there, heads[column_of], np.int8(-1)),
+        np.where(there, ranks[column_of], np.int32(-1)),
+    )
+
+
+def _free(candidates: Sequence[Lists], taken: Sequence[npt.NDArray[np.bool_]], head: int) -> npt.NDArray[np.bool_]:
+    """Which candidates of ``head`` are there and not in the answer yet."""
+    free = (candidates[head] >= 0) & ~taken[head]
+    for other, mask in enumerate(taken):
+        if other != head and mask.any():
+            others = np.where(mask, candidates[other], -1)
+            free &= ~(candidates[head][:, :, None] == others[:, None, :]).any(axis=2)
+    return free
+
+
+def _first(free: npt.NDArray[np.bool_], count: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """The first ``count[t]`` True entries of each row."""
+    return free & (np.cumsum(free, axis=1) <= count[:, None])
