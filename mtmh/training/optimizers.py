@@ -1,0 +1,75 @@
+"""Adagrad in three places: fused into the tables' backward, on the towers, and on data-parallel tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward  # type: ignore[attr-defined]
+from torchrec import EmbeddingBagCollection
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from mtmh.config import TrainingConfig
+
+EPSILON = 1e-8
+TABLE_KEY = ".embedding_bags."  # part of the name of every table's weight, sharded or not
+
+
+def fuse_optimizer(model: nn.Module, training: TrainingConfig, *, skip: Set[str]) -> None:
+    """Has the tables update themselves in the backward pass; call it before sharding.
+
+    Args:
+        model: holds the EmbeddingBagCollections.
+        training: which Adagrad, and its rate.
+        skip: names of data-parallel tables, whose kernel has no fused optimizer (`build_optimizer` trains them).
+    """
+    for module in model.modules():
+        if isinstance(module, EmbeddingBagCollection):
+            weights = [bag.weight for name, bag in module.embedding_bags.items() if name not in skip]
+            _apply_optimizer_in_backward(
+                _table_optimizer(training), weights, {"lr": training.learning_rate, "eps": EPSILON}
+            )
+
+
+def build_optimizer(sharded: DistributedModelParallel, training: TrainingConfig) -> CombinedOptimizer:
+    """One optimizer over fused tables, data-parallel tables and towers, with the keys ``tables`` and ``towers``."""
+    rest = {name: p for name, p in in_backward_optimizer_filter(sharded.named_parameters()) if p.requires_grad}
+    copies = {name: parameter for name, parameter in rest.items() if TABLE_KEY in name}
+    towers = {name: parameter for name, parameter in rest.items() if TABLE_KEY not in name}
+    parts: list[tuple[str, KeyedOptimizer]] = [("tables", sharded.fused_optimizer)]
+    if copies:
+        table_optimizer = _table_optimizer(training)
+        parts.append(
+            (
+                "copies",
+                KeyedOptimizerWrapper(
+                    copies, lambda weights: table_optimizer(weights, lr=training.learning_rate, eps=EPSILON)
+                ),
+            )
+        )
+    parts.append(
+        ("towers", KeyedOptimizerWrapper(towers, lambda p: torch.optim.Adagrad(p, lr=training.dense_learning_rate)))
+    )
+    return CombinedOptimizer(parts)
+
+
+def set_learning_rates(optimizer: CombinedOptimizer, training: TrainingConfig, step: int) -> None:
+    """Sets the rates of the step after ``step`` finished ones: linear over ``warmup_steps``, then constant.
+
+    A function of the step alone, so a resumed run needs no schedule state. The fused kernel takes the rate over in
+    ``zero_grad``, which the pipeline calls before each forward.
+    """
+    warm = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    for name, part in optimizer.optimizers:
+        rate = training.dense_learning_rate if name == "towers" else training.learning_rate
+        for group in part.param_groups:
+            group["lr"] = warm * rate
+
+
+def _table_optimizer(training: TrainingConfig) -> Callable[..., Any]:
+    return RowWiseAdagrad if training.optimizer == "rowwise_adagrad" else torch.optim.Adagrad

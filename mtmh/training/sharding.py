@@ -1,0 +1,199 @@
+"""Placing the embedding tables on the ranks: constraints, TorchRec's planner, DistributedModelParallel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
+from torchrec import EmbeddingBagCollection
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner import types as planner_types
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+
+from mtmh.config import Config, ShardingConfig
+from mtmh.training.distributed import Ranks
+from mtmh.training.optimizers import fuse_optimizer
+
+MEMORY_MARGIN = 0.15  # share of a GPU that the tables leave to towers, batches and the loss
+INIT_BLOCK_ROWS = 65_536
+
+# These cut a row into pieces with an Adagrad sum each, so results would depend on the plan (see `table_constraints`).
+COLUMN_TYPES = (ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE, ShardingType.GRID_SHARD)
+ROW_TYPES = (ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE)
+
+
+class TableSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
+    """TorchRec's sharder, with the sharding types that it offers on CUDA only allowed on every device."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
+        """All types; `table_constraints` narrows them down table by table."""
+        return [kind.value for kind in (ShardingType.DATA_PARALLEL, *ROW_TYPES, *COLUMN_TYPES)]
+
+
+def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedModelParallel, ShardingPlan]:
+    """Plans the tables, spreads them over the ranks and fills them with their initial values.
+
+    The tables' optimizer runs inside the backward pass; the rest of the model is replicated (DDP). The initial
+    values depend on the seed alone, neither on the plan nor on the number of ranks.
+
+    Args:
+        model: anything that holds EmbeddingBagCollections, on the meta device; the rest on ``ranks.device``.
+        config: constraints, table optimizer, seed and batch size.
+        ranks: where to.
+
+    Returns:
+        The sharded model, and the plan for `plan_table`.
+
+    Raises:
+        ValueError: a constraint names no table, cannot be honoured, or the tables do not fit.
+    """
+    tables = {table.name: table for ebc in _collections(model) for table in ebc.embedding_bag_configs()}
+    constraints = table_constraints(tables, config)
+    fuse_optimizer(model, config.training, skip=_data_parallel_tables(tables, config.sharding))
+    sharders = [TableSharder()]
+    planner = EmbeddingShardingPlanner(
+        topology=_topology(ranks),
+        # A rank embeds at most this many items a step.
+        batch_size=-(-(2 * config.training.batch_size + config.loss.num_uniform_negatives) // ranks.world_size),
+        storage_reservation=FixedPercentageStorageReservation(MEMORY_MARGIN),
+        constraints=constraints,
+    )
+    try:
+        plan = planner.collective_plan(model, sharders, dist.group.WORLD)
+    except PlannerError as error:
+        raise ValueError(f"no sharding plan fits the tables on {ranks.world_size} ranks: {error}") from None
+    # init_parameters would draw values that depend on the plan; `_fill_tables` draws them by row.
+    sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=sharders, init_parameters=False)
+    _fill_tables(sharded, tables, config.seed)
+    return sharded, plan
+
+
+def table_constraints(tables: dict[str, EmbeddingBagConfig], config: Config) -> dict[str, ParameterConstraints]:
+    """What the planner may do with each table.
+
+    Row-wise Adagrad keeps one sum of squared gradients a row; cut by columns it would keep one a piece, which
+    changes the result and cannot be loaded under another plan. So the column types need full Adagrad. Data-parallel
+    tables are trained outside the backward pass, which is slower, so they are never chosen unasked.
+
+    Raises:
+        ValueError: ``config.sharding.tables`` names tables that are not there, or a column type meets row-wise Adagrad.
+    """
+    unknown = sorted(set(config.sharding.tables) - set(tables))
+    if unknown:
+        raise ValueError(f"sharding.tables names no table: {', '.join(unknown)}; the tables are {', '.join(tables)}")
+    rowwise = config.training.optimizer == "rowwise_adagrad"
+    free = ROW_TYPES if rowwise else (*ROW_TYPES, *COLUMN_TYPES)
+    constraints = {}
+    for name, table in tables.items():
+        asked = config.sharding.tables.get(name, config.sharding.default)
+        if rowwise and asked in {kind.value for kind in COLUMN_TYPES}:
+            raise ValueError(
+                f"sharding of table {name}: {asked} cuts rows, which rowwise_adagrad does not survive; "
+                f"set training.optimizer=adagrad or choose a type that keeps rows whole"
+            )
+        data_parallel = asked == ShardingType.DATA_PARALLEL.value
+        constraints[name] = ParameterConstraints(
+            sharding_types=[asked] if asked else [kind.value for kind in free],
+            # Pinned: otherwise a table that does not fit silently becomes a cached table in host memory.
+            compute_kernels=[(EmbeddingComputeKernel.DENSE if data_parallel else EmbeddingComputeKernel.FUSED).value],
+            # The planner's own minimum, 32, leaves narrow tables whole.
+            min_partition=_column_width(table.embedding_dim) if asked in {k.value for k in COLUMN_TYPES} else None,
+        )
+    return constraints
+
+
+def plan_table(plan: ShardingPlan) -> Table:
+    """The chosen plan, one line a table, for people."""
+    view = Table("table", "sharding", "kernel", "ranks", "shards (rows x columns)", title="Embedding tables")
+    for module_plan in plan.plan.values():
+        for name, placed in module_plan.items():
+            spec = placed.sharding_spec
+            sizes = [] if spec is None else [" x ".join(map(str, s.shard_sizes)) for s in spec.shards]
+            shown = ", ".join(sizes[:4]) + (f", ... ({len(sizes)})" if len(sizes) > 4 else "")
+            where = "all" if spec is None else ",".join(map(str, sorted(set(placed.ranks or []))))
+            view.add_row(name, placed.sharding_type, placed.compute_kernel, where, shown or "whole copy a rank")
+    return view
+
+
+def local_shards(value: Tensor | ShardedTensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """The pieces of a state entry that this rank holds: (offsets, piece); a replicated tensor is one piece."""
+    if isinstance(value, ShardedTensor):
+        for piece in value.local_shards():
+            yield tuple(piece.metadata.shard_offsets), piece.tensor
+    else:
+        yield (0,) * value.dim(), value
+
+
+def _collections(model: nn.Module) -> list[EmbeddingBagCollection]:
+    return [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+
+
+def _data_parallel_tables(tables: dict[str, EmbeddingBagConfig], sharding: ShardingConfig) -> set[str]:
+    return {name for name in tables if sharding.tables.get(name, sharding.default) == ShardingType.DATA_PARALLEL.value}
+
+
+def _column_width(dim: int) -> int:
+    """Half the width where the kernel's multiples of 4 allow it."""
+    return dim // 2 if dim % 8 == 0 else dim
+
+
+def _topology(ranks: Ranks) -> Topology:
+    host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world_size
+    on_gpu = ranks.device.type == "cuda"
+    gpu_memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else 0
+    if hasattr(planner_types, "TopologyFactory"):
+        return planner_types.TopologyFactory.create_topology(
+            trainer_config=planner_types.TrainerConfig(
+                world_size=ranks.world_size,
+                local_world_size=ranks.local_world_size,
+                hbm_cap_bytes=gpu_memory,
+                ddr_cap_bytes=host_memory,
+            ),
+            kernel_config=planner_types.KernelConfig(compute_device=ranks.device.type),
+        )
+    return Topology(  # TorchRec before the factory
+        world_size=ranks.world_size,
+        compute_device=ranks.device.type,
+        local_world_size=ranks.local_world_size,
+        hbm_cap=gpu_memory,
+        ddr_cap=host_memory,
+    )
+
+
+@torch.no_grad()
+def _fill_tables(sharded: DistributedModelParallel, tables: dict[str, EmbeddingBagConfig], seed: int) -> None:
+    """Uniform values within 1 / sqrt(rows), TorchRec's own choice, drawn for blocks of rows by (seed, table, block)."""
+    for key, value in sharded.state_dict().items():
+        table = tables.get(key.split(".")[-2]) if key.endswith(".weight") else None
+        if table is None:
+            continue
+        for offsets, piece in local_shards(value):
+            _fill_piece(piece, offsets, table, seed)
+
+
+def _fill_piece(piece: Tensor, offsets: tuple[int, ...], table: EmbeddingBagConfig, seed: int) -> None:
+    (first_row, first_column), (num_rows, num_columns) = offsets, piece.shape
+    bound = table.num_embeddings**-0.5
+    for block in range(first_row // INIT_BLOCK_ROWS, -(-(first_row + num_rows) // INIT_BLOCK_ROWS)):
+        block_row = block * INIT_BLOCK_ROWS
+        key = hashlib.sha256(f"{seed}/{table.name}/{block}".encode()).digest()
+        generator = torch.Generator(piece.device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
+        values = torch.empty(
+            min(INIT_BLOCK_ROWS, table.num_embeddings - block_row), table.embedding_dim, device=piece.device
+        ).uniform_(-bound, bound, generator=generator)
+        start, stop = max(first_row, block_row), min(first_row + num_rows, block_row + len(values))
+        piece[start - first_row : stop - first_row] = values[
+            start - block_row : stop - block_row, first_column : first_column + num_columns
+        ].to(piece.dtype)
