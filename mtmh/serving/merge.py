@@ -36,6 +36,14 @@ class Merged:
     heads: npt.NDArray[np.int8]
     ranks: npt.NDArray[np.int32]
 
+    def take(self, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+        """Values of the merged items out of one [T, K_h] array a head; -inf where there is no item. Returns [T, K]."""
+        starts = np.cumsum([0, *(array.shape[1] for array in values[:-1])])
+        there = self.items >= 0
+        columns = np.where(there, starts[self.heads] + self.ranks, 0)
+        taken = np.take_along_axis(np.concatenate(values, axis=1), columns, axis=1)
+        return np.where(there, taken, np.float32(-np.inf))
+
 
 def head_shares(alpha: float, num_heads: int) -> list[float]:
     """Shares of the heads under ``alpha`` percent for the first (engagement) head; the others divide the rest equally.

@@ -1,0 +1,138 @@
+"""Recall, topic match, coverage and popularity, each with a bootstrap over users."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+Indices = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.float64]
+
+POPULAR_SHARE = 0.01  # of the catalogue, by training count
+
+
+class Estimate(BaseModel):
+    """A mean over users with its bootstrap standard error and 95 % percentile interval; shares from 0 to 1."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float
+    standard_error: float
+    low: float
+    high: float
+
+
+class Bootstrap:
+    """Resamples users with replacement, the same draws for every metric.
+
+    The user is the unit because answers of one user depend on each other; triggers or pairs as units would make the
+    interval too narrow.
+    """
+
+    def __init__(self, num_users: int, *, num_resamples: int = 1000, seed: int = 0) -> None:
+        draws = np.random.default_rng(seed).integers(0, num_users, size=(num_resamples, num_users))
+        keys = draws + np.arange(num_resamples)[:, None] * num_users
+        counts = np.bincount(keys.ravel(), minlength=num_resamples * num_users)
+        self._counts = counts.reshape(num_resamples, num_users).astype(np.float64)
+
+    def ratio(self, numerators: Floats, denominators: Floats) -> Estimate | None:
+        """Estimates ``sum(numerators) / sum(denominators)`` over users.
+
+        Args:
+            numerators: [U] float64.
+            denominators: [U] float64, non-negative.
+
+        Returns:
+            the estimate; None if the denominators sum to zero (nothing to measure).
+        """
+        if denominators.sum() == 0:
+            return None
+        totals = self._counts @ np.stack([numerators, denominators], axis=1)
+        resampled = totals[totals[:, 1] > 0, 0] / totals[totals[:, 1] > 0, 1]
+        low, high = np.quantile(resampled, [0.025, 0.975])
+        return Estimate(
+            value=float(numerators.sum() / denominators.sum()),
+            standard_error=float(resampled.std(ddof=1)),
+            low=float(low),
+            high=float(high),
+        )
+
+    def mean(self, values: Floats) -> Estimate:
+        """Estimates the mean of ``values`` [U] over users."""
+        estimate = self.ratio(values, np.ones(len(values)))
+        assert estimate is not None
+        return estimate
+
+
+def recall_at(lists: Indices, truth_items: Indices, truth_offsets: Indices, ks: list[int]) -> Floats:
+    """Share of a user's future items among the first k of the list.
+
+    Args:
+        lists: [U, N] item indices without duplicates in a row, best first, -1: none.
+        truth_items: [G] item indices, users one after another, distinct within a user.
+        truth_offsets: [U + 1]; every user has at least one item.
+        ks: cut-offs.
+
+    Returns:
+        [U, len(ks)] float64.
+    """
+    num_users = len(lists)
+    sizes = np.diff(truth_offsets)
+    assert (sizes > 0).all(), "users without ground truth must not be sampled"
+    width = int(max(lists.max(initial=0), truth_items.max(initial=0))) + 1
+    truth_keys = np.sort(np.repeat(np.arange(num_users), sizes) * width + truth_items)
+    keys = np.arange(num_users)[:, None] * width + lists
+    places = np.minimum(np.searchsorted(truth_keys, keys), len(truth_keys) - 1)
+    hits = (truth_keys[places] == keys) & (lists >= 0)
+    return np.stack([hits[:, :k].sum(axis=1) / sizes for k in ks], axis=1)
+
+
+def topic_matches(
+    triggers: Indices, items: Indices, topics: Indices
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Counts the <trigger, candidate> pairs of equal topic.
+
+    Args:
+        triggers: [P] item indices.
+        items: [P, K] the trigger's candidates, -1: none.
+        topics: [I] topic codes, -1: the item has none and its pairs do not count.
+
+    Returns:
+        matching pairs [P] and counted pairs [P].
+    """
+    own = topics[triggers][:, None]
+    theirs = np.where(items >= 0, topics[items], -1)
+    counted = (own >= 0) & (theirs >= 0)
+    return (counted & (own == theirs)).sum(axis=1), counted.sum(axis=1)
+
+
+def coverage(lists: Indices, num_items: int) -> float:
+    """Share of the catalogue that is in any list. ``lists``: [U, N], -1: none."""
+    recommended = np.zeros(num_items, dtype=bool)
+    recommended[lists[lists >= 0]] = True
+    return float(recommended.mean())
+
+
+def popular_items(train_count: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """[I] bool: the most popular 1 % of the catalogue (at least one item) by training count, ties to lower indices."""
+    num_popular = max(1, round(POPULAR_SHARE * len(train_count)))
+    popular = np.zeros(len(train_count), dtype=bool)
+    popular[np.argsort(-train_count, kind="stable")[:num_popular]] = True
+    return popular
+
+
+def marked_counts(lists: Indices, marked: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Recommendations of each user that are in the marked set, and all of them.
+
+    Args:
+        lists: [U, N], -1: none.
+        marked: [I] bool.
+
+    Returns:
+        two [U] float64 arrays.
+    """
+    there = lists >= 0
+    return (there & marked[lists]).sum(axis=1).astype(np.float64), there.sum(axis=1).astype(np.float64)

@@ -1,0 +1,54 @@
+"""Names of the files in the embeddings and the index artifact, and what their manifests' summaries record."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+ITEMS = Path("items.parquet")  # item_id, text, topic_l1, topic_l2, train_count; row number = item index
+
+
+def vectors_file(head: str) -> Path:
+    """[I, D] float32 unit-length embeddings of one head."""
+    return Path(f"{head}.npy")
+
+
+def index_file(head: str) -> Path:
+    """The faiss index of one head."""
+    return Path(f"{head}.faiss")
+
+
+class EmbeddingsSummary(BaseModel):
+    """The ``summary`` of an embeddings manifest; heads in the order of the model, the engagement head first."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    heads: list[str]
+    dim: int
+    num_items: int
+
+
+class AnnRecall(BaseModel):
+    """Share of the exact ``k`` nearest neighbours that the index finds, over sampled items as queries."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int
+    num_probes: int
+    num_queries: int
+    recall: float
+
+
+class IndexSummary(BaseModel):
+    """The ``summary`` of an index manifest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    heads: list[str]
+    dim: int
+    num_items: int
+    id_type: Literal["int64", "string"]
+    num_clusters: int
+    ann_recall: dict[str, AnnRecall]  # by head
