@@ -1,0 +1,36 @@
+"""Opens memory-mapped NumPy files and checks what they hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def open_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+    """Memory-maps a ``.npy`` file, read only.
+
+    Args:
+        path: the file.
+        dtype: what it must hold.
+        shape: what it must measure; ``None``: any size.
+
+    Raises:
+        ValueError: missing, not a plain NumPy file, another dtype or shape; the message names the file.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: missing")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable NumPy file: {error}") from None
+    fits = len(array.shape) == len(shape) and all(
+        want is None or want == size for want, size in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != np.dtype(dtype) or not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{path}: expected {np.dtype(dtype)} [{wanted}], found {array.dtype} {list(array.shape)}")
+    # A plain view: np.memmap makes every slice of itself a memmap again, which costs more than the slice.
+    return np.asarray(array)

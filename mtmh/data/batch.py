@@ -1,0 +1,75 @@
+"""The training batch: one rank's share of the pairs and negatives of one global step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+@dataclass
+class PairBatch(Pipelineable):  # type: ignore[misc]
+    """Pairs, negatives and item inputs of one rank in one step; each distinct item is there once.
+
+    Sizes: ``U`` distinct items of this rank's share, ``M`` pairs, ``N`` uniform negatives, ``Dc`` teacher width,
+    ``R`` distinct user histories, ``H`` items in them.
+
+    The histories are cut to their last ``loss.history_mask_length`` items, so the pair's own trigger and positive may
+    be missing: who masks accidental hits adds ``item_index[trigger]`` and ``item_index[positive]`` to each row's
+    history. With masks off there is one empty history (``R = 1``, ``H = 0``) that all pairs point to.
+
+    Attributes:
+        sparse: id features in schema order as keys, ``U`` bags each; int64 values and lengths.
+        dense: [U, F] float32 float features.
+        item_index: [U] int64 catalogue index of each row, ascending.
+        trigger: [M] int64 row (0 to U - 1) of each pair's trigger.
+        positive: [M] int64 row of each pair's candidate.
+        weight: [M] float32; 0 for a pair of an item with itself, which is there to keep the count and teaches nothing.
+        uniform: [N] int64 rows of this rank's share of the uniform negatives. ``N`` may differ by 1 between ranks.
+        log_q: [U] float32 log probability that one draw of the negatives' mix is this item; zeros when off.
+        content: [U, Dc] float32 teacher embeddings, unit length, zero row: no content; Dc = 0 without a teacher.
+        history_values: [H] int64 catalogue indices, user after user.
+        history_offsets: [R + 1] int64; history ``r`` owns the values from ``history_offsets[r]`` to before
+            ``history_offsets[r + 1]``.
+        history_row: [M] int64 history (0 to R - 1) of each pair's user.
+        step: global step, counted over all epochs.
+        epoch: the epoch that the step belongs to.
+    """
+
+    sparse: KeyedJaggedTensor
+    dense: Tensor
+    item_index: Tensor
+    trigger: Tensor
+    positive: Tensor
+    weight: Tensor
+    uniform: Tensor
+    log_q: Tensor
+    content: Tensor
+    history_values: Tensor
+    history_offsets: Tensor
+    history_row: Tensor
+    step: int
+    epoch: int
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """The batch on ``device``; asynchronous from pinned memory if ``non_blocking``."""
+        return replace(
+            self, **{name: part.to(device=device, non_blocking=non_blocking) for name, part in self._parts().items()}
+        )
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tells the allocator that ``stream`` uses the batch."""
+        for part in self._parts().values():
+            part.record_stream(stream)
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory."""
+        return replace(self, **{name: part.pin_memory() for name, part in self._parts().items()})
+
+    def _parts(self) -> dict[str, Any]:
+        """All that lives on a device, by field name."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("step", "epoch")}

@@ -1,0 +1,198 @@
+"""Opens a dataset artifact: item ids, model inputs, histories and the users to evaluate on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ValidationError
+
+from mtmh.artifacts import Artifact, open_artifact
+from mtmh.data.histories import Histories, HistoryReader, check_item_range, check_list_column, concatenate, flat_lists
+from mtmh.data.item_table import ItemTable
+from mtmh.data.randomness import Purpose, generator
+from mtmh.data.schema import HISTORIES, ITEM_ID, ITEMS, TEST, DatasetSummary
+
+_NAMED_IDS = 5  # of unknown ids, in an error message
+
+
+@dataclass(frozen=True)
+class EvaluationUsers:
+    """Users with a training history and test items.
+
+    Attributes:
+        user_index: [Q] int64, ascending.
+        histories: [Q] their training histories, oldest item first.
+        test: [Q] their distinct items of the test period, in order of first engagement.
+    """
+
+    user_index: npt.NDArray[np.int64]
+    histories: Histories
+    test: Histories
+
+
+class Dataset:
+    """A dataset artifact, read lazily.
+
+    Attributes:
+        artifact: the folder and its manifest.
+        summary: the checked facts of the manifest.
+    """
+
+    def __init__(self, artifact: Artifact, summary: DatasetSummary) -> None:
+        self.artifact = artifact
+        self.summary = summary
+
+    @property
+    def num_items(self) -> int:
+        """Items of the catalogue."""
+        return self.summary.num_items
+
+    def items(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns of the items table (all by default), in item-index order.
+
+        Raises:
+            ValueError: no such column, or the table does not have one row an item.
+        """
+        path = self.artifact.path / ITEMS
+        schema = pq.read_schema(path)
+        missing = [name for name in columns or [] if name not in schema.names]
+        if missing:
+            raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}")
+        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        if table.num_rows != self.num_items:
+            raise ValueError(f"{path}: {table.num_rows} rows, the manifest says {self.num_items} items")
+        return table
+
+    @cached_property
+    def item_ids(self) -> npt.NDArray[Any]:
+        """[I] the ids of the items by index: int64, or NumPy strings (StringDType)."""
+        column = self.items([ITEM_ID]).column(ITEM_ID)
+        if column.null_count:
+            raise ValueError(f"{self.artifact.path / ITEMS}: column {ITEM_ID} has nulls")
+        expected = [pa.int64()] if self.summary.id_type == "int64" else [pa.string(), pa.large_string()]
+        if column.type not in expected:
+            raise ValueError(
+                f"{self.artifact.path / ITEMS}: column {ITEM_ID} is {column.type}, "
+                f"the manifest says {self.summary.id_type}"
+            )
+        ids: npt.NDArray[Any] = column.to_numpy()
+        return ids if self.summary.id_type == "int64" else ids.astype(np.dtypes.StringDType())
+
+    def find(self, item_ids: Sequence[int] | Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Item indices of ids, -1 for ids that are not in the catalogue.
+
+        Raises:
+            ValueError: ids of the wrong type.
+        """
+        if len(item_ids) == 0:
+            return np.empty(0, np.int64)
+        wanted = np.asarray(item_ids)
+        if self.summary.id_type == "int64":
+            if wanted.dtype.kind not in "iu":
+                raise ValueError(f"item ids of this dataset are 64-bit integers, got {wanted.dtype} ({wanted[0]!r})")
+        else:
+            try:
+                wanted = wanted.astype(np.dtypes.StringDType(coerce=False))
+            except ValueError:
+                raise ValueError(f"item ids of this dataset are strings, got {wanted.dtype} ({wanted[0]!r})") from None
+        ids, order = self._sorted_ids
+        place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+        return np.where(ids[place] == wanted, order[place], -1)
+
+    def lookup(self, item_ids: Sequence[int] | Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """Item indices of ids.
+
+        Raises:
+            ValueError: ids of the wrong type, or not in the catalogue; the message names the first few.
+        """
+        indices = self.find(item_ids)
+        unknown = np.flatnonzero(indices < 0)
+        if len(unknown):
+            named = ", ".join(repr(item_ids[place]) for place in unknown[:_NAMED_IDS].tolist())
+            more = f" and {len(unknown) - _NAMED_IDS} more" if len(unknown) > _NAMED_IDS else ""
+            raise ValueError(f"not in the catalogue of {self.num_items} items: {named}{more}")
+        return indices
+
+    @cached_property
+    def _sorted_ids(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        order = np.argsort(self.item_ids, kind="stable")
+        ids = self.item_ids[order]
+        repeated = np.flatnonzero(ids[1:] == ids[:-1])
+        if len(repeated):
+            raise ValueError(f"{self.artifact.path / ITEMS}: item id {ids[repeated[0]]!r} comes more than once")
+        return ids, order
+
+    @cached_property
+    def item_table(self) -> ItemTable:
+        """The model's inputs of all items, memory-mapped."""
+        return ItemTable(self.artifact.path, self.summary.features, self.num_items)
+
+    def history_reader(self, cached_groups: int = 1) -> HistoryReader:
+        """A reader of the training histories, for use in one thread."""
+        return HistoryReader(self.artifact.path, self.num_items, cached_groups)
+
+    def evaluation_users(self, num_users: int, seed: int) -> EvaluationUsers:
+        """A seeded sample of the users that have a training history and test items.
+
+        Args:
+            num_users: size of the sample; all users when there are fewer.
+            seed: of the sample.
+
+        Raises:
+            ValueError: there is no such user, or the tables do not fit together.
+        """
+        path = self.artifact.path
+        candidates = pq.read_table(path / TEST, columns=["user_index"]).column(0).to_numpy()
+        if len(candidates) == 0:
+            raise ValueError(f"{path / TEST}: no user has both training and test events: nothing to evaluate on")
+        draw = generator(Purpose.EVALUATION_USERS, seed).permutation(len(candidates))[:num_users]
+        users = np.sort(candidates[draw])
+        return EvaluationUsers(users, self._lists(HISTORIES, users), self._lists(TEST, users))
+
+    def _lists(self, name: Path, users: npt.NDArray[np.int64]) -> Histories:
+        """The item lists of users (ascending), from a table keyed by ``user_index``."""
+        path = self.artifact.path / name
+        file = pq.ParquetFile(path, memory_map=True)
+        check_list_column(file.schema_arrow, "items", path)
+        parts: list[Histories] = []
+        found: list[npt.NDArray[np.int64]] = []
+        for group in range(file.metadata.num_row_groups):
+            keys = file.read_row_group(group, columns=["user_index"]).column(0).to_numpy()
+            rows = np.flatnonzero(np.isin(keys, users))
+            if len(rows):
+                items = file.read_row_group(group, columns=["items"]).column(0).take(pa.array(rows))
+                parts.append(flat_lists(items, path))
+                found.append(keys[rows])
+        keys = np.concatenate(found) if found else np.empty(0, np.int64)
+        order = np.argsort(keys)
+        if not np.array_equal(keys[order], users):
+            missing = np.setdiff1d(users, keys)
+            problem = f"user_index {missing[0]} is missing" if len(missing) else "a user_index comes more than once"
+            raise ValueError(f"{path}: {problem}")
+        lists = concatenate(parts).select(order)
+        check_item_range(lists.items, self.num_items, str(path))
+        return lists
+
+
+def open_dataset(path: Path) -> Dataset:
+    """Opens a dataset artifact and checks its manifest; data files are checked as they are read.
+
+    Raises:
+        ValueError: no dataset artifact there, a file missing or truncated, or a summary that does not fit.
+    """
+    artifact = open_artifact(path, "dataset")
+    try:
+        summary = DatasetSummary.model_validate(artifact.summary)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: not a valid dataset summary: {field}: {first['msg']}") from None
+    return Dataset(artifact, summary)

@@ -1,0 +1,143 @@
+"""Reads the training histories by row group of ``histories.parquet``."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtmh.data.arrays import open_array
+from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS
+
+
+@dataclass(frozen=True)
+class Histories:
+    """Item sequences of several users, flat.
+
+    Attributes:
+        items: [H] int32 item indices, oldest first within a user.
+        offsets: [R + 1] int64; user ``r`` owns ``items[offsets[r]:offsets[r + 1]]``.
+    """
+
+    items: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+
+    def users(self, first: int, end: int) -> Histories:
+        """The users ``first`` to ``end - 1``; the items are a view."""
+        offsets = self.offsets[first : end + 1]
+        return Histories(self.items[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def select(self, rows: npt.NDArray[np.integer[Any]], last: int | None = None) -> Histories:
+        """Some users in a given order, cut to the last ``last`` items of each."""
+        ends = self.offsets[rows + 1]
+        lengths = ends - self.offsets[rows]
+        if last is not None:
+            np.minimum(lengths, last, out=lengths)
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        positions = np.repeat(ends - offsets[1:], lengths)
+        positions += np.arange(len(positions))
+        return Histories(self.items[positions], offsets)
+
+
+def concatenate(parts: list[Histories]) -> Histories:
+    """The users of all parts, one part after another."""
+    if len(parts) == 1:
+        return parts[0]
+    sizes = np.cumsum([0, *(part.offsets[-1] for part in parts)])
+    offsets = [part.offsets[:-1] + start for part, start in zip(parts, sizes[:-1], strict=True)]
+    return Histories(np.concatenate([part.items for part in parts]), np.concatenate([*offsets, sizes[-1:]]))
+
+
+class HistoryReader:
+    """Random access to the row groups of the histories; the last few stay in memory.
+
+    One reader belongs to one thread.
+
+    Attributes:
+        lengths: [num_users] int32, memory-mapped, in file order.
+        group_starts: [G + 1] int64; row group ``g`` holds the users ``group_starts[g]`` to ``group_starts[g + 1] - 1``.
+    """
+
+    def __init__(self, folder: Path, num_items: int, cached_groups: int) -> None:
+        """Opens the file; reads its metadata only.
+
+        Args:
+            folder: the dataset artifact.
+            num_items: item indices must be below.
+            cached_groups: row groups that stay in memory, at least 1.
+
+        Raises:
+            ValueError: wrong column types, or lengths that do not go with the file.
+        """
+        self._path = folder / HISTORIES
+        self._file = pq.ParquetFile(self._path, memory_map=True)
+        self._num_items = num_items
+        self._cached_groups = cached_groups
+        self._cache: OrderedDict[int, Histories] = OrderedDict()
+        check_list_column(self._file.schema_arrow, "items", self._path)
+        metadata = self._file.metadata
+        rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self.group_starts = np.cumsum([0, *rows], dtype=np.int64)
+        self.lengths = open_array(folder / HISTORY_LENGTHS, np.int32, (metadata.num_rows,))
+
+    @property
+    def num_groups(self) -> int:
+        """Row groups of the file."""
+        return len(self.group_starts) - 1
+
+    def read(self, group: int) -> Histories:
+        """All users of one row group.
+
+        Raises:
+            ValueError: the row group disagrees with the lengths file, or an item index is out of range.
+        """
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
+        histories = flat_lists(self._file.read_row_group(group, columns=["items"]).column("items"), self._path)
+        first, end = self.group_starts[group : group + 2]
+        if not np.array_equal(np.diff(histories.offsets), self.lengths[first:end]):
+            raise ValueError(
+                f"{self._path}: row group {group}: lengths of the histories differ from {HISTORY_LENGTHS.name}"
+            )
+        check_item_range(histories.items, self._num_items, f"{self._path}: row group {group}")
+        self._cache[group] = histories
+        if len(self._cache) > self._cached_groups:
+            self._cache.popitem(last=False)
+        return histories
+
+
+def check_list_column(schema: pa.Schema, name: str, path: Path) -> None:
+    """Raises ValueError unless ``name`` is a column of list<int32>."""
+    found = schema.field(name).type if name in schema.names else "no such column"
+    if found not in (pa.list_(pa.int32()), pa.large_list(pa.int32())):
+        raise ValueError(f"{path}: column {name}: expected list<int32>, found {found}")
+
+
+def check_item_range(items: npt.NDArray[np.int32], num_items: int, where: str) -> None:
+    """Raises ValueError unless all item indices lie in the catalogue."""
+    if len(items) and (items.min() < 0 or items.max() >= num_items):
+        raise ValueError(f"{where}: item index {items.max()} or {items.min()} outside the catalogue of {num_items}")
+
+
+def flat_lists(column: pa.ChunkedArray, path: Path) -> Histories:
+    """A list<int32> column as flat arrays; a column of one chunk is not copied.
+
+    Raises:
+        ValueError: there are nulls.
+    """
+    parts = []
+    for chunk in column.chunks:
+        if chunk.null_count or chunk.values.null_count:
+            raise ValueError(f"{path}: column items: null lists or null items")
+        offsets = chunk.offsets.to_numpy().astype(np.int64)
+        items = chunk.values.to_numpy(zero_copy_only=True)
+        parts.append(Histories(items[offsets[0] : offsets[-1]], offsets - offsets[0]))
+    return concatenate(parts) if parts else Histories(np.empty(0, np.int32), np.zeros(1, np.int64))

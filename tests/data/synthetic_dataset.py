@@ -1,0 +1,148 @@
+"""Writes tiny dataset artifacts straight from arrays, for tests of what reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtmh.artifacts import write_artifact
+from mtmh.config import Config
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.schema import (
+    HISTORIES,
+    HISTORY_LENGTHS,
+    ITEM_TABLE,
+    ITEMS,
+    TEST,
+    DatasetSummary,
+    FeatureSchema,
+    IdFeature,
+)
+
+NUM_ITEMS = 60
+NUM_BRANDS = 7
+NUM_TAGS = 9
+
+
+def make_config(root: Path, **sections: dict[str, Any]) -> Config:
+    """A recipe whose batches fit ``write_dataset``; a section given here replaces its defaults key by key."""
+    tree: dict[str, Any] = {
+        "name": "test",
+        "seed": 3,
+        "paths": {"root": str(root)},
+        "data": {"source": "synthetic"},
+        "pairs": {"window": 4},
+        "training": {"batch_size": 24, "num_shards": 6, "shuffle_pairs": 20, "epochs": 2},
+        "loss": {"num_uniform_negatives": 10, "history_mask_length": 5},
+    }
+    for name, values in sections.items():
+        tree[name] = {**tree.get(name, {}), **values}
+    return Config.model_validate(tree)
+
+
+def random_histories(num_users: int, seed: int = 0, num_items: int = NUM_ITEMS) -> list[list[int]]:
+    """Histories of 0 to 19 items over the first five sixths of the catalogue; items repeat."""
+    rng = np.random.default_rng(seed)
+    known = num_items * 5 // 6
+    return [rng.integers(0, known, rng.integers(0, 20)).tolist() for _ in range(num_users)]
+
+
+def write_dataset(
+    path: Path,
+    histories: Sequence[Sequence[int]],
+    *,
+    test: dict[int, list[int]] | None = None,
+    item_ids: Sequence[int] | Sequence[str] | None = None,
+    num_items: int = NUM_ITEMS,
+    row_group_size: int = 5,
+    seed: int = 0,
+    changes: dict[Path, npt.NDArray[Any]] | None = None,
+) -> Dataset:
+    """A dataset artifact with features item_id, brand (single), tags (0 to 3 values) and two floats.
+
+    Args:
+        path: where.
+        histories: item indices of each user; user ``u`` is row ``u`` and has user_index ``1000 + 7 * u % num_users``.
+        test: test items by row of ``histories``.
+        item_ids: of the catalogue; ``10 * index`` by default.
+        num_items: size of the catalogue.
+        row_group_size: users a row group.
+        seed: of the features.
+        changes: arrays that take the place of a file, to damage the artifact under a valid manifest.
+    """
+    rng = np.random.default_rng(seed)
+    ids = [10 * item for item in range(num_items)] if item_ids is None else list(item_ids)
+    test = test or {}
+    train_count = np.bincount(
+        np.array([item for history in histories for item in history], np.int64), minlength=num_items
+    ).astype(np.int64)
+    known = train_count > 0
+    id_rows = np.where(known, np.cumsum(known), 0).astype(np.int32)
+    tag_counts = rng.integers(0, 4, num_items)
+    columns = {
+        "item_id": (id_rows, np.arange(num_items + 1)),
+        "brand": (rng.integers(0, NUM_BRANDS, num_items, np.int32), np.arange(num_items + 1)),
+        "tags": (rng.integers(0, NUM_TAGS, tag_counts.sum(), np.int32), np.concatenate([[0], np.cumsum(tag_counts)])),
+    }
+    users = user_index_of(len(histories))
+    summary = DatasetSummary(
+        source="test",
+        id_type="string" if isinstance(ids[0], str) else "int64",
+        num_items=num_items,
+        num_fresh_items=int((~known).sum()),
+        num_users=len(histories),
+        num_train_events=int(train_count.sum()),
+        num_test_users=len(test),
+        num_test_events=sum(map(len, test.values())),
+        num_events_read=0,
+        dropped_events={},
+        dropped_items={},
+        cutoff=None,
+        features=FeatureSchema(
+            id_features=[
+                IdFeature(name="item_id", num_rows=int(known.sum()) + 1),
+                IdFeature(name="brand", num_rows=NUM_BRANDS),
+                IdFeature(name="tags", num_rows=NUM_TAGS),
+            ],
+            float_features=["price", "age"],
+        ),
+        has_topics=False,
+        content_embedding_dim=None,
+    )
+    arrays = {
+        ITEM_TABLE / "float_features.npy": rng.standard_normal((num_items, 2)).astype(np.float32),
+        ITEM_TABLE / "train_count.npy": train_count,
+        HISTORY_LENGTHS: np.array([len(history) for history in histories], np.int32),
+    }
+    for name, (values, offsets) in columns.items():
+        arrays[ITEM_TABLE / f"{name}.values.npy"] = values
+        arrays[ITEM_TABLE / f"{name}.offsets.npy"] = offsets.astype(np.int64)
+    with write_artifact(path, "dataset", config={"seed": seed}) as writer:
+        (writer.folder / ITEM_TABLE).mkdir()
+        for file, array in (arrays | (changes or {})).items():
+            np.save(writer.folder / file, array)
+        texts = [f"item {item}" for item in range(num_items)]
+        pq.write_table(pa.table({"item_id": ids, "text": texts}), writer.folder / ITEMS)
+        lists = pa.array([list(history) for history in histories], pa.list_(pa.int32()))
+        pq.write_table(
+            pa.table({"user_index": users, "items": lists}), writer.folder / HISTORIES, row_group_size=row_group_size
+        )
+        tests = pa.array(list(test.values()), pa.list_(pa.int32()))
+        pq.write_table(
+            pa.table({"user_index": users[list(test)].astype(np.int64), "items": tests}),
+            writer.folder / TEST,
+            row_group_size=row_group_size,
+        )
+        writer.summary.update(summary.model_dump())
+    return open_dataset(path)
+
+
+def user_index_of(num_users: int) -> npt.NDArray[np.int64]:
+    """user_index of each row of the histories: distinct and not in order."""
+    return 1000 + np.random.default_rng(7).permutation(num_users).astype(np.int64)
