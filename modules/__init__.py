@@ -1,1 +1,21 @@
 """The MTMH model: nn.Modules and losses that any TorchRec stack can import."""
+
+from .dense_nn import DenseNN
+from .heads import Head, HeadMLP
+from .losses import LossOutput, Teacher, contrastive_losses
+from .masks import accidental_hits
+from .mtmh import MTMH
+from .sparse_nn import SparseNN, build_ebc
+
+__all__ = [
+    "MTMH",
+    "DenseNN",
+    "Head",
+    "HeadMLP",
+    "LossOutput",
+    "SparseNN",
+    "Teacher",
+    "accidental_hits",
+    "build_ebc",
+    "contrastive_losses",
+]
