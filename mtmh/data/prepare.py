@@ -1,0 +1,364 @@
+"""From raw logs to a dataset artifact: an adapter names two tables, the same SQL for every source does the rest.
+
+The cut between T1 (training) and T2 (test) is a wall: vocabularies, counts, statistics, histories and the order of
+items and users are functions of T1 and of the items table alone. Items that appear only later stay in the catalogue
+as *fresh* items.
+
+Memory is bounded whatever the number of events: DuckDB holds the working tables in a file beside the output and
+spills beyond ``data.memory_limit_gb``; whatever needs the order of events runs over bounded ranges of users.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.config import Config
+from mtmh.data import statements
+from mtmh.data.ranges import bounded_ranges
+from mtmh.data.schema import DatasetSummary
+from mtmh.data.sources import SOURCES
+from mtmh.data.sources.base import SourceContext, SourceTables, readable
+from mtmh.data.write_histories import HistoryFacts, write_histories
+from mtmh.data.write_items import check_embeddings, choose_features, item_facts, write_item_table, write_items
+
+RANGE_EVENTS = 2_000_000  # events of a range of users that are sorted together
+
+
+def prepare(config: Config, out: Path) -> Artifact:
+    """Writes the dataset artifact of a recipe to ``out``, whole or not at all.
+
+    Every row that is left out is counted by its reason: ``summary["dropped_events"]``, ``summary["dropped_items"]``.
+    An event whose item is that of the same user's event before it is a repeat and left out; later returns to an item
+    stay. ``min_item_events``, then ``min_user_events`` apply to T1, once each; T2 keeps all items, fresh ones too.
+
+    Args:
+        config: the recipe; ``data`` and ``seed`` matter here.
+        out: the artifact's folder; an older dataset there is replaced.
+
+    Raises:
+        ValueError: the input does not fit (missing column, wrong type, duplicate item id, broken file, nothing left);
+            the message names the file or setting and what was expected.
+
+    Example:
+        >>> from mtmh.config import load_config
+        >>> artifact = prepare(load_config("synthetic"), Path("runs/synthetic/dataset"))  # doctest: +SKIP
+        >>> artifact.summary["num_items"]  # doctest: +SKIP
+    """
+    with write_artifact(out, "dataset", config=config.model_dump(mode="json")) as writer:
+        scratch = writer.folder / "scratch"
+        scratch.mkdir()
+        with _progress() as progress, _database(config, scratch) as connection:
+            work = _Work(config, connection, writer.folder, scratch, progress)
+            source = _open_source(work)
+            _load_items(work, source)
+            _load_events(work, source)
+            cutoff = _find_cutoff(work, source)
+            ranges = _split(work, cutoff)
+            item_index = _index_items(work, source)
+            histories = _write_histories(work, ranges, item_index)
+            writer.summary = _write_items(work, source, histories, item_index, cutoff).model_dump(mode="json")
+        shutil.rmtree(scratch)
+    return open_artifact(out, "dataset")
+
+
+@dataclass
+class _Work:
+    """What the steps share."""
+
+    config: Config
+    connection: Any
+    folder: Path
+    scratch: Path
+    progress: Progress
+    num_events_read: int = 0
+    dropped_events: dict[str, int] = field(default_factory=dict)
+    dropped_items: dict[str, int] = field(default_factory=dict)
+
+    def step(self, text: str, total: int | None = None) -> Any:
+        """Ends the line of the step before and begins another."""
+        self.end_step()
+        return self.progress.add_task(text, total=total)
+
+    def end_step(self) -> None:
+        """Fills the line of the running step."""
+        for task in self.progress.tasks:
+            if not task.finished:
+                self.progress.update(task.id, total=1, completed=1)
+
+    def run(self, statement: str) -> None:
+        """One statement that makes or fills a working table."""
+        self.connection.execute(statement)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """The few rows that a query gives."""
+        return self.connection.sql(query).fetchall()  # type: ignore[no-any-return]
+
+    def number(self, query: str) -> int:
+        """The first number that a query gives."""
+        return int(self.rows(query)[0][0])
+
+    def drop_events(self, reason: str, rows: int) -> None:
+        """Counts dropped events."""
+        if rows:
+            self.dropped_events[reason] = self.dropped_events.get(reason, 0) + rows
+
+
+def _open_source(work: _Work) -> SourceTables:
+    config = work.config
+    task = work.step(f"read source {config.data.source}")
+    context = SourceContext(
+        config, work.connection, work.scratch, lambda text: work.progress.update(task, description=text)
+    )
+    source = SOURCES[config.data.source](context)
+    if config.data.split.kind == "time" and not source.has_clock:
+        raise ValueError(
+            f"data.split.kind: source {config.data.source} knows only the order within a user, no clock; "
+            "expected kind: user"
+        )
+    return source
+
+
+def _load_items(work: _Work, source: SourceTables) -> None:
+    """Tables ``source_items`` and ``catalogue``."""
+    work.step("load items")
+    with readable(source.files):
+        if source.items is None:
+            work.run(statements.source_items_from_events(source.events))
+        else:
+            work.run(statements.source_items(source.items))
+    for reason, rows in work.rows(statements.drop_counts("source_items")):
+        if reason is not None:
+            work.dropped_items[reason] = rows
+    for item_id, rows in work.rows(statements.duplicate_item()):
+        raise ValueError(f"{_names(source)}: item_id {item_id!r} stands in {rows} rows; expected one")
+    work.run(statements.catalogue(work.config.seed))
+    if work.number("SELECT count(*) FROM catalogue") == 0:
+        raise ValueError(f"{_names(source)}: no item is left{_because(work.dropped_items)}")
+
+
+def _load_events(work: _Work, source: SourceTables) -> None:
+    """Tables ``users`` and ``events``."""
+    work.step("load events")
+    with readable(source.files):
+        types = [work.rows(f"DESCRIBE {query}") for query in (source.events, "FROM catalogue")]
+        in_events, in_items = (next(row[1] for row in rows if row[0] == "item_id") for rows in types)
+        if in_events != in_items:
+            raise ValueError(
+                f"{_names(source)}: item_id is {in_events} in the events and {in_items} in the items; expected one type"
+            )
+        work.run(statements.staged(source.events))
+    for reason, rows in work.rows(statements.drop_counts("staged")):
+        work.num_events_read += rows
+        if reason is not None:
+            work.drop_events(reason, rows)
+    work.run(statements.users(work.config.seed))
+    work.run(statements.events())
+    work.run("DROP TABLE staged")
+    if work.number("SELECT count(*) FROM events") == 0:
+        raise ValueError(f"{_names(source)}: no event is left of {work.num_events_read}{_because(work.dropped_events)}")
+
+
+def _find_cutoff(work: _Work, source: SourceTables) -> int | None:
+    """The first instant of T2: as set, or the earliest timestamp with at most ``test_fraction`` of the events."""
+    split = work.config.data.split
+    if split.kind != "time":
+        return None
+    low, high, total = work.rows("SELECT min(timestamp), max(timestamp), count(*) FROM events")[0]
+    if split.cutoff is not None:
+        cutoff = _instant(split.cutoff, source)
+        if not low < cutoff <= high:
+            raise ValueError(
+                f"data.split.cutoff: {split.cutoff} leaves T1 or T2 empty; events run from {low} to {high}"
+            )
+        return cutoff
+    # Bisection needs no memory, whatever the number of distinct timestamps.
+    allowed = split.test_fraction * total
+    first, last = low, high
+    while first < last:
+        middle = (first + last) // 2
+        if work.number(statements.events_since(middle)) <= allowed:
+            last = middle
+        else:
+            first = middle + 1
+    cutoff = work.rows(statements.events_since(first))[0][1]
+    if cutoff == low or work.number(statements.events_since(cutoff)) > allowed:
+        raise ValueError(
+            f"data.split.test_fraction: no point in time leaves at most {split.test_fraction:.0%} of the {total} "
+            f"events behind it (timestamps {low} to {high}); set split.cutoff or split.kind: user"
+        )
+    return int(cutoff)
+
+
+def _split(work: _Work, cutoff: int | None) -> list[tuple[int, int]]:
+    """Table ``split``, and the ranges of users over which the next steps go."""
+    users = work.connection.sql(
+        "SELECT user_code, count(*) FROM events GROUP BY user_code ORDER BY user_code"
+    ).to_arrow_table()
+    ranges = bounded_ranges(users.column(1).to_numpy(), RANGE_EVENTS)
+    task = work.step("split into T1 and T2", total=len(users))
+    num_events = work.number("SELECT count(*) FROM events")
+    work.run(statements.empty_split())
+    for first, last in ranges:
+        work.run(statements.split(work.config.data.split, cutoff, first, last))
+        work.progress.update(task, completed=last)
+    work.drop_events("consecutive_repeat", num_events - work.number("SELECT count(*) FROM split"))
+    work.run("DROP TABLE events")
+    return ranges
+
+
+def _index_items(work: _Work, source: SourceTables) -> NDArray[np.int32]:
+    """[I] item code -> item index, and the table ``rare``.
+
+    The order is that of the codes, but for items that nothing before the cut knows: these come last, so that they
+    do not move the others.
+    """
+    counts = work.connection.sql(statements.train_item_counts()).to_arrow_table()
+    known = np.zeros(work.number("SELECT count(*) FROM catalogue"), np.bool_)
+    known[counts["item_code"].to_numpy()] = True
+    if source.items is not None:
+        known[:] = True
+    work.run(statements.rare_items(work.config.data.min_item_events))
+    work.drop_events(
+        "rare_item",
+        work.number("SELECT count(*) FROM split WHERE NOT is_test AND item_code IN (SELECT item_code FROM rare)"),
+    )
+    return np.where(known, np.cumsum(known), known.sum() + np.cumsum(~known)).astype(np.int32) - 1
+
+
+def _write_histories(work: _Work, ranges: list[tuple[int, int]], item_index: NDArray[np.int32]) -> HistoryFacts:
+    data = work.config.data
+    task = work.step("write histories", total=ranges[-1][1])
+    facts = write_histories(
+        work.connection,
+        work.folder,
+        ranges,
+        item_index,
+        data.min_user_events,
+        data.max_history,
+        lambda users: work.progress.update(task, completed=users),
+    )
+    for reason, rows in facts.dropped.items():
+        work.drop_events(reason, rows)
+    if facts.num_users == 0:
+        raise ValueError(
+            f"source {data.source}: no history is left with min_user_events {data.min_user_events} and "
+            f"min_item_events {data.min_item_events}{_because(work.dropped_events)}"
+        )
+    if facts.num_test_users == 0:
+        raise ValueError(
+            f"source {data.source}: no user has events both before and after the cut{_because(work.dropped_events)}"
+        )
+    return facts
+
+
+def _write_items(
+    work: _Work, source: SourceTables, facts: HistoryFacts, item_index: NDArray[np.int32], cutoff: int | None
+) -> DatasetSummary:
+    data = work.config.data
+    work.step("write items")
+    rows = item_facts(item_index, facts)
+    work.connection.register("item_fact_rows", rows)
+    work.run("CREATE TABLE item_facts AS SELECT * FROM item_fact_rows")
+    work.connection.unregister("item_fact_rows")
+
+    embedding_dim = check_embeddings(work.connection)
+    has_topics = write_items(work.connection, work.folder, embedding_dim)
+    seen = facts.train_count > 0
+    # Without a common cut, ages run to the end of T1; standardising removes the difference.
+    now = cutoff if cutoff is not None else int(facts.first_seen[seen].max())
+    features = write_item_table(
+        work.connection,
+        work.folder,
+        facts,
+        choose_features("id_features", data.id_features, source.id_features),
+        choose_features("float_features", data.float_features, source.float_features),
+        now=now if source.has_clock else None,
+        popularity=data.popularity_features,
+        min_feature_count=data.min_feature_count,
+        seed=work.config.seed,
+    )
+    id_type = work.rows("SELECT typeof(item_id) FROM catalogue LIMIT 1")[0][0]
+    work.end_step()
+    return DatasetSummary(
+        source=data.source,
+        id_type="int64" if id_type == "BIGINT" else "string",
+        num_items=len(item_index),
+        num_fresh_items=int((~seen).sum()),
+        num_users=facts.num_users,
+        num_train_events=int(facts.train_count.sum()),
+        num_test_users=facts.num_test_users,
+        num_test_events=facts.num_test_events,
+        num_events_read=work.num_events_read,
+        dropped_events=work.dropped_events,
+        dropped_items=work.dropped_items,
+        cutoff=cutoff,
+        features=features,
+        has_topics=has_topics,
+        content_embedding_dim=embedding_dim,
+    )
+
+
+def _instant(cutoff: float | str, source: SourceTables) -> int:
+    """``split.cutoff`` as a timestamp of the events."""
+    if not isinstance(cutoff, str):
+        return ceil(cutoff)
+    if not source.timestamp_is_date:
+        raise ValueError(
+            f"data.split.cutoff: {cutoff!r} is a string, but the timestamps are numbers; expected a number"
+        )
+    try:
+        when = datetime.fromisoformat(cutoff)
+    except ValueError:
+        raise ValueError(
+            f"data.split.cutoff: {cutoff!r} is no date; expected for example 2011-11-01 or 2011-11-01T08:30:00"
+        ) from None
+    return ceil((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
+
+
+def _names(source: SourceTables) -> str:
+    return ", ".join(map(str, source.files)) or "source"
+
+
+def _because(dropped: dict[str, int]) -> str:
+    return "; dropped: " + ", ".join(f"{reason} {rows}" for reason, rows in dropped.items()) if dropped else ""
+
+
+@contextmanager
+def _database(config: Config, scratch: Path) -> Iterator[Any]:
+    settings = {
+        "memory_limit": f"{config.data.memory_limit_gb}GB",
+        "threads": config.data.threads,
+        "temp_directory": str(scratch / "spill"),
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+    }
+    connection = duckdb.connect(str(scratch / "prepare.duckdb"), config=settings)
+    try:
+        yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise ValueError(
+            f"data.memory_limit_gb: {config.data.memory_limit_gb} is too little for this data: {error}"
+        ) from None
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield progress

@@ -1,0 +1,167 @@
+"""Writes the users' side of a dataset: histories.parquet, test.parquet, users.parquet and the history lengths.
+
+Users come in seeded hash order, a bounded range of them at a time; the sorted events of a range become list columns by
+their offsets. What is written depends on the events alone, never on how users are cut into ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from mtmh.data import statements
+from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS, TEST, USERS
+
+ROW_GROUP_EVENTS = 65_536
+NEVER = np.iinfo(np.int64).max
+LISTS = pa.schema([("user_index", pa.int64()), ("items", pa.list_(pa.int32())), ("timestamps", pa.list_(pa.int64()))])
+
+
+@dataclass
+class HistoryFacts:
+    """What the written histories hold.
+
+    Attributes:
+        train_count: [I] int64, events of each item in the histories, by item index.
+        first_seen: [I] int64, timestamp of the first of them, ``NEVER`` where there is none.
+        num_users: rows of histories.parquet.
+        num_test_users: rows of test.parquet.
+        num_test_events: items in test.parquet.
+        dropped: reason -> events left out.
+    """
+
+    train_count: NDArray[np.int64]
+    first_seen: NDArray[np.int64]
+    num_users: int = 0
+    num_test_users: int = 0
+    num_test_events: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def drop(self, reason: str, rows: int) -> None:
+        """Counts ``rows`` more events under ``reason``."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + rows
+
+
+def write_histories(
+    connection: Any,
+    folder: Path,
+    ranges: list[tuple[int, int]],
+    item_index: NDArray[np.int32],
+    min_user_events: int,
+    max_history: int,
+    progress: Callable[[int], None],
+) -> HistoryFacts:
+    """Writes the four files from the tables ``split``, ``rare`` and ``users``.
+
+    Args:
+        connection: DuckDB.
+        folder: where the files go.
+        ranges: user codes ``[first, last)``, ascending.
+        item_index: [I] item code -> item index.
+        min_user_events: users with fewer T1 events are left out.
+        max_history: the last events of a user that are kept.
+        progress: called with the number of users after each range.
+    """
+    facts = HistoryFacts(np.zeros(len(item_index), np.int64), np.full(len(item_index), NEVER, np.int64))
+    user_id_type = connection.sql("SELECT user_id FROM users LIMIT 0").to_arrow_table().schema.field(0).type
+    users_schema = pa.schema([("user_index", pa.int64()), ("user_id", user_id_type)])
+    lengths = []
+    with (
+        _ListWriter(folder / HISTORIES) as histories,
+        _ListWriter(folder / TEST) as test,
+        pq.ParquetWriter(folder / USERS, users_schema, compression="zstd") as users,
+    ):
+        for first, last in ranges:
+            limits = (min_user_events, max_history, first, last)
+            events = _columns(connection, statements.histories(*limits))
+            codes, length = np.unique(events["user_code"], return_counts=True)
+            index = facts.num_users + np.arange(len(codes))
+            items = item_index[events["item_code"]]
+            histories.add(index, length, items, events["timestamp"])
+            lengths.append(length.astype(np.int32))
+            facts.train_count += np.bincount(items, minlength=len(item_index))
+            np.minimum.at(facts.first_seen, items, events["timestamp"])
+            ((short, beyond),) = connection.sql(statements.history_drops(*limits)).fetchall()
+            facts.drop("short_history", short)
+            facts.drop("beyond_max_history", beyond)
+
+            ids = connection.sql(statements.user_ids(first, last)).to_arrow_table()
+            kept = ids.filter(pa.array(np.isin(ids["user_code"].to_numpy(), codes)))
+            users.write_table(pa.table([pa.array(index), kept["user_id"]], schema=users_schema))
+
+            future = _columns(connection, statements.test_items(first, last))
+            known = np.isin(future["user_code"], codes)
+            facts.drop("test_without_history", int(future["num_events"][~known].sum()))
+            facts.drop("repeated_in_test", int((future["num_events"][known] - 1).sum()))
+            test_codes, test_length = np.unique(future["user_code"][known], return_counts=True)
+            test.add(
+                index[np.searchsorted(codes, test_codes)],
+                test_length,
+                item_index[future["item_code"][known]],
+                future["timestamp"][known],
+            )
+            facts.num_users += len(codes)
+            facts.num_test_users += len(test_codes)
+            facts.num_test_events += int(known.sum())
+            progress(last)
+    np.save(folder / HISTORY_LENGTHS, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
+    return facts
+
+
+class _ListWriter:
+    """Parquet rows of (user_index, items, timestamps), in row groups of about ``ROW_GROUP_EVENTS`` events.
+
+    A row group begins with the first user whose events start at or beyond the next multiple of ``ROW_GROUP_EVENTS``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._writer = pq.ParquetWriter(path, LISTS, compression="zstd")
+        self._pending = LISTS.empty_table()
+        self._pending_group: NDArray[np.int64] = np.empty(0, np.int64)
+        self._num_events = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and len(self._pending):
+            self._writer.write_table(self._pending, row_group_size=len(self._pending))
+        self._writer.close()
+
+    def add(
+        self,
+        index: NDArray[np.int64],
+        length: NDArray[np.int64],
+        items: NDArray[np.int32],
+        timestamps: NDArray[np.int64],
+    ) -> None:
+        """Adds rows ``index`` [U] with ``length`` [U] events each; the events lie one row after another."""
+        offsets = np.concatenate(([0], np.cumsum(length))).astype(np.int32)
+        lists = [pa.ListArray.from_arrays(offsets, values) for values in (items, timestamps)]
+        table = pa.concat_tables([self._pending, pa.table([pa.array(index), *lists], schema=LISTS)])
+        new_group = (self._num_events + offsets[:-1].astype(np.int64)) // ROW_GROUP_EVENTS
+        group = np.concatenate((self._pending_group, new_group))
+        self._num_events += int(offsets[-1])
+        # The last group may go on in the next call.
+        starts = np.flatnonzero(np.diff(group, prepend=-1)).tolist()
+        for start, stop in pairwise(starts):
+            self._writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
+        rest = starts[-1] if starts else 0
+        self._pending = table.slice(rest).combine_chunks()
+        self._pending_group = group[rest:]
+
+
+def _columns(connection: Any, query: str) -> dict[str, NDArray[Any]]:
+    table = connection.sql(query).to_arrow_table()
+    return {name: table[name].to_numpy() for name in table.column_names}
