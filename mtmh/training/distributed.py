@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         if "RANK" in os.environ:
             dist.init_process_group(backend)
         else:
+            os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it
             dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     world_size = dist.get_world_size()
     try:
@@ -69,11 +72,37 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def gather_sizes(size: int, device: torch.device) -> list[int]:
-    """How many rows each rank holds, in rank order."""
-    sizes = torch.empty(dist.get_world_size(), dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([size], dtype=torch.int64, device=device))
-    return cast(list[int], sizes.tolist())
+def on_first(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Runs ``action`` on rank 0 while the others wait; all get its result, or its ValueError or OSError.
+
+    Args:
+        ranks: this process among the others.
+        action: returns something that can be sent to the other ranks.
+    """
+    outcome: list[Any] = [None, None]
+    if ranks.is_first:
+        try:
+            outcome[0] = action()
+        except (ValueError, OSError) as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return cast(T, outcome[0])
+
+
+def gather_numbers(numbers: Tensor) -> list[list[float]]:
+    """Some numbers of each rank, in rank order, on the host of every rank.
+
+    Args:
+        numbers: [n] float64, exact for whole numbers below 2^53.
+    """
+    world_size = dist.get_world_size()
+    if world_size == 1:
+        return [cast(list[float], numbers.tolist())]
+    gathered = numbers.new_empty(world_size * len(numbers))
+    dist.all_gather_into_tensor(gathered, numbers)
+    return cast(list[list[float]], gathered.view(world_size, -1).tolist())
 
 
 def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:

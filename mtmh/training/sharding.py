@@ -60,7 +60,7 @@ def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedMo
         ValueError: a constraint names no table, cannot be honoured, or the tables do not fit.
     """
     tables = {table.name: table for ebc in _collections(model) for table in ebc.embedding_bag_configs()}
-    constraints = table_constraints(tables, config)
+    constraints = table_constraints(tables, config, ranks)
     fuse_optimizer(model, config.training, skip=_data_parallel_tables(tables, config.sharding))
     sharders = [TableSharder()]
     planner = EmbeddingShardingPlanner(
@@ -80,7 +80,9 @@ def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedMo
     return sharded, plan
 
 
-def table_constraints(tables: dict[str, EmbeddingBagConfig], config: Config) -> dict[str, ParameterConstraints]:
+def table_constraints(
+    tables: dict[str, EmbeddingBagConfig], config: Config, ranks: Ranks
+) -> dict[str, ParameterConstraints]:
     """What the planner may do with each table.
 
     Row-wise Adagrad keeps one sum of squared gradients a row; cut by columns it would keep one a piece, which
@@ -94,7 +96,9 @@ def table_constraints(tables: dict[str, EmbeddingBagConfig], config: Config) -> 
     if unknown:
         raise ValueError(f"sharding.tables names no table: {', '.join(unknown)}; the tables are {', '.join(tables)}")
     rowwise = config.training.optimizer == "rowwise_adagrad"
-    free = ROW_TYPES if rowwise else (*ROW_TYPES, *COLUMN_TYPES)
+    free = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE]
+    free += [ShardingType.TABLE_ROW_WISE] if ranks.world_size > ranks.local_world_size else []
+    free += [] if rowwise else [ShardingType.COLUMN_WISE]
     constraints = {}
     for name, table in tables.items():
         asked = config.sharding.tables.get(name, config.sharding.default)
@@ -174,7 +178,7 @@ def _topology(ranks: Ranks) -> Topology:
 
 @torch.no_grad()
 def _fill_tables(sharded: DistributedModelParallel, tables: dict[str, EmbeddingBagConfig], seed: int) -> None:
-    """Uniform values within 1 / sqrt(rows), TorchRec's own choice, drawn for blocks of rows by (seed, table, block)."""
+    """Uniform values in the range of the table's settings, drawn for blocks of rows by (seed, table, block)."""
     for key, value in sharded.state_dict().items():
         table = tables.get(key.split(".")[-2]) if key.endswith(".weight") else None
         if table is None:
@@ -185,14 +189,13 @@ def _fill_tables(sharded: DistributedModelParallel, tables: dict[str, EmbeddingB
 
 def _fill_piece(piece: Tensor, offsets: tuple[int, ...], table: EmbeddingBagConfig, seed: int) -> None:
     (first_row, first_column), (num_rows, num_columns) = offsets, piece.shape
-    bound = table.num_embeddings**-0.5
     for block in range(first_row // INIT_BLOCK_ROWS, -(-(first_row + num_rows) // INIT_BLOCK_ROWS)):
         block_row = block * INIT_BLOCK_ROWS
         key = hashlib.sha256(f"{seed}/{table.name}/{block}".encode()).digest()
         generator = torch.Generator(piece.device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
         values = torch.empty(
             min(INIT_BLOCK_ROWS, table.num_embeddings - block_row), table.embedding_dim, device=piece.device
-        ).uniform_(-bound, bound, generator=generator)
+        ).uniform_(table.get_weight_init_min(), table.get_weight_init_max(), generator=generator)
         start, stop = max(first_row, block_row), min(first_row + num_rows, block_row + len(values))
         piece[start - first_row : stop - first_row] = values[
             start - block_row : stop - block_row, first_column : first_column + num_columns

@@ -1,0 +1,238 @@
+"""Checkpoints of a run: one artifact folder every so many steps, and the way back from the newest that is whole."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+
+from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
+from mtmh.config import Config
+from mtmh.data.schema import FeatureSchema
+from mtmh.training.distributed import Ranks, on_first
+from mtmh.training.state_files import State, read_state, stored_names, write_state
+
+logger = logging.getLogger(__name__)
+
+STATE = "state"  # the folder of tensors inside an artifact
+# Beginnings of names in the state.
+MODEL = "model."
+OPTIMIZER = "optimizer."
+RANDOM = "random."
+FOLDER = re.compile(r"step-(\d{8,})")
+
+# The settings that decide which numbers a run computes. All others (devices, sharding, how often to log, how long to
+# train, where files are) may change between a run and its resumption.
+DECISIVE = ("seed", "pairs", "model", "loss")
+DECISIVE_TRAINING = (
+    "batch_size",
+    "num_shards",
+    "shuffle_pairs",
+    "optimizer",
+    "learning_rate",
+    "dense_learning_rate",
+    "warmup_steps",
+)
+
+
+def latest_checkpoint(root: Path) -> Path:
+    """The newest checkpoint under ``root`` whose files all have their recorded size.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for path in _newest_first(root):
+        try:
+            return open_artifact(path, "checkpoint").path
+        except ValueError as error:
+            logger.warning("DAMAGED CHECKPOINT skipped, trying the one before it: %s", error)
+    raise ValueError(f"{root}: no complete checkpoint here; train the model first (mtmh train)")
+
+
+class Checkpoints:
+    """Writes and restores the state of one run, on all ranks together.
+
+    Args:
+        config: the recipe; its ``model_dir("checkpoints")`` holds the folders ``step-00000100``.
+        features: the input of the model, recorded so that a checkpoint explains itself.
+        inputs: the artifacts that the run reads, by name.
+        ranks: this process among the others.
+    """
+
+    def __init__(self, config: Config, features: FeatureSchema, inputs: Mapping[str, Artifact], ranks: Ranks) -> None:
+        self.root = config.model_dir("checkpoints")
+        self._config = config
+        self._features = features
+        self._inputs = inputs
+        self._ranks = ranks
+
+    def find(self, resume: bool) -> Path | None:
+        """The checkpoint to go on from; ``None``: a fresh run.
+
+        A damaged newest one is set aside under the name ``*.damaged``, and the one before it is taken.
+
+        Raises:
+            ValueError: ``resume`` is off and there are checkpoints, all are damaged, or the newest whole one is of a
+                run with other settings or data (the message names them).
+        """
+        return on_first(self._ranks, lambda: self._find(resume))
+
+    def save(self, step: int, epoch: int, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Path:
+        """Writes the state after ``step`` finished steps; the folder appears when all ranks have written.
+
+        Raises:
+            ValueError: the folder is taken by something that is no checkpoint.
+        """
+        path = self.root / f"step-{step:08d}"
+        writer: list[ArtifactWriter] = []  # filled on the first rank only
+
+        def begin() -> Path:
+            writer.append(ArtifactWriter(path, "checkpoint"))
+            writer[0].begin()
+            return writer[0].folder / STATE
+
+        def commit() -> Path:
+            writer[0].summary |= {
+                "step": step,
+                "epoch": epoch,
+                "world_size": self._ranks.world_size,
+                "features": self._features.model_dump(mode="json"),
+            }
+            writer[0].commit(self._config.model_dump(mode="json"), self._inputs)
+            self._remove_old()
+            return path
+
+        folder = on_first(self._ranks, begin)
+        write_state(training_state(model, optimizer) | self._random_state(), folder)
+        return on_first(self._ranks, commit)
+
+    def restore(self, path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> int:
+        """Puts weights, optimizer and random state back.
+
+        The random state is a rank's own; on another number of ranks each goes on with a fresh one.
+
+        Returns:
+            The number of finished steps.
+
+        Raises:
+            ValueError: the files do not hold exactly the state of this model and optimizer.
+        """
+        artifact = open_artifact(path, "checkpoint")
+        folder = path / STATE
+        random_state = self._random_state()
+        same_ranks = random_state.keys() <= stored_names(folder)
+        read_state(training_state(model, optimizer), folder, prefixes=(MODEL, OPTIMIZER))
+        if same_ranks:
+            read_state(random_state, folder, prefixes=(RANDOM,))
+            _set_random_state(random_state, self._ranks)
+        return int(artifact.summary["step"])
+
+    def _find(self, resume: bool) -> Path | None:
+        found = _newest_first(self.root)
+        if found and not resume:
+            raise ValueError(
+                f"{self.root}: holds checkpoints up to {found[0].name}; resume, choose another name or paths.root, or "
+                f"remove the folder to start anew"
+            )
+        for path in found:
+            try:
+                artifact = open_artifact(path, "checkpoint")
+                artifact.verify()
+            except ValueError as error:
+                aside = path.with_name(f"{path.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+                logger.warning("DAMAGED CHECKPOINT set aside as %s, going back to the one before it: %s", aside, error)
+                continue
+            self._check_same_run(artifact)
+            return path
+        if found:
+            raise ValueError(
+                f"{self.root}: all checkpoints are damaged (set aside as *.damaged); remove the folder to start anew"
+            )
+        return None
+
+    def _check_same_run(self, artifact: Artifact) -> None:
+        before, now = (
+            decisive_settings(artifact.manifest.config),
+            decisive_settings(self._config.model_dump(mode="json")),
+        )
+        changed = [
+            f"{key} was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key, "absent") != now.get(key, "absent")
+        ]
+        digests = {name: used.manifest.digest for name, used in self._inputs.items()}
+        changed += [
+            f"the {name} artifact is another one"
+            for name in sorted(digests.keys() | artifact.manifest.inputs.keys())
+            if digests.get(name) != artifact.manifest.inputs.get(name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{artifact.path}: cannot go on from here, the run was another one: {'; '.join(changed)}. "
+                f"Put the settings back, or train under another name"
+            )
+
+    def _random_state(self) -> State:
+        ranks = self._ranks
+        key = f"{RANDOM}{ranks.rank}_of_{ranks.world_size}"
+        state = {f"{key}.cpu": torch.get_rng_state()}
+        if ranks.device.type == "cuda":
+            state[f"{key}.cuda"] = torch.cuda.get_rng_state(ranks.device)
+        return state
+
+    def _remove_old(self) -> None:
+        """Keeps the last ``keep_checkpoints``; also clears what interrupted writers and removals left."""
+        for path in _newest_first(self.root)[self._config.training.keep_checkpoints :]:
+            path.rename(path.with_name(f".{path.name}.old"))
+        for pattern in (".step-*.old", ".step-*.partial"):
+            for rest in self.root.glob(pattern):
+                shutil.rmtree(rest)
+
+
+def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> State:
+    """All tensors that training changes, by name; they share memory with model and optimizer."""
+    state: State = dict(model.state_dict())
+    assert all(name.startswith(MODEL) for name in state)
+    for parameter, entries in optimizer.state_dict()["state"].items():
+        for name, value in _flat(entries):
+            assert isinstance(value, Tensor), f"{parameter} {name}: {type(value).__name__}"
+            state[f"{OPTIMIZER}{parameter}.{name}"] = value
+    return state
+
+
+def decisive_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide which numbers a run computes, by dotted key."""
+    tree = {section: config[section] for section in DECISIVE if section in config}
+    tree["training"] = {key: value for key, value in config["training"].items() if key in DECISIVE_TRAINING}
+    return {key: value for key, value in _flat(tree) if key != "loss.chunk_rows"}
+
+
+def _flat(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, (*parents, str(key)))
+        else:
+            yield ".".join((*parents, str(key))), value
+
+
+def _newest_first(root: Path) -> list[Path]:
+    found = [path for path in root.glob("step-*") if FOLDER.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def _set_random_state(state: State, ranks: Ranks) -> None:
+    for name, value in state.items():
+        if name.endswith(".cuda"):
+            torch.cuda.set_rng_state(value, ranks.device)
+        else:
+            torch.set_rng_state(value)

@@ -1,0 +1,267 @@
+"""What a run shows while it trains: a progress bar or log lines, TensorBoard, and one JSON line a window of steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torchrec.optim.keyed import CombinedOptimizer
+
+from mtmh.config import Config
+from mtmh.data.batch import PairBatch
+from mtmh.data.dataset import Dataset
+from mtmh.data.loader import PairLoader
+from mtmh.training.distributed import Ranks
+
+METRICS = "metrics.jsonl"
+LOSSES = ("engagement", "relevance")
+NAMED_ITEMS = 8  # of a batch, in an error message
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Holds back what TorchRec and torch.fx report about their own workings as warnings, on every rank."""
+    loggers = [logging.getLogger(name) for name in ("torchrec", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class TrainingLog:
+    """Collects losses on the device and reads them once a window of ``training.log_every`` steps, over all ranks.
+
+    Args:
+        config: the recipe.
+        dataset: names the items of a batch whose loss is not finite.
+        loader: makes that batch again.
+        optimizer: whose ``towers`` have their gradient norm shown.
+        ranks: only rank 0 prints and writes.
+        start_step: finished steps; lines of later ones, of a run that was killed, are dropped.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        loader: PairLoader,
+        optimizer: CombinedOptimizer,
+        ranks: Ranks,
+        *,
+        start_step: int,
+    ) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._loader = loader
+        self._ranks = ranks
+        self._towers = dict(optimizer.optimizers)["towers"].params.values()
+        self._window: list[Tensor] = []
+        self._waited = 0.0
+        self._step = start_step
+        self._view = _View(config, loader.num_steps, start_step) if ranks.is_first else None
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._view is not None:
+            self._view.close()
+
+    def show(self, message: RenderableType) -> None:
+        """Prints on rank 0."""
+        if self._view is not None:
+            self._view.console.print(message)
+
+    def timed(self, batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
+        """The same batches; measures how long the step waits for them."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def record(self, step: int, losses: Tensor, *, report: bool) -> None:
+        """Takes in a finished step; at the end of a window, or if ``report``, checks and writes. All ranks call it.
+
+        Args:
+            step: finished steps.
+            losses: [2, num_heads] this rank's part of engagement and relevance losses.
+            report: end the window here.
+
+        Raises:
+            NonFiniteLossError: a loss of the window is infinite or not a number.
+        """
+        self._window.append(losses)
+        if not report and step % self._config.training.log_every:
+            return
+        first_step = self._step + 1
+        own = torch.stack(self._window)  # [steps, 2, num_heads]
+        total = own.clone()
+        dist.all_reduce(total)
+        if not bool(total.isfinite().all()):
+            raise NonFiniteLossError(self._describe(own.cpu(), total.cpu(), first_step))
+        line = self._line(step, total)
+        if self._view is not None:
+            self._view.write(line)
+        self._window.clear()
+        self._waited = 0.0
+        self._step = step
+        self._began = time.perf_counter()
+
+    def _line(self, step: int, total: Tensor) -> dict[str, Any]:
+        seconds = time.perf_counter() - self._began
+        peak = 0 if self._ranks.device.type == "cpu" else torch.cuda.max_memory_allocated(self._ranks.device)
+        worst = torch.tensor([self._waited, _resident_bytes(), _peak_bytes(), peak], device=self._ranks.device)
+        dist.all_reduce(worst, dist.ReduceOp.MAX)
+        waited, resident, peak_resident, peak_gpu = worst.tolist()
+        steps = len(self._window)
+        losses = total.mean(dim=0).tolist()
+        return {
+            "step": step,
+            "epoch": (step - 1) // self._loader.steps_per_epoch,
+            "loss": {
+                head.name: {
+                    "total": head.engagement_weight * engagement + head.relevance_weight * relevance,
+                    "engagement": engagement,
+                    "relevance": relevance,
+                }
+                for head, engagement, relevance in zip(self._config.model.heads, *losses, strict=True)
+            },
+            "pairs_per_s": steps * self._config.training.batch_size / seconds,
+            "data_wait_share": min(1.0, waited / seconds),
+            "dense_grad_norm": _norm([p.grad for p in self._towers if p.grad is not None]),
+            "rss_gb": resident / 1e9,
+            "peak_rss_gb": peak_resident / 1e9,
+            "peak_gpu_gb": peak_gpu / 1e9,
+        }
+
+    def _describe(self, own: Tensor, total: Tensor, first_step: int) -> str:
+        """Which step, head and items; every rank gets to the same message, so that all stop."""
+        offset, kind, head = (~total.isfinite()).nonzero()[0].tolist()
+        step = first_step + offset
+        items: list[list[str]] = [[] for _ in range(self._ranks.world_size)]
+        mine: list[str] = []
+        if not math.isfinite(own[offset, kind, head]):
+            batch = next(self._loader.iterate(step - 1))
+            mine = [str(self._dataset.item_ids[i]) for i in batch.item_index[batch.trigger[:NAMED_ITEMS]].tolist()]
+        dist.all_gather_object(items, mine)
+        named = ", ".join(item for part in items for item in part[:NAMED_ITEMS])
+        return (
+            f"step {step}: the {LOSSES[kind]} loss of head {self._config.model.heads[head].name!r} is "
+            f"{total[offset, kind, head].item()}. First triggers of the batch: {named}. "
+            f"Stopped before it could reach a checkpoint; a lower learning rate or a higher temperature may help"
+        )
+
+
+class _View:
+    """Rank 0's outlets: console, metrics.jsonl, TensorBoard."""
+
+    def __init__(self, config: Config, num_steps: int, start_step: int) -> None:
+        folder = config.model_dir("checkpoints")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.console = Console()
+        self._num_steps = num_steps
+        self._last = (start_step, time.perf_counter())
+        _drop_lines_after(folder / METRICS, start_step)
+        self._file = (folder / METRICS).open("a")
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)
+        self._progress: Progress | None = None
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("", total=num_steps, completed=start_step, text="")
+            self._progress.start()
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        scalars = {f"loss/{head}/{kind}": value for head, loss in line["loss"].items() for kind, value in loss.items()}
+        scalars |= {key: value for key, value in line.items() if key not in ("step", "loss")}
+        for key, value in scalars.items():
+            self._board.add_scalar(key, value, line["step"])
+        losses = "  ".join(
+            f"{head} {loss['engagement']:.3f}" + (f"/{loss['relevance']:.3f}" if loss["relevance"] else "")
+            for head, loss in line["loss"].items()
+        )
+        text = f"{losses}  {line['pairs_per_s']:,.0f} pairs/s  data wait {line['data_wait_share']:.0%}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=line["step"], text=text)
+            return
+        step, now = line["step"], time.perf_counter()
+        seconds = (now - self._last[1]) / (step - self._last[0]) * (self._num_steps - step)
+        self._last = (step, now)
+        eta = timedelta(seconds=round(seconds))
+        self.console.print(f"step {step}/{self._num_steps}  epoch {line['epoch']}  {text}  eta {eta}", highlight=False)
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+        self._board.close()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keeps whole lines of steps up to ``step``; a killed run may leave later ones and half a line."""
+    if not path.is_file():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line["step"] <= step:
+            kept.append(text + "\n")
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text("".join(kept))
+    aside.replace(path)
+
+
+def _norm(gradients: list[Tensor]) -> float:
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])))
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,71 @@
+"""The model of a recipe, and the model of a checkpoint in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torchrec.types import DataType
+
+from mtmh.artifacts import open_artifact
+from mtmh.config import ModelConfig
+from mtmh.data.schema import FeatureSchema
+from mtmh.modules.dense_nn import DenseNN
+from mtmh.modules.heads import Head
+from mtmh.modules.mtmh import MTMH
+from mtmh.modules.sparse_nn import SparseNN, build_ebc
+from mtmh.training.checkpoint import MODEL, STATE
+from mtmh.training.state_files import read_state
+
+TABLE_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+
+
+def build_model(
+    model: ModelConfig, schema: FeatureSchema, device: torch.device, *, tables: torch.device | None = None
+) -> MTMH:
+    """An untrained model; the towers' values follow torch's random state.
+
+    Args:
+        model: widths and heads.
+        schema: the features of the dataset.
+        device: where the towers live.
+        tables: where the embedding tables live if elsewhere: ``meta`` for a model that is to be sharded.
+
+    Raises:
+        ValueError: ``feature_dims`` names features that the dataset does not have.
+    """
+    names = [feature.name for feature in schema.id_features]
+    unknown = sorted(set(model.feature_dims) - set(names))
+    if unknown:
+        raise ValueError(f"model.feature_dims: no id feature {', '.join(unknown)}; the dataset has {', '.join(names)}")
+    ebc = build_ebc(
+        rows={feature.name: feature.num_rows for feature in schema.id_features},
+        dims={name: model.feature_dims.get(name, model.embedding_dim) for name in names},
+        data_type=TABLE_TYPES[model.embedding_dtype],
+        device=tables or device,
+    )
+    heads = [Head(head.name, head.engagement_weight, head.relevance_weight) for head in model.heads]
+    with device:
+        dense_nn = DenseNN(len(schema.float_features), model.dense_hidden, model.dense_dim)
+        return MTMH(SparseNN(ebc, names), dense_nn, heads, model.head_hidden, model.head_dim, model.normalize)
+
+
+def load_model(checkpoint: Path) -> MTMH:
+    """The model of a checkpoint, whole, on the CPU of this process; needs neither the dataset nor a process group.
+
+    Args:
+        checkpoint: folder of one checkpoint (``latest_checkpoint`` finds the newest).
+
+    Returns:
+        The trained model, in evaluation mode.
+
+    Raises:
+        ValueError: no complete checkpoint there, or its files do not hold exactly this model.
+    """
+    artifact = open_artifact(checkpoint, "checkpoint")
+    settings = ModelConfig.model_validate(artifact.manifest.config["model"])
+    schema = FeatureSchema.model_validate(artifact.summary["features"])
+    model = build_model(settings, schema, torch.device("cpu"))
+    state = {f"{MODEL}{name}": value for name, value in model.state_dict().items()}
+    read_state(state, artifact.path / STATE, prefixes=(MODEL,), distributed=False)
+    return model.eval()

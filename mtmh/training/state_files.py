@@ -1,0 +1,104 @@
+"""Sharded state on disk: torch.distributed.checkpoint, with every name accounted for and no arbitrary pickle."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+State = dict[str, Tensor]  # name -> tensor or ShardedTensor, written and filled in place
+
+
+def write_state(state: State, folder: Path) -> None:
+    """Writes what each rank holds; all ranks call it together.
+
+    Args:
+        state: flat; replicated tensors under the same name on all ranks, sharded ones as ShardedTensor.
+        folder: existing or not, seen by all ranks.
+    """
+    save(state, storage_writer=FileSystemWriter(folder))
+
+
+def read_state(state: State, folder: Path, *, prefixes: tuple[str, ...], distributed: bool = True) -> None:
+    """Fills ``state`` in place, whatever the number of ranks that wrote it.
+
+    Args:
+        state: the tensors to fill, in their present sharding.
+        folder: as given to `write_state`.
+        prefixes: names on disk that begin so must all be asked for; others may stay unread.
+        distributed: all ranks read together, each its shards; otherwise this process reads all.
+
+    Raises:
+        ValueError: names that only one side knows, a wrong shape, or an unexpected kind of entry.
+    """
+    reader = SafeReader(folder)
+    stored = reader.read_metadata().state_dict_metadata
+    # A rank only names the tables it holds a part of, so what is there to fill is the union over ranks.
+    names = [sorted(state)]
+    if distributed:
+        names = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(names, sorted(state))
+    wanted = {name for part in names for name in part}
+    missing = sorted(wanted - stored.keys())
+    left_over = sorted(name for name in stored.keys() - wanted if name.startswith(prefixes))
+    if missing or left_over:
+        raise ValueError(
+            f"{folder}: does not hold the state of this model; not in the files: {_named(missing)}; "
+            f"in the files only: {_named(left_over)}"
+        )
+    for name, value in state.items():
+        entry = stored[name]
+        if not isinstance(entry, TensorStorageMetadata) or tuple(entry.size) != tuple(value.size()):
+            raise ValueError(
+                f"{folder}: {name}: expected a tensor of shape {tuple(value.size())}, found "
+                f"{tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else 'no tensor'}"
+            )
+    load(state, storage_reader=reader, no_dist=not distributed)
+
+
+def stored_names(folder: Path) -> set[str]:
+    """Names of all entries of a state on disk."""
+    return set(SafeReader(folder).read_metadata().state_dict_metadata)
+
+
+class SafeReader(FileSystemReader):
+    """Reads the index of a checkpoint, a pickle, without running what a forged one may ask for."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002
+        """The index: names, shapes and where the pieces are.
+
+        Raises:
+            ValueError: the index names anything but checkpoint records and plain values.
+        """
+        with Path(self.path, ".metadata").open("rb") as file:
+            metadata: Metadata = _RecordUnpickler(file).load()
+        assert metadata.storage_meta is not None
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _RecordUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        record = module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+        plain = (module, name) in {
+            ("torch", "Size"),
+            ("torch.serialization", "_get_layout"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "Path"),
+            ("collections", "OrderedDict"),
+        }
+        torch_value = module == "torch" and (name.startswith(("float", "int", "uint", "bfloat", "bool")))
+        if not (record and name.lstrip("_")[:1].isupper()) and not plain and not torch_value:
+            raise ValueError(f"checkpoint index asks for {module}.{name}: not a checkpoint record; refusing to read it")
+        return super().find_class(module, name)
+
+
+def _named(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "none"

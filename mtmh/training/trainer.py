@@ -1,0 +1,75 @@
+"""Trains a model: the story of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from mtmh.config import Config
+from mtmh.data.content_store import open_content
+from mtmh.data.dataset import open_dataset
+from mtmh.data.loader import PairLoader
+from mtmh.training.checkpoint import Checkpoints
+from mtmh.training.distributed import join_ranks
+from mtmh.training.metrics import TrainingLog, quiet_libraries
+from mtmh.training.model import build_model
+from mtmh.training.optimizers import build_optimizer, set_learning_rates
+from mtmh.training.sharding import plan_table, shard
+from mtmh.training.task import TrainTask
+
+
+def train(config: Config, *, resume: bool = True) -> Path:
+    """Trains the model of a recipe; alone in this process, or as one rank of torchrun.
+
+    Goes on from the newest whole checkpoint of the recipe if there is one. A run that was killed and resumed on the
+    same number of ranks computes what one that was not would have computed, bit for bit.
+
+    Args:
+        config: the recipe; the dataset (and the content embeddings, if a loss needs them) must exist.
+        resume: with ``False``, existing checkpoints are an error: nothing is ever overwritten.
+
+    Returns:
+        The folder of the last checkpoint.
+
+    Raises:
+        ValueError: an artifact or setting does not fit; the message says which.
+        NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
+    """
+    with quiet_libraries(), join_ranks(config.training.device) as ranks:
+        dataset = open_dataset(config.dataset_dir)
+        content = open_content(config.content_dir, dataset) if needs_content(config) else None
+        inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
+        features = dataset.summary.features
+        checkpoints = Checkpoints(config, features, inputs, ranks)
+        checkpoint = checkpoints.find(resume)
+        on_gpu = ranks.device.type == "cuda"
+        loader = PairLoader(dataset, config, ranks.rank, ranks.world_size, content, pin_memory=on_gpu)
+
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
+        sharded, plan = shard(TrainTask(model, config.loss), config, ranks)
+        optimizer = build_optimizer(sharded, config.training)
+        step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
+
+        pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
+        with TrainingLog(config, dataset, loader, optimizer, ranks, start_step=step) as log:
+            log.show(plan_table(plan))
+            batches = log.timed(loader.batches(step))
+            while step < loader.num_steps:
+                set_learning_rates(optimizer, config.training, step)
+                losses = pipeline.progress(batches)
+                step += 1
+                save = step % config.training.checkpoint_every == 0 or step == loader.num_steps
+                log.record(step, losses, report=save)  # raises before a bad state could be saved
+                if save:
+                    checkpoint = checkpoints.save(step, step // loader.steps_per_epoch, sharded, optimizer)
+            log.show(f"Trained {step} steps; checkpoint {checkpoint}")
+        assert checkpoint is not None
+        return checkpoint
+
+
+def needs_content(config: Config) -> bool:
+    """Whether any loss or weight of the recipe compares content embeddings."""
+    return config.model.needs_teacher or config.pairs.sim.kind == "content"
