@@ -50,21 +50,34 @@ class Bootstrap:
         """
         if denominators.sum() == 0:
             return None
-        totals = self._counts @ np.stack([numerators, denominators], axis=1)
-        resampled = totals[totals[:, 1] > 0, 0] / totals[totals[:, 1] > 0, 1]
-        low, high = np.quantile(resampled, [0.025, 0.975])
-        return Estimate(
-            value=float(numerators.sum() / denominators.sum()),
-            standard_error=float(resampled.std(ddof=1)),
-            low=float(low),
-            high=float(high),
-        )
+        return _estimate(numerators.sum() / denominators.sum(), self._resampled(numerators, denominators))
+
+    def difference(self, minuend: tuple[Floats, Floats], subtrahend: tuple[Floats, Floats]) -> Estimate | None:
+        """Estimates the difference of two ratios over the same users, paired by user; arguments as ``ratio``."""
+        if minuend[1].sum() == 0 or subtrahend[1].sum() == 0:
+            return None
+        value = minuend[0].sum() / minuend[1].sum() - subtrahend[0].sum() / subtrahend[1].sum()
+        return _estimate(value, self._resampled(*minuend) - self._resampled(*subtrahend))
 
     def mean(self, values: Floats) -> Estimate:
         """Estimates the mean of ``values`` [U] over users."""
         estimate = self.ratio(values, np.ones(len(values)))
         assert estimate is not None
         return estimate
+
+    def _resampled(self, numerators: Floats, denominators: Floats) -> Floats:
+        """The ratio in every resample, nan where nothing can be measured."""
+        totals = self._counts @ np.stack([numerators, denominators], axis=1)
+        ratios = np.full(len(totals), np.nan)
+        np.divide(totals[:, 0], totals[:, 1], out=ratios, where=totals[:, 1] > 0)
+        return ratios
+
+
+def _estimate(value: float, resampled: Floats) -> Estimate:
+    low, high = np.nanquantile(resampled, [0.025, 0.975])
+    return Estimate(
+        value=float(value), standard_error=float(np.nanstd(resampled, ddof=1)), low=float(low), high=float(high)
+    )
 
 
 def recall_at(lists: Indices, truth_items: Indices, truth_offsets: Indices, ks: list[int]) -> Floats:

@@ -1,0 +1,154 @@
+"""Yardsticks that need no training of ours: co-occurrence cosine, popularity, and the teacher's embeddings alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from mtmh.data.dataset import Dataset
+from mtmh.data.histories import Histories, concatenate
+from mtmh.evaluation.protocol import Answers, Cohort, Indices, Search
+from mtmh.index.vector_index import ExactIndex
+from mtmh.serving.preranker import Candidates
+
+_PRODUCT_ROWS = 255  # triggers whose co-occurrence rows are held at a time; packs with catalogues up to 16M items
+_SEARCH_ROWS = 4096
+
+
+def train_histories(dataset: Dataset) -> Histories:
+    """All training histories of a dataset."""
+    reader = dataset.history_reader()
+    return concatenate([reader.read(group) for group in range(reader.num_groups)])
+
+
+def cooccurrence_search(histories: Histories, num_items: int, k: int) -> Search:
+    """Item-item cosine: users of both items over the geometric mean of the users of each.
+
+    Args:
+        histories: of the training period; an item counts once a user.
+        num_items: size of the catalogue.
+        k: candidates a trigger; items without a common user are no candidates.
+    """
+    num_users = len(histories.offsets) - 1
+    ones = np.ones(len(histories.items), np.float32)
+    engaged = sparse.csr_matrix((ones, histories.items, histories.offsets), shape=(num_users, num_items))
+    engaged.sum_duplicates()
+    engaged.data[:] = 1.0
+    users_of_item = np.asarray(engaged.sum(axis=0)).ravel()
+    cosine = (engaged @ sparse.diags(1.0 / np.sqrt(np.maximum(users_of_item, 1.0)))).astype(np.float32)
+    by_item = cosine.T.tocsr()
+
+    def search(triggers: Indices) -> Candidates:
+        items = np.full((len(triggers), k), -1, np.int32)
+        scores = np.full((len(triggers), k), -np.inf, np.float32)
+        for start in range(0, len(triggers), _PRODUCT_ROWS):
+            part = triggers[start : start + _PRODUCT_ROWS]
+            rows, columns, values = _best_of_rows((by_item[part] @ cosine).tocsr(), part, k)
+            slots = np.arange(len(rows)) - np.searchsorted(rows, rows)
+            items[start + rows, slots] = columns
+            scores[start + rows, slots] = values
+        return Candidates("co-occurrence", items, scores)
+
+    return search
+
+
+def content_search(embeddings: npt.NDArray[np.floating], k: int) -> Search:
+    """Exact search over the teacher's embeddings; items without content neither ask nor answer.
+
+    Args:
+        embeddings: [I, Dc] unit-length rows, zero rows for items without content.
+        k: candidates a trigger.
+    """
+    vectors = np.asarray(embeddings, dtype=np.float32)
+    there = np.flatnonzero(np.einsum("id,id->i", vectors, vectors) > 0.5)
+    has_content = np.zeros(len(vectors), dtype=bool)
+    has_content[there] = True
+    index = ExactIndex.build(vectors[there])
+
+    def search(triggers: Indices) -> Candidates:
+        items = np.full((len(triggers), k), -1, np.int32)
+        scores = np.full((len(triggers), k), -np.inf, np.float32)
+        for start in range(0, len(triggers), _SEARCH_ROWS):
+            part = triggers[start : start + _SEARCH_ROWS]
+            similar, places = index.search(vectors[part], k + 1)
+            found = np.where(places >= 0, there[places], -1) if len(there) else places
+            wanted = (found >= 0) & (found != part[:, None]) & has_content[part][:, None]
+            slots = np.cumsum(wanted, axis=1) - 1
+            rows, columns = np.nonzero(wanted & (slots < k))
+            items[start + rows, slots[rows, columns]] = found[rows, columns]
+            scores[start + rows, slots[rows, columns]] = similar[rows, columns]
+        return Candidates("content", items, scores)
+
+    return search
+
+
+def popularity(
+    cohort: Cohort, train_count: npt.NDArray[np.int64], *, k: int, length: int
+) -> tuple[Answers, npt.NDArray[np.int64]]:
+    """The most popular items for everyone.
+
+    Every trigger has the same answers, so that sorting them would leave a list of K items only; the user's list is
+    therefore filled from the same ranking down to its full length.
+
+    Args:
+        cohort: U users.
+        train_count: [I] events of the training period.
+        k: answers a trigger.
+        length: of a user's list.
+
+    Returns:
+        K answers of every <user, trigger>; lists [U, length].
+    """
+    most_seen = int(np.diff(cohort.seen.offsets).max(initial=0))
+    ranking = np.argsort(-train_count, kind="stable")[: length + k + most_seen + 1]
+    place = np.full(len(train_count), -1)
+    place[ranking] = np.arange(len(ranking))
+    allowed = np.ones((cohort.num_users, len(ranking)), dtype=bool)
+    seen_users = np.repeat(np.arange(cohort.num_users), np.diff(cohort.seen.offsets))
+    seen_places = place[cohort.seen.items]
+    allowed[seen_users[seen_places >= 0], seen_places[seen_places >= 0]] = False
+    lists = _first_allowed(ranking, allowed, max(length, k + 1))
+    users, columns = np.nonzero(cohort.triggers >= 0)
+    triggers = cohort.triggers[users, columns]
+    # One more than k, for the trigger itself takes no slot (it can be there when seen items are not excluded).
+    wider = lists[users, : k + 1]
+    items = _first_allowed(wider, (wider >= 0) & (wider != triggers[:, None]), k)
+    scores = np.where(items >= 0, train_count[items], -np.inf).astype(np.float32)
+    return Answers(users, triggers, items, scores), lists[:, :length]
+
+
+def _best_of_rows(similar: sparse.csr_matrix, own: Indices, k: int) -> tuple[Indices, Indices, npt.NDArray[np.float32]]:
+    """The ``k`` largest entries of each row but the row's own item, ties to the lower column.
+
+    Row, value and column are packed into one integer: a plain sort is many times faster than sorting by three keys.
+
+    Args:
+        similar: [R, I] with positive float32 entries.
+        own: [R] columns left out.
+        k: entries kept.
+
+    Returns:
+        rows, columns and values, by row and then value, descending.
+    """
+    rows = np.repeat(np.arange(similar.shape[0], dtype=np.uint64), np.diff(similar.indptr))
+    column_bits, value_bits = np.uint64(int(similar.shape[1]).bit_length()), np.uint64(32)
+    assert similar.shape[0] < 2 ** (64 - 32 - int(column_bits)), "too many rows to pack"
+    descending = ~similar.data.view(np.uint32)  # the bits of positive floats sort as the floats do
+    packed = ((rows << value_bits | descending) << column_bits) | similar.indices.astype(np.uint64)
+    packed = np.sort(packed[similar.indices != own[rows.astype(np.intp)]])
+    rows = (packed >> (column_bits + value_bits)).astype(np.intp)
+    kept = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(own)))[rows] < k
+    packed = packed[kept]
+    columns = (packed & ((np.uint64(1) << column_bits) - np.uint64(1))).astype(np.int64)
+    values = (~(packed >> column_bits).astype(np.uint32)).view(np.float32)
+    return rows[kept], columns, values
+
+
+def _first_allowed(ranking: Indices, allowed: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.int64]:
+    """The first ``count`` allowed entries of each row; ``ranking`` [N] or [U, N], ``allowed`` [U, N]."""
+    slots = np.cumsum(allowed, axis=1) - 1
+    rows, columns = np.nonzero(allowed & (slots < count))
+    lists = np.full((len(allowed), count), -1, np.int64)
+    lists[rows, slots[rows, columns]] = np.broadcast_to(ranking, allowed.shape)[rows, columns]
+    return lists
