@@ -80,9 +80,9 @@ class ItemTable:
             self.columns[feature.name] = IdColumn(values, None if single else offsets)
         if self.columns[ITEM_ID].offsets is not None:
             raise ValueError(f"{folder}: {ITEM_ID} must have exactly one value an item")
-        self.float_features = open_array(
-            folder / "float_features.npy", np.float32, (num_items, len(schema.float_features))
-        )
+        floats_path = folder / "float_features.npy"
+        self.float_features = open_array(floats_path, np.float32, (num_items, len(schema.float_features)))
+        _check_finite(self.float_features, floats_path)
         self.train_count = open_array(folder / "train_count.npy", np.int64, (num_items,))
 
     def gather(
@@ -114,6 +114,13 @@ def _check_rows(values: npt.NDArray[np.int32], num_rows: int, path: Path) -> Non
         part = values[start : start + _SCAN_ROWS]
         if part.min() < 0 or part.max() >= num_rows:
             raise ValueError(f"{path}: rows must lie in 0 to {num_rows - 1}, found {part.min()} to {part.max()}")
+
+
+def _check_finite(features: npt.NDArray[np.float32], path: Path) -> None:
+    for start in range(0, len(features), _SCAN_ROWS):
+        good = np.isfinite(features[start : start + _SCAN_ROWS]).all(axis=1)
+        if not good.all():
+            raise ValueError(f"{path}: item {start + int(good.argmin())}: NaN or infinite")
 
 
 def _check_offsets(offsets: npt.NDArray[np.int64], num_values: int, path: Path) -> bool:

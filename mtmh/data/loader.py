@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,13 +12,12 @@ from mtmh.config import Config
 from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset
+from mtmh.data.distinct import Distinct
 from mtmh.data.negatives import NegativeLogProbability, UniformNegatives
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen
 from mtmh.data.stream import PairPlan, PairStream, StepPairs
 from mtmh.data.weights import PairWeights
-
-_TABLE_ITEMS = 1 << 26  # up to here distinct items are found through a table (4 bytes an item), beyond by sorting
 
 
 class PairLoader:
@@ -77,6 +74,8 @@ class PairLoader:
         per_rank = training.num_shards // world_size
         self._shards = range(rank * per_rank, (rank + 1) * per_rank)
         self._table = dataset.item_table
+        if not self._table.train_count.any():
+            raise ValueError(f"{dataset.artifact.path}: no item has training events (item_table/train_count.npy)")
         self._plan = PairPlan(dataset.history_reader(), config.pairs, training, config.seed)
         self._weights = PairWeights(config, self._table, content is not None)
         self._negatives = UniformNegatives(self._table.train_count, config.loss.num_uniform_negatives, config.seed)
@@ -101,23 +100,23 @@ class PairLoader:
         """The same batches, each made when it is asked for, in the thread that asks."""
         reader = self._dataset.history_reader(cached_groups=len(self._shards) + 1)
         stream = PairStream(reader, self._plan, self._config.pairs, self._shards)
-        distinct = DistinctItems(self._dataset.summary.num_items)
+        distinct = Distinct()
         for step in range(start_step, self.num_steps):
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
             batch = self._assemble(stream.read(epoch, step_of_epoch), distinct, epoch, step)
             yield batch.pin_memory() if self._pin_memory else batch
 
-    def _assemble(self, step_pairs: StepPairs, distinct: DistinctItems, epoch: int, step: int) -> PairBatch:
+    def _assemble(self, step_pairs: StepPairs, distinct: Distinct, epoch: int, step: int) -> PairBatch:
         pairs = step_pairs.pairs
         uniform = self._negatives.draw(epoch, step, self._rank, self._world_size)
-        items, rows = distinct(np.concatenate([pairs.trigger, pairs.candidate, uniform]))
+        items, rows = distinct(np.concatenate([pairs.trigger, pairs.candidate, uniform]), self._dataset.num_items)
         trigger, positive, uniform_rows = np.split(rows, [len(pairs.trigger), 2 * len(pairs.trigger)])
         dropout = self._config.model.id_dropout
         hidden = chosen(items, dropout, Purpose.ID_DROPOUT, self._config.seed, step) if dropout else None
         sparse, dense = self._table.gather(items, hidden)
         content = torch.empty(len(items), 0) if self._content is None else self._content.gather(items)
         log_q = np.zeros(len(items), np.float32) if self._log_q is None else self._log_q(items)
-        history = self._histories(step_pairs)
+        history_values, history_offsets, history_row = self._histories(step_pairs, distinct)
         return PairBatch(
             sparse=sparse,
             dense=dense,
@@ -128,41 +127,19 @@ class PairLoader:
             uniform=torch.from_numpy(uniform_rows),
             log_q=torch.from_numpy(log_q),
             content=content,
-            history_values=history[0],
-            history_offsets=history[1],
-            history_row=history[2],
+            history_values=history_values,
+            history_offsets=history_offsets,
+            history_row=history_row,
             step=step,
             epoch=epoch,
         )
 
-    def _histories(self, step_pairs: StepPairs) -> tuple[Tensor, Tensor, Tensor]:
+    def _histories(self, step_pairs: StepPairs, distinct: Distinct) -> tuple[Tensor, Tensor, Tensor]:
         """Values, offsets and rows of the masks' histories."""
         if not self._config.loss.mask_history:
             no_row = torch.zeros(len(step_pairs.pairs.row), dtype=torch.int64)
             return torch.empty(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), no_row
-        users, rows = np.unique(step_pairs.pairs.row, return_inverse=True)
-        recent = step_pairs.histories.select(users, last=self._config.loss.history_mask_length)
+        histories = step_pairs.histories
+        users, rows = distinct(step_pairs.pairs.row, len(histories.offsets) - 1)
+        recent = histories.select(users, last=self._config.loss.history_mask_length)
         return torch.from_numpy(recent.items.astype(np.int64)), torch.from_numpy(recent.offsets), torch.from_numpy(rows)
-
-
-class DistinctItems:
-    """Finds the distinct values of an array of indices and where each value went.
-
-    Up to a bound on the catalogue this takes no sort of the whole array: each position writes its number into a table
-    at its item, and the position whose number is still there stands for the item.
-    """
-
-    def __init__(self, num_items: int) -> None:
-        self._table = np.zeros(num_items, np.int32) if num_items <= _TABLE_ITEMS else None
-
-    def __call__(self, indices: npt.NDArray[np.integer[Any]]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The distinct indices [U], ascending, and the row in them of each index [n]."""
-        if self._table is None:
-            items, rows = np.unique(indices, return_inverse=True)
-            return items.astype(np.int64), rows
-        numbers = np.arange(len(indices), dtype=np.int32)
-        self._table[indices] = numbers
-        items = indices[self._table[indices] == numbers]
-        items.sort()
-        self._table[items] = numbers[: len(items)]
-        return items.astype(np.int64), self._table[indices].astype(np.int64)

@@ -126,6 +126,9 @@ def cosine_at_least(content: Tensor, first: Indices, second: Indices, threshold:
     """
     a = content.index_select(0, torch.from_numpy(first))
     b = content.index_select(0, torch.from_numpy(second))
-    known = a.any(dim=1) & b.any(dim=1)
-    result: npt.NDArray[np.bool_] = ((torch.linalg.vecdot(a, b) >= threshold) & known).numpy()
+    cosines = np.vecdot(a.numpy(), b.numpy())
+    result: npt.NDArray[np.bool_] = cosines >= threshold
+    if threshold <= 0.0:  # only then would a row of zeros pass
+        known = content.any(dim=1).numpy()
+        result &= known[first] & known[second]
     return result
