@@ -1,5 +1,6 @@
 """The MTMH model: nn.Modules and losses that any TorchRec stack can import."""
 
+from .content_encoder import ContentEncoder, ContentInputs, PooledEncoder
 from .dense_nn import DenseNN
 from .heads import Head, HeadMLP
 from .losses import LossOutput, Teacher, contrastive_losses
@@ -9,10 +10,13 @@ from .sparse_nn import SparseNN, build_ebc
 
 __all__ = [
     "MTMH",
+    "ContentEncoder",
+    "ContentInputs",
     "DenseNN",
     "Head",
     "HeadMLP",
     "LossOutput",
+    "PooledEncoder",
     "SparseNN",
     "Teacher",
     "accidental_hits",
