@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 
-def open_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+def open_array(path: Path, dtypes: type | tuple[type, ...], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
     """Memory-maps a ``.npy`` file, read only.
 
     Args:
         path: the file.
-        dtype: what it must hold.
+        dtypes: what it must hold, or any of several.
         shape: what it must measure; ``None``: any size.
 
     Raises:
@@ -29,8 +29,10 @@ def open_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int | None, ...]) 
     fits = len(array.shape) == len(shape) and all(
         want is None or want == size for want, size in zip(shape, array.shape, strict=True)
     )
-    if array.dtype != np.dtype(dtype) or not fits:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{path}: expected {np.dtype(dtype)} [{wanted}], found {array.dtype} {list(array.shape)}")
+    allowed = [np.dtype(dtype) for dtype in (dtypes if isinstance(dtypes, tuple) else (dtypes,))]
+    if array.dtype not in allowed or not fits:
+        kinds = " or ".join(map(str, allowed))
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{path}: expected {kinds} [{sizes}], found {array.dtype} {list(array.shape)}")
     # A plain view: np.memmap makes every slice of itself a memmap again, which costs more than the slice.
     return np.asarray(array)

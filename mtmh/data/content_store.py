@@ -64,10 +64,5 @@ def open_content(path: Path, dataset: Dataset) -> ContentEmbeddings:
             f"{path}: these content embeddings belong to another dataset (digest {str(made_of)[:12]}) than "
             f"{dataset.artifact.path} (digest {dataset.artifact.manifest.digest[:12]}); run mtmh content embed again"
         )
-    file = path / EMBEDDINGS
-    shape = (dataset.summary.num_items, None)
-    try:
-        embeddings = open_array(file, np.float16, shape)
-    except ValueError:
-        embeddings = open_array(file, np.float32, shape)
+    embeddings = open_array(path / EMBEDDINGS, (np.float16, np.float32), (dataset.num_items, None))
     return ContentEmbeddings(artifact, embeddings)

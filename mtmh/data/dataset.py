@@ -95,14 +95,11 @@ class Dataset:
         if len(item_ids) == 0:
             return np.empty(0, np.int64)
         wanted = np.asarray(item_ids)
-        if self.summary.id_type == "int64":
-            if wanted.dtype.kind not in "iu":
-                raise ValueError(f"item ids of this dataset are 64-bit integers, got {wanted.dtype} ({wanted[0]!r})")
-        else:
-            try:
-                wanted = wanted.astype(np.dtypes.StringDType(coerce=False))
-            except ValueError:
-                raise ValueError(f"item ids of this dataset are strings, got {wanted.dtype} ({wanted[0]!r})") from None
+        numbers = self.summary.id_type == "int64"
+        if wanted.dtype.kind not in ("iu" if numbers else "UTO"):
+            kind = "64-bit integers" if numbers else "strings"
+            raise ValueError(f"item ids of this dataset are {kind}, got {wanted.dtype} ({item_ids[0]!r})")
+        wanted = wanted.astype(np.int64 if numbers else np.dtypes.StringDType())
         ids, order = self._sorted_ids
         place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
         return np.where(ids[place] == wanted, order[place], -1)

@@ -1,0 +1,49 @@
+"""Content embeddings belong to one dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from synthetic_dataset import NUM_ITEMS, random_histories, write_dataset
+
+from mtmh.artifacts import write_artifact
+from mtmh.data.content_store import EMBEDDINGS, open_content
+from mtmh.data.dataset import Dataset
+
+
+def write_content(path: Path, dataset: Dataset, embeddings: npt.NDArray[Any]) -> Path:
+    with write_artifact(path, "content", config={}, inputs={"dataset": dataset.artifact}) as writer:
+        np.save(writer.folder / EMBEDDINGS, embeddings)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_gather_widens_the_rows_asked_for(tmp_path: Path, dtype: npt.DTypeLike) -> None:
+    dataset = write_dataset(tmp_path / "dataset", random_histories(5))
+    embeddings = np.random.default_rng(0).standard_normal((NUM_ITEMS, 8)).astype(dtype)
+    content = open_content(write_content(tmp_path / "content", dataset, embeddings), dataset)
+    found = content.gather(np.array([4, 59, 4]))
+    assert content.dim == 8
+    assert found.dtype == torch.float32
+    assert found.numpy().tolist() == embeddings[[4, 59, 4]].astype(np.float32).tolist()
+
+
+def test_content_of_another_dataset_is_refused(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", random_histories(5))
+    other = write_dataset(tmp_path / "other", random_histories(5), seed=1)
+    path = write_content(tmp_path / "content", other, np.zeros((NUM_ITEMS, 8), np.float16))
+    with pytest.raises(ValueError, match="belong to another dataset"):
+        open_content(path, dataset)
+
+
+@pytest.mark.parametrize("embeddings", [np.zeros((NUM_ITEMS - 1, 8), np.float16), np.zeros((NUM_ITEMS, 8))])
+def test_other_shapes_and_dtypes_are_refused(tmp_path: Path, embeddings: npt.NDArray[Any]) -> None:
+    dataset = write_dataset(tmp_path / "dataset", random_histories(5))
+    path = write_content(tmp_path / "content", dataset, embeddings)
+    with pytest.raises(ValueError, match=r"embeddings.npy: expected float16 or float32 \[60, any\], found"):
+        open_content(path, dataset)
