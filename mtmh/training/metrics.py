@@ -43,7 +43,8 @@ def quiet_libraries() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            for text in (".*broadcast_buffers.*", ".*deprecating ShardedTensor.*"):
+                warnings.filterwarnings("ignore", message=text, category=FutureWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

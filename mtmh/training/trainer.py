@@ -16,6 +16,7 @@ from mtmh.training.distributed import join_ranks
 from mtmh.training.metrics import TrainingLog, quiet_libraries
 from mtmh.training.model import build_model
 from mtmh.training.optimizers import build_optimizer, set_learning_rates
+from mtmh.training.padding import of_one_size
 from mtmh.training.sharding import plan_table, shard
 from mtmh.training.task import TrainTask
 
@@ -56,7 +57,7 @@ def train(config: Config, *, resume: bool = True) -> Path:
         pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
         with TrainingLog(config, dataset, loader, optimizer, ranks, start_step=step) as log:
             log.show(plan_table(plan))
-            batches = log.timed(loader.batches(step))
+            batches = of_one_size(log.timed(loader.batches(step)))
             while step < loader.num_steps:
                 set_learning_rates(optimizer, config.training, step)
                 losses = pipeline.progress(batches)

@@ -1,0 +1,188 @@
+"""Runs the whole trainer on 1, 2 and 3 real gloo ranks and compares what comes out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tiny_run import losses_of, read_whole, state_of, tiny_config, write_inputs
+
+from mtmh.config import Config
+from mtmh.data.content_store import open_content
+from mtmh.data.dataset import open_dataset
+from mtmh.training.checkpoint import Checkpoints, latest_checkpoint, training_state
+from mtmh.training.distributed import gather_numbers, gather_rows, join_ranks, on_first
+from mtmh.training.model import build_model, load_model
+from mtmh.training.optimizers import build_optimizer
+from mtmh.training.sharding import shard
+from mtmh.training.state_files import write_state
+from mtmh.training.task import TrainTask
+from mtmh.training.trainer import train
+
+STEPS = 5
+WORLD_SIZES = (1, 2, 3)
+PLANS = {
+    # name: (sharding, optimizer)
+    "free": (None, "rowwise_adagrad"),
+    "table_wise": ("table_wise", "rowwise_adagrad"),
+    "row_wise": ("row_wise", "rowwise_adagrad"),
+    "copies": ("data_parallel", "rowwise_adagrad"),
+    "rows_full": ("row_wise", "adagrad"),
+    "columns_full": ("column_wise", "adagrad"),
+}
+LOSSES = {
+    "uniform_only": {"in_batch_negatives": False, "mask_history": False},
+    "uncorrected": {"log_q": False, "num_uniform_negatives": 0, "propensity": {"a": 1.0, "b": 0.5}},
+}
+
+
+def plan_config(root: Path, world_size: int, plan: str) -> Config:
+    kind, optimizer = PLANS[plan]
+    return tiny_config(
+        root,
+        f"{plan}-{world_size}",
+        sharding={"default": kind},
+        training={"optimizer": optimizer, "max_steps": STEPS},
+    )
+
+
+def loss_config(root: Path, world_size: int, loss: str) -> Config:
+    return tiny_config(root, f"{loss}-{world_size}", loss=LOSSES[loss], training={"max_steps": STEPS})
+
+
+def handover_config(root: Path, world_size: int, steps: int) -> Config:
+    """Runs of 3 steps on 2 ranks, which others copy and continue."""
+    return tiny_config(root, f"handover-{world_size}", training={"max_steps": steps})
+
+
+def run_everything(rank: int, world_size: int, root: Path) -> None:
+    """What one rank does; all world sizes run the same."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
+    if world_size > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{root}/store-{world_size}", rank=rank, world_size=world_size
+        )
+    with join_ranks("cpu") as ranks:
+        check_gathers(rank, world_size)
+        for plan in PLANS:
+            train(plan_config(root, world_size, plan))
+        for loss in LOSSES:
+            train(loss_config(root, world_size, loss))
+        if world_size == 2:
+            train(handover_config(root, 2, 3))
+        else:
+            config = handover_config(root, world_size, STEPS)
+            on_first(ranks, lambda: shutil.copytree(root / "handover-2-at-3", config.model_dir("checkpoints").parent))
+            resave(config, root / f"resaved-{world_size}")
+            train(config)
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def check_gathers(rank: int, world_size: int) -> None:
+    sizes = [2 * other + (other == 0) for other in range(world_size)]
+    rows = torch.full((sizes[rank], 3), float(rank), dtype=torch.float64, requires_grad=True)
+    gathered = gather_rows(rows, sizes)
+    expected = torch.cat([torch.full((size, 3), float(other)) for other, size in enumerate(sizes)])
+    assert torch.equal(gathered, expected.double())
+    # Rank r weighs copy l with (r + 1) * l, so the owner of row l gets the sum of those.
+    weights = torch.arange(len(gathered), dtype=torch.float64)[:, None]
+    (gathered * weights * (rank + 1)).sum().backward()
+    first = sum(sizes[:rank])
+    own = weights[first : first + sizes[rank]] * sum(range(1, world_size + 1))
+    assert rows.grad is not None
+    assert torch.equal(rows.grad, own.expand(-1, 3))
+    assert gather_numbers(torch.tensor([rank, 7.0], dtype=torch.float64)) == [[r, 7.0] for r in range(world_size)]
+    with join_ranks("cpu") as ranks, pytest.raises(ValueError, match="only the first rank saw it"):
+        on_first(ranks, _fail)
+
+
+def _fail() -> int:
+    raise ValueError("only the first rank saw it")
+
+
+def resave(config: Config, folder: Path) -> None:
+    """Restores the checkpoint of another number of ranks and writes the state again."""
+    with join_ranks("cpu") as ranks:
+        dataset = open_dataset(config.dataset_dir)
+        content = open_content(config.content_dir, dataset)
+        inputs = {"dataset": dataset.artifact, "content": content.artifact}
+        checkpoints = Checkpoints(config, dataset.summary.features, inputs, ranks)
+        found = checkpoints.find(resume=True)
+        assert found is not None
+        model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
+        sharded, _ = shard(TrainTask(model, config.loss), config, ranks)
+        optimizer = build_optimizer(sharded, config.training)
+        assert checkpoints.restore(found, sharded, optimizer) == 3
+        write_state(training_state(sharded, optimizer), folder)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs of all world sizes."""
+    root = tmp_path_factory.mktemp("ranks")
+    write_inputs(root)
+    run_on(2, root)
+    (root / "handover-2").rename(root / "handover-2-at-3")
+    run_on(3, root)
+    run_everything(0, 1, root)
+    return root
+
+
+def run_on(world_size: int, root: Path) -> None:
+    run: Callable[[int, int, Path], None] = run_everything
+    mp.spawn(run, args=(world_size, root), nprocs=world_size)  # type: ignore[no-untyped-call]
+
+
+def assert_same_run(one: Config, other: Config) -> None:
+    losses, expected = losses_of(one), losses_of(other)
+    assert losses.keys() == expected.keys() == set(range(1, STEPS + 1))
+    for step, heads in expected.items():
+        for head, parts in heads.items():
+            assert losses[step][head] == pytest.approx(parts, rel=1e-5)
+    weights, expected_weights = (
+        load_model(latest_checkpoint(config.model_dir("checkpoints"))).state_dict() for config in (one, other)
+    )
+    for name, value in expected_weights.items():
+        torch.testing.assert_close(weights[name], value, rtol=2e-4, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("plan", ["free", "table_wise", "row_wise", "copies"])
+def test_losses_and_weights_do_not_depend_on_ranks_or_plan(root: Path, plan: str, world_size: int) -> None:
+    assert_same_run(plan_config(root, world_size, plan), plan_config(root, 1, "table_wise"))
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("plan", ["rows_full", "columns_full"])
+def test_full_adagrad_allows_column_plans(root: Path, plan: str, world_size: int) -> None:
+    assert_same_run(plan_config(root, world_size, plan), plan_config(root, 1, "rows_full"))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_other_losses_do_not_depend_on_ranks(root: Path, loss: str, world_size: int) -> None:
+    assert_same_run(loss_config(root, world_size, loss), loss_config(root, 1, loss))
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_checkpoint_of_2_ranks_restores_exactly_on_other_numbers(root: Path, world_size: int) -> None:
+    written = state_of(latest_checkpoint(root / "handover-2-at-3" / "checkpoints"))
+    restored = read_whole(root / f"resaved-{world_size}")
+    assert any(name.startswith("optimizer.tables.") for name in written)
+    assert any(name.startswith("optimizer.towers.") for name in written)
+    assert restored.keys() == written.keys()
+    for name, value in written.items():
+        assert torch.equal(restored[name], value), name
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_run_goes_on_on_another_number_of_ranks(root: Path, world_size: int) -> None:
+    assert_same_run(handover_config(root, world_size, STEPS), plan_config(root, 1, "free"))

@@ -1,0 +1,73 @@
+"""A dataset, a teacher and a recipe small enough to train in a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from synthetic_dataset import make_config, random_histories, write_dataset
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from mtmh.artifacts import write_artifact
+from mtmh.config import Config
+from mtmh.training.checkpoint import STATE
+from mtmh.training.metrics import METRICS
+from mtmh.training.state_files import SafeReader, read_state
+
+NUM_ITEMS = 200
+
+MODEL = {
+    "embedding_dim": 8,
+    "dense_hidden": [8],
+    "dense_dim": 4,
+    "head_hidden": [16],
+    "head_dim": 8,
+    "id_dropout": 0.1,
+    "heads": [{"name": "engagement"}, {"name": "relevance", "relevance_weight": 0.5}],
+}
+TRAINING = {"batch_size": 48, "num_shards": 6, "shuffle_pairs": 96, "epochs": 2, "log_every": 1, "warmup_steps": 4}
+
+
+def write_inputs(root: Path) -> None:
+    """Dataset and teacher; a tenth of the items have no content."""
+    dataset = write_dataset(root / "dataset", random_histories(60, num_items=NUM_ITEMS), num_items=NUM_ITEMS)
+    rng = np.random.default_rng(1)
+    embeddings = rng.standard_normal((NUM_ITEMS, 6)).astype(np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    embeddings[rng.random(NUM_ITEMS) < 0.1] = 0.0
+    with write_artifact(root / "content", "content", config={}, inputs={"dataset": dataset.artifact}) as writer:
+        np.save(writer.folder / "embeddings.npy", embeddings)
+
+
+def tiny_config(root: Path, name: str = "tiny", **sections: dict[str, Any]) -> Config:
+    """A recipe over `write_inputs`; a section given here replaces its defaults key by key."""
+    sections["model"] = MODEL | sections.get("model", {})
+    sections["training"] = TRAINING | sections.get("training", {})
+    return make_config(root, **sections).model_copy(update={"name": name})
+
+
+def losses_of(config: Config) -> dict[int, dict[str, dict[str, float]]]:
+    """The losses in metrics.jsonl, by step."""
+    lines = (config.model_dir("checkpoints") / METRICS).read_text().splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines)}
+
+
+def state_of(checkpoint: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint but the random states, whole."""
+    return read_whole(checkpoint / STATE)
+
+
+def read_whole(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a state on disk but the random states, whole."""
+    entries = SafeReader(folder).read_metadata().state_dict_metadata
+    state = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if isinstance(entry, TensorStorageMetadata) and not name.startswith("random.")
+    }
+    read_state(state, folder, prefixes=("model.", "optimizer."), distributed=False)
+    return state
