@@ -229,7 +229,7 @@ def _index_items(work: _Work, source: SourceTables) -> NDArray[np.int32]:
     counts = work.connection.sql(statements.train_item_counts()).to_arrow_table()
     known = np.zeros(work.number("SELECT count(*) FROM catalogue"), np.bool_)
     known[counts["item_code"].to_numpy()] = True
-    if source.items is not None:
+    if source.items is not None and not source.items_from_events:
         known[:] = True
     work.run(statements.rare_items(work.config.data.min_item_events))
     work.drop_events(

@@ -6,14 +6,16 @@ contract. It drops no row by itself: a row it does not want carries a ``drop_rea
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import duckdb
+import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from mtmh.config import Config
@@ -24,6 +26,7 @@ INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALL
 ID_TYPES = (*INTEGER_TYPES, "VARCHAR")
 NUMBER_TYPES = (*INTEGER_TYPES, "UBIGINT", "HUGEINT", "FLOAT", "DOUBLE", "DECIMAL", "BOOLEAN")
 TIME_TYPES = (*INTEGER_TYPES, "UBIGINT", "FLOAT", "DOUBLE", "DECIMAL", "DATE", "TIMESTAMP")
+HEAD_BYTES = 1 << 20
 EMBEDDING_TYPES = ("FLOAT[]", "DOUBLE[]", "DECIMAL[]")
 
 
@@ -38,6 +41,7 @@ class SourceTables:
             FLOAT[], ``drop_reason`` and one column a feature; ``None``: the catalogue is what the events name.
         id_features: names of the id features that ``items`` offers; a column is single-valued or a list.
         float_features: names of the float features that ``items`` offers.
+        items_from_events: whether ``items`` is drawn from the events, so that later events can add items.
         has_clock: whether timestamps of different users can be compared.
         files: the files behind the queries, for messages.
         timestamp_is_date: whether ``timestamp`` came from dates, as seconds since 1970.
@@ -47,6 +51,7 @@ class SourceTables:
     items: str | None
     id_features: tuple[str, ...] = ()
     float_features: tuple[str, ...] = ()
+    items_from_events: bool = False
     has_clock: bool = True
     files: tuple[Path, ...] = ()
     timestamp_is_date: bool = False
@@ -108,11 +113,15 @@ class TableFile:
         files: the files.
         sql: what stands behind FROM.
         types: column name -> DuckDB type.
+        is_csv: whether the types were inferred.
+        odd_values: column name -> a value that is neither a number nor a date, for messages.
     """
 
     files: tuple[Path, ...]
     sql: str
     types: Mapping[str, str]
+    is_csv: bool = False
+    odd_values: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -129,7 +138,8 @@ class TableFile:
             raise ValueError(f"{self.name}: no column {column!r}; found {', '.join(map(repr, self.types))}")
         found = self.types[column]
         if base_type(found) not in allowed:
-            raise ValueError(f"{self.name}: column {column!r} holds {found}, expected {expected}")
+            odd = f" (for example {self.odd_values[column]!r})" if column in self.odd_values else ""
+            raise ValueError(f"{self.name}: column {column!r} holds {found}{odd}, expected {expected}")
         return quoted(column)
 
     def id_column(self, column: str) -> str:
@@ -138,7 +148,7 @@ class TableFile:
         Raises:
             ValueError: no such column, or neither integers nor strings.
         """
-        name = self.require(column, ID_TYPES, "integers or strings")
+        name = self.require(column, ID_TYPES, "64-bit integers or strings")
         return f"nullif(trim({name}), '')" if self.types[column] == "VARCHAR" else f"{name}::BIGINT"
 
     def text_column(self, column: str) -> str:
@@ -184,7 +194,8 @@ def table_file(connection: Any, files: Sequence[Path], *, types: Mapping[str, st
     Args:
         connection: DuckDB.
         files: at least one file, all of one format and with the same columns.
-        types: types of CSV columns by name; the others are inferred.
+        types: types of CSV columns by name, the others are strings; ``None``: one scan finds the narrowest type that
+            fits all values. ``007`` is a string, since it would not survive as a number.
 
     Raises:
         ValueError: a file is missing, empty, broken, of an unknown format, or lacks one of the typed columns.
@@ -197,20 +208,29 @@ def table_file(connection: Any, files: Sequence[Path], *, types: Mapping[str, st
             raise ValueError(f"{file}: no such file")
         if file.stat().st_size == 0:
             raise ValueError(f"{file}: empty file")
-    names = "[" + ", ".join(literal(str(file)) for file in files) + "]"
     with readable(files):
         if formats == {"parquet"}:
-            sql = f"read_parquet({names})"
-        else:
-            delimiter = "'\\t'" if formats == {"tsv"} else "','"
-            common = f"{names}, header = true, delim = {delimiter}, quote = '\"', escape = '\"'"
-            header = _describe(connection, f"read_csv({common}, all_varchar = true)")
-            for column in types or {}:
-                if column not in header:
-                    raise ValueError(f"{files[0]}: no column {column!r}; found {', '.join(map(repr, header))}")
-            typed = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in (types or {}).items())
-            sql = f"read_csv({common}" + (f", types = {{{typed}}})" if typed else ")")
-        return TableFile(tuple(files), sql, _describe(connection, sql))
+            names = ", ".join(literal(str(file)) for file in files)
+            sql = f"read_parquet([{names}])"
+            described = connection.sql(f"DESCRIBE SELECT * FROM {sql}").fetchall()
+            return TableFile(tuple(files), sql, {str(row[0]): str(row[1]) for row in described})
+        delimiter = "\t" if formats == {"tsv"} else ","
+        header, mixed_newlines = _csv_header(files[0], delimiter)
+        for file in files[1:]:
+            if _csv_header(file, delimiter)[0] != header:
+                raise ValueError(f"{file}: expected the same columns as in {files[0]}: {', '.join(header)}")
+        for column in types or {}:
+            if column not in header:
+                raise ValueError(f"{files[0]}: no column {column!r}; found {', '.join(map(repr, header))}")
+        strings = dict.fromkeys(header, "VARCHAR")
+        if types is not None:
+            known = {**strings, **types}
+            return TableFile(tuple(files), _read_csv(files, delimiter, known, mixed_newlines), known)
+        sql = _read_csv(files, delimiter, strings, mixed_newlines)
+        inferred, odd = _infer_types(connection, sql, header)
+        return TableFile(
+            tuple(files), _read_csv(files, delimiter, inferred, mixed_newlines), inferred, is_csv=True, odd_values=odd
+        )
 
 
 @contextmanager
@@ -222,7 +242,9 @@ def readable(files: Sequence[Path]) -> Iterator[None]:
         raise
     except duckdb.Error as error:
         # The first lines name file, line and column; what follows is advice about DuckDB's own options.
-        reason = " ".join(line.strip() for line in str(error).split("Possible solutions")[0].splitlines()).strip()
+        reason = " ".join(
+            line.strip() for line in re.split("Possible (?i:fix|solution)", str(error))[0].splitlines()
+        ).strip()
         reason = re.sub(r"\s*Column \w+ is being converted as .*$", "", reason)
         named = any(str(file) in reason for file in files)
         # CSV errors name their file at the very end.
@@ -254,9 +276,57 @@ def reasons(*cases: tuple[str, str]) -> str:
     return "CASE " + " ".join(f"WHEN {condition} THEN {literal(name)}" for condition, name in cases) + " END"
 
 
-def _describe(connection: Any, sql: str) -> dict[str, str]:
-    rows = connection.sql(f"DESCRIBE SELECT * FROM {sql}").fetchall()
-    return {str(row[0]): str(row[1]) for row in rows}
+def _csv_header(file: Path, delimiter: str) -> tuple[list[str], bool]:
+    """Column names, and whether the first line ends in another way than the next ones (MovieLens ships such files).
+
+    DuckDB's own detection is not used: with one odd line in its sample it may take another line for the header.
+    """
+    try:
+        with pa.input_stream(str(file)) as stream:
+            head = stream.read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read: {error}") from None
+    first, _, rest = head.partition("\n")
+    names = next(csv.reader([first.rstrip("\r")], delimiter=delimiter), [])
+    if len(set(names)) != len(names) or not all(names):
+        raise ValueError(f"{file}: expected distinct column names in the first line, found {first.strip()!r}")
+    second = rest.partition("\n")[0]
+    return names, bool(rest) and first.endswith("\r") != second.endswith("\r")
+
+
+def _read_csv(files: Sequence[Path], delimiter: str, types: Mapping[str, str], mixed_newlines: bool) -> str:
+    names = ", ".join(literal(str(file)) for file in files)
+    columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in types.items())
+    # Strict mode refuses lines with too many fields, but also line ends that change.
+    strict = "false" if mixed_newlines else "true"
+    return (
+        f"read_csv([{names}], auto_detect = false, header = true, delim = {literal(delimiter)}, quote = '\"', "
+        f"escape = '\"', strict_mode = {strict}, columns = {{{columns}}})"
+    )
+
+
+def _infer_types(connection: Any, sql: str, header: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The narrowest of BIGINT, DOUBLE, TIMESTAMP, VARCHAR that holds all values, and for VARCHAR one that needs it."""
+    queries = []
+    for name in header:
+        column = quoted(name)
+        odd = f"try_cast({column} AS DOUBLE) IS NULL AND try_cast({column} AS TIMESTAMP) IS NULL"
+        queries += [
+            f"count({column})",
+            f"count(*) FILTER (WHERE try_cast({column} AS BIGINT)::VARCHAR = {column})",
+            f"count(try_cast({column} AS DOUBLE))",
+            f"count(try_cast({column} AS TIMESTAMP))",
+            f"min({column}) FILTER (WHERE {odd})",
+        ]
+    facts = connection.sql(f"SELECT {', '.join(queries)} FROM {sql}").fetchall()[0]
+    types, odd_values = {}, {}
+    for i, name in enumerate(header):
+        known, *fitting, example = facts[5 * i : 5 * i + 5]
+        kinds = [kind for kind, fits in zip(("BIGINT", "DOUBLE", "TIMESTAMP"), fitting, strict=True) if fits == known]
+        types[name] = kinds[0] if kinds and known else "VARCHAR"
+        if example is not None:
+            odd_values[name] = example
+    return types, odd_values
 
 
 def _format(file: Path) -> str:

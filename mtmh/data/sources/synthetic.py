@@ -105,7 +105,7 @@ class SyntheticOptions(Settings):
     attention_floor: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
     missing_price: Share = 0.03
     content_dim: Positive = 64
-    content_noise: NonNegative = 0.6
+    content_noise: NonNegative = 0.9
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
