@@ -262,7 +262,7 @@ class ModelConfig(Settings):
 
 
 class PropensityConfig(Settings):
-    """Off-policy weight of a pair, ``1 / (a + count(trigger)^b)`` (related-video paper), scaled to mean 1 a batch."""
+    """Off-policy pair weight ``1 / (a + count(trigger)^b)`` (related-video paper), scaled to mean 1 over T1 events."""
 
     a: NonNegative = 1.0
     b: NonNegative = 0.5

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.data.histories import Histories, HistoryReader, check_item_range, check_list_column, concatenate, flat_lists
 from mtmh.data.item_table import ItemTable
+from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.randomness import Purpose, generator
 from mtmh.data.schema import HISTORIES, ITEM_ID, ITEMS, TEST, DatasetSummary
 
@@ -62,11 +62,12 @@ class Dataset:
             ValueError: no such column, or the table does not have one row an item.
         """
         path = self.artifact.path / ITEMS
-        schema = pq.read_schema(path)
-        missing = [name for name in columns or [] if name not in schema.names]
+        file = open_parquet(path)
+        names = file.schema_arrow.names
+        missing = [name for name in columns or [] if name not in names]
         if missing:
-            raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}")
-        table = pq.read_table(path, columns=None if columns is None else list(columns))
+            raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
+        table = file.read(columns=None if columns is None else list(columns))
         if table.num_rows != self.num_items:
             raise ValueError(f"{path}: {table.num_rows} rows, the manifest says {self.num_items} items")
         return table
@@ -147,7 +148,10 @@ class Dataset:
             ValueError: there is no such user, or the tables do not fit together.
         """
         path = self.artifact.path
-        candidates = pq.read_table(path / TEST, columns=["user_index"]).column(0).to_numpy()
+        test = open_parquet(path / TEST)
+        groups = range(test.metadata.num_row_groups)
+        keys = [read_column(test, path / TEST, group, "user_index").to_numpy() for group in groups]
+        candidates = np.concatenate([np.empty(0, np.int64), *keys])
         if len(candidates) == 0:
             raise ValueError(f"{path / TEST}: no user has both training and test events: nothing to evaluate on")
         draw = generator(Purpose.EVALUATION_USERS, seed).permutation(len(candidates))[:num_users]
@@ -157,15 +161,15 @@ class Dataset:
     def _lists(self, name: Path, users: npt.NDArray[np.int64]) -> Histories:
         """The item lists of users (ascending), from a table keyed by ``user_index``."""
         path = self.artifact.path / name
-        file = pq.ParquetFile(path, memory_map=True)
+        file = open_parquet(path)
         check_list_column(file.schema_arrow, "items", path)
         parts: list[Histories] = []
         found: list[npt.NDArray[np.int64]] = []
         for group in range(file.metadata.num_row_groups):
-            keys = file.read_row_group(group, columns=["user_index"]).column(0).to_numpy()
+            keys = read_column(file, path, group, "user_index").to_numpy()
             rows = np.flatnonzero(np.isin(keys, users))
             if len(rows):
-                items = file.read_row_group(group, columns=["items"]).column(0).take(pa.array(rows))
+                items = read_column(file, path, group, "items").take(pa.array(rows))
                 parts.append(flat_lists(items, path))
                 found.append(keys[rows])
         keys = np.concatenate(found) if found else np.empty(0, np.int64)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mtmh.data.arrays import open_array
+from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS
 
 
@@ -77,7 +77,7 @@ class HistoryReader:
             ValueError: wrong column types, or lengths that do not go with the file.
         """
         self._path = folder / HISTORIES
-        self._file = pq.ParquetFile(self._path, memory_map=True)
+        self._file = open_parquet(self._path)
         self._num_items = num_items
         self._cached_groups = cached_groups
         self._cache: OrderedDict[int, Histories] = OrderedDict()
@@ -101,7 +101,7 @@ class HistoryReader:
         if group in self._cache:
             self._cache.move_to_end(group)
             return self._cache[group]
-        histories = flat_lists(self._file.read_row_group(group, columns=["items"]).column("items"), self._path)
+        histories = flat_lists(read_column(self._file, self._path, group, "items"), self._path)
         first, end = self.group_starts[group : group + 2]
         if not np.array_equal(np.diff(histories.offsets), self.lengths[first:end]):
             raise ValueError(

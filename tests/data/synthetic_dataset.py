@@ -115,7 +115,7 @@ def write_dataset(
         has_topics=False,
         content_embedding_dim=None,
     )
-    arrays = {
+    arrays: dict[Path, npt.NDArray[Any]] = {
         ITEM_TABLE / "float_features.npy": rng.standard_normal((num_items, 2)).astype(np.float32),
         ITEM_TABLE / "train_count.npy": train_count,
         HISTORY_LENGTHS: np.array([len(history) for history in histories], np.int32),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_ids_of_the_wrong_type_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="64-bit integers"):
         write_dataset(tmp_path / "a", HISTORY_LISTS).lookup(["10"])
     with pytest.raises(ValueError, match="64-bit integers"):
-        write_dataset(tmp_path / "a", HISTORY_LISTS).lookup([10.0])
+        write_dataset(tmp_path / "a", HISTORY_LISTS).lookup(np.array([10.0]))
     strings = write_dataset(tmp_path / "b", HISTORY_LISTS, item_ids=[f"i{item}" for item in range(NUM_ITEMS)])
     with pytest.raises(ValueError, match="strings"):
         strings.lookup([10])
@@ -167,19 +168,48 @@ def test_row_groups_are_read_once_while_cached(tmp_path: Path) -> None:
     assert reader.read(0) is not first
 
 
-def test_another_list_type_is_refused(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "dataset", HISTORY_LISTS)
-    table = pa.table({"user_index": [0], "items": pa.array([[1]], pa.list_(pa.int64()))})
-    with write_artifact(tmp_path / "other", "dataset", config={}) as writer:
-        for file in (tmp_path / "dataset").rglob("*"):
-            if file.is_file() and file.name != "manifest.json":
-                target = writer.folder / file.relative_to(tmp_path / "dataset")
-                target.parent.mkdir(exist_ok=True)
-                target.write_bytes(file.read_bytes())
-        pq.write_table(table, writer.folder / HISTORIES)
-        writer.summary.update(open_dataset(tmp_path / "dataset").artifact.summary)
+def with_histories(path: Path, table: pa.Table) -> Path:
+    """A copy of ``dataset`` beside ``path`` with other histories, under a manifest that fits."""
+    source = path.with_name("dataset")
+    write_dataset(source, HISTORY_LISTS, test={0: [1]})
+    with write_artifact(path, "dataset", config={}) as writer:
+        shutil.copytree(source, writer.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+        pq.write_table(table, writer.folder / HISTORIES, compression="zstd")
+        writer.summary.update(open_dataset(source).artifact.summary)
+    return path
+
+
+def test_histories_of_another_type_are_refused(tmp_path: Path) -> None:
+    wide = pa.table({"user_index": [0], "items": pa.array([[1]], pa.list_(pa.int64()))})
     with pytest.raises(ValueError, match=r"histories.parquet: column items: expected list<int32>, found list<"):
-        open_dataset(tmp_path / "other").history_reader()
+        open_dataset(with_histories(tmp_path / "wide", wide)).history_reader()
+    lists = pa.array([[1], None] + 21 * [[2]], pa.list_(pa.int32()))
+    nulls = open_dataset(with_histories(tmp_path / "nulls", pa.table({"items": lists})))
+    with pytest.raises(ValueError, match=r"histories.parquet: column items: null lists"):
+        nulls.history_reader().read(0)
+    with pytest.raises(ValueError, match=r"histories.parquet: no column user_index; it has items"):
+        nulls.evaluation_users(1, 0)
+
+
+def test_a_test_user_without_history_is_named(tmp_path: Path) -> None:
+    lists = pa.array(23 * [[2]], pa.list_(pa.int32()))
+    table = pa.table({"user_index": np.arange(23), "items": lists})
+    with pytest.raises(ValueError, match=r"histories.parquet: user_index 10\d\d is missing"):
+        open_dataset(with_histories(tmp_path / "other", table)).evaluation_users(1, 0)
+
+
+def test_damaged_parquet_names_the_file(tmp_path: Path) -> None:
+    lists = pa.array([[item % 60 for item in range(500)]] * 23, pa.list_(pa.int32()))
+    path = with_histories(tmp_path / "other", pa.table({"user_index": np.arange(23), "items": lists}))
+    content = bytearray((path / HISTORIES).read_bytes())
+    footer = int.from_bytes(content[-8:-4], "little") + 8
+    content[4:-footer] = bytes(len(content) - footer - 4)
+    (path / HISTORIES).write_bytes(content)
+    with pytest.raises(ValueError, match=r"histories.parquet: row group 0: column items is damaged"):
+        open_dataset(path).history_reader().read(0)
+    (path / HISTORIES).write_bytes(bytes(len(content)))
+    with pytest.raises(ValueError, match=r"histories.parquet: not a readable Parquet file"):
+        open_dataset(path).history_reader()
 
 
 def test_files_and_facts_are_checked_at_opening(tmp_path: Path) -> None:
