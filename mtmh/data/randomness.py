@@ -16,6 +16,10 @@ class Purpose(IntEnum):
     UNIFORM_NEGATIVES = 3
     ID_DROPOUT = 4
     EVALUATION_USERS = 5
+    CONCEPT_PAIRS = 6
+    MODALITY_DROPOUT = 7
+    CHECK_SAMPLE = 8
+    SYNTHETIC_MEDIA = 9
 
 
 def generator(purpose: Purpose, *key: int) -> np.random.Generator:
