@@ -1,7 +1,8 @@
 """How many pairs a second does one core turn into training batches, and where does the time go?
 
 Builds a dataset of the asked size (histories of skewed lengths over items of skewed popularity, three id features, one
-of them multi-valued, and floats), then times the loader without its background thread.
+of them multi-valued, and floats), then times the loader without its background thread. On a machine with other work
+"per CPU s" (process time, all threads) is the figure of one core; on a quiet one it equals pairs/s.
 
     python benchmarks/loader.py --out loader.json
 """

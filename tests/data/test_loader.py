@@ -285,6 +285,13 @@ def test_ranks_must_divide_the_shards(dataset: Dataset, tmp_path: Path) -> None:
         PairLoader(dataset, make_config(tmp_path), rank=0, world_size=4)
 
 
+def test_counts_that_know_no_item_are_refused(tmp_path: Path) -> None:
+    none = {Path("item_table/train_count.npy"): np.zeros(NUM_ITEMS, np.int64)}
+    dataset = write_dataset(tmp_path / "dataset", HISTORY_LISTS, changes=none)
+    with pytest.raises(ValueError, match="no item has training events"):
+        PairLoader(dataset, make_config(tmp_path))
+
+
 def test_a_damaged_row_group_stops_the_consumer(tmp_path: Path) -> None:
     lengths = np.array([len(history) for history in HISTORY_LISTS], np.int32)
     lengths[[21, 22]] = lengths[[22, 21]]
