@@ -8,9 +8,9 @@ from scipy import sparse
 
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories, concatenate
-from mtmh.evaluation.protocol import Answers, Cohort, Indices, Search
+from mtmh.evaluation.protocol import Answers, Cohort, Indices
 from mtmh.index.vector_index import ExactIndex
-from mtmh.serving.preranker import Candidates
+from mtmh.serving.preranker import Candidates, Requests
 
 _PRODUCT_ROWS = 255  # triggers whose co-occurrence rows are held at a time; packs with catalogues up to 16M items
 _SEARCH_ROWS = 4096
@@ -22,65 +22,80 @@ def train_histories(dataset: Dataset) -> Histories:
     return concatenate([reader.read(group) for group in range(reader.num_groups)])
 
 
-def cooccurrence_search(histories: Histories, num_items: int, k: int) -> Search:
+class Cooccurrence:
     """Item-item cosine: users of both items over the geometric mean of the users of each.
+
+    As a retriever it answers a trigger by cosine; as a ``Preranker`` it scores a candidate by the sum of its cosines to
+    the history, the usual way of item-based collaborative filtering.
 
     Args:
         histories: of the training period; an item counts once a user.
         num_items: size of the catalogue.
-        k: candidates a trigger; items without a common user are no candidates.
     """
-    num_users = len(histories.offsets) - 1
-    ones = np.ones(len(histories.items), np.float32)
-    engaged = sparse.csr_matrix((ones, histories.items, histories.offsets), shape=(num_users, num_items))
-    engaged.sum_duplicates()
-    engaged.data[:] = 1.0
-    users_of_item = np.asarray(engaged.sum(axis=0)).ravel()
-    cosine = (engaged @ sparse.diags(1.0 / np.sqrt(np.maximum(users_of_item, 1.0)))).astype(np.float32)
-    by_item = cosine.T.tocsr()
 
-    def search(triggers: Indices) -> Candidates:
+    def __init__(self, histories: Histories, num_items: int) -> None:
+        num_users = len(histories.offsets) - 1
+        ones = np.ones(len(histories.items), np.float32)
+        engaged = sparse.csr_matrix((ones, histories.items, histories.offsets), shape=(num_users, num_items))
+        engaged.sum_duplicates()
+        engaged.data[:] = 1.0
+        users_of_item = np.asarray(engaged.sum(axis=0)).ravel()
+        scaled = sparse.diags(1.0 / np.sqrt(np.maximum(users_of_item, 1.0)))
+        self._by_user = (engaged @ scaled).astype(np.float32).tocsr()
+        self._by_item = self._by_user.T.tocsr()
+
+    def search(self, triggers: Indices, k: int) -> Candidates:
+        """The ``k`` items of largest cosine; items without a common user are no candidates. Returns [T, k]."""
         items = np.full((len(triggers), k), -1, np.int32)
         scores = np.full((len(triggers), k), -np.inf, np.float32)
         for start in range(0, len(triggers), _PRODUCT_ROWS):
             part = triggers[start : start + _PRODUCT_ROWS]
-            rows, columns, values = _best_of_rows((by_item[part] @ cosine).tocsr(), part, k)
+            rows, columns, values = _best_of_rows((self._by_item[part] @ self._by_user).tocsr(), part, k)
             slots = np.arange(len(rows)) - np.searchsorted(rows, rows)
             items[start + rows, slots] = columns
             scores[start + rows, slots] = values
         return Candidates("co-occurrence", items, scores)
 
-    return search
+    def score(self, requests: Requests, candidates: Candidates) -> npt.NDArray[np.float32]:
+        """As ``Preranker.score``."""
+        rows, columns = np.nonzero(requests.histories >= 0)
+        shape = (len(requests.histories), self._by_item.shape[0])
+        ones = np.ones(len(rows), np.float32)
+        histories = sparse.csr_matrix((ones, (rows, requests.histories[rows, columns])), shape=shape)
+        sums = ((histories @ self._by_item) @ self._by_user).toarray()
+        scores = sums[requests.users[:, None], candidates.items]
+        return np.where(candidates.items >= 0, scores, np.float32(-np.inf)).astype(np.float32)
 
 
-def content_search(embeddings: npt.NDArray[np.floating], k: int) -> Search:
+class ContentSearch:
     """Exact search over the teacher's embeddings; items without content neither ask nor answer.
 
     Args:
-        embeddings: [I, Dc] unit-length rows, zero rows for items without content.
-        k: candidates a trigger.
+        vectors: [I, Dc] float32 unit-length rows, zero rows for items without content.
     """
-    vectors = np.asarray(embeddings, dtype=np.float32)
-    there = np.flatnonzero(np.einsum("id,id->i", vectors, vectors) > 0.5)
-    has_content = np.zeros(len(vectors), dtype=bool)
-    has_content[there] = True
-    index = ExactIndex.build(vectors[there])
 
-    def search(triggers: Indices) -> Candidates:
+    def __init__(self, vectors: npt.NDArray[np.float32]) -> None:
+        self._vectors = vectors
+        self._has_content = np.einsum("id,id->i", vectors, vectors) > 0.5
+        self._there = np.flatnonzero(self._has_content)
+        self._index = ExactIndex.build(vectors[self._there])
+
+    def search(self, triggers: Indices, k: int) -> Candidates:
+        """The ``k`` items of largest cosine. Returns [T, k]."""
         items = np.full((len(triggers), k), -1, np.int32)
         scores = np.full((len(triggers), k), -np.inf, np.float32)
-        for start in range(0, len(triggers), _SEARCH_ROWS):
-            part = triggers[start : start + _SEARCH_ROWS]
-            similar, places = index.search(vectors[part], k + 1)
-            found = np.where(places >= 0, there[places], -1) if len(there) else places
-            wanted = (found >= 0) & (found != part[:, None]) & has_content[part][:, None]
+        asking = np.flatnonzero(self._has_content[triggers])
+        for start in range(0, len(asking), _SEARCH_ROWS):
+            rows_asking = asking[start : start + _SEARCH_ROWS]
+            part = triggers[rows_asking]
+            similar, places = self._index.search(self._vectors[part], k + 1)
+            found = np.where(places >= 0, self._there[places], -1)
+            wanted = (found >= 0) & (found != part[:, None])
             slots = np.cumsum(wanted, axis=1) - 1
             rows, columns = np.nonzero(wanted & (slots < k))
-            items[start + rows, slots[rows, columns]] = found[rows, columns]
-            scores[start + rows, slots[rows, columns]] = similar[rows, columns]
+            items[rows_asking[rows], slots[rows, columns]] = found[rows, columns]
+            scores[rows_asking[rows], slots[rows, columns]] = similar[rows, columns]
         return Candidates("content", items, scores)
-
-    return search
 
 
 def popularity(

@@ -18,7 +18,7 @@ from mtmh.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
 from mtmh.config import Config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
-from mtmh.evaluation.baselines import content_search, cooccurrence_search, popularity, train_histories
+from mtmh.evaluation.baselines import ContentSearch, Cooccurrence, popularity, train_histories
 from mtmh.evaluation.metrics import (
     Bootstrap,
     Floats,
@@ -40,7 +40,7 @@ from mtmh.evaluation.protocol import (
 )
 from mtmh.evaluation.report import write_report
 from mtmh.evaluation.results import METRICS, REPORT, USERS, Difference, Evaluation, Kind, Protocol, Row, load_evaluation
-from mtmh.serving.preranker import HeadScorePreranker
+from mtmh.serving.preranker import HeadScorePreranker, HistoryPreranker, Preranker
 from mtmh.serving.retriever import Retriever
 
 
@@ -82,6 +82,7 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = ()) -> Artifac
         alpha=config.retrieval.alpha,
         seed=config.seed,
         preranker=type(retriever.preranker).__name__,
+        sorter=type(retriever.sorter).__name__,
         protocol=Protocol(
             num_triggers=settings.num_triggers,
             k=config.retrieval.k,
@@ -218,6 +219,7 @@ def _model_rows(config: Config, retriever: Retriever, cohort: Cohort, measure: M
         cohort,
         _searches(config, retriever),
         retriever.preranker,
+        retriever.sorter,
         num_items=len(retriever.catalogue),
         k_ann=settings.k_ann,
         k=settings.k,
@@ -249,6 +251,7 @@ def _exact_row(config: Config, retriever: Retriever, cohort: Cohort, measure: Me
         cohort,
         _searches(config, retriever.exact()),
         retriever.preranker,
+        retriever.sorter,
         num_items=len(retriever.catalogue),
         k_ann=settings.k_ann,
         k=settings.k,
@@ -268,13 +271,24 @@ def _searches(config: Config, retriever: Retriever) -> dict[str, Search]:
 def _yardsticks(config: Config, dataset: Dataset, cohort: Cohort, measure: Measure) -> list[Row]:
     settings = config.retrieval
     k_ann = min(settings.k_ann, dataset.num_items)
-    searches = {"co-occurrence cosine": cooccurrence_search(train_histories(dataset), dataset.num_items, k_ann)}
+    cooccurrence = Cooccurrence(train_histories(dataset), dataset.num_items)
+    ways: dict[str, tuple[Search, Preranker]] = {
+        "co-occurrence cosine": (partial(cooccurrence.search, k=k_ann), cooccurrence)
+    }
     if (config.content_dir / MANIFEST).is_file():
-        searches["content only (teacher)"] = content_search(open_content(config.content_dir, dataset).embeddings, k_ann)
+        vectors = np.asarray(open_content(config.content_dir, dataset).embeddings, dtype=np.float32)
+        by_content = HistoryPreranker(vectors, config.loss.temperature)
+        ways["content only (teacher)"] = (partial(ContentSearch(vectors).search, k=k_ann), by_content)
     rows = []
-    for name, search in searches.items():
+    for name, (search, sorter) in ways.items():
         kept, scores, requests = prerank_users(
-            cohort, {name: search}, HeadScorePreranker({}), num_items=dataset.num_items, k_ann=k_ann, k=settings.k
+            cohort,
+            {name: search},
+            HeadScorePreranker(),
+            sorter,
+            num_items=dataset.num_items,
+            k_ann=k_ann,
+            k=settings.k,
         )
         rows.append(
             measure.row(name, "yardstick", merged_answers(kept, scores, requests, alpha=100.0, k=settings.k))[0]

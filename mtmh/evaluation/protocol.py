@@ -115,7 +115,14 @@ def last_distinct(histories: Histories, count: int) -> npt.NDArray[np.int64]:
 
 
 def prerank_users(
-    cohort: Cohort, searches: Mapping[str, Search], preranker: Preranker, *, num_items: int, k_ann: int, k: int
+    cohort: Cohort,
+    searches: Mapping[str, Search],
+    preranker: Preranker,
+    sorter: Preranker,
+    *,
+    num_items: int,
+    k_ann: int,
+    k: int,
 ) -> tuple[list[Candidates], list[npt.NDArray[np.float32]], Requests]:
     """The K preranked candidates of every <user, trigger> and head.
 
@@ -124,7 +131,8 @@ def prerank_users(
     Args:
         cohort: U users.
         searches: by head, the engagement head first.
-        preranker: of all heads.
+        preranker: keeps the best of each head.
+        sorter: scores what is kept.
         num_items: size of the catalogue.
         k_ann: width of the searches' answers.
         k: candidates kept.
@@ -132,7 +140,6 @@ def prerank_users(
     Returns:
         by head: candidates [P, K], and their scores [P, K] that compare over heads; the P requests.
     """
-    first_head = next(iter(searches))
     kept: dict[str, list[Candidates]] = {head: [] for head in searches}
     scores: dict[str, list[npt.NDArray[np.float32]]] = {head: [] for head in searches}
     users_a_block = max(1, _BLOCK_CANDIDATES // (cohort.triggers.shape[1] * k_ann))
@@ -151,7 +158,7 @@ def prerank_users(
                 banned = _seen_flags(cohort, start, end, num_items)[requests.users[:, None], candidates.items]
                 best = prerank(preranker, requests, candidates, k, banned)
                 kept[head].append(best)
-                scores[head].append(preranker.score(requests, best, first_head))
+                scores[head].append(sorter.score(requests, best))
     joined = [
         Candidates(head, np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
         for head, parts in kept.items()

@@ -47,7 +47,7 @@ def write_report(evaluation: Evaluation, others: Sequence[Evaluation], path: Pat
 
 def _subtitle(evaluation: Evaluation) -> str:
     facts = (
-        f"{evaluation.num_users:,} users, {evaluation.num_pairs:,} triggers of users,"
+        f"{evaluation.num_users:,} users, {evaluation.num_pairs:,} user triggers,"
         f" {evaluation.num_items:,} items in the catalogue."
     )
     return f"{evaluation.description} {facts}".strip()
@@ -133,7 +133,8 @@ def _settings(evaluation: Evaluation) -> str:
         "triggers a user": f"the last {protocol.num_triggers} distinct items of the training history",
         "candidates a trigger and head (k_ann)": f"{evaluation.k_ann:,}",
         "clusters searched (num_probes)": f"{evaluation.num_probes:,}",
-        "preranker": evaluation.preranker,
+        "preranker of each head": evaluation.preranker,
+        "score of the final sort": evaluation.sorter,
         "kept a trigger (K)": str(protocol.k),
         "share of the engagement head (alpha)": f"{evaluation.alpha:g} %"
         if evaluation.merged.alpha is not None
@@ -202,7 +203,7 @@ def _draw_model(axes: Axes, evaluation: Evaluation, largest: int, color: str, *,
         axes.plot(*zip(*points, strict=True), color=color, linewidth=1.6, marker="o", markersize=4, alpha=0.9)
         for row, point in zip(sweep, points, strict=True):
             if labelled and row.alpha is not None:
-                axes.annotate(f"{row.alpha:g}", point, (5, 5), textcoords="offset points", color=_SOFT, fontsize=9)
+                axes.annotate(f"{row.alpha:g}", point, (7, -13), textcoords="offset points", color=_SOFT, fontsize=9)
     merged = evaluation.merged
     if merged.match_l2 is None:
         return

@@ -89,6 +89,7 @@ class Evaluation(BaseModel):
     alpha: float
     seed: int
     preranker: str
+    sorter: str
     protocol: Protocol
     rows: list[Row]
     differences: dict[str, Difference] = {}  # by name of the other model

@@ -6,7 +6,6 @@ on the item embeddings alone and stand behind the interface that a learned one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,8 +17,6 @@ Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.integer[Any]]
 
 _GATHERED_FLOATS = 33_554_432  # bounds the memory of gathered embeddings (128 MiB)
-_DENSE_SCORES = 67_108_864  # bounds the memory of all scores of all queries (256 MiB)
-_DENSE_GAIN = 16  # scores of a dense product for the price of one gathered embedding, about
 
 
 @dataclass(frozen=True)
@@ -58,16 +55,18 @@ class Requests:
 
 
 class Preranker(Protocol):
-    """Scores candidates for a user."""
+    """Scores candidates for a user.
 
-    def score(self, requests: Requests, candidates: Candidates, head: str) -> Scores:
-        """Scores all candidates of all triggers in one product.
+    Retrieval uses one to keep the best of each head, and one to sort the answers of all heads and triggers; a learned
+    user-to-item model serves as both.
+    """
+
+    def score(self, requests: Requests, candidates: Candidates) -> Scores:
+        """Scores all candidates of all triggers in batched products.
 
         Args:
             requests: the T triggers and their users.
             candidates: [T, C].
-            head: under which head to judge. Each head's own candidates are ranked under that head; the final sort of
-                a user's answers judges all of them under the first (engagement) head, so that scores compare.
 
         Returns:
             [T, C] float32, larger is better; -inf where there is no candidate.
@@ -75,43 +74,67 @@ class Preranker(Protocol):
 
 
 class HeadScorePreranker:
-    """The similarity of candidate and trigger under the judging head: keeps the order of the search.
+    """The similarity of candidate and trigger under the head that found it: keeps the order of the search.
 
-    Args:
-        vectors: head name -> [I, D] float32 unit-length embeddings.
+    The default for keeping the best of each head. Without a learned model it beats a user-to-item score there
+    (recall@500 on the synthetic data 31 % against 16 %): a score that ignores the trigger keeps the same few items for
+    all triggers of a user. Its scores do not compare between heads.
     """
 
-    def __init__(self, vectors: Mapping[str, Vectors]) -> None:
-        self._vectors = vectors
-
-    def score(self, requests: Requests, candidates: Candidates, head: str) -> Scores:
+    def score(self, requests: Requests, candidates: Candidates) -> Scores:
         """As ``Preranker.score``."""
-        if head == candidates.head:
-            return candidates.scores
-        return _products(self._vectors[head], self._vectors[head][requests.triggers], candidates.items)
+        del requests
+        return candidates.scores
 
 
 class HistoryPreranker:
-    """User-to-item: the similarity of candidate and user, the mean of the history's embeddings under one head.
+    """User-to-item: soft maximum of a candidate's similarity to the items of the history, under one head.
+
+    ``temperature * log(sum_h exp(<E_h, E_c> / temperature))``; for a history of one item it is the cosine. With the
+    engagement head's embeddings and the temperature of its loss, ``exp(<E_h, E_c> / temperature)`` is what the
+    co-engagement loss (paper, equation 1) learns as the odds of c following h.
+
+    The default for sorting the answers of a user: one score for the answers of all heads, and on the synthetic data
+    recall@5 to recall@100 are 10 to 40 % higher (relatively) than with the similarity to the best single trigger or
+    to the mean of the history.
 
     Args:
-        vectors: [I, D] float32 unit-length embeddings of the engagement head, which judges for every head.
+        vectors: [I, D] float32 unit-length embeddings of the engagement head.
+        temperature: small: the most similar item of the history decides; large: their mean.
     """
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: Vectors, temperature: float) -> None:
         self._vectors = vectors
+        self._temperature = np.float32(temperature)
 
-    def score(self, requests: Requests, candidates: Candidates, head: str) -> Scores:
-        """As ``Preranker.score``; the judging head makes no difference."""
-        del head
-        users = self._pooled(requests.histories)
-        return _products(self._vectors, users, candidates.items, requests.users)
+    def score(self, requests: Requests, candidates: Candidates) -> Scores:
+        """As ``Preranker.score``."""
+        width = candidates.items.shape[1]
+        counts = np.bincount(requests.users, minlength=len(requests.histories))
+        place = np.empty(len(requests.users), np.intp)  # of a trigger among those of its user
+        order = np.argsort(requests.users, kind="stable")
+        place[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+        items = np.full((len(counts), counts.max(initial=0), width), -1, np.int64)
+        items[requests.users, place] = candidates.items
+        scores = np.empty(items.shape, np.float32)
+        floats_a_user = max(1, items[0].size * (self._vectors.shape[1] + requests.histories.shape[1]))
+        block = max(1, _GATHERED_FLOATS // floats_a_user)
+        for start in range(0, len(items), block):
+            part = slice(start, start + block)
+            flat = items[part].reshape(len(items[part]), -1)
+            scores[part] = self._soft_maximum(requests.histories[part], flat).reshape(items[part].shape)
+        return np.where(candidates.items >= 0, scores[requests.users, place], np.float32(-np.inf))
 
-    def _pooled(self, histories: Indices) -> Vectors:
-        """[U, H] -> [U, D]; an empty history gives zeros."""
-        there = (histories >= 0)[:, :, None]
-        total = np.where(there, self._vectors[histories], np.float32(0)).sum(axis=1)
-        return np.asarray(total / np.maximum(there.sum(axis=1), 1), dtype=np.float32)
+    def _soft_maximum(self, histories: Indices, items: Indices) -> Scores:
+        """Scores [U, N] of items [U, N] for histories [U, H]; an empty history gives -inf."""
+        logits = self._vectors[items] @ self._vectors[histories].transpose(0, 2, 1)
+        logits /= self._temperature
+        logits += np.where(histories >= 0, np.float32(0), np.float32(-np.inf))[:, None, :]
+        largest = logits.max(axis=2, keepdims=True)
+        logits -= np.where(np.isfinite(largest), largest, np.float32(0))
+        with np.errstate(divide="ignore"):
+            sums = np.log(np.exp(logits, out=logits).sum(axis=2))
+        return np.asarray(self._temperature * (largest[:, :, 0] + sums), dtype=np.float32)
 
 
 def prerank(
@@ -133,7 +156,7 @@ def prerank(
     Returns:
         [T, K], best first by preranking score, ties in the order of the search; scores are still similarities.
     """
-    ranking = preranker.score(requests, candidates, candidates.head)
+    ranking = preranker.score(requests, candidates)
     gone = candidates.items < 0 if banned is None else (candidates.items < 0) | banned
     ranking = np.where(gone, np.float32(-np.inf), ranking)
     columns = top_columns(ranking, k)
@@ -163,28 +186,3 @@ def top_columns(scores: Scores, k: int) -> npt.NDArray[np.intp]:
         columns = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
     order = np.argsort(-np.take_along_axis(scores, columns, axis=1), axis=1, kind="stable")
     return np.take_along_axis(columns, order, axis=1)
-
-
-def _products(vectors: Vectors, queries: Vectors, items: Indices, query_of_row: Indices | None = None) -> Scores:
-    """Inner products of each row's query and its items.
-
-    Args:
-        vectors: [I, D].
-        queries: [Q, D].
-        items: [T, C], -1: none.
-        query_of_row: [T] row of ``queries``; None: row t asks with query t.
-
-    Returns:
-        [T, C] float32, -inf where there is no item.
-    """
-    rows = np.arange(len(items)) if query_of_row is None else query_of_row
-    if len(queries) * len(vectors) <= min(_DENSE_GAIN * items.size, _DENSE_SCORES):
-        # Many candidates of few queries: one dense product is cheaper than gathering each candidate's embedding.
-        scores = (queries @ vectors.T)[rows[:, None], items]
-    else:
-        scores = np.empty(items.shape, np.float32)
-        block = max(1, _GATHERED_FLOATS // max(1, items.shape[1] * vectors.shape[1]))
-        for start in range(0, len(items), block):
-            part = slice(start, start + block)
-            scores[part] = np.matmul(vectors[items[part]], queries[rows[part], :, None])[:, :, 0]
-    return np.where(items >= 0, scores, np.float32(-np.inf))

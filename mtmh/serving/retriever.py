@@ -20,7 +20,7 @@ from mtmh.data.arrays import open_array
 from mtmh.index.layout import ITEMS, IndexSummary, index_file, vectors_file
 from mtmh.index.vector_index import ExactIndex, VectorIndex, load_index
 from mtmh.serving.merge import Merged, head_quotas, head_shares, quota_merge
-from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, prerank
+from mtmh.serving.preranker import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests, prerank
 
 ItemId = int | str
 Indices = npt.NDArray[np.integer[Any]]
@@ -34,7 +34,8 @@ class RetrievedItem:
 
     Attributes:
         item: its id.
-        score: the preranker's, comparable over all triggers and heads of a request.
+        score: comparable over all triggers and heads of a request; without a history it is the similarity to the
+            trigger under the engagement head.
         similarity: to the trigger, under the head that brought it.
         head: the head that brought it.
         trigger: the id of the trigger it answers.
@@ -127,7 +128,8 @@ class Retriever:
         catalogue: ids and display columns.
         vectors: head -> [I, D] float32 unit-length embeddings.
         defaults: of a request.
-        preranker: ranks each head's candidates and scores the answers.
+        preranker: ranks each head's candidates.
+        sorter: scores the answers of all heads.
     """
 
     def __init__(
@@ -136,13 +138,16 @@ class Retriever:
         vectors: Mapping[str, npt.NDArray[np.float32]],
         catalogue: Catalogue,
         defaults: RetrievalConfig,
-        preranker: Preranker | None = None,
+        *,
+        preranker: Preranker,
+        sorter: Preranker,
     ) -> None:
         self.heads = list(indexes)
         self.vectors = vectors
         self.catalogue = catalogue
         self.defaults = defaults
-        self.preranker = preranker or HeadScorePreranker(vectors)
+        self.preranker = preranker
+        self.sorter = sorter
         self._indexes = indexes
 
     @classmethod
@@ -166,17 +171,28 @@ class Retriever:
         catalogue = Catalogue(pq.read_table(index_dir / ITEMS))
         if len(catalogue) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(catalogue)} items, the manifest says {summary.num_items}")
-        return cls(indexes, vectors, catalogue, Config.model_validate(artifact.manifest.config).retrieval)
+        config = Config.model_validate(artifact.manifest.config)
+        return cls(
+            indexes,
+            vectors,
+            catalogue,
+            config.retrieval,
+            preranker=HeadScorePreranker(),
+            sorter=HistoryPreranker(vectors[summary.heads[0]], config.loss.temperature),
+        )
 
     def exact(self) -> Retriever:
         """The same retriever over exact search: what is left of a difference to it is the index's loss."""
         indexes = {head: ExactIndex.build(self.vectors[head]) for head in self.heads}
-        return Retriever(indexes, self.vectors, self.catalogue, self.defaults, self.preranker)
+        return Retriever(
+            indexes, self.vectors, self.catalogue, self.defaults, preranker=self.preranker, sorter=self.sorter
+        )
 
     def retrieve(
         self,
         triggers: Sequence[ItemId],
         *,
+        history: Sequence[ItemId] = (),
         k: int | None = None,
         k_ann: int | None = None,
         num_probes: int | None = None,
@@ -187,6 +203,7 @@ class Retriever:
 
         Args:
             triggers: item ids.
+            history: items that the user engaged with, by which answers are scored; none: each trigger by itself.
             k: answers a trigger.
             k_ann: candidates a head; may exceed the catalogue.
             num_probes: clusters searched a head.
@@ -203,6 +220,9 @@ class Retriever:
         trigger_indices = self.catalogue.indices(triggers, "trigger")
         excluded = self.catalogue.indices(exclude, "excluded item")
         requests = Requests.anonymous(trigger_indices)
+        if history:
+            of_user = self.catalogue.indices(history, "item of the history")[None]
+            requests = Requests(trigger_indices, np.zeros(len(trigger_indices), np.intp), of_user)
         kept = [
             prerank(
                 self.preranker,
@@ -301,7 +321,7 @@ class Retriever:
         self, requests: Requests, kept: Sequence[Candidates], alpha: float, k: int
     ) -> list[list[RetrievedItem]]:
         merged = merge_heads(kept, alpha, k)
-        scores = merged.take([self.preranker.score(requests, one, self.heads[0]) for one in kept])
+        scores = merged.take([self.sorter.score(requests, one) for one in kept])
         similarities = merged.take([one.scores for one in kept])
         rows, slots = np.nonzero(merged.items >= 0)
         trigger_ids = self.catalogue.ids(requests.triggers)
