@@ -1,0 +1,159 @@
+"""Pictures and concepts of a simulated catalogue, for content encoders: both follow the topic, both are noisy.
+
+**Pictures.** 32 x 32 pixels. The coarse topic gives the hue, the fine topic the direction and width of stripes; place,
+phase, contrast and brightness are the item's own, and pixels are noisy. Some pictures show another topic, some items
+have none, and a few files are damaged.
+
+**Concepts.** What people and machines would attach to an item, from three sources that differ in care: ``hashtag``,
+``query`` and ``generated`` are words of the item's topic, in most cases others than those of its title; each is with
+its source's probability a word of any topic instead. Topic names are never concepts: they are the labels that the
+teacher is checked against.
+
+A picture and a concept are functions of (topic, title, seed), so any catalogue of the simulator can be given them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+from pydantic import Field
+
+from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.config import Config, NonNegative, Positive, Settings
+from mtmh.data.dataset import open_dataset
+from mtmh.data.randomness import Purpose, generator
+from mtmh.data.sources.synthetic import SyntheticOptions, topic_words
+
+IMAGES = Path("images.parquet")
+CONCEPTS = Path("concepts.parquet")
+SIDE = 32
+CHUNK_ITEMS = 4_000
+# Source -> share of its concepts that are words of any topic.
+WRONG_SHARE = {"hashtag": 0.25, "query": 0.4, "generated": 0.1}
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+IntArray = npt.NDArray[np.int64]
+
+
+class MediaOptions(Settings):
+    """How much is noise."""
+
+    pixel_noise: NonNegative = 0.25  # standard deviation, of a range of 1
+    wrong_image_share: Share = 0.1
+    missing_image_share: Share = 0.05
+    broken_image_share: Share = 0.005
+    concepts_per_item: Positive = 4
+
+
+def write_media(config: Config, out: Path, options: MediaOptions | None = None) -> Artifact:
+    """Draws the pictures and concepts of a recipe's simulated dataset.
+
+    Args:
+        config: the recipe; its dataset must exist and come from the source ``synthetic``.
+        out: folder of the media: ``images.parquet`` (item_id, image) and ``concepts.parquet`` (item_id, concept,
+            source).
+        options: how much is noise.
+
+    Raises:
+        ValueError: no dataset, or one of another source.
+    """
+    options = options or MediaOptions()
+    dataset = open_dataset(config.dataset_dir)
+    if dataset.summary.source != "synthetic":
+        raise ValueError(f"{config.dataset_dir}: source {dataset.summary.source}; only simulated items can be drawn")
+    simulated = SyntheticOptions.model_validate(dataset.artifact.manifest.config["data"]["options"])
+    topics = topic_words(simulated.num_topics_l1, simulated.num_topics_l2)
+    number = {(topic.l1, topic.l2): i for i, topic in enumerate(topics)}
+    items = dataset.items(["item_id", "topic_l1", "topic_l2"])
+    names = zip(items.column("topic_l1").to_pylist(), items.column("topic_l2").to_pylist(), strict=True)
+    topic = np.array([number[name] for name in names])
+    item_ids = items.column("item_id").combine_chunks()
+    with write_artifact(out, "media", config=options.model_dump(), inputs={"dataset": dataset.artifact}) as writer:
+        _write_images(writer.folder / IMAGES, item_ids, topic, simulated, config.seed, options)
+        words = [topic.words for topic in topics]
+        table = draw_concepts(topic, words, options.concepts_per_item, config.seed)
+        table = table.set_column(0, "item_id", item_ids.take(table.column("item")))
+        pq.write_table(table, writer.folder / CONCEPTS)
+        writer.summary.update(num_items=dataset.num_items, num_concepts=table.num_rows)
+    return open_artifact(out, "media")
+
+
+def render(
+    topic: IntArray, num_l1: int, num_l2: int, pixel_noise: float, rng: np.random.Generator
+) -> npt.NDArray[np.uint8]:
+    """Pictures [N, SIDE, SIDE, 3] of items by topic number [N] (``l1 * num_l2 + l2``)."""
+    count = len(topic)
+    l1, l2 = np.divmod(topic, num_l2)
+    across = np.linspace(-1.0, 1.0, SIDE)
+    x, y = across[None, None, :], across[None, :, None]
+
+    def own(low: float, high: float) -> npt.NDArray[np.float64]:
+        return rng.uniform(low, high, count)[:, None, None]
+
+    angle = (np.pi * l2 / num_l2)[:, None, None] + rng.normal(0.0, 0.08, count)[:, None, None]
+    frequency = 6.0 + 3.0 * (l2 % 2)[:, None, None]
+    stripes = np.sin(frequency * (x * np.cos(angle) + y * np.sin(angle)) + own(0.0, 2.0 * np.pi))
+    disc = (x - own(-0.6, 0.6)) ** 2 + (y - own(-0.6, 0.6)) ** 2 < own(0.05, 0.2)
+    light = 0.55 + own(-0.1, 0.1) + own(0.15, 0.3) * stripes + 0.2 * disc
+    hue = l1 / num_l1 + rng.normal(0.0, 0.02, count)
+    # Three cosines a third of the circle apart: a hue without a conversion of colour spaces.
+    tint = 0.5 + 0.5 * np.cos(2.0 * np.pi * (hue[:, None] - np.array([0.0, 1.0, 2.0]) / 3.0))
+    pixels = light[..., None] * (0.3 + 0.7 * tint[:, None, None, :])
+    pixels += rng.normal(0.0, pixel_noise, pixels.shape)
+    return (255.0 * pixels.clip(0.0, 1.0)).astype(np.uint8)
+
+
+def draw_concepts(topic: IntArray, words: Sequence[Sequence[str]], per_item: int, seed: int) -> pa.Table:
+    """Concepts of items by topic number [N]: ``per_item`` each, with columns item (index), concept and source."""
+    rng = generator(Purpose.SYNTHETIC_MEDIA, seed, 0)
+    vocabulary = pa.array([word for own in words for word in own])
+    sizes = np.array([len(own) for own in words])
+    starts = np.cumsum(sizes) - sizes
+    item = np.repeat(np.arange(len(topic)), per_item)
+    source = rng.integers(len(WRONG_SHARE), size=len(item))
+    wrong = rng.random(len(item)) < np.array(list(WRONG_SHARE.values()))[source]
+    shown = np.where(wrong, rng.integers(len(words), size=len(item)), topic[item])
+    picked = vocabulary.take(pa.array(starts[shown] + rng.integers(sizes[shown])))
+    is_hashtag = pa.array(source == list(WRONG_SHARE).index("hashtag"))
+    concept = pc.if_else(is_hashtag, pc.binary_join_element_wise("#", picked, ""), picked)
+    names = pa.array(list(WRONG_SHARE)).take(pa.array(source))
+    return pa.table({"item": item, "concept": concept, "source": names})
+
+
+def _write_images(
+    path: Path, item_ids: pa.Array, topic: IntArray, simulated: SyntheticOptions, seed: int, options: MediaOptions
+) -> None:
+    num_l1, num_l2 = simulated.num_topics_l1, simulated.num_topics_l2
+    schema = pa.schema([("item_id", item_ids.type), ("image", pa.binary())])
+    with pq.ParquetWriter(path, schema, compression="none") as writer:
+        for start in range(0, len(topic), CHUNK_ITEMS):
+            rng = generator(Purpose.SYNTHETIC_MEDIA, seed, 1, start)
+            own = topic[start : start + CHUNK_ITEMS]
+            wrong = rng.random(len(own)) < options.wrong_image_share
+            shown = np.where(wrong, rng.integers(num_l1 * num_l2, size=len(own)), own)
+            files = [_jpeg(pixels) for pixels in render(shown, num_l1, num_l2, options.pixel_noise, rng)]
+            broken = np.flatnonzero(rng.random(len(own)) < options.broken_image_share)
+            for place in broken:
+                files[place] = files[place][: len(files[place]) // 3]
+            there = np.flatnonzero(rng.random(len(own)) >= options.missing_image_share)
+            writer.write_table(
+                pa.table(
+                    [item_ids.take(pa.array(start + there)), pa.array([files[place] for place in there], pa.binary())],
+                    schema=schema,
+                )
+            )
+
+
+def _jpeg(pixels: npt.NDArray[np.uint8]) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=85)
+    return file.getvalue()
