@@ -22,6 +22,7 @@ from mtmh.data import statements
 from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS, TEST, USERS
 
 ROW_GROUP_EVENTS = 65_536
+ROW_GROUP_USERS = 65_536
 NEVER = np.iinfo(np.int64).max
 LISTS = pa.schema([("user_index", pa.int64()), ("items", pa.list_(pa.int32())), ("timestamps", pa.list_(pa.int64()))])
 
@@ -78,7 +79,7 @@ def write_histories(
     with (
         _ListWriter(folder / HISTORIES) as histories,
         _ListWriter(folder / TEST) as test,
-        pq.ParquetWriter(folder / USERS, users_schema, compression="zstd") as users,
+        _GroupedWriter(folder / USERS, users_schema) as users,
     ):
         for first, last in ranges:
             limits = (min_user_events, max_history, first, last)
@@ -86,7 +87,7 @@ def write_histories(
             codes, length = np.unique(events["user_code"], return_counts=True)
             index = facts.num_users + np.arange(len(codes))
             items = item_index[events["item_code"]]
-            histories.add(index, length, items, events["timestamp"])
+            histories.add_lists(index, length, items, events["timestamp"])
             lengths.append(length.astype(np.int32))
             facts.train_count += np.bincount(items, minlength=len(item_index))
             np.minimum.at(facts.first_seen, items, events["timestamp"])
@@ -96,14 +97,14 @@ def write_histories(
 
             ids = connection.sql(statements.user_ids(first, last)).to_arrow_table()
             kept = ids.filter(pa.array(np.isin(ids["user_code"].to_numpy(), codes)))
-            users.write_table(pa.table([pa.array(index), kept["user_id"]], schema=users_schema))
+            users.add(pa.table([pa.array(index), kept["user_id"]], schema=users_schema), index // ROW_GROUP_USERS)
 
             future = _columns(connection, statements.test_items(first, last))
             known = np.isin(future["user_code"], codes)
             facts.drop("test_without_history", int(future["num_events"][~known].sum()))
             facts.drop("repeated_in_test", int((future["num_events"][known] - 1).sum()))
             test_codes, test_length = np.unique(future["user_code"][known], return_counts=True)
-            test.add(
+            test.add_lists(
                 index[np.searchsorted(codes, test_codes)],
                 test_length,
                 item_index[future["item_code"][known]],
@@ -117,17 +118,13 @@ def write_histories(
     return facts
 
 
-class _ListWriter:
-    """Parquet rows of (user_index, items, timestamps), in row groups of about ``ROW_GROUP_EVENTS`` events.
+class _GroupedWriter:
+    """Parquet rows in row groups: rows of one group number, which only goes up, lie in one row group."""
 
-    A row group begins with the first user whose events start at or beyond the next multiple of ``ROW_GROUP_EVENTS``.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, LISTS, compression="zstd")
-        self._pending = LISTS.empty_table()
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._pending = schema.empty_table()
         self._pending_group: NDArray[np.int64] = np.empty(0, np.int64)
-        self._num_events = 0
 
     def __enter__(self) -> Self:
         return self
@@ -139,20 +136,10 @@ class _ListWriter:
             self._writer.write_table(self._pending, row_group_size=len(self._pending))
         self._writer.close()
 
-    def add(
-        self,
-        index: NDArray[np.int64],
-        length: NDArray[np.int64],
-        items: NDArray[np.int32],
-        timestamps: NDArray[np.int64],
-    ) -> None:
-        """Adds rows ``index`` [U] with ``length`` [U] events each; the events lie one row after another."""
-        offsets = np.concatenate(([0], np.cumsum(length))).astype(np.int32)
-        lists = [pa.ListArray.from_arrays(offsets, values) for values in (items, timestamps)]
-        table = pa.concat_tables([self._pending, pa.table([pa.array(index), *lists], schema=LISTS)])
-        new_group = (self._num_events + offsets[:-1].astype(np.int64)) // ROW_GROUP_EVENTS
-        group = np.concatenate((self._pending_group, new_group))
-        self._num_events += int(offsets[-1])
+    def add(self, table: pa.Table, group: NDArray[np.int64]) -> None:
+        """Adds rows with their group numbers [rows]."""
+        table = pa.concat_tables([self._pending, table])
+        group = np.concatenate((self._pending_group, group))
         # The last group may go on in the next call.
         starts = np.flatnonzero(np.diff(group, prepend=-1)).tolist()
         for start, stop in pairwise(starts):
@@ -160,6 +147,31 @@ class _ListWriter:
         rest = starts[-1] if starts else 0
         self._pending = table.slice(rest).combine_chunks()
         self._pending_group = group[rest:]
+
+
+class _ListWriter(_GroupedWriter):
+    """Rows of (user_index, items, timestamps), in row groups of about ``ROW_GROUP_EVENTS`` events.
+
+    A row group begins with the first user whose events start at or beyond the next multiple of ``ROW_GROUP_EVENTS``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, LISTS)
+        self._num_events = 0
+
+    def add_lists(
+        self,
+        index: NDArray[np.int64],
+        length: NDArray[np.int64],
+        items: NDArray[np.int32],
+        timestamps: NDArray[np.int64],
+    ) -> None:
+        """Adds rows ``index`` [U] with ``length`` [U] events each; the events lie one row after another."""
+        offsets = np.concatenate(([0], np.cumsum(length)))
+        lists = [pa.ListArray.from_arrays(offsets.astype(np.int32), values) for values in (items, timestamps)]
+        table = pa.table([pa.array(index), *lists], schema=LISTS)
+        self.add(table, (self._num_events + offsets[:-1]) // ROW_GROUP_EVENTS)
+        self._num_events += int(offsets[-1])
 
 
 def _columns(connection: Any, query: str) -> dict[str, NDArray[Any]]:

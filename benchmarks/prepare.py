@@ -1,0 +1,144 @@
+"""How fast is prepare, and does its memory stay bounded when the events do not fit?
+
+For each number of events one process simulates them into Parquet files and a second one prepares a dataset from these
+files, as a user with files would. Times are wall-clock; peak memory is the highest resident set of each process, which
+holds Python, Arrow and DuckDB together.
+
+    python benchmarks/prepare.py --events 10000000 50000000 --out prepare.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.table import Table
+
+EVENTS_A_USER = 100
+EVENTS_AN_ITEM = 200
+
+SIMULATE = """
+import json, sys
+from pathlib import Path
+from mtmh.data.sources.synthetic import SyntheticOptions, simulate
+task = json.loads(sys.argv[1])
+simulate(SyntheticOptions(**task["options"]), 0, Path(task["folder"]))
+"""
+
+PREPARE = """
+import json, sys
+from pathlib import Path
+from mtmh.config import Config
+from mtmh.data.prepare import prepare
+task = json.loads(sys.argv[1])
+prepare(Config(**task["config"]), Path(task["out"]))
+"""
+
+
+def measure(program: str, task: dict[str, Any]) -> tuple[float, float]:
+    """Seconds and peak resident GiB of a Python process that runs ``program``."""
+    start = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-c", program, json.dumps(task)])
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"the measured process ended with code {process.returncode}")
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return seconds, usage.ru_maxrss * unit / 2**30
+
+
+def measure_events(num_events: int, memory_limit_gb: float, threads: int, folder: Path) -> dict[str, Any]:
+    """Simulates and prepares ``num_events``."""
+    options = {
+        "num_events": num_events,
+        "num_users": max(10, num_events // EVENTS_A_USER),
+        "num_items": max(100, num_events // EVENTS_AN_ITEM),
+    }
+    simulate_s, simulate_gib = measure(SIMULATE, {"options": options, "folder": str(folder)})
+    data = {
+        "source": "tables",
+        "input": str(folder),
+        "events": ["events-*.parquet"],
+        "items": ["items.parquet"],
+        "columns": {
+            "text": ["text"],
+            "topic_l1": "topic_l1",
+            "topic_l2": "topic_l2",
+            "content_embedding": "content_embedding",
+        },
+        "id_features": ["creator", "styles"],
+        "float_features": ["duration", "price", "quality"],
+        "memory_limit_gb": memory_limit_gb,
+        "threads": threads,
+    }
+    config = {"name": "benchmark", "paths": {"root": str(folder)}, "data": data}
+    out = folder / "dataset"
+    prepare_s, prepare_gib = measure(PREPARE, {"config": config, "out": str(out)})
+    summary = json.loads((out / "manifest.json").read_text())["summary"]
+    return {
+        **options,
+        "num_train_events": summary["num_train_events"],
+        "input_bytes": sum(path.stat().st_size for path in folder.glob("*.parquet")),
+        "dataset_bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        "simulate_seconds": round(simulate_s, 2),
+        "simulate_events_per_second": round(num_events / simulate_s),
+        "simulate_peak_gib": round(simulate_gib, 3),
+        "prepare_seconds": round(prepare_s, 2),
+        "prepare_events_per_second": round(num_events / prepare_s),
+        "prepare_peak_gib": round(prepare_gib, 3),
+    }
+
+
+def main() -> None:
+    """Measures, prints a table, writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--memory-limit-gb", type=float, default=2.0, help="data.memory_limit_gb")
+    parser.add_argument("--threads", type=int, default=2, help="data.threads")
+    parser.add_argument("--scratch", type=Path, default=None, help="folder for the files (default: the system's)")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
+    arguments = parser.parse_args()
+
+    rows = []
+    for num_events in arguments.events:
+        with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
+            rows.append(measure_events(num_events, arguments.memory_limit_gb, arguments.threads, Path(folder)))
+
+    machine = {
+        "command": " ".join(["python", *sys.argv]),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "duckdb": duckdb.__version__,
+        "load_average": os.getloadavg()[0],
+    }
+    table = Table(title=f"prepare ({machine['cores']} cores, DuckDB {machine['duckdb']}, {machine['command']})")
+    for name in ("events", "simulate s", "events/s", "peak GiB", "prepare s", "events/s", "peak GiB"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        stages = [
+            (row[f"{stage}_seconds"], row[f"{stage}_events_per_second"], row[f"{stage}_peak_gib"])
+            for stage in ("simulate", "prepare")
+        ]
+        cells = [f"{seconds:.1f}, {rate:,}, {peak:.2f}".split(", ") for seconds, rate, peak in stages]
+        table.add_row(f"{row['num_events']:,}", *cells[0], *cells[1])
+    Console().print(table)
+    if arguments.out:
+        arguments.out.write_text(json.dumps({"machine": machine, "results": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
