@@ -43,6 +43,8 @@ from .heads import Head
 EXCLUDED = -1e30
 # On CPU a chunk's logits should stay near the last-level cache; beyond that, more rows do not make its products faster.
 CPU_CHUNK_ELEMENTS = 1 << 23
+# MKL is a third slower when it multiplies with all negatives at once than with some thousands of them at a time.
+CPU_TILE_NEGATIVES = 2048
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class _Distillation(NamedTuple):
     positive: Tensor
     negative: Tensor
     row_has_content: Tensor  # [M] bool
+    all_rows_have_content: bool
     no_content: Tensor | None  # [L + 1] bool: columns that the teacher cannot judge; None: there are none
 
 
@@ -245,8 +248,9 @@ def _one_pass(problem: _Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, 
             row_losses[0, index, rows], row_losses[1, index, rows] = engagement, relevance
             if not gradients:
                 continue
-            row_factor = row_factor * problem.row_weight[rows]
-            of_positive = probability[:, -1] * row_factor - head.engagement_weight * problem.row_weight[rows]
+            row_factor *= problem.row_weight[rows]
+            # P, Q and the one-hot all sum to 1, so a row's gradient sums to 0: no cancellation where P_+ is near 1.
+            of_positive = -row_factor * probability[:, :-1].sum(dim=1)
             of_trigger, of_positives, of_negatives = gradients[index::num_heads]
             torch.mm(probability[:, :-1], negatives[index], out=of_trigger[rows])
             of_trigger[rows] *= row_factor[:, None]
@@ -266,7 +270,9 @@ def _fill_logits(
     excluded: Tensor | None,
 ) -> None:
     """Writes ``[s_1, ..., s_L, s_+]`` of a chunk's rows; ``excluded`` counts through the flattened chunk."""
-    torch.mm(scaled_trigger, negative.t(), out=logits[:, :-1])
+    tile = CPU_TILE_NEGATIVES if logits.device.type == "cpu" else max(negative.shape[0], 1)
+    for tile_negative, tile_logits in zip(negative.split(tile), logits[:, :-1].split(tile, dim=1), strict=True):
+        torch.mm(scaled_trigger, tile_negative.t(), out=tile_logits)
     if problem.correction is not None:
         logits[:, :-1] -= problem.correction
     logits[:, -1] = (scaled_trigger * positive).sum(dim=1)
@@ -298,16 +304,17 @@ def _soft_labels(logits: Tensor, out: Tensor, scratch: Tensor, teacher: _Distill
     normaliser = _softmax(logits, out)
     negative_entropy = torch.mul(out, logits, out=scratch).sum(dim=1) - normaliser
     has_content = teacher.row_has_content[rows]
-    out.masked_fill_(~has_content[:, None], 0.0)
+    if not teacher.all_rows_have_content:
+        out.masked_fill_(~has_content[:, None], 0.0)
     return _SoftLabels(out, negative_entropy, has_content, teacher.no_content)
 
 
 def _logit_gradient(
     head: Head, logits: Tensor, out: Tensor, target: _SoftLabels | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses of one head and chunk, and the gradient of its logits but for the one-hot term.
+    """Losses of one head and chunk, and the gradient of its logits.
 
-    ``row_factor[:, None] * out`` is that gradient, ``a P + b (P - Q)`` a row of weight 1.
+    ``row_factor[:, None] * out`` is ``a P + b (P - Q)``: for the negatives the gradient of a row of weight 1.
 
     Returns:
         ``L_e``, ``L_r`` and the row factor, ``[rows]`` each.
@@ -349,11 +356,13 @@ def _prepare_teacher(teacher: Teacher, dtype: torch.dtype, num_rows: int, num_ne
         tensor.detach().to(dtype) for tensor in (teacher.trigger, teacher.positive, teacher.negative)
     )
     no_content = torch.cat([(negative == 0.0).all(dim=1), torch.zeros(1, dtype=torch.bool, device=negative.device)])
+    row_has_content = (trigger != 0.0).any(dim=1) & (positive != 0.0).any(dim=1)
     return _Distillation(
         trigger=trigger / teacher.temperature,
         positive=positive,
         negative=negative,
-        row_has_content=(trigger != 0.0).any(dim=1) & (positive != 0.0).any(dim=1),
+        row_has_content=row_has_content,
+        all_rows_have_content=bool(row_has_content.all()),
         no_content=no_content if bool(no_content.any()) else None,
     )
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mtmh.modules import Head, LossOutput, Teacher, contrastive_losses
 from torch import Tensor
 from torch.nn import functional
-
-from mtmh.modules import Head, LossOutput, Teacher, contrastive_losses
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 MTMH_HEADS = (Head("engagement"), Head("relevance", relevance_weight=0.5))
 
@@ -95,7 +97,7 @@ def naive(inputs: Inputs) -> LossOutput:
     def logits(trigger: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
         of_negatives = trigger @ negative.T / temperature
         if inputs.log_q_negative is not None:
-            of_negatives = of_negatives - inputs.log_q_negative - math.log(num_negatives)
+            of_negatives = of_negatives - inputs.log_q_negative - math.log(max(num_negatives, 1))
         return torch.cat([(trigger * positive).sum(1, keepdim=True) / temperature, of_negatives], dim=1)
 
     def log_softmax(x: Tensor, columns: Tensor) -> Tensor:
@@ -184,15 +186,11 @@ def assert_equal(inputs: Inputs, chunk_rows: int = 4) -> None:
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 3e-5)):
         cast = inputs.to(dtype)
         found = chunked(cast, chunk_rows)
-        for part, reference in zip(found, expected, strict=True):
+        gradients = torch.autograd.grad(found.total, cast.leaves())
+        for part, reference in zip((*found, *gradients), (*expected, *expected_gradients), strict=True):
             assert part.dtype == dtype
-            scale = max(1.0, float(reference.detach().abs().max()))
+            scale = max(1.0, float(reference.detach().norm()))
             torch.testing.assert_close(part.detach().double(), reference.detach(), rtol=0, atol=tolerance * scale)
-        for gradient, reference in zip(
-            torch.autograd.grad(found.total, cast.leaves()), expected_gradients, strict=True
-        ):
-            scale = max(1.0, float(reference.detach().abs().max()))
-            torch.testing.assert_close(gradient.double(), reference, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize("log_q", [False, True])
@@ -234,3 +232,225 @@ def test_every_setting_of_heads(heads: tuple[Head, ...], missing_negatives: bool
 )
 def test_any_shape_equals_naive_formula(seed: int, rows: int, negatives: int, chunk_rows: int, **options: bool) -> None:
     assert_equal(random_inputs(seed=seed, rows=rows, negatives=negatives, **options), chunk_rows)  # type: ignore[arg-type]
+
+
+def test_tiles_of_negatives_and_chunks_of_rows_do_not_matter() -> None:
+    inputs = random_inputs(rows=23, negatives=5000, missing_negatives=True)
+    assert_equal(inputs, chunk_rows=23)
+    results = []
+    for chunk_rows in (1, 7, 23, 256):
+        loss = chunked(inputs, chunk_rows)
+        results.append([*loss, *torch.autograd.grad(loss.total, inputs.leaves())])
+    for result in results[1:]:
+        for found, expected in zip(result, results[0], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("missing_negatives", [False, True])
+def test_gradcheck(missing_negatives: bool) -> None:
+    inputs = random_inputs(rows=4, negatives=5, width=3, missing_rows=True, missing_negatives=missing_negatives)
+
+    def total(*leaves: Tensor) -> Tensor:
+        parts = [list(leaves[i : i + 2]) for i in (0, 2, 4)]
+        return chunked(replace(inputs, trigger=parts[0], positive=parts[1], negative=parts[2]), chunk_rows=3).total
+
+    assert torch.autograd.gradcheck(total, inputs.leaves())
+
+
+@pytest.mark.parametrize("missing_negatives", [False, True])
+@pytest.mark.parametrize("temperature", [0.01, 1e-4])
+def test_extreme_logits_stay_exact(temperature: float, missing_negatives: bool) -> None:
+    """Probabilities underflow and the losses are still right, in float32 too."""
+    inputs = random_inputs(temperature=temperature, missing_negatives=missing_negatives, log_q=False)
+    assert inputs.teacher is not None
+    inputs = replace(inputs, teacher=replace(inputs.teacher, temperature=0.01))
+    # Rounding a logit of 1 / temperature moves probabilities by that much, so only values are compared in float32.
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        cast = inputs.to(dtype)
+        found, expected = chunked(cast), naive(inputs.to(torch.float64))
+        for part, reference in zip(found, expected, strict=True):
+            torch.testing.assert_close(part.double(), reference, rtol=tolerance, atol=tolerance)
+        for gradient in torch.autograd.grad(found.total, cast.leaves()):
+            assert gradient.isfinite().all()
+
+
+def test_row_without_negatives_has_no_loss_and_no_gradient() -> None:
+    inputs = random_inputs(rows=3, negatives=7)
+    everything = torch.cartesian_prod(torch.arange(3), torch.arange(7))
+    inputs = replace(inputs, hits=(everything[:, 0], everything[:, 1]))
+    loss = chunked(inputs)
+    assert loss.total == 0.0
+    assert not loss.engagement.any()
+    assert not loss.relevance.any()
+    for gradient in torch.autograd.grad(loss.total, inputs.leaves()):
+        assert not gradient.any()
+
+
+def test_a_hit_counts_as_an_absent_negative() -> None:
+    """Without the importance correction, whose log(L) counts draws, leaving a column out equals not having it."""
+    inputs = random_inputs(negatives=6, hits=False, log_q=False)
+    rows = torch.arange(13)
+    masked = replace(inputs, hits=(rows, torch.full_like(rows, 2)))
+    assert inputs.teacher is not None
+    others = torch.tensor([0, 1, 3, 4, 5])
+    absent = replace(
+        inputs,
+        negative=[x[others] for x in inputs.negative],
+        teacher=replace(inputs.teacher, negative=inputs.teacher.negative[others]),
+    )
+    torch.testing.assert_close(chunked(masked).total, chunked(absent).total)
+
+
+def test_rows_add_up() -> None:
+    inputs = random_inputs(missing_rows=True)
+    whole, first, second = (chunked(inputs.rows(rows)) for rows in (slice(None), slice(0, 5), slice(5, None)))
+    for one, other, both in zip(first, second, whole, strict=True):
+        torch.testing.assert_close(one + other, both)
+
+
+def test_log_q_recovers_the_softmax_over_the_catalogue() -> None:
+    """Items drawn as often as their probability says weigh as if each was in the set once, in P and in Q."""
+    catalogue = random_inputs(negatives=6, hits=False, log_q=False)
+    copies = torch.tensor([1, 4, 2, 1, 7, 5])
+    drawn = torch.repeat_interleave(torch.arange(6), copies)
+    assert catalogue.teacher is not None
+    sample = replace(
+        catalogue,
+        negative=[x[drawn] for x in catalogue.negative],
+        teacher=replace(catalogue.teacher, negative=catalogue.teacher.negative[drawn]),
+        log_q_negative=(copies[drawn] / drawn.numel()).log(),
+    )
+    for found, expected in zip(chunked(sample), chunked(catalogue), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_relevance_is_zero_when_the_head_agrees_with_the_teacher() -> None:
+    inputs = random_inputs(heads=(Head("relevance", 0.0, 1.0),), missing_rows=True, missing_negatives=True)
+    assert inputs.teacher is not None
+    same = replace(
+        inputs,
+        trigger=[inputs.teacher.trigger.requires_grad_()],
+        positive=[inputs.teacher.positive.requires_grad_()],
+        negative=[inputs.teacher.negative.requires_grad_()],
+        temperature=inputs.teacher.temperature,
+    )
+    loss = chunked(same)
+    torch.testing.assert_close(loss.total, torch.zeros_like(loss.total))
+    for gradient in torch.autograd.grad(loss.total, same.leaves()):
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient))
+
+
+def test_gradient_scales_with_the_gradient_of_the_loss_and_survives_a_second_backward() -> None:
+    inputs = random_inputs()
+    loss = chunked(inputs).total
+    once = torch.autograd.grad(loss, inputs.leaves(), retain_graph=True)
+    thrice = torch.autograd.grad(3.0 * loss, inputs.leaves())
+    for gradient, expected in zip(thrice, once, strict=True):
+        torch.testing.assert_close(gradient, 3.0 * expected)
+
+
+def test_one_tensor_in_several_places() -> None:
+    """Both heads share embeddings and the negatives are the positives, as with in-batch negatives."""
+    base = random_inputs(seed=3)
+    trigger, positive = base.trigger[0], base.positive[0]
+
+    def shared(leaf_t: Tensor, leaf_p: Tensor) -> Inputs:
+        return replace(
+            random_inputs(seed=3, negatives=13),
+            trigger=[leaf_t, leaf_t],
+            positive=[leaf_p, leaf_p],
+            negative=[leaf_p, leaf_p],
+        )
+
+    found = torch.autograd.grad(chunked(shared(trigger, positive)).total, [trigger, positive])
+    expected = torch.autograd.grad(naive(shared(trigger, positive)).total, [trigger, positive])
+    for gradient, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, reference)
+
+
+def test_without_gradients_only_values() -> None:
+    inputs = random_inputs()
+    with torch.no_grad():
+        loss = chunked(inputs)
+    assert not loss.total.requires_grad
+    torch.testing.assert_close(loss.total, chunked(inputs).total.detach())
+
+
+def test_parts_are_detached() -> None:
+    loss = chunked(random_inputs())
+    assert loss.total.requires_grad
+    assert not loss.engagement.requires_grad
+    assert not loss.relevance.requires_grad
+
+
+def test_teacher_is_not_used_when_no_head_distils() -> None:
+    inputs = random_inputs(heads=(Head("engagement"),))
+    assert inputs.teacher is not None
+    poisoned = replace(inputs.teacher, negative=torch.full_like(inputs.teacher.negative, math.nan))
+    torch.testing.assert_close(chunked(replace(inputs, teacher=poisoned)).total, chunked(inputs).total)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_embeddings_under_autocast(dtype: torch.dtype) -> None:
+    """Arithmetic is in float32 whatever comes in; gradients come back in the dtype of the embeddings."""
+    inputs = random_inputs().to(dtype)
+    rounded = inputs.to(torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = chunked(inputs)
+    expected = naive(rounded)
+    assert loss.total.dtype == torch.float32
+    torch.testing.assert_close(loss.total.double(), expected.total, rtol=1e-5, atol=1e-5)
+    gradients = torch.autograd.grad(loss.total, inputs.leaves())
+    for gradient, reference in zip(gradients, torch.autograd.grad(expected.total, rounded.leaves()), strict=True):
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient.double(), reference, rtol=2e-2, atol=2e-2)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest storage that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+def test_logits_are_never_held() -> None:
+    inputs = random_inputs(rows=128, negatives=512, hits=False, missing_rows=True, missing_negatives=True)
+    with LargestTensor() as chunked_pass:
+        chunked(inputs, chunk_rows=16).total.backward()
+    assert chunked_pass.elements <= 16 * 513
+    with LargestTensor() as naive_pass:
+        naive(inputs)
+    assert naive_pass.elements >= 128 * 513  # the mode does see what it should
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"temperature": 0.0}, "temperature > 0"),
+        ({"temperature": math.nan}, "temperature > 0"),
+        ({"teacher": None}, "needs a teacher"),
+        ({"row_weight": torch.ones(12)}, r"row_weight: expected shape \[13\]"),
+        ({"log_q_negative": torch.ones(13)}, r"log_q_negative: expected shape \[29\]"),
+        ({"hits": (torch.tensor([13]), torch.tensor([0]))}, "out of range"),
+        ({"hits": (torch.tensor([0]), torch.tensor([29]))}, "out of range"),
+        ({"hits": (torch.tensor([0]), torch.tensor([-1]))}, "out of range"),
+        ({"hits": (torch.tensor([0, 1]), torch.tensor([0]))}, "of one length"),
+        ({"heads": ()}, "a head"),
+        ({"heads": (Head("engagement"),)}, "1 heads"),
+        ({"negative": [torch.ones(29, 6), torch.ones(29, 5)]}, "'relevance'"),
+        ({"positive": [torch.ones(12, 6), torch.ones(13, 6)]}, "'engagement'"),
+        ({"teacher": Teacher(torch.ones(13, 5), torch.ones(13, 5), torch.ones(28, 5), 0.1)}, "teacher: expected"),
+        ({"teacher": Teacher(torch.ones(13, 5), torch.ones(13, 5), torch.ones(29, 5), 0.0)}, "teacher: expected"),
+    ],
+)
+def test_bad_input_says_what_was_expected(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chunked(replace(random_inputs(), **change))
