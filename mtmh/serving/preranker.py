@@ -16,8 +16,6 @@ Vectors = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.integer[Any]]
 
-_GATHERED_FLOATS = 33_554_432  # bounds the memory of gathered embeddings (128 MiB)
-
 
 @dataclass(frozen=True)
 class Candidates:
@@ -108,33 +106,24 @@ class HistoryPreranker:
         self._temperature = np.float32(temperature)
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
-        """As ``Preranker.score``."""
-        width = candidates.items.shape[1]
-        counts = np.bincount(requests.users, minlength=len(requests.histories))
-        place = np.empty(len(requests.users), np.intp)  # of a trigger among those of its user
+        """As ``Preranker.score``; one product a user, of the history and the user's distinct candidates."""
+        scores = np.full(candidates.items.shape, -np.inf, np.float32)
         order = np.argsort(requests.users, kind="stable")
-        place[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-        items = np.full((len(counts), counts.max(initial=0), width), -1, np.int64)
-        items[requests.users, place] = candidates.items
-        scores = np.empty(items.shape, np.float32)
-        floats_a_user = max(1, items[0].size * (self._vectors.shape[1] + requests.histories.shape[1]))
-        block = max(1, _GATHERED_FLOATS // floats_a_user)
-        for start in range(0, len(items), block):
-            part = slice(start, start + block)
-            flat = items[part].reshape(len(items[part]), -1)
-            scores[part] = self._soft_maximum(requests.histories[part], flat).reshape(items[part].shape)
-        return np.where(candidates.items >= 0, scores[requests.users, place], np.float32(-np.inf))
+        users, starts = np.unique(requests.users[order], return_index=True)
+        for user, rows in zip(users, np.split(order, starts[1:]), strict=True):
+            items, places = np.unique(candidates.items[rows], return_inverse=True)
+            history = requests.histories[user]
+            scores[rows] = self._soft_maximum(history[history >= 0], items)[places].reshape(len(rows), -1)
+        return np.where(candidates.items >= 0, scores, np.float32(-np.inf))
 
-    def _soft_maximum(self, histories: Indices, items: Indices) -> Scores:
-        """Scores [U, N] of items [U, N] for histories [U, H]; an empty history gives -inf."""
-        logits = self._vectors[items] @ self._vectors[histories].transpose(0, 2, 1)
-        logits /= self._temperature
-        logits += np.where(histories >= 0, np.float32(0), np.float32(-np.inf))[:, None, :]
-        largest = logits.max(axis=2, keepdims=True)
-        logits -= np.where(np.isfinite(largest), largest, np.float32(0))
-        with np.errstate(divide="ignore"):
-            sums = np.log(np.exp(logits, out=logits).sum(axis=2))
-        return np.asarray(self._temperature * (largest[:, :, 0] + sums), dtype=np.float32)
+    def _soft_maximum(self, history: Indices, items: Indices) -> Scores:
+        """Scores [N] of items [N] for a history [H]; an empty history gives -inf."""
+        if len(history) == 0:
+            return np.full(len(items), -np.inf, np.float32)
+        logits = self._vectors[items] @ self._vectors[history].T / self._temperature
+        largest = logits.max(axis=1)
+        sums = np.exp(logits - largest[:, None]).sum(axis=1)
+        return np.asarray(self._temperature * (largest + np.log(sums)), dtype=np.float32)
 
 
 def prerank(
