@@ -1,0 +1,1 @@
+"""Embedding lookups beside the limits of the machine: ``python -m benchmarks.lookup --help``."""
