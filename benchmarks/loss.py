@@ -54,7 +54,8 @@ def naive_loss(embeddings: list[list[Tensor]], teacher: Teacher) -> Tensor:
 
 def chunked_loss(embeddings: list[list[Tensor]], teacher: Teacher) -> Tensor:
     """The library's path."""
-    return contrastive_losses(*embeddings, HEADS, temperature=TEMPERATURE, teacher=teacher).total
+    total: Tensor = contrastive_losses(*embeddings, HEADS, temperature=TEMPERATURE, teacher=teacher).total
+    return total
 
 
 def make_inputs(num_rows: int, num_negatives: int, width: int) -> tuple[list[list[Tensor]], Teacher]:

@@ -271,7 +271,9 @@ def _fill_logits(
 ) -> None:
     """Writes ``[s_1, ..., s_L, s_+]`` of a chunk's rows; ``excluded`` counts through the flattened chunk."""
     tile = CPU_TILE_NEGATIVES if logits.device.type == "cpu" else max(negative.shape[0], 1)
-    for tile_negative, tile_logits in zip(negative.split(tile), logits[:, :-1].split(tile, dim=1), strict=True):
+    for tile_negative, tile_logits in zip(
+        torch.split(negative, tile), torch.split(logits[:, :-1], tile, dim=1), strict=True
+    ):
         torch.mm(scaled_trigger, tile_negative.t(), out=tile_logits)
     if problem.correction is not None:
         logits[:, :-1] -= problem.correction
