@@ -117,8 +117,12 @@ def test_broken_parquet(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"e\.parquet"):
         prepare_files(tmp_path, events=["e.parquet"])
     (tmp_path / "e.parquet").write_bytes(whole[:200] + b"x" * 200 + whole[400:])
-    with pytest.raises(ValueError, match=r"e\.parquet"):
+    with pytest.raises(ValueError, match=r"e\.parquet: cannot be read"):
         prepare_files(tmp_path, events=["e.parquet"])
+    # Among several files the broken one is named.
+    (tmp_path / "d.parquet").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"e\.parquet: cannot be read"):
+        prepare_files(tmp_path, events=["*.parquet"])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from mtmh.config import Config
@@ -178,7 +179,9 @@ class TableFile:
         """
         name = self.require(column, TIME_TYPES, "numbers or dates")
         if self.is_date(column):
-            return f"floor(epoch({name}))::BIGINT"
+            # DuckDB's epoch() takes no nanoseconds with a time zone.
+            zoned = "::TIMESTAMP WITH TIME ZONE" if self.types[column] == "TIMESTAMPTZ_NS" else ""
+            return f"floor(epoch({name}{zoned}))::BIGINT"
         if base_type(self.types[column]) in ("FLOAT", "DOUBLE", "DECIMAL"):
             return f"CASE WHEN isfinite({name}::DOUBLE) THEN floor({name})::BIGINT END"
         return f"{name}::BIGINT"
@@ -241,16 +244,24 @@ def readable(files: Sequence[Path]) -> Iterator[None]:
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
-        # The first lines name file, line and column; what follows is advice about DuckDB's own options.
-        reason = " ".join(
-            line.strip() for line in re.split("Possible (?i:fix|solution)", str(error))[0].splitlines()
-        ).strip()
-        reason = re.sub(r"\s*Column \w+ is being converted as .*$", "", reason)
-        named = any(str(file) in reason for file in files)
-        # CSV errors name their file at the very end.
-        match = re.search(r"^\s*file = (.*)$", str(error), re.MULTILINE)
-        where = match.group(1).strip() if match else ", ".join(map(str, files))
-        raise ValueError(reason if named else f"{where}: {reason}") from None
+        # The first lines name line and column; what follows is advice about DuckDB's own options.
+        reason = " ".join(re.split("Possible (?i:fix|solution)", str(error))[0].split())
+        reason = re.sub(r"^[A-Z][\w ]* Error: |\s*Column \w+ is being converted as .*$", "", reason)
+        named = [file for file in files if str(file) in str(error)]
+        where = named[0] if len(named) == 1 else _first_broken(files)
+        raise ValueError(f"{where}: cannot be read: {reason}") from None
+
+
+def _first_broken(files: Sequence[Path]) -> str:
+    """The file to blame, where the error names none."""
+    for file in files:
+        if len(files) > 1 and _format(file) == "parquet":
+            try:
+                for _ in pq.ParquetFile(file).iter_batches():
+                    pass
+            except (OSError, pa.ArrowException):
+                return str(file)
+    return ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def base_type(kind: str) -> str:
