@@ -1,0 +1,147 @@
+"""Content embeddings from a column and from text through a tiny random BERT, built offline."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import transformers
+from synthetic_dataset import make_config, write_dataset
+
+from mtmh.artifacts import write_artifact
+from mtmh.config import Config
+from mtmh.content.embed import embed_content, unit_rows
+from mtmh.data.content_store import open_content
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.schema import ITEMS
+
+NUM_ITEMS = 12
+TEXTS = ["red shoe", "red shoe", "", "blue hat with a long ribbon", None, "   ", "hat", "red", "shoe", "a", "b", "c"]
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def make_dataset(root: Path, columns: dict[str, pa.Array], dim: int | None = None) -> Dataset:
+    """A dataset whose items have the given columns beside their id."""
+    plain = write_dataset(root / "plain", [[0, 1], [2, 3]], num_items=NUM_ITEMS)
+    with write_artifact(root / "dataset", "dataset", config={}) as writer:
+        shutil.copytree(plain.artifact.path, writer.folder, dirs_exist_ok=True)
+        (writer.folder / "manifest.json").unlink()
+        pq.write_table(pa.table({"item_id": np.arange(NUM_ITEMS), **columns}), writer.folder / ITEMS)
+        writer.summary.update(plain.artifact.summary | {"content_embedding_dim": dim})
+    return open_dataset(root / "dataset")
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "bert"
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *sorted({"red", "shoe", "blue", "hat", "with", "a", "long", "ribbon", "b", "c"}),
+    ]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def text_config(root: Path, model: Path | str) -> Config:
+    return make_config(root, content={"kind": "transformers", "model": str(model), "batch_size": 3})
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_text_equals_the_model_called_by_hand(tmp_path: Path, bert: Path, pooling: str) -> None:
+    if pooling == "cls":
+        (bert / "1_Pooling").mkdir()
+        modes = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
+        (bert / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+    dataset = make_dataset(tmp_path, {"text": pa.array(TEXTS)})
+    artifact = embed_content(text_config(tmp_path, bert), tmp_path / "content")
+    embeddings = open_content(artifact.path, dataset).embeddings
+    model, tokenizer = (
+        transformers.BertModel.from_pretrained(bert).eval(),
+        transformers.AutoTokenizer.from_pretrained(bert),
+    )
+    for item, text in enumerate(TEXTS):
+        if not (text or "").strip():
+            assert (embeddings[item] == 0).all()
+            continue
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        pooled = (hidden.mean(dim=0) if pooling == "mean" else hidden[0]).numpy()
+        np.testing.assert_allclose(embeddings[item], pooled / np.linalg.norm(pooled), atol=1e-5)
+    assert artifact.summary["num_items_without_content"] == 3
+    assert artifact.summary["dim"] == 16
+
+
+def test_topics_are_not_read(tmp_path: Path, bert: Path) -> None:
+    files = []
+    for topic in ("shoes", "hats"):
+        root = tmp_path / topic
+        make_dataset(root, {"text": pa.array(TEXTS), "topic_l1": pa.array([topic] * NUM_ITEMS)})
+        files.append((embed_content(text_config(root, bert), root / "content").path / "embeddings.npy").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_column_is_normalised_and_nulls_become_zero_rows(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 4)).astype(np.float32)
+    rows = [None if item in (0, 5) else vectors[item].tolist() for item in range(NUM_ITEMS)]
+    column = pa.array(rows, pa.list_(pa.float32(), 4))
+    dataset = make_dataset(tmp_path, {"content_embedding": column}, dim=4)
+    artifact = embed_content(make_config(tmp_path), tmp_path / "content")
+    embeddings = open_content(artifact.path, dataset).embeddings
+    expected = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected[[0, 5]] = 0
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
+    assert artifact.summary["num_items_without_content"] == 2
+
+
+def test_unit_rows_survive_extremes() -> None:
+    rows = unit_rows(np.array([[3e38, 3e38], [1e-30, 0], [0, 0], [0, -2]], np.float32))
+    np.testing.assert_allclose(rows, [[0.5**0.5, 0.5**0.5], [0, 0], [0, 0], [0, -1]], atol=1e-6)
+
+
+def test_what_is_missing_is_said(tmp_path: Path, bert: Path) -> None:
+    make_dataset(tmp_path, {"text": pa.array(TEXTS)})
+    with pytest.raises(ValueError, match=r"no column content_embedding .* content.kind = transformers"):
+        embed_content(make_config(tmp_path), tmp_path / "content")
+    with pytest.raises(ValueError, match=r"content.model: cannot load some/model: .*hf download"):
+        embed_content(text_config(tmp_path, "some/model"), tmp_path / "content")
+    with pytest.raises(ValueError, match="no Python package not_there"):
+        embed_content(text_config(tmp_path, "package:not_there"), tmp_path / "content")
+    (bert / "model.safetensors").rename(bert / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        embed_content(text_config(tmp_path, bert), tmp_path / "content")
+    assert not (tmp_path / "content").exists()
+
+
+def test_a_catalogue_without_any_text(tmp_path: Path, bert: Path) -> None:
+    make_dataset(tmp_path, {"text": pa.array([None] * NUM_ITEMS, pa.string())})
+    with pytest.raises(ValueError, match="no item has content"):
+        embed_content(text_config(tmp_path, bert), tmp_path / "content")
+
+
+def test_values_that_are_not_finite(tmp_path: Path) -> None:
+    vectors = np.ones((NUM_ITEMS, 2), np.float32)
+    vectors[7, 1] = np.nan
+    column = pa.array(vectors.tolist(), pa.list_(pa.float32(), 2))
+    make_dataset(tmp_path, {"content_embedding": column}, dim=2)
+    with pytest.raises(ValueError, match="row 7: not finite"):
+        embed_content(make_config(tmp_path), tmp_path / "content")
