@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mtmh.data.sources.amazon import amazon
+from mtmh.data.sources.amazon import amazon_tables
 from mtmh.data.sources.base import SourceContext, SourceTables
-from mtmh.data.sources.complete_journey import complete_journey
-from mtmh.data.sources.movielens import movielens
-from mtmh.data.sources.online_retail import online_retail
-from mtmh.data.sources.synthetic import synthetic
-from mtmh.data.sources.tables import tables
+from mtmh.data.sources.complete_journey import complete_journey_tables
+from mtmh.data.sources.movielens import movielens_tables
+from mtmh.data.sources.online_retail import online_retail_tables
+from mtmh.data.sources.synthetic import synthetic_tables
+from mtmh.data.sources.tables import own_tables
 
 SOURCES: dict[str, Callable[[SourceContext], SourceTables]] = {
-    "synthetic": synthetic,
-    "movielens": movielens,
-    "complete-journey": complete_journey,
-    "online-retail": online_retail,
-    "amazon": amazon,
-    "tables": tables,
+    "synthetic": synthetic_tables,
+    "movielens": movielens_tables,
+    "complete-journey": complete_journey_tables,
+    "online-retail": online_retail_tables,
+    "amazon": amazon_tables,
+    "tables": own_tables,
 }
 
 __all__ = ["SOURCES", "SourceContext", "SourceTables"]

@@ -14,7 +14,7 @@ class AmazonOptions(Settings):
     """``data.options`` of the source ``amazon``: none."""
 
 
-def amazon(context: SourceContext) -> SourceTables:
+def amazon_tables(context: SourceContext) -> SourceTables:
     """Reads ``interactions.csv`` and ``products.csv`` in ``data.input``.
 
     Raises:

@@ -20,7 +20,7 @@ class CompleteJourneyOptions(Settings):
     group: Literal["product", "type"] = "product"
 
 
-def complete_journey(context: SourceContext) -> SourceTables:
+def complete_journey_tables(context: SourceContext) -> SourceTables:
     """Reads the transactions and ``products.csv`` in ``data.input``.
 
     Raises:

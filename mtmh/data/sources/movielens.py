@@ -26,7 +26,7 @@ class MovielensOptions(Settings):
     min_rating: Annotated[float, Field(ge=0.0, le=5.0)] = 3.5
 
 
-def movielens(context: SourceContext) -> SourceTables:
+def movielens_tables(context: SourceContext) -> SourceTables:
     """Reads ``ratings.csv`` and ``movies.csv`` in ``data.input``.
 
     Raises:

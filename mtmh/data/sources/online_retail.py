@@ -20,7 +20,7 @@ class OnlineRetailOptions(Settings):
     """``data.options`` of the source ``online-retail``: none."""
 
 
-def online_retail(context: SourceContext) -> SourceTables:
+def online_retail_tables(context: SourceContext) -> SourceTables:
     """Reads ``online_retail.csv`` in ``data.input``.
 
     Raises:

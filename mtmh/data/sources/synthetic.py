@@ -114,7 +114,7 @@ class SyntheticOptions(Settings):
         return self
 
 
-def synthetic(context: SourceContext) -> SourceTables:
+def synthetic_tables(context: SourceContext) -> SourceTables:
     """Simulates into the scratch folder.
 
     Raises:

@@ -40,7 +40,7 @@ class TablesOptions(Settings):
     min_value: float | None = None
 
 
-def tables(context: SourceContext) -> SourceTables:
+def own_tables(context: SourceContext) -> SourceTables:
     """Reads the files of ``data.events`` and ``data.items``; patterns with ``*`` are expanded.
 
     Raises:
