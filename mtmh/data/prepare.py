@@ -88,10 +88,18 @@ class _Work:
     dropped_events: dict[str, int] = field(default_factory=dict)
     dropped_items: dict[str, int] = field(default_factory=dict)
 
-    def step(self, text: str, total: int | None = None) -> Any:
+    def step(self, text: str, total: int | None = None) -> None:
         """Ends the line of the step before and begins another."""
         self.end_step()
-        return self.progress.add_task(text, total=total)
+        self.progress.add_task(text, total=total, note="")
+
+    def note(self, text: str) -> None:
+        """Writes beside the line of the running step."""
+        self.progress.update(self.progress.task_ids[-1], note=text)
+
+    def advance(self, completed: int) -> None:
+        """Moves the bar of the running step."""
+        self.progress.update(self.progress.task_ids[-1], completed=completed)
 
     def end_step(self) -> None:
         """Fills the line of the running step."""
@@ -119,11 +127,8 @@ class _Work:
 
 def _open_source(work: _Work) -> SourceTables:
     config = work.config
-    task = work.step(f"read source {config.data.source}")
-    context = SourceContext(
-        config, work.connection, work.scratch, lambda text: work.progress.update(task, description=text)
-    )
-    source = SOURCES[config.data.source](context)
+    work.step(f"open source {config.data.source}")
+    source = SOURCES[config.data.source](SourceContext(config, work.connection, work.scratch, work.note))
     if config.data.split.kind == "time" and not source.has_clock:
         raise ValueError(
             f"data.split.kind: source {config.data.source} knows only the order within a user, no clock; "
@@ -146,7 +151,9 @@ def _load_items(work: _Work, source: SourceTables) -> None:
     for item_id, rows in work.rows(statements.duplicate_item()):
         raise ValueError(f"{_names(source)}: item_id {item_id!r} stands in {rows} rows; expected one")
     work.run(statements.catalogue(work.config.seed))
-    if work.number("SELECT count(*) FROM catalogue") == 0:
+    num_items = work.number("SELECT count(*) FROM catalogue")
+    work.note(f"{num_items:,} items")
+    if num_items == 0:
         raise ValueError(f"{_names(source)}: no item is left{_because(work.dropped_items)}")
 
 
@@ -168,7 +175,9 @@ def _load_events(work: _Work, source: SourceTables) -> None:
     work.run(statements.users(work.config.seed))
     work.run(statements.events())
     work.run("DROP TABLE staged")
-    if work.number("SELECT count(*) FROM events") == 0:
+    num_events = work.number("SELECT count(*) FROM events")
+    work.note(f"{num_events:,} of {work.num_events_read:,} events")
+    if num_events == 0:
         raise ValueError(f"{_names(source)}: no event is left of {work.num_events_read}{_because(work.dropped_events)}")
 
 
@@ -209,13 +218,16 @@ def _split(work: _Work, cutoff: int | None) -> list[tuple[int, int]]:
         "SELECT user_code, count(*) FROM events GROUP BY user_code ORDER BY user_code"
     ).to_arrow_table()
     ranges = bounded_ranges(users.column(1).to_numpy(), RANGE_EVENTS)
-    task = work.step("split into T1 and T2", total=len(users))
+    work.step("split into T1 and T2", total=len(users))
     num_events = work.number("SELECT count(*) FROM events")
     work.run(statements.empty_split())
     for first, last in ranges:
         work.run(statements.split(work.config.data.split, cutoff, first, last))
-        work.progress.update(task, completed=last)
-    work.drop_events("consecutive_repeat", num_events - work.number("SELECT count(*) FROM split"))
+        work.advance(last)
+    num_train = work.number("SELECT count(*) FROM split WHERE NOT is_test")
+    num_test = work.number("SELECT count(*) FROM split WHERE is_test")
+    work.note(f"{num_train:,} and {num_test:,} events")
+    work.drop_events("consecutive_repeat", num_events - num_train - num_test)
     work.run("DROP TABLE events")
     return ranges
 
@@ -241,7 +253,7 @@ def _index_items(work: _Work, source: SourceTables) -> NDArray[np.int32]:
 
 def _write_histories(work: _Work, ranges: list[tuple[int, int]], item_index: NDArray[np.int32]) -> HistoryFacts:
     data = work.config.data
-    task = work.step("write histories", total=ranges[-1][1])
+    work.step("write histories", total=ranges[-1][1])
     facts = write_histories(
         work.connection,
         work.folder,
@@ -249,10 +261,11 @@ def _write_histories(work: _Work, ranges: list[tuple[int, int]], item_index: NDA
         item_index,
         data.min_user_events,
         data.max_history,
-        lambda users: work.progress.update(task, completed=users),
+        work.advance,
     )
     for reason, rows in facts.dropped.items():
         work.drop_events(reason, rows)
+    work.note(f"{facts.num_users:,} users")
     if facts.num_users == 0:
         raise ValueError(
             f"source {data.source}: no history is left with min_user_events {data.min_user_events} and "
@@ -348,6 +361,7 @@ def _database(config: Config, scratch: Path) -> Iterator[Any]:
     }
     connection = duckdb.connect(str(scratch / "prepare.duckdb"), config=settings)
     try:
+        connection.execute("SET enable_progress_bar = false")
         yield connection
     except duckdb.OutOfMemoryException as error:
         raise ValueError(
@@ -359,6 +373,7 @@ def _database(config: Config, scratch: Path) -> Iterator[Any]:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    bar = BarColumn(bar_width=24)
+    text, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    with Progress(SpinnerColumn(), text, bar, TimeElapsedColumn(), note, console=Console(stderr=True)) as progress:
         yield progress

@@ -66,13 +66,13 @@ class SourceContext:
         config: the whole recipe.
         connection: DuckDB, to look at files and to hold tables of the adapter's own.
         scratch: a folder that is gone when prepare ends.
-        progress: takes a line about what goes on.
+        note: takes a line about what goes on.
     """
 
     config: Config
     connection: Any
     scratch: Path
-    progress: Callable[[str], None]
+    note: Callable[[str], None]
 
     def options(self, model: type[OptionsT]) -> OptionsT:
         """Checks ``data.options`` against the adapter's settings class.

@@ -35,6 +35,7 @@ chunk of events.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -123,7 +124,7 @@ def synthetic_tables(context: SourceContext) -> SourceTables:
     options = context.options(SyntheticOptions)
     folder = context.scratch / "synthetic"
     folder.mkdir()
-    simulate(options, context.config.seed, folder)
+    simulate(options, context.config.seed, folder, context.note)
     return SourceTables(
         events="SELECT user_id, item_id, timestamp, NULL::VARCHAR AS drop_reason "
         f"FROM read_parquet({literal(str(folder / 'events-*.parquet'))})",
@@ -134,13 +135,22 @@ def synthetic_tables(context: SourceContext) -> SourceTables:
     )
 
 
-def simulate(options: SyntheticOptions, seed: int, folder: Path) -> None:
-    """Writes ``items.parquet`` and ``events-<day>.parquet`` (user_id, item_id, timestamp: int64 each) to ``folder``."""
+def simulate(options: SyntheticOptions, seed: int, folder: Path, note: Callable[[str], None] | None = None) -> None:
+    """Writes ``items.parquet`` and ``events-<day>.parquet`` (user_id, item_id, timestamp: int64 each) to ``folder``.
+
+    Args:
+        options: the world's sizes and habits.
+        seed: the same seed and options write the same bytes.
+        folder: where the files go.
+        note: takes a line about how far it is.
+    """
     world = _make_world(options, np.random.default_rng([seed, 0]))
     _write_items(world, options, np.random.default_rng([seed, 1]), folder / "items.parquet")
     crowd = _Crowd(world, options, np.random.default_rng([seed, 2]))
     events_of_day = np.diff(np.arange(options.num_days + 1) * options.num_events // options.num_days)
     for day in range(options.num_days):
+        if note is not None:
+            note(f"simulating day {day + 1} of {options.num_days}")
         rng = np.random.default_rng([seed, 3, day])
         if day > 0:
             crowd.drift(rng)
