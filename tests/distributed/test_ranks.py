@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ PLANS = {
     "rows_full": ("row_wise", "adagrad"),
     "columns_full": ("column_wise", "adagrad"),
 }
-LOSSES = {
+LOSSES: dict[str, dict[str, Any]] = {
     "uniform_only": {"in_batch_negatives": False, "mask_history": False},
     "uncorrected": {"log_q": False, "num_uniform_negatives": 0, "propensity": {"a": 1.0, "b": 0.5}},
 }
@@ -94,7 +95,7 @@ def check_gathers(rank: int, world_size: int) -> None:
     assert torch.equal(gathered, expected.double())
     # Rank r weighs copy l with (r + 1) * l, so the owner of row l gets the sum of those.
     weights = torch.arange(len(gathered), dtype=torch.float64)[:, None]
-    (gathered * weights * (rank + 1)).sum().backward()
+    (gathered * weights * (rank + 1)).sum().backward()  # type: ignore[no-untyped-call]
     first = sum(sizes[:rank])
     own = weights[first : first + sizes[rank]] * sum(range(1, world_size + 1))
     assert rows.grad is not None
@@ -138,7 +139,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_on(world_size: int, root: Path) -> None:
     run: Callable[[int, int, Path], None] = run_everything
-    mp.spawn(run, args=(world_size, root), nprocs=world_size)  # type: ignore[no-untyped-call]
+    mp.spawn(run, args=(world_size, root), nprocs=world_size)  # type: ignore[attr-defined, no-untyped-call]
 
 
 def assert_same_run(one: Config, other: Config) -> None:
@@ -150,8 +151,9 @@ def assert_same_run(one: Config, other: Config) -> None:
     weights, expected_weights = (
         load_model(latest_checkpoint(config.model_dir("checkpoints"))).state_dict() for config in (one, other)
     )
+    assert weights.keys() == expected_weights.keys()
     for name, value in expected_weights.items():
-        torch.testing.assert_close(weights[name], value, rtol=2e-4, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(weights[name], value, rtol=2e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)

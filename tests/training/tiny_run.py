@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from synthetic_dataset import make_config, random_histories, write_dataset
+from synthetic_dataset import make_config, write_dataset
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -34,8 +34,11 @@ TRAINING = {"batch_size": 48, "num_shards": 6, "shuffle_pairs": 96, "epochs": 2,
 
 def write_inputs(root: Path) -> None:
     """Dataset and teacher; a tenth of the items have no content."""
-    dataset = write_dataset(root / "dataset", random_histories(60, num_items=NUM_ITEMS), num_items=NUM_ITEMS)
     rng = np.random.default_rng(1)
+    # Each user keeps to one shelf of 20 items, so there is something to learn; the last shelf stays fresh.
+    shelves = rng.integers(0, NUM_ITEMS // 20 - 1, 60)
+    histories = [(20 * shelf + rng.integers(0, 20, rng.integers(0, 20))).tolist() for shelf in shelves]
+    dataset = write_dataset(root / "dataset", histories, num_items=NUM_ITEMS)
     embeddings = rng.standard_normal((NUM_ITEMS, 6)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     embeddings[rng.random(NUM_ITEMS) < 0.1] = 0.0
@@ -47,7 +50,8 @@ def tiny_config(root: Path, name: str = "tiny", **sections: dict[str, Any]) -> C
     """A recipe over `write_inputs`; a section given here replaces its defaults key by key."""
     sections["model"] = MODEL | sections.get("model", {})
     sections["training"] = TRAINING | sections.get("training", {})
-    return make_config(root, **sections).model_copy(update={"name": name})
+    config: Config = make_config(root, **sections).model_copy(update={"name": name})
+    return config
 
 
 def losses_of(config: Config) -> dict[int, dict[str, dict[str, float]]]:
