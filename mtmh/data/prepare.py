@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -64,13 +64,14 @@ def prepare(config: Config, out: Path) -> Artifact:
         with _progress() as progress, _database(config, scratch) as connection:
             work = _Work(config, connection, writer.folder, scratch, progress)
             source = _open_source(work)
-            _load_items(work, source)
+            embedding_dim = _load_items(work, source)
             _load_events(work, source)
             cutoff = _find_cutoff(work, source)
             ranges = _split(work, cutoff)
             item_index = _index_items(work, source)
             histories = _write_histories(work, ranges, item_index)
-            writer.summary = _write_items(work, source, histories, item_index, cutoff).model_dump(mode="json")
+            summary = _write_items(work, source, histories, item_index, cutoff, embedding_dim)
+            writer.summary = summary.model_dump(mode="json")
         shutil.rmtree(scratch)
     return open_artifact(out, "dataset")
 
@@ -134,11 +135,14 @@ def _open_source(work: _Work) -> SourceTables:
             f"data.split.kind: source {config.data.source} knows only the order within a user, no clock; "
             "expected kind: user"
         )
-    return source
+    # A feature that does not exist should stop the run before the long part of it.
+    id_features = choose_features("id_features", config.data.id_features, source.id_features)
+    float_features = choose_features("float_features", config.data.float_features, source.float_features)
+    return replace(source, id_features=id_features, float_features=float_features)
 
 
-def _load_items(work: _Work, source: SourceTables) -> None:
-    """Tables ``source_items`` and ``catalogue``."""
+def _load_items(work: _Work, source: SourceTables) -> int | None:
+    """Tables ``source_items`` and ``catalogue``; returns the width of the content embeddings."""
     work.step("load items")
     with readable(source.files):
         if source.items is None:
@@ -155,6 +159,7 @@ def _load_items(work: _Work, source: SourceTables) -> None:
     work.note(f"{num_items:,} items")
     if num_items == 0:
         raise ValueError(f"{_names(source)}: no item is left{_because(work.dropped_items)}")
+    return check_embeddings(work.connection)
 
 
 def _load_events(work: _Work, source: SourceTables) -> None:
@@ -279,7 +284,12 @@ def _write_histories(work: _Work, ranges: list[tuple[int, int]], item_index: NDA
 
 
 def _write_items(
-    work: _Work, source: SourceTables, facts: HistoryFacts, item_index: NDArray[np.int32], cutoff: int | None
+    work: _Work,
+    source: SourceTables,
+    facts: HistoryFacts,
+    item_index: NDArray[np.int32],
+    cutoff: int | None,
+    embedding_dim: int | None,
 ) -> DatasetSummary:
     data = work.config.data
     work.step("write items")
@@ -288,7 +298,6 @@ def _write_items(
     work.run("CREATE TABLE item_facts AS SELECT * FROM item_fact_rows")
     work.connection.unregister("item_fact_rows")
 
-    embedding_dim = check_embeddings(work.connection)
     has_topics = write_items(work.connection, work.folder, embedding_dim)
     seen = facts.train_count > 0
     # Without a common cut, ages run to the end of T1; standardising removes the difference.
@@ -297,8 +306,8 @@ def _write_items(
         work.connection,
         work.folder,
         facts,
-        choose_features("id_features", data.id_features, source.id_features),
-        choose_features("float_features", data.float_features, source.float_features),
+        source.id_features,
+        source.float_features,
         now=now if source.has_clock else None,
         popularity=data.popularity_features,
         min_feature_count=data.min_feature_count,

@@ -23,13 +23,13 @@ TRAIN_COUNT = "log_train_count"
 TRAIN_AGE = "train_age"
 
 
-def choose_features(kind: str, wanted: list[str] | None, offered: tuple[str, ...]) -> list[str]:
+def choose_features(kind: str, wanted: list[str] | None, offered: tuple[str, ...]) -> tuple[str, ...]:
     """The features of one kind (``id_features`` or ``float_features``) that the dataset will hold.
 
     Raises:
         ValueError: one that the source does not offer, a repeated one, or a name that cannot be a file name.
     """
-    names = list(offered) if wanted is None else [name for name in wanted if name != ITEM_ID]
+    names = offered if wanted is None else tuple(name for name in wanted if name != ITEM_ID)
     for name in names:
         if name not in offered:
             raise ValueError(f"data.{kind}: the source offers no {name!r}, only {', '.join(offered) or 'none'}")
@@ -81,8 +81,8 @@ def write_item_table(
     connection: Any,
     folder: Path,
     facts: HistoryFacts,
-    id_features: list[str],
-    float_features: list[str],
+    id_features: tuple[str, ...],
+    float_features: tuple[str, ...],
     *,
     now: int | None,
     popularity: bool,

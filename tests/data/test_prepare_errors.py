@@ -67,6 +67,18 @@ def test_settings_that_do_not_fit(tmp_path: Path, data: dict[str, Any], match: s
     assert {path.name for path in tmp_path.iterdir()} == {"events.parquet", "items.parquet"}
 
 
+def test_features_that_the_source_does_not_offer(tmp_path: Path) -> None:
+    config = {"source": "synthetic", "input": None, "options": {"num_events": 20_000}}
+    with pytest.raises(ValueError, match="the source offers no 'colour', only creator, styles"):
+        prepare_files(tmp_path, **config, id_features=["colour"])
+    with pytest.raises(ValueError, match="the source offers no 'creator', only duration, price, quality"):
+        prepare_files(tmp_path, **config, float_features=["creator"])
+    (tmp_path / "items.csv").write_text("item_id,train_age\n1,2\n")
+    (tmp_path / "e.csv").write_text("user_id,item_id,timestamp\n1,1,1\n")
+    with pytest.raises(ValueError, match="'train_age' cannot name a feature"):
+        prepare_files(tmp_path, events=["e.csv"], items=["items.csv"], float_features=["train_age"])
+
+
 def test_duplicate_item(tmp_path: Path) -> None:
     expect_error(tmp_path, r"items\.parquet: item_id 3 stands in 2 rows", items={"item_id": [1, 2, 3, 3]})
 
