@@ -1,0 +1,164 @@
+"""The evaluation as a whole: rows, comparison with other models, tables and the report."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from small_world import NUM_ITEMS, make_model, make_world, random_unit
+
+from mtmh.artifacts import write_artifact
+from mtmh.config import Config
+from mtmh.data.dataset import open_dataset
+from mtmh.evaluation.evaluate import evaluate
+from mtmh.evaluation.results import load_evaluation, markdown_table, results_table
+
+HEADS = ["engagement", "relevance"]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Config:
+    make_world(tmp_path)
+    return make_model(tmp_path, "two", HEADS)
+
+
+def test_rows_of_a_model_with_two_heads(two: Config) -> None:
+    evaluation = load_evaluation(evaluate(two, two.model_dir("evaluation")).path)
+    assert [(row.kind, row.alpha) for row in evaluation.rows] == [
+        ("merged", 50), ("head", 100), ("head", 0), ("alpha", 25), ("exact", None),
+        ("yardstick", None), ("yardstick", None),
+    ]  # fmt: skip
+    assert [row.alpha for row in evaluation.sweep()] == [0, 25, 50, 100]
+    assert evaluation.num_users + evaluation.num_users_without_truth <= 20
+
+
+def test_a_model_with_one_head_has_no_sweep(two: Config, tmp_path: Path) -> None:
+    config = make_model(tmp_path, "one", ["engagement"])
+    evaluation = load_evaluation(evaluate(config, tmp_path / "one-evaluation").path)
+    assert [row.kind for row in evaluation.rows] == ["merged", "exact", "yardstick", "yardstick"]
+    assert evaluation.sweep() == []
+    # The same engagement embeddings: the same answers as that head of the other model alone.
+    other = load_evaluation(evaluate(two, tmp_path / "two-evaluation").path)
+    assert evaluation.merged.recall == other.rows[1].recall
+
+
+def test_content_is_a_yardstick_when_it_is_there(two: Config) -> None:
+    dataset = open_dataset(two.dataset_dir)
+    with write_artifact(two.content_dir, "content", config={}, inputs={"dataset": dataset.artifact}) as writer:
+        np.save(writer.folder / "embeddings.npy", random_unit(NUM_ITEMS, 9))
+    evaluation = load_evaluation(evaluate(two, two.model_dir("evaluation")).path)
+    assert "content only (teacher)" in [row.name for row in evaluation.rows]
+
+
+def test_users_file_holds_what_the_figures_are_made_of(two: Config) -> None:
+    artifact = evaluate(two, two.model_dir("evaluation"))
+    users = pq.read_table(artifact.path / "users.parquet").to_pydict()
+    merged = load_evaluation(artifact.path).merged
+    assert np.mean(users["recall_15"]) == pytest.approx(merged.recall[15].value)
+    assert merged.match_l2 is not None
+    assert sum(users["l2_matches"]) / sum(users["l2_pairs"]) == pytest.approx(merged.match_l2.value)
+
+
+def test_evaluation_is_repeatable(two: Config, tmp_path: Path) -> None:
+    first, second = (evaluate(two, tmp_path / name) for name in ("first", "second"))
+    assert first.manifest.files == second.manifest.files
+
+
+def test_comparison_with_another_model(two: Config, tmp_path: Path) -> None:
+    one = make_model(tmp_path, "one", ["engagement"], seed=5)
+    other = evaluate(one, tmp_path / "other")
+    artifact = evaluate(two, two.model_dir("evaluation"), compare=[other.path])
+    evaluation = load_evaluation(artifact.path)
+    difference = evaluation.differences["one"]
+    theirs = load_evaluation(other.path)
+    assert difference.num_users == evaluation.num_users
+    assert difference.recall.value == pytest.approx(evaluation.merged.recall[15].value - theirs.merged.recall[15].value)
+    same = load_evaluation(evaluate(two, tmp_path / "again", compare=[artifact.path]).path).differences["two"]
+    assert (same.recall.value, same.recall.low, same.recall.high) == (0, 0, 0)
+    page = (artifact.path / "report.html").read_text()
+    assert "two − one" in page
+
+
+def test_comparison_needs_the_same_dataset_and_protocol(two: Config, tmp_path: Path) -> None:
+    settings = {"num_users": 100, "num_triggers": 6, "recall_at": [2, 5], "alphas": []}
+    shorter = make_model(tmp_path, "shorter", HEADS, evaluation=settings)
+    other = evaluate(shorter, tmp_path / "shorter-evaluation")
+    with pytest.raises(ValueError, match="shorter-evaluation: evaluated by another protocol"):
+        evaluate(two, tmp_path / "out", compare=[other.path])
+    make_world(tmp_path / "elsewhere", seed=4)
+    foreign = make_model(tmp_path / "elsewhere", "foreign", HEADS)
+    other = evaluate(foreign, tmp_path / "foreign-evaluation")
+    with pytest.raises(ValueError, match="foreign-evaluation: evaluated on another dataset"):
+        evaluate(two, tmp_path / "out", compare=[other.path])
+    make_world(tmp_path, seed=4)
+    with pytest.raises(ValueError, match="index of another dataset"):
+        evaluate(two, tmp_path / "out")
+
+
+class _Page(HTMLParser):
+    """Collects tags that stay open and addresses that a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "br", "path", "use"):
+            self.open.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("path", "use"):
+            assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("topics", [True, False])
+def test_report_is_one_sound_file(tmp_path: Path, topics: bool) -> None:
+    make_world(tmp_path, topics=topics)
+    config = make_model(tmp_path, "two", HEADS).model_copy(update={"description": "Recall & <b>relevance</b>"})
+    page = (evaluate(config, tmp_path / "evaluation").path / "report.html").read_text()
+    parser = _Page()
+    parser.feed(page)
+    assert parser.open == []
+    assert all(address.startswith("#") for address in parser.fetched), "everything is in the file"
+    assert "url(http" not in page
+    assert "Recall &amp; &lt;b&gt;relevance&lt;/b&gt;" in page
+    assert not re.search(r"\$\w+", page), "no placeholder is left"
+    assert ("<svg" in page) == topics
+    assert ("has no topics" in page) != topics
+
+
+def test_tables_for_terminal_and_docs(two: Config, tmp_path: Path) -> None:
+    one = make_model(tmp_path, "one", ["engagement"], seed=5)
+    evaluations = [
+        load_evaluation(evaluate(config, tmp_path / f"{config.name}-evaluation").path) for config in (two, one)
+    ]
+    console = Console(width=220, record=True, file=(tmp_path / "table.txt").open("w"))
+    console.print(results_table(evaluations))
+    shown = console.export_text()
+    merged = evaluations[0].merged
+    for text in (
+        "two, merged, alpha = 50",
+        "two, alpha = 25",
+        "popularity",
+        "one",
+        f"{100 * merged.recall[5].value:.2f} ±",
+    ):
+        assert text in shown
+    lines = markdown_table(evaluations).splitlines()
+    assert lines[0].split(" | ")[1:4] == ["recall@2", "recall@5", "recall@15"]
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[-1].startswith("| one |")
+    assert not any("alpha = 25" in line for line in lines)
+
+
+def test_broken_metrics_are_named(two: Config, tmp_path: Path) -> None:
+    with write_artifact(tmp_path / "broken", "evaluation", config={}) as writer:
+        (writer.folder / "metrics.json").write_text(json.dumps({"model": "x"}))
+    with pytest.raises(ValueError, match=r"metrics.json: \w+: Field required"):
+        load_evaluation(tmp_path / "broken")

@@ -1,0 +1,170 @@
+"""The protocol's parts, and the whole of it against a plain Python re-implementation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_world import make_model, make_world
+
+from mtmh.data.dataset import Dataset, EvaluationUsers, open_dataset
+from mtmh.data.histories import Histories
+from mtmh.evaluation import protocol
+from mtmh.evaluation.evaluate import evaluate
+from mtmh.evaluation.protocol import Answers, last_distinct, make_cohort, user_lists
+from mtmh.evaluation.results import Evaluation, load_evaluation
+
+
+def ragged(lists: list[list[int]]) -> Histories:
+    items = np.array([item for row in lists for item in row], np.int32)
+    return Histories(items, np.cumsum([0, *map(len, lists)]))
+
+
+def test_triggers_are_the_last_distinct_items() -> None:
+    histories = ragged([[1, 2, 3, 2], [], [5, 5, 5], [9, 8, 7, 9]])
+    expected = [[2, 3, 1], [-1, -1, -1], [5, -1, -1], [9, 7, 8]]
+    assert last_distinct(histories, 3).tolist() == expected
+    assert last_distinct(histories, 1)[:, 0].tolist() == [2, -1, 5, 9]
+
+
+def test_seen_items_are_no_ground_truth() -> None:
+    users = EvaluationUsers(np.array([10, 11, 12]), ragged([[1, 2], [3], [4, 4]]), ragged([[2, 5, 6], [3], [1]]))
+    cohort = make_cohort(users, num_triggers=5, exclude_seen=True)
+    assert cohort.user_index.tolist() == [10, 12]
+    assert (cohort.truth.items.tolist(), cohort.truth.offsets.tolist()) == ([5, 6, 1], [0, 2, 3])
+    assert (cohort.seen.items.tolist(), cohort.seen.offsets.tolist()) == ([1, 2, 4, 4], [0, 2, 4])
+    assert cohort.num_without_truth == 1
+    everything = make_cohort(users, num_triggers=5, exclude_seen=False)
+    assert everything.truth.items.tolist() == [2, 5, 6, 3, 1]
+    assert len(everything.seen.items) == 0
+
+
+def test_nothing_new_to_find_is_said() -> None:
+    users = EvaluationUsers(np.array([10]), ragged([[1, 2]]), ragged([[2]]))
+    with pytest.raises(ValueError, match="exclude_seen"):
+        make_cohort(users, num_triggers=5, exclude_seen=True)
+
+
+def test_an_item_of_several_triggers_counts_once_with_its_best_score() -> None:
+    answers = Answers(
+        users=np.array([0, 0, 2]),
+        triggers=np.array([1, 2, 3]),
+        items=np.array([[5, 6, -1], [6, 7, 8], [9, -1, -1]]),
+        scores=np.array([[0.9, 0.1, -np.inf], [0.5, 0.95, 0.5], [0.2, -np.inf, -np.inf]], np.float32),
+    )
+    # 6 and 8 tie: the lower item index first.
+    assert user_lists(answers, 3, 3).tolist() == [[7, 5, 6], [-1, -1, -1], [9, -1, -1]]
+    assert user_lists(answers, 3, 12)[0].tolist() == [7, 5, 6, 8] + [-1] * 8
+
+
+def naive(dataset: Dataset, config, vectors: dict[str, np.ndarray], alpha: float) -> dict[str, float]:
+    """The paper's protocol with exact search, one user, trigger and item at a time, in float64."""
+    retrieval, settings = config.retrieval, config.evaluation
+    users = dataset.evaluation_users(settings.num_users, config.seed)
+    topics = {level: dataset.items([f"topic_{level}"]).column(0).to_pylist() for level in ("l1", "l2")}
+    counts = dataset.item_table.train_count
+    popular = sorted(range(len(counts)), key=lambda item: (-counts[item], item))[: max(1, round(len(counts) / 100))]
+    heads = [table.astype(np.float64) for table in vectors.values()]
+    shares = [1.0] if len(heads) == 1 else [alpha / 100, 1 - alpha / 100]
+    quotas = [int(share * retrieval.k) for share in shares]
+    for _ in range(retrieval.k - sum(quotas)):
+        remainders = [share * retrieval.k - quota for share, quota in zip(shares, quotas, strict=True)]
+        quotas[remainders.index(max(remainders))] += 1
+    recalls: dict[int, list[float]] = {k: [] for k in settings.recall_at}
+    pairs = {level: [0, 0] for level in topics}
+    recommended: list[int] = []
+    for row in range(len(users.user_index)):
+        history = users.histories.items[slice(*users.histories.offsets[row : row + 2])].tolist()
+        truth = set(users.test.items[slice(*users.test.offsets[row : row + 2])].tolist())
+        seen = set(history) if settings.exclude_seen else set()
+        truth -= seen
+        if not truth:
+            continue
+        triggers = list(dict.fromkeys(reversed(history)))[: settings.num_triggers]
+        best: dict[int, float] = {}
+        for trigger in triggers:
+            lists = []
+            for table in heads:
+                ranked = sorted(
+                    (i for i in range(len(table)) if i != trigger), key=lambda i: -(table[trigger] @ table[i])
+                )
+                lists.append([item for item in ranked[: retrieval.k_ann] if item not in seen][: retrieval.k])
+            taken: list[int] = []
+            for quota, ranked in zip(quotas, lists, strict=True):
+                taken += [item for item in ranked if item not in taken][:quota]
+            for ranked in lists:
+                taken += [item for item in ranked if item not in taken][: retrieval.k - len(taken)]
+            for item in taken:
+                temperature = config.loss.temperature
+                odds = sum(np.exp(heads[0][other] @ heads[0][item] / temperature) for other in triggers)
+                best[item] = max(best.get(item, -np.inf), temperature * np.log(odds))
+                for level, labels in topics.items():
+                    if labels[trigger] is not None and labels[item] is not None:
+                        pairs[level][0] += labels[trigger] == labels[item]
+                        pairs[level][1] += 1
+        ranked = sorted(best, key=lambda item: -best[item])[: max(settings.recall_at)]
+        recommended += ranked
+        for k in settings.recall_at:
+            recalls[k].append(len(truth & set(ranked[:k])) / len(truth))
+    return {
+        **{f"recall {k}": float(np.mean(values)) for k, values in recalls.items()},
+        **{level: matches / total for level, (matches, total) in pairs.items()},
+        "coverage": len(set(recommended)) / dataset.num_items,
+        "popular": float(np.mean([item in popular for item in recommended])),
+        "fresh": float(np.mean([counts[item] == 0 for item in recommended])),
+        "length": len(recommended) / len(recalls[settings.recall_at[0]]),
+    }
+
+
+def figures(evaluation: Evaluation, place: int) -> dict[str, float]:
+    row = evaluation.rows[place]
+    assert row.match_l1 is not None
+    assert row.match_l2 is not None
+    assert row.popular is not None
+    assert row.fresh is not None
+    return {
+        **{f"recall {k}": estimate.value for k, estimate in row.recall.items()},
+        "l1": row.match_l1.value,
+        "l2": row.match_l2.value,
+        "coverage": row.coverage,
+        "popular": row.popular.value,
+        "fresh": row.fresh.value,
+        "length": row.list_length,
+    }
+
+
+@pytest.mark.parametrize(("alpha", "exclude_seen"), [(50, True), (30, True), (50, False), (100, True), (0, True)])
+def test_the_whole_protocol_equals_the_naive_one(tmp_path: Path, alpha: float, exclude_seen: bool) -> None:
+    make_world(tmp_path)
+    config = make_model(
+        tmp_path,
+        "two",
+        ["engagement", "relevance"],
+        retrieval={"k": 5, "k_ann": 30, "num_probes": 6, "alpha": alpha},
+        evaluation={
+            "num_users": 12, "num_triggers": 6, "recall_at": [2, 5, 15], "alphas": [], "exclude_seen": exclude_seen
+        },
+    )  # fmt: skip
+    dataset = open_dataset(config.dataset_dir)
+    vectors = {
+        head: np.load(config.model_dir("index") / f"{head}.npy", allow_pickle=False)
+        for head in ("engagement", "relevance")
+    }
+    evaluation = load_evaluation(evaluate(config, tmp_path / "evaluation").path)
+    expected = naive(dataset, config, vectors, alpha)
+    assert figures(evaluation, 0) == pytest.approx(expected, abs=1e-9)
+    # All clusters are probed, so the index loses nothing.
+    exact = next(place for place, row in enumerate(evaluation.rows) if row.kind == "exact")
+    assert figures(evaluation, exact) == pytest.approx(expected, abs=1e-9)
+    for place, (row, end) in enumerate(zip(evaluation.rows[1:3], (100, 0), strict=True), start=1):
+        assert row.kind == "head"
+        assert figures(evaluation, place) == pytest.approx(naive(dataset, config, vectors, end), abs=1e-9)
+
+
+def test_blocks_and_chunks_of_users_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_world(tmp_path)
+    config = make_model(tmp_path, "two", ["engagement", "relevance"])
+    whole = load_evaluation(evaluate(config, tmp_path / "whole").path)
+    monkeypatch.setattr(protocol, "_BLOCK_CANDIDATES", 6 * 12 * 5)
+    monkeypatch.setattr(protocol, "_CHUNK_CANDIDATES", 6 * 12 * 2)
+    in_parts = load_evaluation(evaluate(config, tmp_path / "parts").path)
+    assert in_parts.rows == whole.rows
