@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh import __version__
 
-Kind = Literal["dataset", "media", "encoder", "content", "checkpoint", "embeddings", "index", "evaluation"]
+Kind = Literal["dataset", "media", "encoder", "content", "checkpoint", "embeddings", "index", "evaluation", "check"]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -5,9 +5,9 @@ phase, contrast and brightness are the item's own, and pixels are noisy. Some pi
 have none, and a few files are damaged.
 
 **Concepts.** What people and machines would attach to an item, from three sources that differ in care: ``hashtag``,
-``query`` and ``generated`` are words of the item's topic, in most cases others than those of its title; each is with
-its source's probability a word of any topic instead. Topic names are never concepts: they are the labels that the
-teacher is checked against.
+``query`` and ``generated`` are words of the item's fine topic, in most cases others than those of its title, or, for a
+share of them, of another fine topic of the same coarse one; each is with its source's probability a word of any topic
+instead. Topic names are never concepts: they are the labels that the teacher is checked against.
 
 A picture and a concept are functions of (topic, title, seed), so any catalogue of the simulator can be given them.
 """
@@ -47,11 +47,12 @@ IntArray = npt.NDArray[np.int64]
 class MediaOptions(Settings):
     """How much is noise."""
 
-    pixel_noise: NonNegative = 0.25  # standard deviation, of a range of 1
+    pixel_noise: NonNegative = 0.15  # standard deviation, of a range of 1
     wrong_image_share: Share = 0.1
     missing_image_share: Share = 0.05
     broken_image_share: Share = 0.005
     concepts_per_item: Positive = 4
+    coarse_concept_share: Share = 0.4  # concepts that tell the coarse topic only
 
 
 def write_media(config: Config, out: Path, options: MediaOptions | None = None) -> Artifact:
@@ -80,7 +81,7 @@ def write_media(config: Config, out: Path, options: MediaOptions | None = None) 
     with write_artifact(out, "media", config=options.model_dump(), inputs={"dataset": dataset.artifact}) as writer:
         _write_images(writer.folder / IMAGES, item_ids, topic, simulated, config.seed, options)
         words = [topic.words for topic in topics]
-        table = draw_concepts(topic, words, options.concepts_per_item, config.seed)
+        table = draw_concepts(topic, simulated.num_topics_l2, words, options, config.seed)
         table = table.set_column(0, "item_id", item_ids.take(table.column("item")))
         pq.write_table(table, writer.folder / CONCEPTS)
         writer.summary.update(num_items=dataset.num_items, num_concepts=table.num_rows)
@@ -112,16 +113,20 @@ def render(
     return (255.0 * pixels.clip(0.0, 1.0)).astype(np.uint8)
 
 
-def draw_concepts(topic: IntArray, words: Sequence[Sequence[str]], per_item: int, seed: int) -> pa.Table:
-    """Concepts of items by topic number [N]: ``per_item`` each, with columns item (index), concept and source."""
+def draw_concepts(
+    topic: IntArray, num_l2: int, words: Sequence[Sequence[str]], options: MediaOptions, seed: int
+) -> pa.Table:
+    """Concepts of items by topic number [N], with columns item (index), concept and source."""
     rng = generator(Purpose.SYNTHETIC_MEDIA, seed, 0)
     vocabulary = pa.array([word for own in words for word in own])
     sizes = np.array([len(own) for own in words])
     starts = np.cumsum(sizes) - sizes
-    item = np.repeat(np.arange(len(topic)), per_item)
+    item = np.repeat(np.arange(len(topic)), options.concepts_per_item)
     source = rng.integers(len(WRONG_SHARE), size=len(item))
     wrong = rng.random(len(item)) < np.array(list(WRONG_SHARE.values()))[source]
-    shown = np.where(wrong, rng.integers(len(words), size=len(item)), topic[item])
+    coarse = rng.random(len(item)) < options.coarse_concept_share
+    sibling = topic[item] // num_l2 * num_l2 + rng.integers(num_l2, size=len(item))
+    shown = np.where(wrong, rng.integers(len(words), size=len(item)), np.where(coarse, sibling, topic[item]))
     picked = vocabulary.take(pa.array(starts[shown] + rng.integers(sizes[shown])))
     is_hashtag = pa.array(source == list(WRONG_SHARE).index("hashtag"))
     concept = pc.if_else(is_hashtag, pc.binary_join_element_wise("#", picked, ""), picked)

@@ -1,0 +1,294 @@
+"""Embeds the catalogue with a trained content encoder, shard by shard: any number of ranks, and no shard twice."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
+from mtmh.config import Config
+from mtmh.content.inputs import ItemInputs, ItemReader
+from mtmh.content.teacher import open_teacher
+from mtmh.content.train import autocast_dtype
+from mtmh.data.content_store import EMBEDDINGS
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.prefetch import prefetched
+from mtmh.modules import ContentEncoder
+from mtmh.training.distributed import Ranks, join_ranks, on_first
+
+logger = logging.getLogger(__name__)
+
+PLAN = Path("plan.json")
+_NAMED = 5  # broken images, in the summary
+_PREFETCH = 4
+
+
+def embed_catalogue(config: Config, out: Path) -> Artifact:
+    """Embeds every item with the recipe's trained encoder; alone, or as one rank of torchrun.
+
+    Finished shards stand in ``<out>.parts`` until all are there. A run that was killed goes on with the shards that are
+    missing, on any number of ranks. A missing or broken image and an empty text are counted and replaced by the
+    encoder's stand-in; an item with neither has a row of zeros.
+
+    Args:
+        config: the recipe, with ``content.kind = encoder``; dataset and encoder must exist.
+        out: the content artifact.
+
+    Raises:
+        ValueError: an artifact is missing, images are not where the recipe says, no item has content, or an embedding
+            is not finite.
+    """
+    with join_ranks(config.training.device) as ranks:
+        dataset = open_dataset(config.dataset_dir)
+        encoder = open_artifact(config.encoder_dir, "encoder")
+        parts = Parts.plan(config, dataset, encoder, out, ranks)
+        todo = on_first(ranks, parts.missing)
+        teacher = open_teacher(config.encoder_dir)
+        embedder = Embedder(
+            teacher.model.to(ranks.device), teacher.reader(dataset, config.content), config, ranks.device
+        )
+        own = todo[ranks.rank :: ranks.world_size]
+        with progress_bar(sum(len(parts.items(shard)) for shard in own), shown=ranks.is_first) as advance:
+            for shard in own:
+                parts.write(shard, embedder.embed(parts.items(shard), advance))
+        dist.barrier()
+        on_first(ranks, lambda: _assemble(parts, config, dataset, encoder, out))
+        return open_artifact(out, "content")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Embeddings of N items.
+
+    Attributes:
+        rows: [N, D] of unit length; zeros for an item without content.
+        complete: [N] bool, whether the item has all that the encoder takes.
+        counts: of what was missing or broken.
+        broken: items whose image is broken.
+    """
+
+    rows: npt.NDArray[np.float32]
+    complete: npt.NDArray[np.bool_]
+    counts: Counter[str]
+    broken: list[int]
+
+
+@contextmanager
+def progress_bar(num_items: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """A bar with items/s of this rank; yields what to tell of items that are done."""
+    columns = (
+        TextColumn("embedding items"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    begun, done = time.perf_counter(), 0
+    with Progress(*columns, disable=not shown) as progress:
+        task = progress.add_task("embedding items", total=num_items, rate="")
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress.update(task, advance=count, rate=f"{done / (time.perf_counter() - begun):,.0f} items/s")
+
+        yield advance
+
+
+class Embedder:
+    """Embeds items in batches of like text length; reading and decoding run ahead in a thread.
+
+    Args:
+        model: on ``device``.
+        reader: of the items.
+        config: the recipe.
+        device: where the model computes.
+    """
+
+    def __init__(self, model: ContentEncoder, reader: ItemReader, config: Config, device: torch.device) -> None:
+        self._model = model.eval()
+        self._reader = reader
+        self._batch_size = config.content.batch_size
+        self._device = device
+        self._dtype = autocast_dtype(config, device)
+
+    def embed(
+        self,
+        items: npt.NDArray[np.int64],
+        advance: Callable[[int], None],
+        *,
+        use_text: bool = True,
+        use_image: bool = True,
+    ) -> Embedded:
+        """Embeds items.
+
+        Args:
+            items: [N] item indices.
+            advance: told how many items are done, batch by batch.
+            use_text: with ``False``, texts are replaced by their stand-in.
+            use_image: with ``False``, images are.
+
+        Raises:
+            ValueError: an embedding is not finite.
+        """
+        order = np.argsort(-self._reader.text_lengths(items), kind="stable")
+        embeddings: npt.NDArray[np.float32] | None = None
+        counts: Counter[str] = Counter()
+        broken: list[int] = []
+        complete = np.zeros(len(items), bool)
+        with torch.inference_mode():
+            for places, batch in prefetched(self._read(items, order), _PREFETCH):
+                everyone = torch.ones(batch.inputs.num_rows, dtype=torch.bool)
+                hidden = batch.inputs.without(
+                    text=None if use_text else everyone, image=None if use_image else everyone
+                )
+                inputs = hidden.to(self._device)
+                with torch.autocast(self._device.type, self._dtype or torch.bfloat16, enabled=self._dtype is not None):
+                    embedded = self._model.embed_content(inputs)
+                rows = embedded.float().cpu().numpy() * batch.has_content[:, None]
+                if not np.isfinite(rows).all():
+                    item = items[places[~np.isfinite(rows).all(axis=1)]][0]
+                    raise ValueError(f"content encoder: the embedding of item index {item} is not finite")
+                if embeddings is None:
+                    embeddings = np.zeros((len(items), rows.shape[1]), np.float32)
+                embeddings[places] = rows
+                counts += batch.counts
+                broken += batch.broken.tolist()
+                complete[places] = batch.complete
+                advance(len(places))
+        assert embeddings is not None
+        return Embedded(embeddings, complete, counts, broken)
+
+    def _read(
+        self, items: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[npt.NDArray[np.int64], ItemInputs]]:
+        for start in range(0, len(order), self._batch_size):
+            places = order[start : start + self._batch_size]
+            yield places, self._reader.read(items[places])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The shards of a run and where the finished ones are.
+
+    A shard is finished when its record is there: the record is written last, under its final name in one step.
+
+    Attributes:
+        folder: ``<out>.parts``.
+        num_items: of the catalogue.
+        shard_items: of a shard, the last one may be smaller.
+    """
+
+    folder: Path
+    num_items: int
+    shard_items: int
+
+    @classmethod
+    def plan(cls, config: Config, dataset: Dataset, encoder: Artifact, out: Path, ranks: Ranks) -> Parts:
+        """Finds what an interrupted run of the same inputs and settings has left; drops what another one has."""
+        parts = cls(out.with_name(f"{out.name}.parts"), dataset.num_items, config.content.shard_items)
+        assert config.content.encoder is not None
+        plan = {
+            "dataset": dataset.artifact.manifest.digest,
+            "encoder": encoder.manifest.digest,
+            "images": str(config.content.encoder.images),
+            "shard_items": config.content.shard_items,
+            "max_tokens": config.content.max_tokens,
+            "precision": config.content.precision,
+        }
+        on_first(ranks, lambda: parts._prepare(plan))
+        return parts
+
+    def _prepare(self, plan: dict[str, Any]) -> None:
+        path = self.folder / PLAN
+        if path.is_file() and json.loads(path.read_text()) == plan:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        path.write_text(json.dumps(plan))
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the catalogue."""
+        return -(-self.num_items // self.shard_items)
+
+    def missing(self) -> list[int]:
+        """Shards that are not finished."""
+        todo = [shard for shard in range(self.num_shards) if not self._record(shard).is_file()]
+        if len(todo) < self.num_shards:
+            logger.info("%s: %d of %d shards are finished", self.folder, self.num_shards - len(todo), self.num_shards)
+        return todo
+
+    def items(self, shard: int) -> npt.NDArray[np.int64]:
+        """Item indices of a shard."""
+        return np.arange(shard * self.shard_items, min((shard + 1) * self.shard_items, self.num_items))
+
+    def write(self, shard: int, embedded: Embedded) -> None:
+        """Stores a finished shard."""
+        np.save(self._file(shard), embedded.rows.astype(np.float16))
+        record = self._record(shard)
+        aside = record.with_suffix(".tmp")
+        aside.write_text(json.dumps({"counts": embedded.counts, "broken": embedded.broken[:_NAMED]}))
+        aside.rename(record)
+
+    def read(self, shard: int) -> tuple[npt.NDArray[np.float16], Counter[str], list[int]]:
+        """A finished shard: embeddings [n, D], counts and some items with a broken image."""
+        record = json.loads(self._record(shard).read_text())
+        embeddings = np.load(self._file(shard), allow_pickle=False)
+        return embeddings, Counter(record["counts"]), record["broken"]
+
+    def _file(self, shard: int) -> Path:
+        return self.folder / f"part-{shard:06d}.npy"
+
+    def _record(self, shard: int) -> Path:
+        return self.folder / f"part-{shard:06d}.json"
+
+
+def _assemble(parts: Parts, config: Config, dataset: Dataset, encoder: Artifact, out: Path) -> None:
+    """Puts the shards together into the content artifact and removes them."""
+    writer = ArtifactWriter(out, "content")
+    writer.begin()
+    dim = encoder.summary["dim"]
+    embeddings = np.lib.format.open_memmap(
+        writer.folder / EMBEDDINGS, mode="w+", dtype=np.float16, shape=(dataset.num_items, dim)
+    )
+    counts: Counter[str] = Counter()
+    broken: list[int] = []
+    for shard in range(parts.num_shards):
+        embeddings[parts.items(shard)], of_shard, broken_of_shard = parts.read(shard)
+        counts += of_shard
+        broken += broken_of_shard
+    embeddings.flush()
+    without = counts["without_content"]
+    if without == dataset.num_items:
+        raise ValueError(f"{dataset.artifact.path}: no item has a text or an image that the encoder takes")
+    for name, message in (("broken_images", "have a broken image"), ("empty_texts", "have no text")):
+        if counts[name]:
+            logger.warning("%d of %d items %s: the stand-in takes its place", counts[name], dataset.num_items, message)
+    writer.summary |= {
+        "kind": "encoder",
+        "model": str(encoder.path),
+        "num_items": dataset.num_items,
+        "dim": dim,
+        "num_items_without_content": without,
+        "num_empty_texts": counts["empty_texts"],
+        "num_missing_images": counts["missing_images"],
+        "num_broken_images": counts["broken_images"],
+        "broken_images": dataset.items(["item_id"]).column(0).take(broken[:_NAMED]).to_pylist(),
+    }
+    writer.commit(config.model_dump(mode="json"), {"dataset": dataset.artifact, "encoder": encoder})
+    shutil.rmtree(parts.folder)

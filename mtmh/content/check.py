@@ -1,0 +1,189 @@
+"""Checks the teacher before anything is distilled from it: does similarity of content mean the same topic?
+
+Topics are labels for this check alone: no teacher is trained on them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+from rich.table import Table
+
+from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.config import Config, ContentCheckConfig
+from mtmh.content.catalogue import Embedder, progress_bar
+from mtmh.content.check_metrics import Agreement, agreement
+from mtmh.content.check_report import write_report
+from mtmh.content.concepts import open_concepts
+from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
+from mtmh.content.train import encoder_config
+from mtmh.data.content_store import open_content
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.randomness import Purpose, generator
+from mtmh.training.distributed import join_ranks
+
+METRICS = Path("metrics.json")
+REPORT = Path("report.html")
+LEVELS = ("topic_l1", "topic_l2")
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+def check_content(config: Config, out: Path) -> Artifact:
+    """Compares the recipe's teacher with topics on a labelled sample.
+
+    A trained encoder is compared fused, by text alone, by image alone, and before its training, all on the same
+    items: those that have every modality the encoder takes. Any other teacher is compared as its content artifact is.
+
+    Args:
+        config: the recipe; its dataset must have topics, and the encoder or the content embeddings must exist.
+        out: a ``check`` artifact: ``metrics.json`` and ``report.html``; the summary's ``failures`` lists the gates of
+            ``content.check`` that the teacher misses.
+
+    Raises:
+        ValueError: no topics, no teacher, or too few items.
+    """
+    dataset = open_dataset(config.dataset_dir)
+    settings = config.content.check
+    items, topics = _sample(dataset, settings.num_items, config.seed)
+    inputs = {"dataset": dataset.artifact}
+    if config.content.kind == "encoder":
+        inputs["encoder"] = open_artifact(config.encoder_dir, "encoder")
+        embeddings, kept = _embed_by_modality(config, dataset, items)
+    else:
+        content = open_content(config.content_dir, dataset)
+        inputs["content"] = content.artifact
+        rows = content.gather(items).numpy()
+        kept = (rows != 0.0).any(axis=1)
+        embeddings = {"teacher": rows}
+    topics = {level: numbers[kept] for level, numbers in topics.items()}
+    found = [agreement(name, rows[kept], topics, settings.k, settings.num_bins) for name, rows in embeddings.items()]
+    facts = {
+        "recipe": config.name,
+        "source": dataset.summary.source,
+        "num_items": int(kept.sum()),
+        "num_items_without_all_content": int((~kept).sum()),
+        "rows": [row.model_dump(mode="json") for row in found],
+        "failures": _failures(found[0], settings),
+    }
+    with write_artifact(out, "check", config=config.model_dump(mode="json"), inputs=inputs) as writer:
+        (writer.folder / METRICS).write_text(json.dumps(facts, indent=2))
+        write_report(facts, found, *figures(found), path=writer.folder / REPORT)
+        writer.summary |= {name: value for name, value in facts.items() if name != "rows"}
+    return open_artifact(out, "check")
+
+
+def check_table(artifact: Artifact) -> Table:
+    """The figures of a check, for a terminal."""
+    facts = json.loads((artifact.path / METRICS).read_text())
+    found = [Agreement.model_validate(row) for row in facts["rows"]]
+    table = Table(title=f"{facts['recipe']}: teacher against topics, {facts['num_items']:,} items of {facts['source']}")
+    heads, rows = figures(found)
+    table.add_column("")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for row, values in zip(found, rows, strict=True):
+        table.add_row(row.name, *values)
+    return table
+
+
+def figures(found: Sequence[Agreement]) -> tuple[list[str], list[list[str]]]:
+    """Column heads, and the figures of each row."""
+    heads = [f"AUC {_short(level)}" for level in found[0].auc]
+    heads += [f"precision@{k} {_short(level)}" for level, of_k in found[0].precision.items() for k in of_k]
+    rows = [
+        [
+            *(f"{value:.4f}" for value in row.auc.values()),
+            *(f"{value:.4f}" for of_k in row.precision.values() for value in of_k.values()),
+        ]
+        for row in found
+    ]
+    return heads, rows
+
+
+def _short(level: str) -> str:
+    return level.removeprefix("topic_").upper()
+
+
+def _sample(dataset: Dataset, num_items: int, seed: int) -> tuple[IntArray, dict[str, IntArray]]:
+    """Items that have a topic at every level the dataset has, and the topics' numbers."""
+    columns = dataset.items(list(LEVELS))
+    levels = [level for level in LEVELS if columns.column(level).null_count < dataset.num_items]
+    if not levels:
+        raise ValueError(f"{dataset.artifact.path}: no item has a topic; the check needs labelled items")
+    codes = {
+        level: np.asarray(pc.fill_null(columns.column(level).combine_chunks().dictionary_encode().indices, -1))
+        for level in levels
+    }
+    labelled = np.flatnonzero(np.all([numbers >= 0 for numbers in codes.values()], axis=0))
+    draw = generator(Purpose.CHECK_SAMPLE, seed).permutation(len(labelled))[:num_items]
+    items = np.sort(labelled[draw])
+    return items, {level: numbers[items].astype(np.int64) for level, numbers in codes.items()}
+
+
+def _embed_by_modality(
+    config: Config, dataset: Dataset, items: IntArray
+) -> tuple[dict[str, FloatArray], npt.NDArray[np.bool_]]:
+    """Embeddings of the items by what the encoder sees of them, and which items have all of it."""
+    trained = open_teacher(config.encoder_dir)
+    untrained = _untrained(config, dataset)
+    ways: list[tuple[str, Teacher, dict[str, bool]]]
+    if {"text", "image"} <= trained.backbones.keys():
+        ways = [
+            ("text and image", trained, {}),
+            ("text alone", trained, {"use_image": False}),
+            ("image alone", trained, {"use_text": False}),
+            ("untrained, text and image", untrained, {}),
+        ]
+    else:
+        only = "text" if "text" in trained.backbones else "image"
+        ways = [(only, trained, {}), (f"untrained, {only}", untrained, {})]
+    embeddings: dict[str, FloatArray] = {}
+    kept = np.ones(len(items), bool)
+    with join_ranks(config.training.device) as ranks, progress_bar(len(items) * len(ways), shown=True) as advance:
+        for name, teacher, hidden in ways:
+            reader = teacher.reader(dataset, config.content)
+            embedder = Embedder(teacher.model.to(ranks.device), reader, config, ranks.device)
+            embedded = embedder.embed(items, advance, **hidden)
+            embeddings[name] = embedded.rows
+            kept &= embedded.complete
+    return embeddings, kept
+
+
+def _untrained(config: Config, dataset: Dataset) -> Teacher:
+    encoder = encoder_config(config)
+    concepts: Sequence[str] = []
+    if encoder.concepts is not None:
+        concepts = open_concepts(dataset, encoder.concepts, encoder.training.source_weights).texts
+    return build_teacher(encoder, config.seed, catalogue_words(dataset, concepts))
+
+
+def _failures(row: Agreement, settings: ContentCheckConfig) -> list[str]:
+    """What the recipe asks for and the teacher does not reach."""
+    k = settings.k[0]
+    gates: list[tuple[str, str, Mapping[str, Any]]] = [
+        ("min_auc", "ROC AUC", row.auc),
+        ("min_precision", f"precision@{k}", {level: of_k[k] for level, of_k in row.precision.items()}),
+    ]
+    failures = []
+    for gate, what, reached in gates:
+        for level in LEVELS:
+            setting = f"{gate}_{level.removeprefix('topic_')}"
+            least = getattr(settings, setting)
+            if least is None:
+                continue
+            value = reached.get(level)
+            if value is None:
+                failures.append(f"content.check.{setting} is {least}, but the dataset has no {level}")
+            elif value < least:
+                failures.append(
+                    f"{what} of {row.name} at {level} is {value:.4f}, below content.check.{setting} = {least}"
+                )
+    return failures

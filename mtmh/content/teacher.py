@@ -1,0 +1,124 @@
+"""A content encoder with all it needs to be used, and its artifact: config files, tokenizers and safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_model, save_model
+
+from mtmh.artifacts import open_artifact
+from mtmh.config import ContentConfig, EncoderConfig
+from mtmh.content.backbones import Backbone, Kind, describe_backbone, load_backbone
+from mtmh.content.images import open_images
+from mtmh.content.inputs import ItemReader
+from mtmh.data.dataset import Dataset
+from mtmh.modules import ContentEncoder
+
+WEIGHTS = Path("model.safetensors")
+Tower = Literal["text", "image", "concept"]
+TOWERS: dict[Tower, Kind] = {"text": "text", "image": "image", "concept": "text"}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A content encoder and the backbones it is made of.
+
+    Attributes:
+        model: the network.
+        backbones: by tower; ``concept`` only if it is not shared with ``text``.
+    """
+
+    model: ContentEncoder
+    backbones: dict[Tower, Backbone]
+
+    @property
+    def concept_tokenizer(self) -> Any:
+        """The tokenizer of the concept tower."""
+        return (self.backbones.get("concept") or self.backbones["text"]).preprocessor
+
+    def reader(self, dataset: Dataset, config: ContentConfig) -> ItemReader:
+        """A reader of the dataset's items for this encoder.
+
+        Raises:
+            ValueError: the images are not where the recipe says.
+        """
+        assert config.encoder is not None
+        image = self.backbones.get("image")
+        images = open_images(dataset, config.encoder.images) if image else None
+        return ItemReader(dataset, self.backbones.get("text"), image, images, config.max_tokens)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes the files of the artifact; returns the facts for its manifest that ``open_teacher`` needs."""
+        for tower, backbone in self.backbones.items():
+            backbone.save_description(folder / tower)
+        save_model(self.model, str(folder / WEIGHTS))
+        first = self.model.fusion.mlp
+        return {
+            "pooling": {tower: backbone.encoder.pooling for tower, backbone in self.backbones.items()},
+            "hidden": [layer.out_features for layer in first if isinstance(layer, torch.nn.Linear)][:-1],
+            "dim": first[-1].out_features,
+            "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
+
+
+def build_teacher(config: EncoderConfig, seed: int, words: Callable[[], Iterable[str]]) -> Teacher:
+    """The encoder as training finds it: pretrained backbones, new layers at random weights drawn from ``seed``.
+
+    Args:
+        config: which backbones.
+        seed: of all random weights.
+        words: texts from which ``random:`` text encoders take their vocabulary.
+
+    Raises:
+        ValueError: a backbone cannot be had.
+    """
+    torch.manual_seed(seed)
+    backbones: dict[Tower, Backbone] = {}
+    for tower, kind in TOWERS.items():
+        backbone = getattr(config, tower)
+        if backbone is not None:
+            backbones[tower] = load_backbone(kind, backbone, f"content.encoder.{tower}", words)
+    return _assemble(backbones, config.hidden, config.dim)
+
+
+def open_teacher(path: Path) -> Teacher:
+    """Opens an encoder artifact, ready to embed.
+
+    Raises:
+        ValueError: no encoder artifact, or weights that do not fit its description.
+    """
+    artifact = open_artifact(path, "encoder")
+    summary = artifact.summary
+    backbones: dict[Tower, Backbone] = {
+        tower: describe_backbone(kind, path / tower, summary["pooling"][tower])
+        for tower, kind in TOWERS.items()
+        if tower in summary["pooling"]
+    }
+    teacher = _assemble(backbones, summary["hidden"], summary["dim"])
+    try:
+        load_model(teacher.model, str(path / WEIGHTS))
+    except RuntimeError as error:
+        raise ValueError(f"{path / WEIGHTS}: does not fit the architecture beside it: {error}") from None
+    teacher.model.eval()
+    return teacher
+
+
+def catalogue_words(dataset: Dataset, concepts: Iterable[str]) -> Callable[[], Iterator[str]]:
+    """All texts of the items and all concepts, for the vocabulary of ``random:`` text encoders."""
+    return partial(_texts, dataset, concepts)
+
+
+def _texts(dataset: Dataset, concepts: Iterable[str]) -> Iterator[str]:
+    for chunk in dataset.items(["text"]).column("text").chunks:
+        yield from (text for text in chunk.to_pylist() if text)
+    yield from concepts
+
+
+def _assemble(backbones: dict[Tower, Backbone], hidden: list[int], dim: int) -> Teacher:
+    encoders = {tower: backbones[tower].encoder if tower in backbones else None for tower in TOWERS}
+    return Teacher(ContentEncoder(**encoders, hidden=hidden, dim=dim), backbones)

@@ -1,0 +1,342 @@
+"""Trains the content encoder against concepts: the story of a run."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.config import Config, EncoderConfig
+from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
+from mtmh.content.inputs import ItemReader, tokenize
+from mtmh.content.teacher import Teacher, build_teacher, catalogue_words
+from mtmh.content.train_state import TrainState, decisive
+from mtmh.content.tuning import (
+    build_optimizer,
+    merge_adapters,
+    prepare_tuning,
+    set_learning_rate,
+    set_training_mode,
+    trained_parameters,
+)
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.prefetch import prefetched
+from mtmh.data.randomness import Purpose, chosen
+from mtmh.modules import ContentInputs, Head, contrastive_losses
+from mtmh.training.distributed import Ranks, gather_rows, join_ranks, on_first
+from mtmh.training.metrics import NonFiniteLossError, quiet_libraries
+
+logger = logging.getLogger(__name__)
+
+DIRECTIONS = (Head("content_to_concept"), Head("concept_to_content"))
+
+
+def train_content(config: Config, out: Path) -> Artifact:
+    """Trains the content encoder of a recipe; alone in this process, or as one rank of torchrun.
+
+    A run that was killed goes on from its last checkpoint and ends where it would have ended; a finished one with the
+    same settings and data is returned as it is.
+
+    Args:
+        config: the recipe, with ``content.kind = encoder``; its dataset must exist.
+        out: the encoder artifact; checkpoints of the run stand beside it, in ``<out>.steps``, until it is finished.
+
+    Raises:
+        ValueError: a setting, the table of concepts or a backbone does not fit.
+        NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
+    """
+    encoder = encoder_config(config)
+    training = encoder.training
+    with quiet_libraries(), join_ranks(config.training.device) as ranks:
+        dataset = open_dataset(config.dataset_dir)
+        if encoder.concepts is None:
+            raise ValueError("content.encoder.concepts: not set; training needs a table item_id, concept, source")
+        concepts = open_concepts(dataset, encoder.concepts, training.source_weights)
+        order = PairOrder(concepts, training.batch_size, config.seed)
+        num_steps = training.max_steps or training.epochs * order.steps_per_epoch
+        facts = decisive(config, dataset, concepts.pairs_of_source, num_steps)
+        if on_first(ranks, lambda: _is_finished(out, facts)):
+            return open_artifact(out, "encoder")
+
+        teacher = build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
+        prepare_tuning(teacher, encoder)
+        teacher.model.to(ranks.device)
+        optimizer = build_optimizer(teacher, training)
+        state = TrainState(out.with_name(f"{out.name}.steps"), facts, trained_parameters(teacher), optimizer, ranks)
+        step, losses = state.restore()
+
+        batches = TrainBatches(order, concepts, teacher, dataset, config, ranks)
+        task = ContrastTask(_replicated(teacher, ranks), training.temperature, autocast_dtype(config, ranks.device))
+        set_training_mode(teacher)
+        window, window_start = [], time.perf_counter()
+        for batch in prefetched(batches.read_from(step, num_steps), depth=2):
+            set_learning_rate(optimizer, training, step, num_steps)
+            # Dropout of a step is its own, whatever ran before it.
+            torch.manual_seed(_seed_of(config.seed, step, ranks.rank))
+            optimizer.zero_grad()
+            loss = task(batch.to(ranks.device))
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            step += 1
+            window.append(loss.detach())
+            save = step % training.checkpoint_every == 0 and step < num_steps
+            if save or step % training.log_every == 0 or step == num_steps:
+                losses.append((step, _mean_over_ranks(window)))
+                seconds = time.perf_counter() - window_start
+                _report(ranks, step, num_steps, losses[-1][1], len(window) * training.batch_size / seconds)
+                window, window_start = [], time.perf_counter()
+            if save:
+                state.save(step, losses)
+
+        _warn_of_missing(batches, ranks)
+        merge_adapters(teacher)
+        summary = {
+            "decisive": facts,
+            "losses": losses,
+            "pairs_of_source": concepts.pairs_of_source,
+            "dropped_concepts": concepts.dropped,
+        }
+        on_first(ranks, lambda: _write(teacher, config, dataset, out, summary))
+        on_first(ranks, state.remove)
+        return open_artifact(out, "encoder")
+
+
+def encoder_config(config: Config) -> EncoderConfig:
+    """The recipe's encoder.
+
+    Raises:
+        ValueError: the recipe has none.
+    """
+    if config.content.encoder is None:
+        raise ValueError(
+            f"content.kind is {config.content.kind}: only kind = encoder has an encoder to train or to use"
+        )
+    return config.content.encoder
+
+
+def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
+    """The type that matrix products are computed in, ``None`` for float32."""
+    wanted = config.content.precision
+    return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and device.type == "cuda") else None
+
+
+@dataclass(frozen=True)
+class TrainBatch:
+    """One rank's share of a global step, and what it needs to know of the others.
+
+    Attributes:
+        inputs: texts and images of the rank's pairs.
+        concept_ids: [B, L] int64 tokens of their concepts.
+        concept_mask: [B, L] int64.
+        weight: [B] float32.
+        global_weight: of all ranks' pairs together.
+        hits: for each direction, rows of this rank and columns of the global batch that are no negatives.
+    """
+
+    inputs: ContentInputs
+    concept_ids: Tensor
+    concept_mask: Tensor
+    weight: Tensor
+    global_weight: float
+    hits: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    def to(self, device: torch.device) -> TrainBatch:
+        """A copy on ``device``."""
+        return TrainBatch(
+            self.inputs.to(device),
+            self.concept_ids.to(device),
+            self.concept_mask.to(device),
+            self.weight.to(device),
+            self.global_weight,
+            tuple((rows.to(device), columns.to(device)) for rows, columns in self.hits),  # type: ignore[arg-type]
+        )
+
+
+class TrainBatches:
+    """Reads the share of this rank of each global step; the global batch is the same for any number of ranks.
+
+    Attributes:
+        counts: missing and broken texts and images met so far by this rank.
+
+    Raises:
+        ValueError: the batch does not divide by the ranks, or images are not where the recipe says.
+    """
+
+    def __init__(
+        self,
+        order: PairOrder,
+        concepts: Concepts,
+        teacher: Teacher,
+        dataset: Dataset,
+        config: Config,
+        ranks: Ranks,
+    ) -> None:
+        training = encoder_config(config).training
+        if training.batch_size % ranks.world_size:
+            raise ValueError(
+                f"content.encoder.training.batch_size ({training.batch_size}) must be a multiple of the number of "
+                f"ranks ({ranks.world_size})"
+            )
+        size = training.batch_size // ranks.world_size
+        self._share = slice(ranks.rank * size, (ranks.rank + 1) * size)
+        self._order = order
+        self._concepts = concepts
+        self._reader: ItemReader = teacher.reader(dataset, config.content)
+        self._tokenizer = teacher.concept_tokenizer
+        self._config = config
+        self._dropout = training.modality_dropout if {"text", "image"} <= teacher.backbones.keys() else 0.0
+        self.counts: Counter[str] = Counter()
+
+    def read_from(self, step: int, num_steps: int) -> Iterator[TrainBatch]:
+        """The batches of the steps ``step`` to ``num_steps - 1``."""
+        for current in range(step, num_steps):
+            yield self.read(current)
+
+    def read(self, step: int) -> TrainBatch:
+        """The batch of one step, a pure function of its number."""
+        draw, share = self._order.draw(step), self._share
+        items = self._reader.read(draw.item[share])
+        self.counts.update(items.counts)
+        texts = [self._concepts.texts[number] for number in draw.concept[share]]
+        ids, mask = tokenize(self._tokenizer, texts, self._config.content.max_tokens)
+        rows, columns = false_negatives(self._concepts, draw)
+        return TrainBatch(
+            inputs=self._drop(items.inputs, step),
+            concept_ids=ids,
+            concept_mask=mask,
+            weight=torch.from_numpy(draw.weight[share]),
+            global_weight=float(draw.weight.sum(dtype=np.float64)),
+            hits=(_local(rows, columns, share), _local(columns, rows, share)),
+        )
+
+    def _drop(self, inputs: ContentInputs, step: int) -> ContentInputs:
+        """Takes the text or the image from some rows that have both."""
+        if self._dropout == 0.0:
+            return inputs
+        place, seed = np.arange(self._share.start, self._share.stop), self._config.seed
+        dropped = torch.from_numpy(chosen(place, self._dropout, Purpose.MODALITY_DROPOUT, seed, step))
+        of_text = torch.from_numpy(chosen(place, 0.5, Purpose.MODALITY_DROPOUT, seed, step, 1))
+        has_text, has_image = torch.zeros(2, inputs.num_rows, dtype=torch.bool)
+        has_text[inputs.text_rows] = True
+        has_image[inputs.image_rows] = True
+        dropped &= has_text & has_image
+        return inputs.without(text=dropped & of_text, image=dropped & ~of_text)
+
+
+def _local(rows: Tensor, columns: Tensor, share: slice) -> tuple[Tensor, Tensor]:
+    inside = (rows >= share.start) & (rows < share.stop)
+    return rows[inside] - share.start, columns[inside]
+
+
+class ContrastTask:
+    """The loss of a batch: content against all concepts of the global batch, and concept against all contents.
+
+    Args:
+        network: the content encoder, wrapped or not.
+        temperature: divides cosines.
+        dtype: of autocast; ``None``: float32.
+    """
+
+    def __init__(self, network: nn.Module, temperature: float, dtype: torch.dtype | None) -> None:
+        self._network = network
+        self._temperature = temperature
+        self._dtype = dtype
+
+    def __call__(self, batch: TrainBatch) -> Tensor:
+        """The mean of both directions a unit of weight, times the ranks: their average is that of the global batch."""
+        with ExitStack() as stack:
+            if self._dtype is not None:
+                stack.enter_context(torch.autocast(batch.weight.device.type, self._dtype))
+            own = self._network(batch.inputs, batch.concept_ids, batch.concept_mask)
+        content, concept = (embeddings.float() for embeddings in own)
+        sizes = [len(content)] * dist.get_world_size()
+        all_contents, all_concepts = gather_rows(content, sizes), gather_rows(concept, sizes)
+        sides = ((content, concept, all_concepts), (concept, content, all_contents))
+        losses = [
+            contrastive_losses(
+                [trigger],
+                [positive],
+                [negative],
+                [direction],
+                temperature=self._temperature,
+                row_weight=batch.weight,
+                hits=hits,
+            ).total
+            for direction, hits, (trigger, positive, negative) in zip(DIRECTIONS, batch.hits, sides, strict=True)
+        ]
+        return torch.stack(losses).sum() * (len(sizes) / (2.0 * batch.global_weight))
+
+
+def _replicated(teacher: Teacher, ranks: Ranks) -> nn.Module:
+    if ranks.world_size == 1:
+        return teacher.model
+    # A rank whose batch has no image leaves the image encoder out of that step.
+    return DistributedDataParallel(teacher.model, find_unused_parameters=True, broadcast_buffers=False)
+
+
+def _mean_over_ranks(losses: list[Tensor]) -> float:
+    """Mean of the window, over ranks: each holds its share of the global sum times the number of ranks.
+
+    Raises:
+        NonFiniteLossError: it is no number.
+    """
+    mean = torch.stack(losses).mean()
+    dist.all_reduce(mean)
+    value = float(mean) / dist.get_world_size()
+    if not math.isfinite(value):
+        raise NonFiniteLossError(
+            "the contrastive loss is no longer a number; lower content.encoder.training.learning_rate or "
+            "backbone_learning_rate, or raise the temperature"
+        )
+    return value
+
+
+def _report(ranks: Ranks, step: int, num_steps: int, loss: float, pairs_per_second: float) -> None:
+    if ranks.is_first:
+        Console(stderr=True).print(
+            f"content train  step {step}/{num_steps}  loss {loss:.4f}  {pairs_per_second:,.0f} pairs/s", highlight=False
+        )
+
+
+def _warn_of_missing(batches: TrainBatches, ranks: Ranks) -> None:
+    names = ("broken_images", "missing_images", "empty_texts")
+    counts = torch.tensor([batches.counts[name] for name in names], device=ranks.device)
+    dist.all_reduce(counts)
+    found = [f"{count} {name.replace('_', ' ')}" for name, count in zip(names, counts.tolist(), strict=True) if count]
+    if found and ranks.is_first:
+        logger.warning("stand-ins took the place of %s, each counted as often as it was drawn", ", ".join(found))
+
+
+def _seed_of(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _is_finished(out: Path, facts: dict[str, Any]) -> bool:
+    try:
+        artifact = open_artifact(out, "encoder")
+    except ValueError:
+        return False
+    if artifact.summary["decisive"] != facts:
+        return False
+    logger.info("%s: trained already with these settings and data", out)
+    return True
+
+
+def _write(teacher: Teacher, config: Config, dataset: Dataset, out: Path, summary: dict[str, Any]) -> None:
+    inputs = {"dataset": dataset.artifact}
+    with write_artifact(out, "encoder", config=config.model_dump(mode="json"), inputs=inputs) as writer:
+        writer.summary |= teacher.save(writer.folder) | summary

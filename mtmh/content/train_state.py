@@ -1,0 +1,146 @@
+"""Checkpoints of a content training run: what is trained, and its optimizer, in safetensors."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.config import Config
+from mtmh.data.dataset import Dataset
+from mtmh.training.distributed import Ranks, on_first
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = Path("weights.safetensors")
+OPTIMIZER = Path("optimizer.safetensors")
+# Settings that may change between a run and its resumption.
+_FREE = ("checkpoint_every", "log_every", "gradient_checkpointing", "epochs", "max_steps")
+
+Losses = list[tuple[int, float]]
+
+
+def decisive(config: Config, dataset: Dataset, pairs_of_source: dict[str, int], num_steps: int) -> dict[str, Any]:
+    """What decides which numbers a run computes, as JSON values."""
+    assert config.content.encoder is not None
+    encoder = config.content.encoder.model_dump(mode="json", exclude={"images", "concepts"})
+    encoder["training"] = {name: value for name, value in encoder["training"].items() if name not in _FREE}
+    return {
+        "encoder": encoder,
+        "seed": config.seed,
+        "max_tokens": config.content.max_tokens,
+        "precision": config.content.precision,
+        "dataset": dataset.artifact.manifest.digest,
+        "pairs_of_source": pairs_of_source,
+        "num_steps": num_steps,
+    }
+
+
+class TrainState:
+    """Writes and restores the state of one run, the same on all ranks.
+
+    Args:
+        root: the folder of the checkpoints.
+        facts: as from ``decisive``; a checkpoint of other facts is another run's.
+        parameters: what is trained, by name.
+        optimizer: of these parameters.
+        ranks: this process among the others; the first one writes.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        facts: dict[str, Any],
+        parameters: dict[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        ranks: Ranks,
+    ) -> None:
+        self._root = root
+        self._facts = facts
+        self._parameters = parameters
+        self._optimizer = optimizer
+        self._ranks = ranks
+
+    def save(self, step: int, losses: Losses) -> None:
+        """Writes the state after ``step`` finished steps and removes the checkpoints before it."""
+        on_first(self._ranks, lambda: self._save(step, losses))
+
+    def restore(self) -> tuple[int, Losses]:
+        """Puts the newest whole checkpoint back.
+
+        Returns:
+            The finished steps, 0 for a fresh run, and the losses logged until then.
+
+        Raises:
+            ValueError: the checkpoints are of a run with other settings or data, or do not fit the model.
+        """
+        path = on_first(self._ranks, self._find)
+        if path is None:
+            return 0, []
+        summary = open_artifact(path, "checkpoint").summary
+        _fill(load_file(path / WEIGHTS), {name: p.data for name, p in self._parameters.items()}, path / WEIGHTS)
+        stored = load_file(path / OPTIMIZER)
+        for name, parameter in self._parameters.items():
+            prefix = f"{name}/"
+            self._optimizer.state[parameter] = {
+                key.removeprefix(prefix): value if value.dim() == 0 else value.to(parameter.device)
+                for key, value in stored.items()
+                if key.startswith(prefix)
+            }
+        return int(summary["step"]), [(int(step), float(loss)) for step, loss in summary["losses"]]
+
+    def remove(self) -> None:
+        """Removes all checkpoints, when the run is finished."""
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def _save(self, step: int, losses: Losses) -> None:
+        path = self._root / f"step-{step:08d}"
+        self._root.mkdir(parents=True, exist_ok=True)
+        with write_artifact(path, "checkpoint", config=self._facts) as writer:
+            weights = {name: p.data.contiguous() for name, p in self._parameters.items()}
+            save_file(weights, writer.folder / WEIGHTS)
+            state: dict[str, Tensor] = {
+                f"{name}/{key}": value.contiguous()
+                for name, p in self._parameters.items()
+                for key, value in self._optimizer.state[p].items()
+            }
+            save_file(state, writer.folder / OPTIMIZER)
+            writer.summary |= {"step": step, "losses": losses}
+        for older in self._root.iterdir():
+            if older != path:
+                shutil.rmtree(older)
+
+    def _find(self) -> Path | None:
+        for path in sorted(self._root.glob("step-*"), reverse=True):
+            try:
+                artifact = open_artifact(path, "checkpoint")
+                artifact.verify()
+            except ValueError as error:
+                logger.warning("DAMAGED CHECKPOINT of the content encoder skipped: %s", error)
+                continue
+            self._check_same_run(artifact)
+            return path
+        return None
+
+    def _check_same_run(self, artifact: Artifact) -> None:
+        before = artifact.manifest.config
+        changed = [name for name in self._facts if before.get(name) != self._facts[name]]
+        if changed:
+            raise ValueError(
+                f"{artifact.path}: belongs to a run with another {', '.join(changed)}; "
+                f"put the settings back, or remove {self._root} to start anew"
+            )
+
+
+def _fill(stored: dict[str, Tensor], parameters: dict[str, Tensor], path: Path) -> None:
+    if stored.keys() != parameters.keys():
+        differing = sorted(stored.keys() ^ parameters.keys())[:3]
+        raise ValueError(f"{path}: holds other parameters than the model trains: {', '.join(differing)}")
+    for name, parameter in parameters.items():
+        parameter.copy_(stored[name])
