@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
 import torch
 
 from benchmarks.lookup import compare as gate
@@ -39,7 +37,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("results/lookup"), help="folder of lookup.json and lookup.html"
     )
-    parser.add_argument("--threads", type=int, help="intra-op threads of one process; default: all cores")
+    parser.add_argument("--threads", type=int, help="intra-op threads of one process; default: as PyTorch chooses")
     parser.add_argument(
         "--ranks", type=int, help="ranks of the sharded cases, 0: none; default: 2 on CPU, all GPUs on CUDA"
     )
@@ -58,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     old = gate.load(given.compare) if given.compare else None  # before minutes are spent
     if given.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: this machine has no CUDA device that torch can use")
-    device = torch.device(given.device)
-    threads = given.threads or psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    device = torch.device("cuda", torch.cuda.current_device()) if given.device == "cuda" else torch.device("cpu")
+    threads = given.threads or torch.get_num_threads()
     ranks = given.ranks
     if ranks is None:
         ranks = torch.cuda.device_count() if given.device == "cuda" else 2
@@ -79,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{len(result['rows'])} figures, {len(result['skipped'])} skipped, {len(result['failed'])} failed: "
         f"{given.out / 'lookup.html'}"
     )
+    print(f"other processes kept {result['cores_others_kept_busy']:.2f} cores busy meanwhile")
     slower = [] if old is None else report_changes(old, result, given.threshold)
     return 1 if slower or result["failed"] else 0
 

@@ -95,6 +95,11 @@ class Measurement:
     mode: str
     case: Case
 
+    @property
+    def sharded(self) -> bool:
+        """Whether it runs in processes of its own, be it a single one."""
+        return self.kernel.startswith("sharded:")
+
 
 def zipf_indices(rows: int, count: int, skew: float, generator: torch.Generator) -> Tensor:
     """Draw row numbers with probability proportional to ``rank ** -skew``, the ranks scattered over the table.
@@ -155,8 +160,8 @@ def preset(name: str, device: str, threads: int, ranks: int) -> Preset:
     base = Case(rows=10_000_000 if cuda else 1_000_000, batch=16_384 if cuda else 2048, threads=threads)
     sharding = Case(
         rows=1_000_000 if cuda else 100_000,
-        batch=16_384 if cuda else 2048,
-        tables=max(2 * ranks, 2),
+        batch=base.batch // max(ranks, 1) * max(ranks, 1),
+        tables=2 * max(ranks, 1),
         threads=threads,
     )
     dtypes = ("fp32", "fp16", "int8")
@@ -170,7 +175,9 @@ def preset(name: str, device: str, threads: int, ranks: int) -> Preset:
             "batch": (32, 64),
             "dtype": dtypes,
         }
-        return Preset(replace(base, **small), values, replace(sharding, **small), False, 0.0, 3)
+        return Preset(
+            replace(base, **small), values, replace(sharding, **small | {"batch": 32 * max(ranks, 1)}), False, 0.0, 3
+        )
     if name == "quick":
         values = {
             "rows": (100_000, 1_000_000, 5_000_000),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 from dataclasses import dataclass
@@ -77,29 +78,42 @@ def cache_bytes(device: torch.device) -> int:
 
 def free_bytes(device: torch.device) -> int:
     """Memory a run may take: half of what is free, since others may share the machine."""
+    gc.collect()  # the tables of the case before
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) // 2
     return int(psutil.virtual_memory().available) // 2
 
 
+def cpu_seconds() -> tuple[float, float]:
+    """CPU seconds all processes of the machine have used, and those of this one with its ended children."""
+    times = psutil.cpu_times()._asdict()
+    idle = ("idle", "iowait", "guest", "guest_nice")  # guest time is counted in user time already
+    own = os.times()
+    everybody = sum(seconds for name, seconds in times.items() if name not in idle)
+    return everybody, own.user + own.system + own.children_user + own.children_system
+
+
 @dataclass(frozen=True)
 class Bandwidth:
-    """A measured limit in bytes per second: median, quartiles of the rate, and how it was measured."""
+    """A measured rate in bytes per second: of the fastest sample, of the median one, and how it was measured.
 
+    The fastest stands as the limit: what slows a sample down is somebody else's work, not the memory.
+    """
+
+    best: float
     median: float
-    q1: float
-    q3: float
     method: str
 
     @classmethod
     def of(cls, moved: int, timing: Timing, method: str) -> Bandwidth:
         """Bytes moved in a call over its time."""
-        return cls(moved / timing.median, moved / timing.q3, moved / timing.q1, method)
+        return cls(moved / timing.fastest, moved / timing.median, method)
 
     def times(self, devices: int) -> Bandwidth:
         """The bandwidth of several such devices together."""
-        return Bandwidth(self.median * devices, self.q1 * devices, self.q3 * devices, self.method)
+        return Bandwidth(self.best * devices, self.median * devices, self.method)
 
 
 def copy_bandwidth(device: torch.device, seconds: float, samples: int) -> Bandwidth:
@@ -152,4 +166,4 @@ def gather_bandwidth(case: Case, sets: list[Tensor], device: torch.device, secon
         ):
             timing = measure(gather, device, seconds, samples)
             candidates.append(Bandwidth.of(counted, timing, name))
-    return max(candidates, key=lambda bandwidth: bandwidth.median)
+    return max(candidates, key=lambda bandwidth: bandwidth.best)

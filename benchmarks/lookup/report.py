@@ -55,8 +55,9 @@ and shift). Outputs, gradients, indices and optimizer state are not counted.</p>
 <p><b>Limit</b>: random gather of rows of the same width from a table of the same size at the same indices (same skew,
 same thread count; the cores or GPUs of all ranks for sharded cases). Two gathers are timed: <code>index_select</code>
 into a buffer that stays in the cache (on CUDA: into memory, counted read + written) and <code>embedding_bag</code> over
-bags of 320 rows; the faster one stands. <b>Copy</b>: <code>Tensor.copy_</code> of a large buffer, read + written.
-A figure can pass the limit by the noise of both, or by writing rows back while they are still in the cache.</p>
+bags of 320 rows; the fastest sample of both stands. <b>Copy</b>: <code>Tensor.copy_</code> of a large buffer, read +
+written, the fastest sample. A figure can pass the limit of the gather by writing rows back while they are still in the
+cache, and by noise.</p>
 <p>Each figure is the median of repeated samples of one or several calls each, after warm-up; bars on the curves and the
 columns q1 and q3 are quartiles. Every call takes another of 4 to 32 index sets drawn beforehand, enough to read at
 least four last-level caches' worth of rows where 32 sets can; tables hold random values, never zeros. CUDA is timed
@@ -89,14 +90,17 @@ def render(result: dict[str, Any]) -> str:
             parts += [f"<h2>{(CURVES | BARS)[sweep].capitalize()}</h2>", _constants(of_sweep)]
             values = list(dict.fromkeys(row["x"] for row in of_sweep))
             of_sweep.sort(key=lambda row: (values.index(row["x"]), row["mode"] != FORWARD))
-            parts += [draw(sweep, of_sweep, result["copy"]["median"]), _table(of_sweep)]
+            parts += [draw(sweep, of_sweep, result["copy"]["best"]), _table(of_sweep)]
     parts += [_left_out("Skipped", result["skipped"], "reason"), _left_out("Failed", result["failed"], "error")]
     return "\n".join([*parts, "</body></html>\n"])
 
 
 def _machine(result: dict[str, Any]) -> str:
     copy = result["copy"]
-    facts = dict(result["machine"]) | {"copy bandwidth": f"{copy['median'] / 1e9:.1f} GB/s ({copy['method']})"}
+    facts = dict(result["machine"]) | {
+        "copy bandwidth": f"{copy['best'] / 1e9:.1f} GB/s ({copy['method']})",
+        "cores others kept busy": f"{result['cores_others_kept_busy']:.2f}",
+    }
     lines = (
         f"<tr><td>{html.escape(name.replace('_', ' '))}</td><td>{html.escape(str(value))}</td></tr>"
         for name, value in facts.items()
@@ -136,7 +140,7 @@ def _curves(sweep: str, rows: list[Row], copy: float) -> str:
                 [row["x"] for row in points], middle, yerr=[below, above], label=LABELS[kernel],
                 color=_colour(kernel), marker="o", markersize=4, capsize=3, linewidth=1.6,
             )  # fmt: skip
-        limit = sorted({float(row["x"]): row["gather"]["median"] / 1e9 for row in of_mode}.items())
+        limit = sorted({float(row["x"]): row["gather"]["best"] / 1e9 for row in of_mode}.items())
         axes.plot(*zip(*limit, strict=True), color=LIMIT, linestyle="--", marker=".", label="limit: random gather")
         axes.axhline(copy / 1e9, color=COPY, linestyle=":", label="copy bandwidth")
         if sweep not in LINEAR:
@@ -166,13 +170,14 @@ def _bars(sweep: str, rows: list[Row], _: float) -> str:
             [(row["bytes_per_s_q3"] - row["bytes_per_s"]) / 1e9 for row in of_mode],
         ]
         axes.barh(places, rates, xerr=spread, color=[_colour(row["kernel"]) for row in of_mode], height=0.65, capsize=2)
-        limits = [row["gather"]["median"] / 1e9 for row in of_mode]
+        limits = [row["gather"]["best"] / 1e9 for row in of_mode]
         axes.plot(
             limits, places, linestyle="none", marker="|", markersize=14, color=LIMIT, label="limit: random gather"
         )
         names = [str(row["x"]) if sweep == "sharding" else f"{row['x']}: {LABELS[row['kernel']]}" for row in of_mode]
         axes.set_yticks(places, names, fontsize=8)
         axes.set(title=mode, xlabel="GB/s of rows", xlim=(0, None))
+        axes.set_axisbelow(True)
         axes.grid(axis="x", alpha=0.25)
         axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09 - 0.5 / max(count, 3)), frameon=False)
     return _svg(figure, sweep)
@@ -201,7 +206,7 @@ def _table(rows: list[Row]) -> str:
         numbers = (
             f"{row['lookups_per_s'] / 1e6:.1f}",
             f"{row['bytes_per_s'] / 1e9:.2f}",
-            f"{row['gather']['median'] / 1e9:.2f}",
+            f"{row['gather']['best'] / 1e9:.2f}",
             f"{row['percent_of_gather']:.0f}",
             f"{row['percent_of_copy']:.0f}",
             *(f"{timing[name] * 1e3:.3f}" for name in ("median", "q1", "q3")),

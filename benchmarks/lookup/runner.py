@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from benchmarks.lookup.timing import Timing, measure
 
 FORMAT = 1
 Result = dict[str, Any]
+Timings = dict[tuple[str, str, Case], Timing]  # by kernel, mode, case
 
 
 def run(preset: Preset, device: torch.device, ranks: int, log: Callable[[str], None]) -> Result:
@@ -33,13 +35,14 @@ def run(preset: Preset, device: torch.device, ranks: int, log: Callable[[str], N
         log: Takes one line about each figure.
 
     Returns:
-        ``machine``, ``copy``, ``rows`` (one for each figure of each sweep), ``skipped`` (no memory, too few GPUs) and
-        ``failed`` (errors), ready for JSON.
+        Ready for JSON: ``machine``; ``copy``; ``rows``, one for each figure of each sweep; ``skipped`` (no memory, too
+        few GPUs); ``failed`` (errors); ``cores_others_kept_busy``, how quiet the machine was.
     """
     threads = preset.base.threads
     torch.set_num_threads(threads)
+    begin, (everybody, own) = time.perf_counter(), machine.cpu_seconds()
     copy = machine.copy_bandwidth(device, preset.seconds, preset.samples)
-    log(f"copy bandwidth {copy.median / 1e9:.1f} GB/s ({copy.method})")
+    log(f"copy bandwidth {copy.best / 1e9:.1f} GB/s ({copy.method})")
     result: Result = {
         "format": FORMAT,
         "machine": machine.describe(device, threads),
@@ -50,23 +53,25 @@ def run(preset: Preset, device: torch.device, ranks: int, log: Callable[[str], N
     }
     wanted = list(measurements(preset, device.type, ranks))
     limits: dict[Case, Bandwidth] = {}
-    timings: dict[tuple[str, str, Case], Timing] = {}
-    for case, group in _by_case(wanted):
-        needed, free = required_bytes(case), machine.free_bytes(device)
-        if needed > free:
-            reason = f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB may be taken"
-            log(f"skipped {case.key()}: {reason}")
-            result["skipped"] += [_entry(one) | {"reason": reason} for one in group]
-            continue
-        if case.ranks == 1:
-            _measure_case(case, group, device, preset, limits, timings, result["failed"], log)
-    _measure_sharded([one for one in wanted if one.case.ranks > 1], device, preset, limits, timings, result, log)
+    timings: Timings = {}
+    for sharded_ones, run_case in ((False, _measure_case), (True, _measure_sharded)):
+        for case, group in _by_case(one for one in wanted if one.sharded == sharded_ones):
+            needed, free = required_bytes(case, sharded_ones), machine.free_bytes(device)
+            if needed > free:
+                reason = f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB may be taken"
+                log(f"skipped {case.key()}: {reason}")
+                result["skipped"] += [_entry(one) | {"reason": reason} for one in group]
+            else:
+                _measure_limit(case, device, preset, limits)
+                timings |= run_case(case, group, device, preset, result, log)
     for one in wanted:
         timing = timings.get((one.kernel, one.mode, one.case))
         if timing is not None:
             devices = one.case.ranks if device.type == "cuda" else 1  # ranks on CPU share one memory
             gather = limits[_gather_case(one.case, threads)].times(devices)
             result["rows"].append(_entry(one) | row(one, timing, gather, copy.times(devices)))
+    everybody, own = (after - before for after, before in zip(machine.cpu_seconds(), (everybody, own), strict=True))
+    result["cores_others_kept_busy"] = max(0.0, everybody - own) / (time.perf_counter() - begin)
     return result
 
 
@@ -77,17 +82,17 @@ def _by_case(wanted: Iterable[Measurement]) -> list[tuple[Case, list[Measurement
     return [(case, list(group)) for case, group in groupby(order, key=lambda one: one.case)]
 
 
-def required_bytes(case: Case) -> int:
+def required_bytes(case: Case, sharded: bool) -> int:
     """Memory a case takes at its peak.
 
     Twice the tables: FBGEMM is given a copy of the random ones, unsharded TorchRec makes a dense gradient, Adagrad
-    keeps a state. Tables of int8 cases are made in fp32 first. Data-parallel tables are whole on each rank, with a
-    gradient and the buffer it is reduced in.
+    keeps a state. Tables of int8 cases are made in fp32 first. Sharded, data-parallel tables are whole on each rank,
+    with a gradient and the buffer it is reduced in.
     """
     values = case.tables * case.rows * case.width
     if case.dtype == "int8":
         return values * ELEMENT_BYTES["fp32"] + 2 * case.table_bytes
-    return case.table_bytes * (2 if case.ranks == 1 else 3 * case.ranks)
+    return case.table_bytes * (3 * case.ranks if sharded else 2)
 
 
 def _gather_case(case: Case, threads: int) -> Case:
@@ -104,33 +109,39 @@ def _gather_case(case: Case, threads: int) -> Case:
     )
 
 
+def _measure_limit(case: Case, device: torch.device, preset: Preset, limits: dict[Case, Bandwidth]) -> None:
+    """Measure the random gather beside a case, unless another case has the same."""
+    limit = _gather_case(case, preset.base.threads)
+    if limit not in limits:
+        torch.set_num_threads(limit.threads)
+        sets = index_sets(limit, machine.cache_bytes(device))
+        limits[limit] = machine.gather_bandwidth(limit, sets, device, preset.seconds, preset.samples)
+
+
 def _measure_case(
     case: Case,
     group: list[Measurement],
     device: torch.device,
     preset: Preset,
-    limits: dict[Case, Bandwidth],
-    timings: dict[tuple[str, str, Case], Timing],
-    failed: list[Result],
+    result: Result,
     log: Callable[[str], None],
-) -> None:
-    """The limit of a case, then its kernels, one after the other so that all see the machine in the same state."""
+) -> Timings:
+    """The kernels of a case in this process, one after the other so that all see the machine in the same state."""
     torch.set_num_threads(case.threads)
     sets = index_sets(case, machine.cache_bytes(device))
-    limit = _gather_case(case, preset.base.threads)
-    if limit not in limits:
-        limits[limit] = machine.gather_bandwidth(limit, sets, device, preset.seconds, preset.samples)
+    timings: Timings = {}
     for kernel, of_kernel in groupby(group, key=lambda one: one.kernel):
         todo = list(of_kernel)
         try:
             found = _time_kernel(kernel, case, [one.mode for one in todo], sets, device, preset)
         except (RuntimeError, NotImplementedError, ValueError):
-            failed += [_entry(one) | {"error": traceback.format_exc(limit=-2)} for one in todo]
+            result["failed"] += [_entry(one) | {"error": traceback.format_exc(limit=-2)} for one in todo]
             log(f"FAILED {kernel} {case.key()}: {traceback.format_exc(limit=-1)}")
             continue
         for one in todo:
             timings[kernel, one.mode, case] = found[one.mode]
             log(_line(one, found[one.mode]))
+    return timings
 
 
 def _time_kernel(
@@ -152,43 +163,33 @@ def _time_kernel(
 
 
 def _measure_sharded(
-    wanted: list[Measurement],
+    case: Case,
+    group: list[Measurement],
     device: torch.device,
     preset: Preset,
-    limits: dict[Case, Bandwidth],
-    timings: dict[tuple[str, str, Case], Timing],
     result: Result,
     log: Callable[[str], None],
-) -> None:
-    """All sharded measurements in one set of ranks; the limit beside them is that of the whole machine."""
-    skipped = {(entry["kernel"], entry["mode"]) for entry in result["skipped"] if entry["case"]["ranks"] > 1}
-    wanted = [one for one in wanted if (one.kernel, one.mode) not in skipped]
-    if not wanted:
-        return
-    for case in {one.case for one in wanted}:
-        limit = _gather_case(case, preset.base.threads)
-        if limit not in limits:
-            torch.set_num_threads(limit.threads)
-            sets = index_sets(limit, machine.cache_bytes(device))
-            limits[limit] = machine.gather_bandwidth(limit, sets, device, preset.seconds, preset.samples)
-    gc.collect()
+) -> Timings:
+    """All sharded kernels of a case in one set of ranks."""
+    timings: Timings = {}
     try:
-        found = sharded.run(wanted, device, preset.seconds, preset.samples)
+        found = sharded.run(group, device, preset.seconds, preset.samples)
     except ValueError as error:
         log(f"skipped the sharded cases: {error}")
-        result["skipped"] += [_entry(one) | {"reason": str(error)} for one in wanted]
-        return
+        result["skipped"] += [_entry(one) | {"reason": str(error)} for one in group]
+        return timings
     except ProcessRaisedException as error:
         log(f"FAILED the sharded cases: {error}")
-        result["failed"] += [_entry(one) | {"error": str(error)} for one in wanted]
-        return
+        result["failed"] += [_entry(one) | {"error": str(error)} for one in group]
+        return timings
     for one, timing in found:
         if isinstance(timing, str):
             result["failed"].append(_entry(one) | {"error": timing})
             log(f"FAILED {one.kernel} {one.mode}: {timing}")
         else:
-            timings[one.kernel, one.mode, one.case] = timing
+            timings[one.kernel, one.mode, case] = timing
             log(_line(one, timing))
+    return timings
 
 
 def row(one: Measurement, timing: Timing, gather: Bandwidth, copy: Bandwidth) -> Result:
@@ -203,8 +204,8 @@ def row(one: Measurement, timing: Timing, gather: Bandwidth, copy: Bandwidth) ->
         "bytes_per_s_q1": moved / timing.q3,
         "bytes_per_s_q3": moved / timing.q1,
         "gather": asdict(gather),
-        "percent_of_gather": 100 * rate / gather.median,
-        "percent_of_copy": 100 * rate / copy.median,
+        "percent_of_gather": 100 * rate / gather.best,
+        "percent_of_copy": 100 * rate / copy.best,
     }
 
 

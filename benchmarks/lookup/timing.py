@@ -59,7 +59,8 @@ def measure(
     """
     count = 0
 
-    def sample(calls: int) -> tuple[float, float]:
+    def sample(calls: int) -> tuple[float, float, float]:
+        """Seconds of a call; CPU and wall seconds of the sample."""
         nonlocal count
         cpu, begin = time.process_time(), time.perf_counter()
         if device.type == "cuda":
@@ -75,8 +76,8 @@ def measure(
             wall = start.elapsed_time(end) / 1000
         else:
             wall = time.perf_counter() - begin
-        busy = (time.process_time() - cpu) / (time.perf_counter() - begin)
-        return agree(wall) / calls, busy
+        used, passed = time.process_time() - cpu, time.perf_counter() - begin
+        return agree(wall) / calls, used, passed
 
     once = min(sample(1)[0] for _ in range(WARM_UP_CALLS))
     calls = max(1, math.ceil(SAMPLE_SECONDS / max(once, 1e-9)))
@@ -85,5 +86,6 @@ def measure(
     results = [sample(calls) for _ in range(wanted)]
     times = np.array([result[0] for result in results])
     fastest, q1, median, q3, slowest = (float(value) for value in np.quantile(times, [0, 0.25, 0.5, 0.75, 1]))
-    cores_busy = float(np.median([result[1] for result in results]))
+    # Over all samples: the CPU clock of threads that are still running moves in steps of the scheduler's tick.
+    cores_busy = sum(result[1] for result in results) / sum(result[2] for result in results)
     return Timing(median, q1, q3, fastest, slowest, wanted, calls, cores_busy)

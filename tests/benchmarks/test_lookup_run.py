@@ -40,6 +40,7 @@ def scaled(result: dict[str, Any], factor: float) -> dict[str, Any]:
 
 
 def test_every_figure_stands_beside_its_limit(result: dict[str, Any]) -> None:
+    assert result["cores_others_kept_busy"] >= 0
     assert result["skipped"] == result["failed"] == []
     assert {row["sweep"] for row in result["rows"]} == {
         "rows",
@@ -60,8 +61,8 @@ def test_every_figure_stands_beside_its_limit(result: dict[str, Any]) -> None:
         assert row["moved_bytes"] == lookups * row_bytes * {FORWARD: 1, TRAIN: 3}[row["mode"]]
         assert math.isclose(row["lookups_per_s"], lookups / timing["median"])
         assert math.isclose(row["bytes_per_s"], row["moved_bytes"] / timing["median"])
-        assert math.isclose(row["percent_of_gather"], 100 * row["bytes_per_s"] / row["gather"]["median"])
-        assert math.isclose(row["percent_of_copy"], 100 * row["bytes_per_s"] / result["copy"]["median"])
+        assert math.isclose(row["percent_of_gather"], 100 * row["bytes_per_s"] / row["gather"]["best"])
+        assert math.isclose(row["percent_of_copy"], 100 * row["bytes_per_s"] / result["copy"]["best"])
 
 
 def test_the_report_is_one_page_with_every_curve(out: Path, result: dict[str, Any]) -> None:
