@@ -109,10 +109,11 @@ class HistoryPreranker:
         """As ``Preranker.score``; one product a user, of the history and the user's distinct candidates."""
         scores = np.full(candidates.items.shape, -np.inf, np.float32)
         order = np.argsort(requests.users, kind="stable")
-        users, starts = np.unique(requests.users[order], return_index=True)
-        for user, rows in zip(users, np.split(order, starts[1:]), strict=True):
+        _, starts = np.unique(requests.users[order], return_index=True)
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=False):
+            rows = order[start:end]
             items, places = np.unique(candidates.items[rows], return_inverse=True)
-            history = requests.histories[user]
+            history = requests.histories[requests.users[rows[0]]]
             scores[rows] = self._soft_maximum(history[history >= 0], items)[places].reshape(len(rows), -1)
         return np.where(candidates.items >= 0, scores, np.float32(-np.inf))
 

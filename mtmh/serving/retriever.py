@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from rich.markup import escape
 from rich.table import Table
 
 from mtmh.artifacts import open_artifact
@@ -347,7 +348,7 @@ def retrieval_table(side_by_side: SideBySide) -> Table:
     """The answers of every head and of the merge as columns of one table for the terminal."""
     shown = side_by_side.descriptions
     trigger = shown[side_by_side.trigger]
-    title = f"Trigger {side_by_side.trigger}: {_describe(trigger)}"
+    title = escape(f"Trigger {side_by_side.trigger}: {_describe(trigger)}")
     table = Table(title=title, title_justify="left", show_lines=False)
     table.add_column("#", justify="right", style="dim")
     for head in side_by_side.heads:
@@ -365,7 +366,7 @@ def retrieval_table(side_by_side: SideBySide) -> Table:
             answer = answers[place]
             same = shown[answer.item].topic_l2 == trigger.topic_l2 != ""
             brought = f" [cyan]{answer.head[:1].upper()}[/cyan]" if column == len(side_by_side.heads) else ""
-            text = _escape(f"{answer.item} {_describe(shown[answer.item])}")
+            text = escape(f"{answer.item} {_describe(shown[answer.item])}")
             cells.append(
                 f"[dim]{answer.similarity:.2f}[/dim]{brought} {'[green]' + text + '[/green]' if same else text}"
             )
@@ -381,7 +382,3 @@ def _describe(item: ItemDescription) -> str:
     text = item.text if len(item.text) <= 40 else item.text[:39] + "…"
     topics = " / ".join(dict.fromkeys(filter(None, (item.topic_l1, item.topic_l2))))
     return f"{text} ({topics})" if topics else text
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")

@@ -1,0 +1,143 @@
+"""From a checkpoint to embeddings to an index."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from synthetic_dataset import NUM_ITEMS, make_config, random_histories, write_dataset
+from tiny_run import tiny_config, write_inputs
+
+from mtmh.artifacts import write_artifact
+from mtmh.config import Config
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.schema import ITEMS
+from mtmh.index import embed
+from mtmh.index.build import ann_recall, build_index
+from mtmh.index.embed import embed_catalogue, write_embeddings
+from mtmh.index.layout import EmbeddingsSummary, IndexSummary
+from mtmh.index.vector_index import IvfIndex
+from mtmh.serving.retriever import Retriever
+from mtmh.training.model import build_model, load_model
+from mtmh.training.trainer import train
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return write_dataset(tmp_path / "dataset", random_histories(20))
+
+
+def test_embeddings_are_the_models_unit_outputs_whatever_the_chunks(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    config = make_config(tmp_path, model={"head_dim": 8, "normalize": False})
+    model = build_model(config.model, dataset.summary.features, torch.device("cpu")).eval()
+    monkeypatch.setattr(embed, "_CHUNK_ITEMS", 7)
+    assert write_embeddings(model, dataset, tmp_path) == 8
+    sparse, dense = dataset.item_table.gather(np.arange(NUM_ITEMS))
+    with torch.no_grad():
+        outputs = model(sparse, dense)
+    for head, expected in outputs.items():
+        found = np.load(tmp_path / f"{head}.npy", allow_pickle=False)
+        assert (found.dtype, found.shape) == (np.float32, (NUM_ITEMS, 8))
+        unit = expected / expected.norm(dim=1, keepdim=True)
+        np.testing.assert_allclose(found, unit.numpy(), atol=1e-6)
+
+
+def test_broken_weights_stop(tmp_path: Path, dataset: Dataset) -> None:
+    model = build_model(make_config(tmp_path).model, dataset.summary.features, torch.device("cpu")).eval()
+    with torch.no_grad():
+        next(model.dense_nn.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        write_embeddings(model, dataset, tmp_path)
+
+
+def test_embed_needs_a_checkpoint(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="checkpoint"):
+        embed_catalogue(make_config(tmp_path), tmp_path / "embeddings")
+
+
+def write_vectors(config: Config, dataset: Dataset, heads: list[str]) -> None:
+    rng = np.random.default_rng(0)
+    inputs = {"dataset": dataset.artifact}
+    with write_artifact(config.model_dir("embeddings"), "embeddings", config={}, inputs=inputs) as writer:
+        for head in heads:
+            vectors = rng.normal(size=(NUM_ITEMS, 8)).astype(np.float32)
+            np.save(writer.folder / f"{head}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+        writer.summary |= EmbeddingsSummary(heads=heads, dim=8, num_items=NUM_ITEMS).model_dump()
+
+
+def with_topics(root: Path, plain: Dataset) -> Dataset:
+    """A copy of a dataset whose items have the display columns."""
+    with write_artifact(root / "dataset", "dataset", config={}) as writer:
+        shutil.copytree(plain.artifact.path, writer.folder, dirs_exist_ok=True)
+        (writer.folder / "manifest.json").unlink()
+        table = pq.read_table(plain.artifact.path / ITEMS)
+        for name in ("topic_l1", "topic_l2"):
+            table = table.append_column(name, pa.array([f"{name} {item % 3}" for item in range(NUM_ITEMS)]))
+        table = table.append_column("train_count", pa.array(plain.item_table.train_count))
+        pq.write_table(table, writer.folder / ITEMS)
+        writer.summary |= plain.artifact.summary
+    return open_dataset(root / "dataset")
+
+
+def test_index_holds_what_serving_needs(tmp_path: Path, dataset: Dataset) -> None:
+    dataset = with_topics(tmp_path, dataset)
+    config = make_config(tmp_path, index={"num_clusters": 5}, retrieval={"num_probes": 5})
+    write_vectors(config, dataset, ["engagement", "relevance"])
+    artifact = build_index(config, config.model_dir("index"))
+    artifact.verify()
+    summary = IndexSummary.model_validate(artifact.summary)
+    assert (summary.heads, summary.num_items, summary.num_clusters) == (["engagement", "relevance"], NUM_ITEMS, 5)
+    assert {head: found.recall for head, found in summary.ann_recall.items()} == {"engagement": 1.0, "relevance": 1.0}
+    answers = Retriever.load(artifact.path).retrieve([30], k=8, alpha=100)[0]
+    vectors = np.load(config.model_dir("embeddings") / "engagement.npy", allow_pickle=False)
+    ranked = [item for item in np.argsort(-(vectors @ vectors[3])).tolist() if item != 3]
+    assert [answer.item for answer in answers] == [10 * item for item in ranked[:8]]
+
+
+def test_embeddings_of_another_dataset_are_refused(tmp_path: Path, dataset: Dataset) -> None:
+    config = make_config(tmp_path)
+    write_vectors(config, dataset, ["engagement"])
+    with_topics(tmp_path, dataset)
+    with pytest.raises(ValueError, match="embeddings of another dataset"):
+        build_index(config, tmp_path / "index")
+
+
+def test_from_a_trained_checkpoint(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    config = tiny_config(tmp_path, training={"max_steps": 2})
+    checkpoint = train(config)
+    artifact = embed_catalogue(config, config.model_dir("embeddings"))
+    assert artifact.summary == {"heads": ["engagement", "relevance"], "dim": 8, "num_items": 200}
+    sparse, dense = open_dataset(config.dataset_dir).item_table.gather(np.arange(200))
+    with torch.no_grad():
+        outputs = load_model(checkpoint)(sparse, dense)
+    for head, expected in outputs.items():
+        found = np.load(artifact.path / f"{head}.npy", allow_pickle=False)
+        np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+    write_dataset(config.dataset_dir, random_histories(20), num_items=200)
+    with pytest.raises(ValueError, match="trained on another dataset"):
+        embed_catalogue(config, tmp_path / "again")
+
+
+def test_missing_embeddings_are_said(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="no embeddings artifact"):
+        build_index(make_config(tmp_path), tmp_path / "index")
+
+
+def test_ann_recall_is_the_share_of_exact_neighbours() -> None:
+    vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = IvfIndex.build(vectors, num_clusters=30)
+    assert ann_recall(index, vectors, num_probes=30, seed=0).recall == 1.0
+    found = ann_recall(index, vectors, num_probes=2, seed=0)
+    exact = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :100]
+    _, items = index.search(vectors, 100, 2)
+    shared = [len(set(a) & set(b) - {-1}) for a, b in zip(exact.tolist(), items.tolist(), strict=True)]
+    assert found.recall == pytest.approx(np.mean(shared) / 100, abs=1e-3)
+    assert (found.k, found.num_probes, found.num_queries) == (100, 2, 600)
