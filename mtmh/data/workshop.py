@@ -1,0 +1,116 @@
+"""Where prepare works: a DuckDB file in a scratch folder, the counts of dropped rows, and the progress shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from mtmh.config import Config
+
+
+@dataclass
+class Workshop:
+    """What the steps of prepare share.
+
+    Attributes:
+        config: the recipe.
+        connection: DuckDB with the working tables.
+        folder: where the dataset's files go.
+        scratch: a folder that is gone in the end.
+        progress: one line a step.
+        num_events_read: rows of the source's events.
+        dropped_events: reason -> rows.
+        dropped_items: reason -> rows.
+    """
+
+    config: Config
+    connection: Any
+    folder: Path
+    scratch: Path
+    progress: Progress
+    num_events_read: int = 0
+    dropped_events: dict[str, int] = field(default_factory=dict)
+    dropped_items: dict[str, int] = field(default_factory=dict)
+
+    def step(self, text: str, total: int | None = None) -> None:
+        """Ends the line of the step before and begins another."""
+        self.end_step()
+        self.progress.add_task(text, total=total, note="")
+
+    def note(self, text: str) -> None:
+        """Writes beside the line of the running step."""
+        self.progress.update(self.progress.task_ids[-1], note=text)
+
+    def advance(self, completed: int) -> None:
+        """Moves the bar of the running step."""
+        self.progress.update(self.progress.task_ids[-1], completed=completed)
+
+    def end_step(self) -> None:
+        """Fills the line of the running step."""
+        for task in self.progress.tasks:
+            if not task.finished:
+                self.progress.update(task.id, total=1, completed=1)
+
+    def run(self, statement: str) -> None:
+        """One statement that makes or fills a working table."""
+        self.connection.execute(statement)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """The few rows that a query gives."""
+        return self.connection.sql(query).fetchall()  # type: ignore[no-any-return]
+
+    def number(self, query: str) -> int:
+        """The first number that a query gives."""
+        return int(self.rows(query)[0][0])
+
+    def drop_events(self, reason: str, rows: int) -> None:
+        """Counts dropped events."""
+        if rows:
+            self.dropped_events[reason] = self.dropped_events.get(reason, 0) + rows
+
+
+@contextmanager
+def open_workshop(config: Config, folder: Path, scratch: Path) -> Iterator[Workshop]:
+    """Opens the database and shows progress on the error stream.
+
+    Raises:
+        ValueError: ``data.memory_limit_gb`` does not suffice.
+    """
+    with _progress() as progress, _database(config, scratch) as connection:
+        yield Workshop(config, connection, folder, scratch, progress)
+
+
+@contextmanager
+def _database(config: Config, scratch: Path) -> Iterator[Any]:
+    settings = {
+        "memory_limit": f"{config.data.memory_limit_gb}GB",
+        "threads": config.data.threads,
+        "temp_directory": str(scratch / "spill"),
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+    }
+    connection = duckdb.connect(str(scratch / "prepare.duckdb"), config=settings)
+    try:
+        connection.execute("SET enable_progress_bar = false")
+        yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise ValueError(
+            f"data.memory_limit_gb: {config.data.memory_limit_gb} is too little for this data: {error}"
+        ) from None
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    bar = BarColumn(bar_width=24)
+    text, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    with Progress(SpinnerColumn(), text, bar, TimeElapsedColumn(), note, console=Console(stderr=True)) as progress:
+        yield progress
