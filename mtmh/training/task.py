@@ -75,10 +75,10 @@ class GlobalLoss(nn.Module):
         teacher = None
         if self._distils:
             teacher = Teacher(
-                batch.content[batch.trigger],
-                batch.content[batch.positive],
-                negatives.content,
-                config.teacher_temperature,
+                trigger=batch.content.index_select(0, batch.trigger),
+                positive=batch.content.index_select(0, batch.positive),
+                negative=negatives.content,
+                temperature=config.teacher_temperature,
             )
         sums = contrastive_losses(
             trigger=[rows.index_select(0, batch.trigger) for rows in by_head],
@@ -100,11 +100,11 @@ class GlobalLoss(nn.Module):
 
 @dataclass(frozen=True)
 class _Negatives:
-    """The negatives that all pairs share, rank after rank.
+    """The distinct negatives that all pairs share.
 
     Attributes:
         embeddings: for each head [L, D].
-        items: [L] int64 catalogue indices.
+        items: [L] int64 catalogue indices, ascending if of several ranks.
         log_q: [L] float32, as `contrastive_losses` wants it.
         content: [L, Dc] float32.
         total_weight: of the pairs of all ranks.
@@ -122,7 +122,8 @@ def _share_negatives(by_head: list[Tensor], batch: PairBatch, config: LossConfig
 
     Popular items come up many times among the draws. A draw that comes ``c`` times is one column whose probability is
     ``c`` times as large: ``log c`` added to its logit, for the model and for the teacher, leaves both losses and all
-    gradients as they are and makes the matrices narrower.
+    gradients as they are and makes the matrices narrower. So does one copy of an item that several ranks embedded: the
+    weights that its gradient reaches are the same by either.
     """
     draws = torch.cat([batch.positive, batch.uniform]) if config.in_batch_negatives else batch.uniform
     copies = torch.bincount(draws, minlength=len(batch.item_index))
@@ -134,14 +135,21 @@ def _share_negatives(by_head: list[Tensor], batch: PairBatch, config: LossConfig
     sizes = [int(size) for size, _, _ in columns]
     num_draws = sum(number for _, number, _ in columns)
     embeddings = gather_rows(torch.cat([part.index_select(0, rows) for part in by_head], dim=1), sizes)
+    items, copies = gather_rows(torch.stack([batch.item_index[rows], copies[rows]], dim=1), sizes).unbind(1)
+    facts = gather_rows(torch.cat([batch.log_q[rows, None], batch.content.index_select(0, rows)], dim=1), sizes)
+    if len(sizes) > 1:
+        items, column = torch.unique(items, return_inverse=True)
+        copies = torch.zeros_like(items).index_add_(0, column, copies)
+        one_of = torch.empty_like(items).scatter_reduce_(
+            0, column, torch.arange(len(column), device=column.device), "amin", include_self=False
+        )
+        embeddings, facts = embeddings.index_select(0, one_of), facts.index_select(0, one_of)
     # contrastive_losses adds the log of the number of columns; expected counts go by the number of draws instead.
-    log_copies = copies[rows].float().log()
-    log_q = (batch.log_q[rows] + math.log(num_draws) if config.log_q else 0.0) - log_copies - math.log(sum(sizes))
-    facts = gather_rows(torch.cat([log_q[:, None], batch.content.index_select(0, rows)], dim=1), sizes)
+    expected = facts[:, 0] + math.log(num_draws) if config.log_q else torch.zeros_like(facts[:, 0])
     return _Negatives(
         embeddings=list(torch.split(embeddings, [part.shape[1] for part in by_head], dim=1)),
-        items=gather_rows(batch.item_index[rows], sizes),
-        log_q=facts[:, 0],
+        items=items,
+        log_q=expected - copies.float().log() - math.log(len(items)),
         content=facts[:, 1:],
         total_weight=sum(weight for _, _, weight in columns),
     )
