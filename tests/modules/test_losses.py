@@ -252,7 +252,10 @@ def test_gradcheck(missing_negatives: bool) -> None:
 
     def total(*leaves: Tensor) -> Tensor:
         parts = [list(leaves[i : i + 2]) for i in (0, 2, 4)]
-        return chunked(replace(inputs, trigger=parts[0], positive=parts[1], negative=parts[2]), chunk_rows=3).total
+        loss: Tensor = chunked(
+            replace(inputs, trigger=parts[0], positive=parts[1], negative=parts[2]), chunk_rows=3
+        ).total
+        return loss
 
     assert torch.autograd.gradcheck(total, inputs.leaves())
 
@@ -406,11 +409,11 @@ def test_low_precision_embeddings_under_autocast(dtype: torch.dtype) -> None:
         torch.testing.assert_close(gradient.double(), reference, rtol=2e-2, atol=2e-2)
 
 
-class LargestTensor(TorchDispatchMode):
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the number of elements of the largest storage that any operation returns."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

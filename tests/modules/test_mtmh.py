@@ -97,8 +97,8 @@ def test_values_and_gradients_equal_plain_float64(setting: str, normalize: bool)
         torch.testing.assert_close(embedding.double(), expected[name], rtol=1e-5, atol=1e-6)
 
     mix = torch.randn(len(heads), 9, 8)
-    sum((found[head.name] * mix[i]).sum() for i, head in enumerate(heads)).backward()
-    sum((expected[head.name] * mix[i].double()).sum() for i, head in enumerate(heads)).backward()
+    (torch.stack(list(found.values())) * mix).sum().backward()  # type: ignore[no-untyped-call]
+    (torch.stack(list(expected.values())) * mix.double()).sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad.double(), exact[name].grad, rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_fp16_tables_feed_float32_towers() -> None:
     for name, embedding in found.items():
         assert embedding.dtype == torch.float32
         torch.testing.assert_close(embedding, expected[name], rtol=1e-2, atol=2e-3)
-    sum(embedding.sum() for embedding in found.values()).backward()
+    torch.stack(list(found.values())).sum().backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in half.parameters())
 
 
@@ -200,6 +200,30 @@ def test_pipelines_can_trace_it() -> None:
     traced = torch.fx.GraphModule(model, graph)(features, dense)
     for name, embedding in model(features, dense).items():
         torch.testing.assert_close(traced[name], embedding)
+
+
+def test_export_takes_any_batch_size() -> None:
+    class FromTensors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = make_model()
+
+        def forward(self, values: Tensor, lengths: Tensor, dense: Tensor) -> dict[str, Tensor]:
+            ids = KeyedJaggedTensor(keys=list(DIMS), values=values, lengths=lengths)
+            embeddings: dict[str, Tensor] = self.model(ids, dense)
+            return embeddings
+
+    def arguments(batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+        ids, _ = make_ids(batch_size)
+        return ids.values(), ids.lengths(), torch.randn(batch_size, NUM_FLOATS)
+
+    model = FromTensors().eval()
+    num_values, batch = torch.export.Dim("num_values", min=2), torch.export.Dim("batch", min=2)
+    sizes = ({0: num_values}, {0: len(DIMS) * batch}, {0: batch})
+    exported = torch.export.export(model, arguments(4), strict=False, dynamic_shapes=sizes).module()
+    other = arguments(7)
+    for name, embedding in model(*other).items():
+        torch.testing.assert_close(exported(*other)[name], embedding)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
