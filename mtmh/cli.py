@@ -111,9 +111,11 @@ def evaluate(
 ) -> None:
     """Measures recall and topic match by the paper's protocol and writes report.html."""
     from mtmh.evaluation.evaluate import evaluate as run
+    from mtmh.evaluation.results import load_evaluation, results_table
 
     config = load_config(recipe, overrides)
     artifact = run(config, out or config.model_dir("evaluation"), compare=compare or [])
+    Console().print(results_table([load_evaluation(path) for path in (artifact.path, *(compare or []))]))
     _done("report", artifact.path / "report.html")
 
 
