@@ -16,12 +16,6 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 IMAGE = {"image_size": 8, "patch_size": 4}
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-
-
 def load(kind, model, words=(), **settings):
     return load_backbone(kind, BackboneConfig(model=str(model), **settings), f"content.encoder.{kind}", lambda: words)
 

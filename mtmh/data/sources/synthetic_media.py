@@ -1,8 +1,8 @@
 """Pictures and concepts of a simulated catalogue, for content encoders: both follow the topic, both are noisy.
 
-**Pictures.** 32 x 32 pixels. The coarse topic gives the hue, the fine topic the direction and width of stripes; place,
-phase, contrast and brightness are the item's own, and pixels are noisy. Some pictures show another topic, some items
-have none, and a few files are damaged.
+**Pictures.** 32 x 32 pixels. The coarse topic gives the hue, the fine topic the hue of a disc and the direction of
+stripes; the disc's place and size, phase, contrast and brightness are the item's own, and pixels are noisy. Some
+pictures show another topic, some items have none, and a few files are damaged.
 
 **Concepts.** What people and machines would attach to an item, from three sources that differ in care: ``hashtag``,
 ``query`` and ``generated`` are words of the item's fine topic, in most cases others than those of its title, or, for a
@@ -103,14 +103,19 @@ def render(
     angle = (np.pi * l2 / num_l2)[:, None, None] + rng.normal(0.0, 0.08, count)[:, None, None]
     frequency = 6.0 + 3.0 * (l2 % 2)[:, None, None]
     stripes = np.sin(frequency * (x * np.cos(angle) + y * np.sin(angle)) + own(0.0, 2.0 * np.pi))
-    disc = (x - own(-0.6, 0.6)) ** 2 + (y - own(-0.6, 0.6)) ** 2 < own(0.05, 0.2)
-    light = 0.55 + own(-0.1, 0.1) + own(0.15, 0.3) * stripes + 0.2 * disc
-    hue = l1 / num_l1 + rng.normal(0.0, 0.02, count)
-    # Three cosines a third of the circle apart: a hue without a conversion of colour spaces.
-    tint = 0.5 + 0.5 * np.cos(2.0 * np.pi * (hue[:, None] - np.array([0.0, 1.0, 2.0]) / 3.0))
-    pixels = light[..., None] * (0.3 + 0.7 * tint[:, None, None, :])
+    disc = (x - own(-0.5, 0.5)) ** 2 + (y - own(-0.5, 0.5)) ** 2 < own(0.1, 0.3)
+    light = 0.55 + own(-0.1, 0.1) + own(0.15, 0.3) * stripes
+    ground, spot = (_tint(part + rng.normal(0.0, 0.02, count)) for part in (l1 / num_l1, l2 / num_l2))
+    pixels = light[..., None] * np.where(disc[..., None], spot, ground)
     pixels += rng.normal(0.0, pixel_noise, pixels.shape)
     return (255.0 * pixels.clip(0.0, 1.0)).astype(np.uint8)
+
+
+def _tint(hue: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Colours [N, 1, 1, 3] by hue [N], one turn of the circle being 1."""
+    # Three cosines a third of the circle apart: no conversion of colour spaces is needed.
+    thirds = np.array([0.0, 1.0, 2.0]) / 3.0
+    return (0.65 + 0.35 * np.cos(2.0 * np.pi * (hue[:, None] - thirds)))[:, None, None, :]
 
 
 def draw_concepts(

@@ -1,0 +1,239 @@
+"""Training of the content encoder: the loss against its formula, ranks, kills, and how much of a backbone changes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_catalogue import NUM_ITEMS, finish, make_config, start
+from torch import Tensor
+
+from mtmh.config import Config
+from mtmh.content.concepts import PairOrder, open_concepts
+from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
+from mtmh.content.train import ContrastTask, TrainBatches, train_content
+from mtmh.content.train_state import TrainState, decisive
+from mtmh.content.tuning import merge_adapters, prepare_tuning, set_learning_rate, trained_parameters
+from mtmh.data.dataset import open_dataset
+from mtmh.training.distributed import join_ranks
+
+PATIENCE = 120.0
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    return dict(open_teacher(out).model.state_dict())
+
+
+def untrained(config: Config) -> Teacher:
+    dataset = open_dataset(config.dataset_dir)
+    encoder = config.content.encoder
+    concepts = open_concepts(dataset, encoder.concepts, {})
+    return build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
+
+
+def test_training_learns_and_the_artifact_explains_itself(trained):
+    artifact = train_content(trained, trained.encoder_dir)  # finished: comes back as it is
+    losses = [loss for _, loss in artifact.summary["losses"]]
+    assert losses[-1] < 0.7 * losses[0]
+    assert artifact.summary["pairs_of_source"] == dict.fromkeys(("hashtag", "query", "generated"), NUM_ITEMS)
+    assert artifact.summary["dim"] == 8
+    assert set(artifact.manifest.files) >= {"model.safetensors", "text/config.json", "image/preprocessor_config.json"}
+    assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in artifact.manifest.files)
+    assert not trained.encoder_dir.with_name("encoder.steps").exists()
+
+
+def test_loss_is_the_mean_of_both_directions_without_false_negatives(trained, catalogue):
+    config = make_config(catalogue, encoder={"training": {"modality_dropout": 0.0, "source_weights": {"query": 0.3}}})
+    dataset, encoder = open_dataset(config.dataset_dir), config.content.encoder
+    concepts = open_concepts(dataset, encoder.concepts, encoder.training.source_weights)
+    teacher = open_teacher(trained.encoder_dir)
+    order = PairOrder(concepts, 24, seed=5)
+    with join_ranks("cpu") as ranks:
+        batch = TrainBatches(order, concepts, teacher, dataset, config, ranks).read(1)
+        loss = ContrastTask(teacher.model, 0.2, None)(batch)
+    content, concept = (x.double() for x in teacher.model(batch.inputs, batch.concept_ids, batch.concept_mask))
+    draw = order.draw(1)
+    of_item = [set(concepts.values[concepts.offsets[item] : concepts.offsets[item + 1]].tolist()) for item in draw.item]
+    similarity = content @ concept.T / 0.2
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(24):
+        for logits, false in (
+            (similarity[row], [number in of_item[row] for number in draw.concept.tolist()]),
+            (similarity[:, row], [int(draw.concept[row]) in of_item[other] for other in range(24)]),
+        ):
+            kept = logits[~torch.tensor(false)]
+            positive = similarity[row, row]
+            total += float(draw.weight[row]) * (torch.logsumexp(torch.cat([positive[None], kept]), 0) - positive)
+    expected = total / (2.0 * float(draw.weight.sum()))
+    torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_modality_dropout_takes_one_of_two_and_never_both(catalogue):
+    config = make_config(catalogue, encoder={"training": {"modality_dropout": 0.6}})
+    dataset = open_dataset(config.dataset_dir)
+    concepts = open_concepts(dataset, config.content.encoder.concepts, {})
+    with join_ranks("cpu") as ranks:
+        order = PairOrder(concepts, 24, seed=5)
+        batches = TrainBatches(order, concepts, untrained(config), dataset, config, ranks)
+        lost = {"text": 0, "image": 0, "both": 0}
+        for step in range(order.steps_per_epoch):
+            inputs = batches.read(step).inputs
+            text, image = set(inputs.text_rows.tolist()), set(inputs.image_rows.tolist())
+            for row, item in enumerate(order.draw(step).item.tolist()):
+                if item not in range(3, 9):  # those lack something to begin with
+                    lost["text"] += row not in text
+                    lost["image"] += row not in image
+                    lost["both"] += row not in text and row not in image
+    assert lost["both"] == 0
+    assert min(lost["text"], lost["image"]) > 24
+
+
+def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path, catalogue):
+    training = {"max_steps": 40, "epochs": 5, "checkpoint_every": 2, "warmup_steps": 5}
+    config = make_config(tmp_path, catalogue, encoder={"training": training})
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    job = start(config, "mtmh.content.train:train_content", killed)
+    steps = killed.with_name("killed.steps")
+    deadline = time.monotonic() + PATIENCE
+    while not list(steps.glob("step-*")):
+        assert job.poll() is None, (killed.with_name("killed.job") / "stderr").read_text()[-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    assert not killed.exists()
+    train_content(config, killed)
+    train_content(config, whole)
+    ours, theirs = weights(killed), weights(whole)
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+    assert not steps.exists()
+
+
+def test_two_ranks_compute_what_one_does(tmp_path, catalogue):
+    # Item 4 and others have no image: some rank's share of a step may do without the image encoder.
+    config = make_config(tmp_path, catalogue, encoder={"training": {"batch_size": 4, "max_steps": 6}})
+    job = start(config, "mtmh.content.train:train_content", tmp_path / "two", ranks=2)
+    one = train_content(config, tmp_path / "one")
+    finish(job, tmp_path / "two")
+    ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
+    for name, tensor in theirs.items():
+        # A bias of the attention's keys changes nothing: its gradient is rounding, which Adam blows up.
+        if not name.endswith(("key.bias", "k_proj.bias")):
+            torch.testing.assert_close(
+                ours[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: name + text
+            )
+    assert one.summary["losses"][-1][0] == 6
+
+
+def changed(before: dict[str, Tensor], after: dict[str, Tensor], prefix: str) -> set[str]:
+    return {name for name, tensor in after.items() if name.startswith(prefix) and not torch.equal(before[name], tensor)}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_and_last_layers(tmp_path, catalogue, checkpointing):
+    encoder = {
+        "text": {"model": "random:tiny-text", "tune": "last", "tune_layers": 1},
+        "image": {"model": "random:tiny-image"},
+        "training": {"max_steps": 2, "gradient_checkpointing": checkpointing, "modality_dropout": 0.0},
+    }
+    config = make_config(tmp_path, catalogue, encoder=encoder)
+    before = dict(untrained(config).model.state_dict())
+    train_content(config, tmp_path / "encoder")
+    after = weights(tmp_path / "encoder")
+    assert not changed(before, after, "image.")
+    of_text = changed(before, after, "text.")
+    assert of_text
+    assert all(".layer.1." in name for name in of_text)
+    assert changed(before, after, "fusion.")
+    assert {"text_features.missing", "image_features.missing"} <= after.keys()
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path, catalogue):
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        training = {"max_steps": 2, "gradient_checkpointing": checkpointing}
+        train_content(make_config(tmp_path, catalogue, encoder={"training": training}), tmp_path / name)
+    plain, checkpointed = weights(tmp_path / "plain"), weights(tmp_path / "checkpointed")
+    for name, tensor in plain.items():
+        torch.testing.assert_close(checkpointed[name], tensor, atol=1e-6, rtol=1e-5)
+
+
+def test_too_many_layers_to_tune(tmp_path, catalogue):
+    text = {"model": "random:tiny-text", "tune": "last", "tune_layers": 3}
+    config = make_config(tmp_path, catalogue, encoder={"text": text})
+    with pytest.raises(ValueError, match=r"content\.encoder\.text\.tune_layers: 3 asked for, BertModel has 2 layers"):
+        prepare_tuning(untrained(config), config.content.encoder)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra lora (package peft) is not installed")
+def test_adapters_train_alone_and_merge_into_a_plain_model(tmp_path, catalogue):
+    towers = {kind: {"model": f"random:tiny-{kind}", "tune": "lora", "lora_rank": 2} for kind in ("text", "image")}
+    config = make_config(tmp_path, catalogue, encoder={**towers, "training": {"max_steps": 3, "checkpoint_every": 2}})
+    teacher = untrained(config)
+    before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    prepare_tuning(teacher, config.content.encoder)
+    backbone = {name for name in trained_parameters(teacher) if name.startswith(("text.", "image."))}
+    assert backbone
+    assert all(".lora_" in name for name in backbone)
+    merge_adapters(teacher)
+    assert teacher.model.state_dict().keys() == before.keys()
+
+    train_content(config, tmp_path / "encoder")
+    after = weights(tmp_path / "encoder")
+    of_text = changed(before, after, "text.")
+    assert of_text
+    assert all(before[name].dim() == 2 for name in of_text)
+    assert "text.model.embeddings.word_embeddings.weight" not in of_text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is not None, reason="the package peft is installed")
+def test_adapters_without_the_package_say_what_to_install(tmp_path, catalogue):
+    config = make_config(tmp_path, catalogue, encoder={"text": {"model": "random:tiny-text", "tune": "lora"}})
+    with pytest.raises(ValueError, match=r"pip install 'mtmh\[lora\]'"):
+        prepare_tuning(untrained(config), config.content.encoder)
+
+
+def test_own_concept_encoder_and_text_alone(tmp_path, catalogue):
+    encoder = {"image": None, "concept": {"model": "random:tiny-text"}, "training": {"max_steps": 2}}
+    artifact = train_content(make_config(tmp_path, catalogue, encoder=encoder), tmp_path / "encoder")
+    assert artifact.summary["pooling"] == {"text": "mean", "concept": "mean"}
+    assert open_teacher(tmp_path / "encoder").model.concept is not None
+
+
+def test_checkpoints_of_other_settings_are_refused(tmp_path, catalogue):
+    config = make_config(tmp_path, catalogue)
+    out, dataset = tmp_path / "encoder", open_dataset(config.dataset_dir)
+    concepts = open_concepts(dataset, config.content.encoder.concepts, {})
+    facts = decisive(config.model_copy(update={"seed": 4}), dataset, concepts.pairs_of_source, 16)
+    with join_ranks("cpu") as ranks:
+        parameter = torch.nn.Parameter(torch.ones(2))
+        optimizer = torch.optim.AdamW([parameter])
+        TrainState(tmp_path / "encoder.steps", facts, {"x": parameter}, optimizer, ranks).save(2, [])
+    with pytest.raises(ValueError, match="belongs to a run with another seed"):
+        train_content(config, out)
+
+
+def test_learning_rate_warms_up_and_falls():
+    optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1, "full_rate": 0.1}])
+    training = make_config(Path("x"), encoder={"training": {"warmup_steps": 4}}).content.encoder.training
+    rates = []
+    for step in range(20):
+        set_learning_rate(optimizer, training, step, 20)
+        rates.append(optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(rates[:5], [0.025, 0.05, 0.075, 0.1, 0.1])
+    assert all(np.diff(rates[4:]) < 0)
+
+
+def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, catalogue):
+    config = make_config(tmp_path, catalogue, encoder={"concepts": None})
+    with pytest.raises(ValueError, match=r"content\.encoder\.concepts: not set"):
+        train_content(config, tmp_path / "encoder")
+    plain = config.model_copy(update={"content": type(config.content)()})
+    with pytest.raises(ValueError, match="only kind = encoder"):
+        train_content(plain, tmp_path / "encoder")

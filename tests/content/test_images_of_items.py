@@ -1,0 +1,95 @@
+"""Images from files, from a tar and from a Parquet column: the same bytes, and the same account of what is missing."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_catalogue import png, write_dataset
+
+from mtmh.content.images import decode, open_images
+from mtmh.data.dataset import Dataset
+
+RED, BLUE = png((255, 0, 0)), png((0, 0, 255))
+ITEMS = [4, 0, 1, 3, 2, 0]
+EXPECTED = [BLUE, RED, None, RED[:40], b"", RED]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Item 0 and 4 have a picture, 1 none, 2 names one that is not there, 3 a broken one."""
+    folder = tmp_path / "pictures" / "sub"
+    folder.mkdir(parents=True)
+    (folder / "red.png").write_bytes(RED)
+    (folder / "blue.png").write_bytes(BLUE)
+    (folder / "cut.png").write_bytes(RED[:40])
+    names = ["sub/red.png", None, "sub/gone.png", "sub/cut.png", "sub/blue.png"]
+    return write_dataset(tmp_path / "dataset", {"item_id": [9, 8, 7, 6, 5], "image": names})
+
+
+def test_folder(dataset, tmp_path):
+    assert open_images(dataset, tmp_path / "pictures").read(ITEMS) == EXPECTED
+
+
+def test_paths_as_they_stand(tmp_path):
+    (tmp_path / "red.png").write_bytes(RED)
+    names = [str(tmp_path / "red.png"), "", "no/such.png"]
+    dataset = write_dataset(tmp_path / "dataset", {"item_id": [1, 2, 3], "image": names})
+    assert open_images(dataset, None).read([0, 1, 2]) == [RED, None, b""]
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_tar(dataset, tmp_path, prefix):
+    with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
+        archive.add(tmp_path / "pictures" / "sub", f"{prefix}sub")
+    assert open_images(dataset, tmp_path / "pictures.tar").read(ITEMS) == EXPECTED
+
+
+@pytest.mark.parametrize("in_struct", [False, True])
+def test_parquet_column_in_any_order_and_several_row_groups(dataset, tmp_path, in_struct):
+    values = [BLUE, RED[:40], None, b"of another catalogue", b"", RED]
+    column = pa.array(values, pa.binary())
+    if in_struct:
+        column = pa.array([{"bytes": value, "path": None} for value in values])
+    table = pa.table({"item_id": [5, 6, 8, 1000, 7, 9], "image": column})
+    pq.write_table(table, tmp_path / "images.parquet", row_group_size=2)
+    store = open_images(dataset, tmp_path / "images.parquet")
+    assert store.read(ITEMS) == EXPECTED
+    assert store.read([1]) == [None]
+
+
+def test_parquet_leaves_items_out(dataset, tmp_path):
+    pq.write_table(pa.table({"item_id": [9], "image": [RED]}), tmp_path / "images.parquet")
+    assert open_images(dataset, tmp_path / "images.parquet").read([1, 0, 4]) == [None, RED, None]
+
+
+def test_decode():
+    image = decode(RED)
+    assert image is not None
+    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 4), (255, 0, 0))
+    assert decode(b"") is None
+    assert decode(b"no picture") is None
+    assert decode(RED[:40]) is None
+
+
+def test_what_cannot_be_read_is_an_error(dataset, tmp_path):
+    with pytest.raises(ValueError, match="does not exist"):
+        open_images(dataset, tmp_path / "gone.tar")
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="neither a folder nor"):
+        open_images(dataset, tmp_path / "images.zip")
+    with tarfile.open(tmp_path / "pictures.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "pictures" / "sub", "sub")
+    with pytest.raises(ValueError, match="compressed tar"):
+        open_images(dataset, tmp_path / "pictures.tar.gz")
+    for table, message in (
+        (pa.table({"item_id": [1]}), "no column image"),
+        (pa.table({"item_id": [1], "image": ["a.png"]}), "expected bytes"),
+        (pa.table({"item_id": [1], "image": [{"path": "a.png"}]}), "struct with a field bytes"),
+    ):
+        pq.write_table(table, tmp_path / "images.parquet")
+        with pytest.raises(ValueError, match=message):
+            open_images(dataset, tmp_path / "images.parquet")
