@@ -32,6 +32,7 @@ class PathsConfig(Settings):
     dataset: Path | None = None
     content: Path | None = None
     encoder: Path | None = None
+    media: Path | None = None
 
 
 class SplitConfig(Settings):
@@ -158,8 +159,9 @@ class EncoderConfig(Settings):
     """A multimodal teacher: a text encoder, an image encoder or both, fused and trained against concepts.
 
     ``images``: where the items' images are: a folder or a tar, in which the items' ``image`` is a file name, or a
-    Parquet file with columns ``item_id`` and ``image`` (bytes). Without it, ``image`` is a path as it stands.
-    ``concepts``: a Parquet file with columns ``item_id``, ``concept`` and ``source``.
+    Parquet file with columns ``item_id`` and ``image`` (bytes). ``concepts``: a Parquet file with columns ``item_id``,
+    ``concept`` and ``source``. Without them, those of the recipe's media (``mtmh content simulate``) if there are any;
+    without those, ``image`` is a path as it stands.
     """
 
     text: BackboneConfig | None = None
@@ -390,6 +392,11 @@ class Config(Settings):
     def encoder_dir(self) -> Path:
         """The trained content encoder, shared by all models of a root."""
         return self.paths.encoder or self.paths.root / "encoder"
+
+    @property
+    def media_dir(self) -> Path:
+        """Images and concepts of a simulated catalogue, shared by all models of a root."""
+        return self.paths.media or self.paths.root / "media"
 
     def model_dir(self, stage: Literal["checkpoints", "embeddings", "index", "evaluation"]) -> Path:
         """The folder of one stage of this model."""

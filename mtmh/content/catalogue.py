@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import Config
 from mtmh.content.inputs import ItemInputs, ItemReader
-from mtmh.content.teacher import open_teacher
+from mtmh.content.teacher import images_path, open_teacher
 from mtmh.content.train import autocast_dtype
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset, open_dataset
@@ -58,9 +58,7 @@ def embed_catalogue(config: Config, out: Path) -> Artifact:
         parts = Parts.plan(config, dataset, encoder, out, ranks)
         todo = on_first(ranks, parts.missing)
         teacher = open_teacher(config.encoder_dir)
-        embedder = Embedder(
-            teacher.model.to(ranks.device), teacher.reader(dataset, config.content), config, ranks.device
-        )
+        embedder = Embedder(teacher.model.to(ranks.device), teacher.reader(dataset, config), config, ranks.device)
         own = todo[ranks.rank :: ranks.world_size]
         with progress_bar(sum(len(parts.items(shard)) for shard in own), shown=ranks.is_first) as advance:
             for shard in own:
@@ -201,11 +199,10 @@ class Parts:
     def plan(cls, config: Config, dataset: Dataset, encoder: Artifact, out: Path, ranks: Ranks) -> Parts:
         """Finds what an interrupted run of the same inputs and settings has left; drops what another one has."""
         parts = cls(out.with_name(f"{out.name}.parts"), dataset.num_items, config.content.shard_items)
-        assert config.content.encoder is not None
         plan = {
             "dataset": dataset.artifact.manifest.digest,
             "encoder": encoder.manifest.digest,
-            "images": str(config.content.encoder.images),
+            "images": str(images_path(config)),
             "shard_items": config.content.shard_items,
             "max_tokens": config.content.max_tokens,
             "precision": config.content.precision,

@@ -21,8 +21,14 @@ from mtmh.content.catalogue import Embedder, progress_bar
 from mtmh.content.check_metrics import Agreement, agreement
 from mtmh.content.check_report import write_report
 from mtmh.content.concepts import open_concepts
-from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
-from mtmh.content.train import encoder_config
+from mtmh.content.teacher import (
+    Teacher,
+    build_teacher,
+    catalogue_words,
+    concepts_path,
+    encoder_config,
+    open_teacher,
+)
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.randomness import Purpose, generator
@@ -149,7 +155,7 @@ def _embed_by_modality(
     kept = np.ones(len(items), bool)
     with join_ranks(config.training.device) as ranks, progress_bar(len(items) * len(ways), shown=True) as advance:
         for name, teacher, hidden in ways:
-            reader = teacher.reader(dataset, config.content)
+            reader = teacher.reader(dataset, config)
             embedder = Embedder(teacher.model.to(ranks.device), reader, config, ranks.device)
             embedded = embedder.embed(items, advance, **hidden)
             embeddings[name] = embedded.rows
@@ -158,11 +164,10 @@ def _embed_by_modality(
 
 
 def _untrained(config: Config, dataset: Dataset) -> Teacher:
+    """The encoder as its training found it."""
     encoder = encoder_config(config)
-    concepts: Sequence[str] = []
-    if encoder.concepts is not None:
-        concepts = open_concepts(dataset, encoder.concepts, encoder.training.source_weights).texts
-    return build_teacher(encoder, config.seed, catalogue_words(dataset, concepts))
+    concepts = open_concepts(dataset, concepts_path(config), encoder.training.source_weights)
+    return build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
 
 
 def _failures(row: Agreement, settings: ContentCheckConfig) -> list[str]:

@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_model, save_model
 
 from mtmh.artifacts import open_artifact
-from mtmh.config import ContentConfig, EncoderConfig
+from mtmh.config import Config, EncoderConfig
 from mtmh.content.backbones import Backbone, Kind, describe_backbone, load_backbone
 from mtmh.content.images import open_images
 from mtmh.content.inputs import ItemReader
 from mtmh.data.dataset import Dataset
+from mtmh.data.sources.synthetic_media import CONCEPTS, IMAGES
 from mtmh.modules import ContentEncoder
 
 WEIGHTS = Path("model.safetensors")
@@ -41,16 +42,15 @@ class Teacher:
         """The tokenizer of the concept tower."""
         return (self.backbones.get("concept") or self.backbones["text"]).preprocessor
 
-    def reader(self, dataset: Dataset, config: ContentConfig) -> ItemReader:
+    def reader(self, dataset: Dataset, config: Config) -> ItemReader:
         """A reader of the dataset's items for this encoder.
 
         Raises:
             ValueError: the images are not where the recipe says.
         """
-        assert config.encoder is not None
         image = self.backbones.get("image")
-        images = open_images(dataset, config.encoder.images) if image else None
-        return ItemReader(dataset, self.backbones.get("text"), image, images, config.max_tokens)
+        images = open_images(dataset, images_path(config)) if image else None
+        return ItemReader(dataset, self.backbones.get("text"), image, images, config.content.max_tokens)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the files of the artifact; returns the facts for its manifest that ``open_teacher`` needs."""
@@ -64,6 +64,43 @@ class Teacher:
             "dim": first[-1].out_features,
             "num_parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
+
+
+def encoder_config(config: Config) -> EncoderConfig:
+    """The recipe's encoder.
+
+    Raises:
+        ValueError: the recipe has none.
+    """
+    if config.content.encoder is None:
+        raise ValueError(f"content.kind is {config.content.kind}: only kind = encoder has an encoder to train and use")
+    return config.content.encoder
+
+
+def images_path(config: Config) -> Path | None:
+    """Where the recipe's images are; ``None``: the items' ``image`` is a path as it stands."""
+    return encoder_config(config).images or _of_media(config, IMAGES)
+
+
+def concepts_path(config: Config) -> Path:
+    """Where the recipe's concepts are.
+
+    Raises:
+        ValueError: it has none.
+    """
+    path = encoder_config(config).concepts or _of_media(config, CONCEPTS)
+    if path is None:
+        raise ValueError(
+            "content.encoder.concepts: not set; training needs a table item_id, concept, source (a simulated catalogue "
+            "gets one from mtmh content simulate)"
+        )
+    return path
+
+
+def _of_media(config: Config, name: Path) -> Path | None:
+    if not config.media_dir.exists():
+        return None
+    return open_artifact(config.media_dir, "media").path / name
 
 
 def build_teacher(config: EncoderConfig, seed: int, words: Callable[[], Iterable[str]]) -> Teacher:

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
-from mtmh.config import Config, EncoderConfig
+from mtmh.config import Config
 from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
 from mtmh.content.inputs import ItemReader, tokenize
-from mtmh.content.teacher import Teacher, build_teacher, catalogue_words
+from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, concepts_path, encoder_config
 from mtmh.content.train_state import TrainState, decisive
 from mtmh.content.tuning import (
     build_optimizer,
@@ -63,9 +63,7 @@ def train_content(config: Config, out: Path) -> Artifact:
     training = encoder.training
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
         dataset = open_dataset(config.dataset_dir)
-        if encoder.concepts is None:
-            raise ValueError("content.encoder.concepts: not set; training needs a table item_id, concept, source")
-        concepts = open_concepts(dataset, encoder.concepts, training.source_weights)
+        concepts = open_concepts(dataset, concepts_path(config), training.source_weights)
         order = PairOrder(concepts, training.batch_size, config.seed)
         num_steps = training.max_steps or training.epochs * order.steps_per_epoch
         facts = decisive(config, dataset, concepts.pairs_of_source, num_steps)
@@ -113,19 +111,6 @@ def train_content(config: Config, out: Path) -> Artifact:
         on_first(ranks, lambda: _write(teacher, config, dataset, out, summary))
         on_first(ranks, state.remove)
         return open_artifact(out, "encoder")
-
-
-def encoder_config(config: Config) -> EncoderConfig:
-    """The recipe's encoder.
-
-    Raises:
-        ValueError: the recipe has none.
-    """
-    if config.content.encoder is None:
-        raise ValueError(
-            f"content.kind is {config.content.kind}: only kind = encoder has an encoder to train or to use"
-        )
-    return config.content.encoder
 
 
 def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
@@ -195,7 +180,7 @@ class TrainBatches:
         self._share = slice(ranks.rank * size, (ranks.rank + 1) * size)
         self._order = order
         self._concepts = concepts
-        self._reader: ItemReader = teacher.reader(dataset, config.content)
+        self._reader: ItemReader = teacher.reader(dataset, config)
         self._tokenizer = teacher.concept_tokenizer
         self._config = config
         self._dropout = training.modality_dropout if {"text", "image"} <= teacher.backbones.keys() else 0.0

@@ -107,6 +107,7 @@ class SyntheticOptions(Settings):
     missing_price: Share = 0.03
     content_dim: Positive = 64
     content_noise: NonNegative = 0.9
+    title_noise: Share = 0.0  # words of titles that are of any topic
 
     @model_validator(mode="after")
     def _shares_fit(self) -> Self:
@@ -347,6 +348,9 @@ def _write_items(world: _World, options: SyntheticOptions, rng: Generator, path:
             community = world.community[rows]
 
             words = _title_words(words_of_topic[topic], aspect, options.num_aspects, rng)
+            if options.title_noise > 0.0:
+                stray = rng.random(words.shape) < options.title_noise
+                words = np.where(stray, rng.integers(len(vocabulary), size=words.shape), words)
             text = pc.binary_join_element_wise(
                 fillers.take(pa.array(rng.integers(len(fillers), size=count))),
                 *(pa.array(vocabulary).take(pa.array(column)) for column in words.T),
