@@ -154,7 +154,7 @@ def _curve_section(evaluation: Evaluation, others: Sequence[Evaluation]) -> str:
     caption = f"Up is more recall@{largest}, right is more L2 topic match. Bars: 95 % intervals."
     if evaluation.sweep():
         caption += (
-            " The line is the same model at other alphas, chosen at serving time; the ring is the recipe's alpha."
+            " The line: the same model at other alphas (the numbers), chosen at serving time; the ring: the recipe's."
         )
     return f"<figure>{curve_svg(evaluation, others)}<figcaption>{escape(caption)}</figcaption></figure>"
 
