@@ -36,14 +36,18 @@ NAMED_ITEMS = 8  # of a batch, in an error message
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Holds back what TorchRec and torch.fx report about their own workings as warnings, on every rank."""
+    """Holds back what TorchRec and torch.fx report about their own workings, and deprecations in TorchRec's calls."""
     loggers = [logging.getLogger(name) for name in ("torchrec", "torch.fx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for text in (".*broadcast_buffers.*", ".*deprecating ShardedTensor.*"):
+            for text in (
+                ".*broadcast_buffers.*",
+                ".*deprecating ShardedTensor.*",
+                ".*torch.distributed.* is deprecated.*",
+            ):
                 warnings.filterwarnings("ignore", message=text, category=FutureWarning)
             yield
     finally:
@@ -100,7 +104,7 @@ class TrainingLog:
     def show(self, message: RenderableType) -> None:
         """Prints on rank 0."""
         if self._view is not None:
-            self._view.console.print(message)
+            self._view.console.print(message, soft_wrap=isinstance(message, str))
 
     def timed(self, batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
         """The same batches; measures how long the step waits for them."""
@@ -229,7 +233,9 @@ class _View:
         seconds = (now - self._last[1]) / (step - self._last[0]) * (self._num_steps - step)
         self._last = (step, now)
         eta = timedelta(seconds=round(seconds))
-        self.console.print(f"step {step}/{self._num_steps}  epoch {line['epoch']}  {text}  eta {eta}", highlight=False)
+        self.console.print(
+            f"step {step}/{self._num_steps}  epoch {line['epoch']}  {text}  eta {eta}", highlight=False, soft_wrap=True
+        )
 
     def close(self) -> None:
         if self._progress is not None:
