@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,39 @@ def prepare(
     artifact = run(config, out or config.dataset_dir)
     Console().print(summary_table(artifact))
     _done("dataset", artifact.path)
+
+
+@content_app.command("simulate")
+def content_simulate(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
+    """Draws pictures and concepts for a simulated catalogue."""
+    from mtmh.data.sources.synthetic_media import write_media
+
+    config = load_config(recipe, overrides)
+    _done("media", write_media(config, out or config.media_dir).path)
+
+
+@content_app.command("train")
+def content_train(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
+    """Trains the content encoder against concepts; alone, or as one rank of torchrun. Goes on where it was killed."""
+    from mtmh.content.train import train_content
+
+    config = load_config(recipe, overrides)
+    _done("content encoder", train_content(config, out or config.encoder_dir).path)
+
+
+@content_app.command("check")
+def content_check(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
+    """Measures how well the teacher tells topics apart; exit code 1 if it misses a gate of the recipe."""
+    from mtmh.content.check import check_content, check_table
+
+    config = load_config(recipe, overrides)
+    artifact = check_content(config, out or config.paths.root / "content-check")
+    Console().print(check_table(artifact))
+    _done("report", artifact.path / "report.html")
+    for failure in artifact.summary["failures"]:
+        Console(stderr=True).print(f"[red]missed[/red]: {failure}", highlight=False, soft_wrap=True)
+    if artifact.summary["failures"]:
+        raise typer.Exit(1)
 
 
 @content_app.command("embed")
@@ -147,6 +181,8 @@ def show(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 def _done(what: str, where: Path) -> None:
+    if os.environ.get("RANK", "0") != "0":  # one rank of torchrun speaks for all
+        return
     Console().print(f"[green]wrote[/green] {what}: {where}", highlight=False, soft_wrap=True)
 
 

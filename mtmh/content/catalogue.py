@@ -37,7 +37,7 @@ _NAMED = 5  # broken images, in the summary
 _PREFETCH = 4
 
 
-def embed_catalogue(config: Config, out: Path) -> Artifact:
+def embed_with_encoder(config: Config, out: Path) -> Artifact:
     """Embeds every item with the recipe's trained encoder; alone, or as one rank of torchrun.
 
     Finished shards stand in ``<out>.parts`` until all are there. A run that was killed goes on with the shards that are

@@ -1,4 +1,4 @@
-"""Embeds the catalogue with the frozen teacher: a column of the items table, or item text through an encoder."""
+"""Embeds the catalogue with the frozen teacher: a column of the items table, item text, or a trained encoder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ _SHORTEST_NORM = 1e-12
 
 
 def embed_content(config: Config, out: Path) -> Artifact:
-    """Writes a content artifact: ``embeddings.npy`` [I, Dc] float32, unit-length rows in item-index order.
+    """Writes a content artifact: ``embeddings.npy`` [I, Dc], unit-length rows in item-index order.
+
+    Rows are float32, those of a trained encoder float16. With a trained encoder this may run as one rank of torchrun.
 
     An item without content (no vector in the column, or no text) has a row of zeros; the summary counts them. Topics
     are evaluation labels and are never read here.
@@ -38,16 +40,19 @@ def embed_content(config: Config, out: Path) -> Artifact:
     Raises:
         ValueError: no dataset, no such column or model, or content that is not finite; the message says how to get it.
     """
+    if config.content.kind == "encoder":
+        # Process groups and training's modules, which the other kinds do without.
+        from mtmh.content.catalogue import embed_with_encoder
+
+        return embed_with_encoder(config, out)
     dataset = open_dataset(config.dataset_dir)
     inputs = {"dataset": dataset.artifact}
     with write_artifact(out, "content", config=config.model_dump(mode="json"), inputs=inputs) as writer:
         path = writer.folder / EMBEDDINGS
         if config.content.kind == "column":
             embeddings = _copy_column(dataset, path)
-        elif config.content.kind == "transformers":
-            embeddings = _encode_texts(dataset, config.content, path)
         else:
-            raise ValueError(f"content.kind = {config.content.kind}: this stage embeds column or transformers content")
+            embeddings = _encode_texts(dataset, config.content, path)
         without = int((np.einsum("id,id->i", embeddings, embeddings) == 0).sum())
         if without == len(embeddings):
             raise ValueError(f"{dataset.artifact.path}: no item has content (content.kind = {config.content.kind})")
