@@ -236,7 +236,7 @@ def _model_rows(config: Config, retriever: Retriever, cohort: Cohort, measure: M
     for place, head in enumerate(retriever.heads):
         alone = merged_answers([kept[place]], [scores[place]], requests, alpha=100.0, k=settings.k)
         alpha = next((end for end, of_head in ends.items() if of_head == head), None)
-        rows.append(measure.row(f"{config.name}, {head} head alone", "head", alone, alpha=alpha)[0])
+        rows.append(measure.row(f"{config.name}, {head} head", "head", alone, alpha=alpha)[0])
     rows += [
         measure.row(f"{config.name}, alpha = {alpha:g}", "alpha", merge(alpha=alpha), alpha=alpha)[0]
         for alpha in sorted(set(config.evaluation.alphas) - set(ends) - {settings.alpha})
@@ -273,12 +273,12 @@ def _yardsticks(config: Config, dataset: Dataset, cohort: Cohort, measure: Measu
     k_ann = min(settings.k_ann, dataset.num_items)
     cooccurrence = Cooccurrence(train_histories(dataset), dataset.num_items)
     ways: dict[str, tuple[Search, Preranker]] = {
-        "co-occurrence cosine": (partial(cooccurrence.search, k=k_ann), cooccurrence)
+        "item-item cosine": (partial(cooccurrence.search, k=k_ann), cooccurrence)
     }
     if (config.content_dir / MANIFEST).is_file():
         vectors = np.asarray(open_content(config.content_dir, dataset).embeddings, dtype=np.float32)
         by_content = HistoryPreranker(vectors, config.loss.temperature)
-        ways["content only (teacher)"] = (partial(ContentSearch(vectors).search, k=k_ann), by_content)
+        ways["content (teacher)"] = (partial(ContentSearch(vectors).search, k=k_ann), by_content)
     rows = []
     for name, (search, sorter) in ways.items():
         kept, scores, requests = prerank_users(

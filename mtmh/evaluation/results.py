@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from mtmh.artifacts import open_artifact
@@ -150,22 +152,31 @@ def percent(figure: Estimate | float | None, *, interval: bool) -> str:
 
 
 def results_table(evaluations: Sequence[Evaluation]) -> Table:
-    """All rows of the first evaluation and the merged row of the others, for the terminal."""
+    """All rows of the first evaluation and the merged row of the others, for the terminal; fits 80 columns."""
     first = evaluations[0]
+    largest = first.protocol.recall_at[-1]
+    figures = {f"recall@{largest}": first.merged.recall[largest], "L2 match": first.merged.match_l2}
+    intervals = ", ".join(f"{name} {percent(figure, interval=True)}" for name, figure in figures.items())
     table = Table(
-        title=f"{first.model} on {first.dataset}: {first.num_users} users, percent, ± half of the 95 % interval",
+        title=f"{first.model} on {first.dataset}: {first.num_users} users, percent",
+        caption=f"± half of the 95 % interval: {intervals}; all others are in the report",
         title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
+    # Two lines a heading and no wider than the figures, so that the names keep their room.
+    short = {"coverage": "cover-\nage", "popular 1 %": "top\n1 %", "L1 match": "L1\nmatch", "L2 match": "L2\nmatch"}
     table.add_column("")
     for heading in columns(first.protocol.recall_at):
-        table.add_column(heading, justify="right")
+        table.add_column(short.get(heading, heading.replace("recall", "recall\n")), justify="right", no_wrap=True)
     for row in first.rows:
         style = {"merged": "bold", "yardstick": "dim"}.get(row.kind)
-        table.add_row(row.name, *cells(row, intervals=row.kind != "alpha"), style=style)
+        table.add_row(escape(row.name.removeprefix(f"{first.model}, ")), *cells(row, intervals=False), style=style)
     if len(evaluations) > 1:
         table.add_section()
         for other in evaluations[1:]:
-            table.add_row(other.merged.name, *cells(other.merged, intervals=True))
+            table.add_row(escape(other.merged.name), *cells(other.merged, intervals=False))
     return table
 
 
