@@ -90,14 +90,22 @@ def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "a.yaml")
 
 
-@pytest.mark.parametrize("variant", variant_names())
-def test_a_variant_changes_name_and_heads_only(tmp_path: Path, variant: str) -> None:
+@pytest.mark.parametrize("variant", [name for name in variant_names() if not name.startswith("teacher-")])
+def test_a_variant_of_the_model_changes_name_and_heads_only(tmp_path: Path, variant: str) -> None:
     recipe = write(tmp_path / "m.yaml", MINIMAL)
     plain, varied = load_config(recipe), load_config(f"{recipe}+{variant}")
     assert varied.name == variant
     assert varied.model.heads != plain.model.heads
     same = {"name": plain.name, "model": varied.model.model_copy(update={"heads": plain.model.heads})}
     assert varied.model_copy(update=same) == plain
+
+
+@pytest.mark.parametrize("variant", [name for name in variant_names() if name.startswith("teacher-")])
+def test_a_variant_of_the_teacher_changes_content_only(tmp_path: Path, variant: str) -> None:
+    recipe = write(tmp_path / "m.yaml", MINIMAL)
+    plain, varied = load_config(recipe), load_config(f"{recipe}+{variant}")
+    assert varied.content.encoder is not None
+    assert varied.model_copy(update={"content": plain.content}) == plain
 
 
 def test_an_unknown_variant_lists_the_known_ones(tmp_path: Path) -> None:

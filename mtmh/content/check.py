@@ -103,7 +103,7 @@ def check_table(artifact: Artifact) -> Table:
 def figures(found: Sequence[Agreement]) -> tuple[list[str], list[list[str]]]:
     """Column heads, and the figures of each row."""
     heads = [f"AUC {_short(level)}" for level in found[0].auc]
-    heads += [f"precision@{k} {_short(level)}" for level, of_k in found[0].precision.items() for k in of_k]
+    heads += [f"P@{k} {_short(level)}" for level, of_k in found[0].precision.items() for k in of_k]
     rows = [
         [
             *(f"{value:.4f}" for value in row.auc.values()),
