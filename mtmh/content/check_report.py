@@ -60,7 +60,8 @@ or broken.</p>
 {_verdict(facts["failures"])}
 <div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 <p>AUC: the chance that a pair of items with the same topic is more similar than a pair with different topics; 0.5 is
-a coin. P@k, precision at k: the mean share of an item's k nearest neighbours, within the sample, that have its topic.</p>
+a coin. P@k, precision at k: the mean share of an item's k nearest neighbours, within the sample, that have its
+topic.</p>
 <h2>What a similarity means</h2>
 <figure>{calibration_svg(found)}</figure>
 <p>The share of same-topic pairs among all pairs of about that cosine; bins of fewer than {_MIN_PAIRS} pairs are left
