@@ -38,7 +38,7 @@ setup(
     },
     # TorchRec asks for fbgemm-gpu, whose CPU and CUDA builds exclude each other, so both sit behind an extra.
     install_requires=pins("base"),
-    extras_require={"cpu": pins("cpu"), "cuda": pins("cuda"), "dev": pins("dev")},
+    extras_require={"cpu": pins("cpu"), "cuda": pins("cuda"), "dev": pins("dev"), "lora": pins("lora")},
     entry_points={
         "console_scripts": ["mtmh = mtmh.cli:main"],
         # Any entry in this group hides TorchX's own components, so those are registered again.
