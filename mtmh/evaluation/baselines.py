@@ -36,7 +36,9 @@ class Cooccurrence:
     def __init__(self, histories: Histories, num_items: int) -> None:
         num_users = len(histories.offsets) - 1
         ones = np.ones(len(histories.items), np.float32)
-        engaged = sparse.csr_matrix((ones, histories.items, histories.offsets), shape=(num_users, num_items))
+        # A copy: histories may be a view of a memory-mapped file, and the matrix sorts its indices in place.
+        shape = (num_users, num_items)
+        engaged = sparse.csr_matrix((ones, histories.items, histories.offsets), shape=shape, copy=True)
         engaged.sum_duplicates()
         engaged.data[:] = 1.0
         users_of_item = np.asarray(engaged.sum(axis=0)).ravel()

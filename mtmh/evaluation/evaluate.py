@@ -40,7 +40,7 @@ from mtmh.evaluation.protocol import (
 )
 from mtmh.evaluation.report import write_report
 from mtmh.evaluation.results import METRICS, REPORT, USERS, Difference, Evaluation, Kind, Protocol, Row, load_evaluation
-from mtmh.serving.preranker import HeadScorePreranker, HistoryPreranker, Preranker
+from mtmh.serving.preranker import HeadScorePreranker, Preranker
 from mtmh.serving.retriever import Retriever
 
 
@@ -277,8 +277,7 @@ def _yardsticks(config: Config, dataset: Dataset, cohort: Cohort, measure: Measu
     }
     if (config.content_dir / MANIFEST).is_file():
         vectors = np.asarray(open_content(config.content_dir, dataset).embeddings, dtype=np.float32)
-        by_content = HistoryPreranker(vectors, config.loss.temperature)
-        ways["content (teacher)"] = (partial(ContentSearch(vectors).search, k=k_ann), by_content)
+        ways["content (teacher)"] = (partial(ContentSearch(vectors).search, k=k_ann), HeadScorePreranker())
     rows = []
     for name, (search, sorter) in ways.items():
         kept, scores, requests = prerank_users(

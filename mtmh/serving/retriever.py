@@ -21,7 +21,7 @@ from mtmh.data.arrays import open_array
 from mtmh.index.layout import ITEMS, IndexSummary, index_file, vectors_file
 from mtmh.index.vector_index import ExactIndex, VectorIndex, load_index
 from mtmh.serving.merge import Merged, head_quotas, head_shares, quota_merge
-from mtmh.serving.preranker import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests, prerank
+from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, prerank
 
 ItemId = int | str
 Indices = npt.NDArray[np.integer[Any]]
@@ -35,8 +35,8 @@ class RetrievedItem:
 
     Attributes:
         item: its id.
-        score: comparable over all triggers and heads of a request; without a history it is the similarity to the
-            trigger under the engagement head.
+        score: comparable over all triggers and heads of a request: the similarity to the trigger under the engagement
+            head, unless the retriever has another sorter.
         similarity: to the trigger, under the head that brought it.
         head: the head that brought it.
         trigger: the id of the trigger it answers.
@@ -172,14 +172,13 @@ class Retriever:
         catalogue = Catalogue(pq.read_table(index_dir / ITEMS))
         if len(catalogue) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(catalogue)} items, the manifest says {summary.num_items}")
-        config = Config.model_validate(artifact.manifest.config)
         return cls(
             indexes,
             vectors,
             catalogue,
-            config.retrieval,
+            Config.model_validate(artifact.manifest.config).retrieval,
             preranker=HeadScorePreranker(),
-            sorter=HistoryPreranker(vectors[summary.heads[0]], config.loss.temperature),
+            sorter=HeadScorePreranker((summary.heads[0], vectors[summary.heads[0]])),
         )
 
     def exact(self) -> Retriever:
@@ -193,7 +192,6 @@ class Retriever:
         self,
         triggers: Sequence[ItemId],
         *,
-        history: Sequence[ItemId] = (),
         k: int | None = None,
         k_ann: int | None = None,
         num_probes: int | None = None,
@@ -204,7 +202,6 @@ class Retriever:
 
         Args:
             triggers: item ids.
-            history: items that the user engaged with, by which answers are scored; none: each trigger by itself.
             k: answers a trigger.
             k_ann: candidates a head; may exceed the catalogue.
             num_probes: clusters searched a head.
@@ -221,9 +218,6 @@ class Retriever:
         trigger_indices = self.catalogue.indices(triggers, "trigger")
         excluded = self.catalogue.indices(exclude, "excluded item")
         requests = Requests.anonymous(trigger_indices)
-        if history:
-            of_user = self.catalogue.indices(history, "item of the history")[None]
-            requests = Requests(trigger_indices, np.zeros(len(trigger_indices), np.intp), of_user)
         kept = [
             prerank(
                 self.preranker,

@@ -15,6 +15,7 @@ NUM_ITEMS = 9
 
 def ragged(lists: list[list[int]]) -> Histories:
     items = np.array([item for row in lists for item in row], np.int32)
+    items.flags.writeable = False  # as of a memory-mapped file
     return Histories(items, np.cumsum([0, *map(len, lists)]))
 
 

@@ -94,9 +94,7 @@ def naive(dataset: Dataset, config, vectors: dict[str, np.ndarray], alpha: float
             for ranked in lists:
                 taken += [item for item in ranked if item not in taken][: retrieval.k - len(taken)]
             for item in taken:
-                temperature = config.loss.temperature
-                odds = sum(np.exp(heads[0][other] @ heads[0][item] / temperature) for other in triggers)
-                best[item] = max(best.get(item, -np.inf), temperature * np.log(odds))
+                best[item] = max(best.get(item, -np.inf), heads[0][trigger] @ heads[0][item])
                 for level, labels in topics.items():
                     if labels[trigger] is not None and labels[item] is not None:
                         pairs[level][0] += labels[trigger] == labels[item]

@@ -51,6 +51,16 @@ def test_head_score_keeps_the_order_of_the_search() -> None:
     assert (kept.items.tolist(), kept.scores.tolist()) == ([[3, 1]], [[np.float32(0.9), np.float32(0.8)]])
 
 
+def test_a_judging_head_scores_the_candidates_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtmh.serving.preranker._GATHERED_FLOATS", 7 * 6 * 2)
+    requests = Requests.anonymous(np.array([5, 6, 9, 1, 2]))
+    found = candidates_of(requests.triggers, 7, RNG)
+    of_another = Candidates("relevance", found.items, np.where(found.items >= 0, 0.5, -np.inf).astype(np.float32))
+    judged = HeadScorePreranker(("engagement", VECTORS))
+    np.testing.assert_allclose(judged.score(requests, of_another), found.scores, atol=1e-6)
+    assert judged.score(requests, found) is found.scores
+
+
 def test_banned_and_missing_candidates_are_not_kept() -> None:
     requests = Requests.anonymous(np.array([5]))
     candidates = Candidates("any", np.array([[3, 1, 2, -1]]), np.array([[0.9, 0.8, 0.7, -np.inf]], np.float32))

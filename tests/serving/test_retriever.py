@@ -15,6 +15,7 @@ from mtmh.artifacts import write_artifact
 from mtmh.index.layout import AnnRecall, IndexSummary, index_file, vectors_file
 from mtmh.index.vector_index import IvfIndex
 from mtmh.serving.merge import head_quotas, head_shares
+from mtmh.serving.preranker import HistoryPreranker
 from mtmh.serving.retriever import Retriever, retrieval_table
 
 NUM_ITEMS, DIM = 80, 8
@@ -86,16 +87,20 @@ def test_answers_are_the_quota_merge_of_the_heads(index_dir: Path, alpha: float)
                 assert getattr(answer, field) == pytest.approx(float(vectors[trigger] @ vectors[item]), abs=1e-5)
 
 
-def test_history_changes_the_score_only(index_dir: Path) -> None:
-    retriever = Retriever.load(index_dir)
-    alone = retriever.retrieve([id_of(3)], k=6)[0]
-    for_user = retriever.retrieve([id_of(3)], k=6, history=[id_of(3), id_of(60), id_of(61)])[0]
-    assert [answer.item for answer in alone] == [answer.item for answer in for_user]
-    vectors = retriever.vectors["engagement"].astype(np.float64)
-    for answer in for_user:
-        item = (int(answer.item) - 7) // 100
-        expected = 0.07 * np.log(np.exp(vectors[[3, 60, 61]] @ vectors[item] / 0.07).sum())
-        assert answer.score == pytest.approx(expected, abs=1e-5)
+def test_a_preranker_and_a_sorter_take_the_place_of_the_defaults(index_dir: Path) -> None:
+    loaded = Retriever.load(index_dir)
+    indexes = {head: IvfIndex.build(loaded.vectors[head], num_clusters=1) for head in HEADS}
+    by_history = HistoryPreranker(loaded.vectors["relevance"], 0.1)
+    retriever = Retriever(
+        indexes, loaded.vectors, loaded.catalogue, loaded.defaults, preranker=by_history, sorter=by_history
+    )
+    answers = retriever.retrieve([id_of(3)], k=6, alpha=100)[0]
+    similarity = loaded.vectors["engagement"] @ loaded.vectors["engagement"][3]
+    among = np.argsort(-similarity, kind="stable")[1:41].tolist()
+    by_relevance = loaded.vectors["relevance"] @ loaded.vectors["relevance"][3]
+    expected = sorted(among, key=lambda item: -by_relevance[item])[:6]
+    assert [answer.item for answer in answers] == [id_of(item) for item in expected]
+    assert [answer.score for answer in answers] == pytest.approx(by_relevance[expected].tolist(), abs=1e-5)
 
 
 def test_excluded_items_leave_their_place_to_others(index_dir: Path) -> None:
@@ -140,7 +145,6 @@ def test_string_ids_and_integer_ids_given_as_text(tmp_path: Path, index_dir: Pat
         ({"triggers": ["B003"]}, "of type int64"),
         ({"triggers": [2**70]}, "of type int64"),
         ({"triggers": [7], "exclude": [1]}, "unknown excluded item 1"),
-        ({"triggers": [7], "history": [1]}, "unknown item of the history 1"),
         ({"triggers": [7], "k": 0}, "k is 0"),
         ({"triggers": [7], "k": 9, "k_ann": 8}, "k is 9, more than the 8"),
         ({"triggers": [7], "num_probes": 0}, "num_probes is 0"),
