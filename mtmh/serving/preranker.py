@@ -81,8 +81,8 @@ class HeadScorePreranker:
     - Under the head that found it, to keep the best of each head. A score that ignores the trigger keeps the same few
       items for all triggers of a user: recall@500 of 17 % by ``HistoryPreranker``, 46 % so (after 90 steps).
     - Under the engagement head, to sort the answers of all heads, whose own similarities do not compare. recall@20, 100
-      and 500: 7.2, 24.4 and 48.0 %; by ``HistoryPreranker`` 7.1, 23.8 and 47.8 % (recall@5 is better, 2.9 against 2.6 %);
-      by the mean of the history 5.6, 21.4 and 47.7 %.
+      and 500: 7.2, 24.4, 48.0 %; by ``HistoryPreranker`` 7.1, 23.8, 47.8 % (but recall@5 is 2.9 against 2.6 %);
+      by the mean of the history 5.6, 21.4, 47.7 %.
 
     Args:
         judge: name and embeddings [I, D] float32 of the head that judges; None: the head that found the candidate.
