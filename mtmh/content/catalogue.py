@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -285,7 +286,7 @@ def _assemble(parts: Parts, config: Config, dataset: Dataset, encoder: Artifact,
         "num_empty_texts": counts["empty_texts"],
         "num_missing_images": counts["missing_images"],
         "num_broken_images": counts["broken_images"],
-        "broken_images": dataset.items(["item_id"]).column(0).take(broken[:_NAMED]).to_pylist(),
+        "broken_images": dataset.items(["item_id"]).column(0).take(pa.array(broken[:_NAMED], pa.int64())).to_pylist(),
     }
     writer.commit(config.model_dump(mode="json"), {"dataset": dataset.artifact, "encoder": encoder})
     shutil.rmtree(parts.folder)

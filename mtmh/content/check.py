@@ -138,19 +138,13 @@ def _embed_by_modality(
     config: Config, dataset: Dataset, items: IntArray
 ) -> tuple[dict[str, FloatArray], npt.NDArray[np.bool_]]:
     """Embeddings of the items by what the encoder sees of them, and which items have all of it."""
-    trained = open_teacher(config.encoder_dir)
-    untrained = _untrained(config, dataset)
-    ways: list[tuple[str, Teacher, dict[str, bool]]]
-    if {"text", "image"} <= trained.backbones.keys():
-        ways = [
-            ("text and image", trained, {}),
-            ("text alone", trained, {"use_image": False}),
-            ("image alone", trained, {"use_text": False}),
-            ("untrained, text and image", untrained, {}),
-        ]
-    else:
-        only = "text" if "text" in trained.backbones else "image"
-        ways = [(only, trained, {}), (f"untrained, {only}", untrained, {})]
+    trained, untrained = open_teacher(config.encoder_dir), _untrained(config, dataset)
+    content = " and ".join(tower for tower in ("text", "image") if tower in trained.backbones)
+    ways: list[tuple[str, Teacher, dict[str, bool]]] = [(content, trained, {})]
+    if content == "text and image":
+        ways += [("text alone", trained, {"use_image": False}), ("image alone", trained, {"use_text": False})]
+    if untrained is not None:
+        ways.append((f"untrained, {content}", untrained, {}))
     embeddings: dict[str, FloatArray] = {}
     kept = np.ones(len(items), bool)
     with join_ranks(config.training.device) as ranks, progress_bar(len(items) * len(ways), shown=True) as advance:
@@ -163,10 +157,12 @@ def _embed_by_modality(
     return embeddings, kept
 
 
-def _untrained(config: Config, dataset: Dataset) -> Teacher:
-    """The encoder as its training found it."""
-    encoder = encoder_config(config)
-    concepts = open_concepts(dataset, concepts_path(config), encoder.training.source_weights)
+def _untrained(config: Config, dataset: Dataset) -> Teacher | None:
+    """The encoder as its training found it; ``None`` without the concepts, which give some tokenizers their words."""
+    encoder, table = encoder_config(config), concepts_path(config)
+    if table is None:
+        return None
+    concepts = open_concepts(dataset, table, encoder.training.source_weights)
     return build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
 
 

@@ -82,19 +82,9 @@ def images_path(config: Config) -> Path | None:
     return encoder_config(config).images or _of_media(config, IMAGES)
 
 
-def concepts_path(config: Config) -> Path:
-    """Where the recipe's concepts are.
-
-    Raises:
-        ValueError: it has none.
-    """
-    path = encoder_config(config).concepts or _of_media(config, CONCEPTS)
-    if path is None:
-        raise ValueError(
-            "content.encoder.concepts: not set; training needs a table item_id, concept, source (a simulated catalogue "
-            "gets one from mtmh content simulate)"
-        )
-    return path
+def concepts_path(config: Config) -> Path | None:
+    """Where the recipe's concepts are, if it has any."""
+    return encoder_config(config).concepts or _of_media(config, CONCEPTS)
 
 
 def _of_media(config: Config, name: Path) -> Path | None:

@@ -63,7 +63,13 @@ def train_content(config: Config, out: Path) -> Artifact:
     training = encoder.training
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
         dataset = open_dataset(config.dataset_dir)
-        concepts = open_concepts(dataset, concepts_path(config), training.source_weights)
+        table = concepts_path(config)
+        if table is None:
+            raise ValueError(
+                "content.encoder.concepts: not set; training needs a table item_id, concept, source (a simulated "
+                "catalogue gets one from mtmh content simulate)"
+            )
+        concepts = open_concepts(dataset, table, training.source_weights)
         order = PairOrder(concepts, training.batch_size, config.seed)
         num_steps = training.max_steps or training.epochs * order.steps_per_epoch
         facts = decisive(config, dataset, concepts.pairs_of_source, num_steps)
