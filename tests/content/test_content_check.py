@@ -128,9 +128,7 @@ def test_missed_gates_are_named_and_end_in_exit_code_1(tmp_path):
 
 
 def test_no_topics_is_an_error(tmp_path):
-    write_dataset(
-        tmp_path / "dataset", {"item_id": [1, 2], "topic_l1": [None, None], "topic_l2": [None, None]}
-    )
+    write_dataset(tmp_path / "dataset", {"item_id": [1, 2], "topic_l1": [None, None], "topic_l2": [None, None]})
     config = make_config(tmp_path)
     with pytest.raises(ValueError, match="no item has a topic"):
         check_content(config, tmp_path / "check")
