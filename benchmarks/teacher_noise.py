@@ -1,0 +1,137 @@
+"""How much does a wrong teacher cost? Noise in the teacher against what the trained heads retrieve.
+
+A share of the items gets the content embedding of another item, as from hallucinated tags or mixed-up images; at 1 the
+teacher says nothing. For each share the model is trained, indexed and evaluated anew, on the same dataset. Prints a
+table and writes JSON and a picture (SVG).
+
+    python -m benchmarks.teacher_noise demo --shares 0 0.25 0.5 1 --out teacher-noise.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import rc_context
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+
+from mtmh.artifacts import MANIFEST, write_artifact
+from mtmh.config import Config, load_config
+from mtmh.content.check import METRICS as CHECK_METRICS
+from mtmh.content.check import check_content
+from mtmh.content.embed import embed_content
+from mtmh.data.content_store import EMBEDDINGS, open_content
+from mtmh.data.dataset import open_dataset
+from mtmh.data.prepare import prepare
+from mtmh.evaluation.evaluate import evaluate
+from mtmh.evaluation.results import Evaluation, Row, load_evaluation
+from mtmh.index.build import build_index
+from mtmh.index.embed import embed_catalogue
+from mtmh.training.trainer import train
+
+
+def main() -> None:
+    """Runs what is missing, prints the table, writes JSON and picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.1, 0.25, 0.5, 1.0])
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    base = load_config(arguments.recipe, arguments.overrides)
+    if not (base.dataset_dir / MANIFEST).is_file():
+        prepare(base, base.dataset_dir)
+    if not (base.content_dir / MANIFEST).is_file():
+        embed_content(base, base.content_dir)
+    rows = [one_share(arguments.recipe, arguments.overrides, base, share) for share in arguments.shares]
+    result = {
+        "command": " ".join(["python -m benchmarks.teacher_noise", *sys.argv[1:]]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "rows": rows,
+    }
+    table = Table(title=f"{arguments.recipe}: items with another item's content embedding")
+    for head in rows[0]:
+        table.add_column(head, justify="right")
+    for row in rows:
+        table.add_row(*(f"{value:.4f}" for value in row.values()))
+    Console(width=160).print(table)
+    arguments.out.write_text(json.dumps(result, indent=2))
+    draw(rows, arguments.out.with_suffix(".svg"))
+
+
+def one_share(recipe: str, overrides: list[str], base: Config, share: float) -> dict[str, float]:
+    """Trains and evaluates with one share of wrong rows."""
+    name = f"wrong-{share:g}"
+    content = base.paths.root / f"content-{name}"
+    own = [f"name={name}", f"paths.content={content}", f"paths.dataset={base.dataset_dir}"]
+    config = load_config(recipe, [*overrides, *own])
+    if not (content / MANIFEST).is_file():
+        write_wrong_teacher(base, content, share)
+    evaluation_dir = config.model_dir("evaluation")
+    if not (evaluation_dir / MANIFEST).is_file():
+        train(config)
+        embed_catalogue(config, config.model_dir("embeddings"))
+        build_index(config, config.model_dir("index"))
+        evaluate(config, evaluation_dir)
+    check = check_content(config, base.paths.root / f"check-{name}")
+    auc = json.loads((check.path / CHECK_METRICS).read_text())["rows"][0]["auc"]["topic_l2"]
+    return {"share": share, "teacher AUC L2": auc} | figures_of(load_evaluation(evaluation_dir))
+
+
+def write_wrong_teacher(base: Config, out: Path, share: float) -> None:
+    """The recipe's content embeddings, a share of the rows permuted among themselves."""
+    dataset = open_dataset(base.dataset_dir)
+    content = open_content(base.content_dir, dataset)
+    embeddings: npt.NDArray[Any] = np.array(content.embeddings)
+    rng = np.random.default_rng(base.seed)
+    wrong = rng.permutation(len(embeddings))[: round(share * len(embeddings))]
+    embeddings[wrong] = embeddings[rng.permutation(wrong)]
+    inputs = {"dataset": dataset.artifact, "content": content.artifact}
+    with write_artifact(out, "content", config={"wrong_share": share}, inputs=inputs) as writer:
+        np.save(writer.folder / EMBEDDINGS, embeddings)
+        writer.summary |= {"kind": "wrong", "wrong_share": share}
+
+
+def figures_of(evaluation: Evaluation) -> dict[str, float]:
+    """L2 match and recall of each head alone and of the merged answers."""
+    found: dict[str, float] = {}
+    rows: list[Row] = [row for row in evaluation.rows if row.kind in ("merged", "head")]
+    largest = evaluation.protocol.recall_at[-1]
+    for row in rows:
+        name = "merged" if row.kind == "merged" else row.name.removeprefix(evaluation.model).strip(" ,")
+        if row.match_l2 is not None:
+            found[f"L2 match, {name}"] = row.match_l2.value
+        found[f"recall@{largest}, {name}"] = row.recall[largest].value
+    return found
+
+
+def draw(rows: list[dict[str, float]], path: Path) -> None:
+    """Topic match and recall against the share, relative to a right teacher's."""
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "mtmh"}):
+        figure = Figure(figsize=(9.0, 3.8), layout="constrained")
+        for place, what in enumerate(("L2 match", "recall")):
+            axes = figure.add_subplot(1, 2, place + 1)
+            for name in [name for name in rows[0] if name.startswith(what)]:
+                points = [(100.0 * row["share"], 100.0 * row[name]) for row in rows]
+                axes.plot(*zip(*points, strict=True), marker="o", label=name.split(", ")[-1])
+            axes.set_xlabel("items with a wrong content embedding, percent")
+            axes.set_ylabel(f"{what}, percent")
+            axes.set_ylim(bottom=0.0)
+            axes.grid(linewidth=0.5, alpha=0.5)
+            axes.legend(frameon=False)
+        FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
