@@ -424,10 +424,7 @@ def load_config(recipe: str | Path, overrides: list[str] | None = None) -> Confi
     Raises:
         ValueError: no such recipe, broken YAML, or a setting that does not fit; the message names file and field.
     """
-    base, *variants = str(recipe).split("+")
-    tree = _read_recipe(base, seen=())
-    for variant in variants:
-        tree = _merged(tree, _read_variant(variant))
+    tree = _read_recipe(recipe, seen=())
     for override in overrides or []:
         _apply_override(tree, override)
     try:
@@ -453,8 +450,16 @@ def _read_variant(name: str) -> dict[str, Any]:
 
 
 def _read_recipe(recipe: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
-    if str(recipe) in seen:
-        raise ValueError(f"recipe {recipe}: extends itself ({' -> '.join((*seen, str(recipe)))})")
+    base, *variants = str(recipe).split("+")
+    tree = _read_base(base, seen)
+    for variant in variants:
+        tree = _merged(tree, _read_variant(variant))
+    return tree
+
+
+def _read_base(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if recipe in seen:
+        raise ValueError(f"recipe {recipe}: extends itself ({' -> '.join((*seen, recipe))})")
     path = Path(recipe)
     shipped = _recipes() / f"{recipe}.yaml"
     if path.is_file():
@@ -473,9 +478,10 @@ def _read_recipe(recipe: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
     if base is None:
         return cast(dict[str, Any], tree)
     # A sibling file wins over a shipped recipe of the same name.
-    sibling = path.parent / f"{base}.yaml"
-    parent = sibling if path.is_file() and sibling.is_file() else base
-    return _merged(_read_recipe(parent, (*seen, str(recipe))), tree)
+    name, plus, variants = str(base).partition("+")
+    sibling = path.parent / f"{name}.yaml"
+    parent = f"{sibling}{plus}{variants}" if path.is_file() and sibling.is_file() else str(base)
+    return _merged(_read_recipe(parent, (*seen, recipe)), tree)
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,12 @@ def test_a_variant_of_the_teacher_changes_content_only(tmp_path: Path, variant: 
     assert varied.model_copy(update={"content": plain.content}) == plain
 
 
+def test_a_recipe_can_extend_a_recipe_with_variants(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", MINIMAL)
+    child = write(tmp_path / "child.yaml", {"extends": "base+single-task", "seed": 3})
+    assert load_config(child) == load_config(f"{tmp_path / 'base.yaml'}+single-task", ["seed=3"])
+
+
 def test_an_unknown_variant_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no variant nope: .*mtsh, single-task, stmh"):
         load_config(f"{write(tmp_path / 'm.yaml', MINIMAL)}+nope")
