@@ -188,6 +188,9 @@ def _done(what: str, where: Path) -> None:
 
 def main() -> None:
     """Runs the command line; what the user got wrong ends in one line and exit code 2."""
+    # OpenMP threads spin at the end of a parallel region; where another process holds the core they wait for, a step
+    # takes many times as long. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Importing torchrec makes torch.fx warn about an API that this program does not call.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
