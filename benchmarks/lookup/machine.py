@@ -38,6 +38,7 @@ def describe(device: torch.device, threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS", "unset"),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "unset"),
     }
     for distribution in ("torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu"):
         try:
