@@ -15,17 +15,22 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: demo test lint types bench doctor clean
 
 demo: $(INSTALLED)
-	@echo; echo "1/6 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
+	@echo; echo "1/8 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
 	mtmh prepare demo
-	@echo; echo "2/6 Teacher: store the frozen content embedding of every item."
+	@echo; echo "2/8 Content: draw a picture of every item, and the tags and queries people would use for it."
+	mtmh content simulate demo
+	@echo; echo "3/8 Teacher: train a small text-and-image encoder against those concepts."
+	mtmh content train demo
+	@echo; echo "4/8 Check: can the teacher tell topics apart? Then embed the catalogue with it."
+	mtmh content check demo
 	mtmh content embed demo
-	@echo; echo "3/6 Train: two heads on one sharded tower, $(RANKS) processes launched by TorchX."
+	@echo; echo "5/8 Train: two heads on one sharded tower, $(RANKS) processes launched by TorchX."
 	torchx run --scheduler local_cwd mtmh.train -j 1x$(RANKS) --recipe demo
-	@echo; echo "4/6 Embed: every item of the catalogue under both heads."
+	@echo; echo "6/8 Embed: every item of the catalogue under both heads."
 	mtmh embed demo
-	@echo; echo "5/6 Index: one inverted-file index a head."
+	@echo; echo "7/8 Index: one inverted-file index a head."
 	mtmh build-index demo
-	@echo; echo "6/6 Evaluate: recall and topic match of each head, of the merge, and of the yardsticks."
+	@echo; echo "8/8 Evaluate: recall and topic match of each head, of the merge, and of the yardsticks."
 	mtmh evaluate demo
 
 test: $(INSTALLED) lint types
@@ -41,8 +46,13 @@ types: $(INSTALLED)
 	ln -s $(CURDIR)/mtmh/* $(CURDIR)/modules $(CURDIR)/torchx_apps build/types/mtmh/
 	cd build/types && mypy --config-file $(CURDIR)/pyproject.toml -p mtmh
 
+# Half an hour on two quiet cores; tables on the screen, figures as JSON in runs/benchmarks.
 bench: $(INSTALLED)
-	python -m benchmarks.all
+	python -m benchmarks.prepare --out runs/benchmarks/prepare.json
+	python -m benchmarks.loader --out runs/benchmarks/loader.json
+	python -m benchmarks.loss --out runs/benchmarks/loss.json
+	python -m benchmarks.training --out runs/benchmarks/training.json
+	OMP_WAIT_POLICY=passive python -m benchmarks.lookup --preset quick --out runs/benchmarks/lookup
 
 doctor: $(INSTALLED)
 	mtmh doctor

@@ -196,7 +196,7 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        Console(stderr=True).print(f"[red]error[/red]: {error}", highlight=False, soft_wrap=True, markup=True)
+        Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
 
 
