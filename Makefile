@@ -48,6 +48,7 @@ types: $(INSTALLED)
 
 # Half an hour on two quiet cores; tables on the screen, figures as JSON in runs/benchmarks.
 bench: $(INSTALLED)
+	mkdir -p runs/benchmarks
 	python -m benchmarks.prepare --out runs/benchmarks/prepare.json
 	python -m benchmarks.loader --out runs/benchmarks/loader.json
 	python -m benchmarks.loss --out runs/benchmarks/loss.json
