@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,9 @@ def test_a_sound_installation_passes() -> None:
     ],
 )
 def test_a_mismatch_fails_with_its_cure(tmp_path: Path, package: str, version: str, cure: str) -> None:
+    installed = {found.name.lower().replace("_", "-") for found in distributions()}
+    if package == "fbgemm-gpu" and "fbgemm-gpu-cpu" not in installed:
+        pytest.skip("needs the CPU build of fbgemm")
     result = doctor(claim(tmp_path, package, version))
     assert result.returncode == 1
     assert cure in result.stdout
