@@ -19,6 +19,11 @@ def pins(name: str) -> list[str]:
     return found
 
 
+def matrix(device: str) -> list[str]:
+    """What must be of one release: torch, fbgemm, torchrec. The rest may be newer in a stack that imports mtmh."""
+    return [pin for pin in pins(device) if pin not in pins("base")]
+
+
 setup(
     name="mtmh",
     version="0.1.0",
@@ -37,8 +42,8 @@ setup(
         "mtmh": ["py.typed", "recipes/*.yaml", "recipes/variants/*.yaml", "data/sources/*.yaml", "evaluation/*.html"]
     },
     # TorchRec asks for fbgemm-gpu, whose CPU and CUDA builds exclude each other, so both sit behind an extra.
-    install_requires=pins("base"),
-    extras_require={"cpu": pins("cpu"), "cuda": pins("cuda"), "dev": pins("dev"), "lora": pins("lora")},
+    install_requires=[pin.replace("==", ">=") for pin in pins("base")],
+    extras_require={"cpu": matrix("cpu"), "cuda": matrix("cuda"), "dev": pins("dev"), "lora": pins("lora")},
     entry_points={
         "console_scripts": ["mtmh = mtmh.cli:main"],
         # Any entry in this group hides TorchX's own components, so those are registered again.
