@@ -300,6 +300,21 @@ class ShardingConfig(Settings):
     tables: dict[str, ShardingType] = {}
 
 
+class PlanConfig(Settings):
+    """A catalogue that is not prepared yet, for ``mtmh plan``; a dataset artifact takes precedence."""
+
+    # Rows of each id feature's table, item_id among them, row 0 (unknown) included; item tables hold them as int32.
+    rows: dict[str, Annotated[int, Field(ge=1, lt=2**31)]] = {}
+    num_floats: Annotated[int, Field(ge=0)] = 0  # float features
+
+    @field_validator("rows")
+    @classmethod
+    def _has_items(cls, rows: dict[str, int]) -> dict[str, int]:
+        if rows and "item_id" not in rows:
+            raise ValueError(f"plan.rows needs item_id, the feature of every dataset; got {', '.join(rows)}")
+        return rows
+
+
 class TrainingConfig(Settings):
     """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks."""
 
@@ -373,6 +388,7 @@ class Config(Settings):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     sharding: ShardingConfig = ShardingConfig()
+    plan: PlanConfig = PlanConfig()
     training: TrainingConfig = TrainingConfig()
     index: IndexConfig = IndexConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
