@@ -1,6 +1,6 @@
 """Which setting of the model retrieves what: MTMH, MTSH, STMH and single-task on one data set, over seeds.
 
-    python -m benchmarks.results synthetic --seeds 0 1 2 --out docs/results/synthetic.json
+    python -m benchmarks.results synthetic --seeds 0 1 2 --out runs/results/synthetic.json
 
 Runs the same verbs as a user would, prints a Markdown table (mean over seeds, ± standard deviation over seeds) and
 writes every figure of every run as JSON.
