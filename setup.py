@@ -52,6 +52,8 @@ setup(
             "dist = torchx.components.dist",
             "utils = torchx.components.utils",
         ],
-        "torchx.named_resources": ["cpu_small = mtmh.torchx_apps.resources:cpu_small"],
+        "torchx.named_resources": [
+            f"{name} = mtmh.torchx_apps.resources:{name}" for name in ("cpu_small", "a100x8", "h100x8", "h200x8")
+        ],
     },
 )

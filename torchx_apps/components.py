@@ -1,7 +1,87 @@
-"""One TorchX component a heavy stage: the AppDef that runs an ``mtmh`` verb under torchrun."""
+"""One TorchX component a heavy stage: the AppDef that runs an ``mtmh`` verb on a scheduler's hosts.
 
+TorchX reads this file as text, signatures and docstrings included, and takes each function in it for a component: hence
+annotations of an older form, arguments spelled out in each component, and what they share in ``job.py``.
+"""
+# ruff: noqa: UP006, UP035, UP045 (TorchX 0.7 parses no other forms)
+
+from typing import Dict, List, Optional
+
+from mtmh.torchx_apps import job
 from torchx import specs
-from torchx.components.dist import ddp
+
+
+def prepare(
+    recipe: str,
+    *overrides: str,
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Turns raw events and items into a dataset; the verb is `mtmh prepare`, one process.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    return job.app_def(["prepare"], recipe, overrides, None, h, image, max_retries, env, mounts)
+
+
+def content_train(
+    recipe: str,
+    *overrides: str,
+    j: str = "1x2",
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Trains the content encoder on nodes x processes; the verb is `mtmh content train`.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        j: nodes x processes a node
+        h: named resource of a node: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    return job.app_def(["content", "train"], recipe, overrides, j, h, image, max_retries, env, mounts)
+
+
+def content_embed(
+    recipe: str,
+    *overrides: str,
+    j: str = "1x2",
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Embeds the catalogue with the trained encoder on nodes x processes; the verb is `mtmh content embed`.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        j: nodes x processes a node; 1x1 for a source of content other than a trained encoder
+        h: named resource of a node: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    return job.app_def(["content", "embed"], recipe, overrides, j, h, image, max_retries, env, mounts)
 
 
 def train(
@@ -11,31 +91,94 @@ def train(
     h: str = "cpu_small",
     image: str = "",
     max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
     resume: bool = True,
 ) -> specs.AppDef:
-    """Trains a recipe on nodes x processes; the verb is `mtmh train`.
+    """Trains a recipe on nodes x processes; the verb is `mtmh train`. The paper's 48 A100: -j 6x8 -h a100x8.
 
     Args:
-        recipe: a recipe that ships with mtmh, or a YAML file
-        overrides: settings to change, KEY=VALUE each
-        j: nodes x processes a node
-        h: named resource of a node
-        image: container image; empty for local_cwd
-        max_retries: times that torchrun restarts a failed job from its last checkpoint
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        j: nodes x processes a node; the number of processes must divide training.num_shards
+        h: named resource of a node: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
         resume: go on from the newest checkpoint of this recipe
     """
-    settings = [word for override in overrides for word in ("--set", override)]
-    return ddp(
-        "train",
-        recipe,
-        *settings,
-        "--resume" if resume else "--no-resume",
-        m="mtmh.cli",
-        name="mtmh-train",
-        image=image,
-        j=j,
-        h=h,
-        max_retries=max_retries,
-        # One thread a rank: ranks that share cores with OpenMP pools slow each other down many times over.
-        env={"OMP_NUM_THREADS": "1"},
-    )
+    options = ["--resume" if resume else "--no-resume"]
+    return job.app_def(["train"], recipe, overrides, j, h, image, max_retries, env, mounts, options)
+
+
+def embed(
+    recipe: str,
+    *overrides: str,
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Embeds the catalogue under every head of the newest checkpoint; the verb is `mtmh embed`, one process.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    return job.app_def(["embed"], recipe, overrides, None, h, image, max_retries, env, mounts)
+
+
+def build_index(
+    recipe: str,
+    *overrides: str,
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Builds one inverted-file index a head; the verb is `mtmh build-index`, one process.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    return job.app_def(["build-index"], recipe, overrides, None, h, image, max_retries, env, mounts)
+
+
+def evaluate(
+    recipe: str,
+    *overrides: str,
+    compare: Optional[List[str]] = None,
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Measures recall and topic match and writes report.html; the verb is `mtmh evaluate`, one process.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        compare: evaluation folders of other models, shown beside, comma between them
+        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    options = [word for folder in compare or [] for word in ("--compare", folder)]
+    return job.app_def(["evaluate"], recipe, overrides, None, h, image, max_retries, env, mounts, options)
