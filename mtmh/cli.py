@@ -100,6 +100,28 @@ def train(
 
 
 @app.command()
+def plan(
+    recipe: Recipe,
+    hosts: Annotated[int, typer.Option(help="Hosts.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs a host; with --device cpu, processes a host.")] = 8,
+    device: Annotated[str, typer.Option(help="a100-40gb, a100-80gb, h100-80gb, h200-141gb or cpu.")] = "a100-80gb",
+    overrides: Overrides = None,
+) -> None:
+    """Shows how the tables would be spread over machines that are not there; exit code 1 if they do not fit."""
+    from mtmh.training.hardware import Cluster
+    from mtmh.training.plan import DoesNotFit, make_plan
+    from mtmh.training.plan_report import plan_report
+
+    config = load_config(recipe, overrides)
+    try:
+        planned = make_plan(config, Cluster(device, hosts, gpus))
+    except DoesNotFit as error:
+        Console(stderr=True).print(str(error), highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(1) from None
+    Console().print(plan_report(planned), highlight=False)
+
+
+@app.command()
 def embed(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
     """Embeds the catalogue under every head of the newest checkpoint."""
     from mtmh.index.embed import embed_catalogue

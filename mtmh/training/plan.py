@@ -1,0 +1,350 @@
+"""Planning a run on machines that are not there: who would hold what, how long a step would take, what to change.
+
+Planner, constraints and memory margin are those of training (`sharding.shard`), which however plans with TorchRec's
+default bandwidths: tables without a constraint may go elsewhere in a run. As there, each id feature counts as one value
+an item; one with many values costs that many times the input and the lookups estimated here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torchrec.distributed.planner import EmbeddingShardingPlanner
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError, ShardingOption
+from torchrec.distributed.types import ShardingType
+from torchrec.types import DataType
+
+from mtmh.artifacts import MANIFEST
+from mtmh.config import Config
+from mtmh.data.dataset import open_dataset
+from mtmh.data.schema import FeatureSchema, IdFeature
+from mtmh.modules.mtmh import MTMH
+from mtmh.training.distributed import Ranks
+from mtmh.training.hardware import GIB, Cluster
+from mtmh.training.model import build_model
+from mtmh.training.optimizers import TABLE_KEY, fuse_optimizer
+from mtmh.training.sharding import MEMORY_MARGIN, TableSharder, table_constraints
+
+STAGES = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
+TOWER_COPIES = 4  # weight, gradient, Adagrad's sum, bucket of DDP's all-reduce
+
+
+class DoesNotFit(ValueError):
+    """No plan holds the tables; the message says which table, by how much, and what would help."""
+
+
+@dataclass(frozen=True)
+class TablePlan:
+    """Where one table goes; ``ranks`` ascend, ``weight_bytes`` counts every copy."""
+
+    name: str
+    num_rows: int
+    dim: int
+    data_type: str
+    sharding_type: str
+    kernel: str
+    ranks: list[int]
+    weight_bytes: int
+
+
+@dataclass
+class RankMemory:
+    """What one rank keeps, bytes. ``buffers``: ids that come in and pooled embeddings that go out, in one step."""
+
+    weights: int = 0
+    optimizer: int = 0
+    buffers: int = 0
+    towers: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.optimizer + self.buffers + self.towers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of a step: its time on the slowest rank, and the table that takes most of it there."""
+
+    name: str
+    milliseconds: float
+    rank: int
+    table: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan that fits.
+
+    Attributes:
+        source: where the row counts are from.
+        cluster: the machines.
+        rank_items: items that a rank embeds a step, at most.
+        tables: one entry a table, largest first.
+        memory: by rank.
+        usable: bytes of a rank's memory that the planner may fill with tables and their buffers.
+        stages: the embedding part of a step, in `STAGES` order; ranks wait for each other at each communication.
+        notes: what else a run would meet.
+    """
+
+    source: str
+    cluster: Cluster
+    rank_items: int
+    tables: list[TablePlan]
+    memory: list[RankMemory]
+    usable: int
+    stages: list[Stage]
+    notes: list[str]
+
+    @property
+    def milliseconds(self) -> float:
+        """Estimated time of the embedding part of a step."""
+        return sum(stage.milliseconds for stage in self.stages)
+
+    @property
+    def bottleneck(self) -> Stage:
+        """The stage that takes longest."""
+        return max(self.stages, key=lambda stage: stage.milliseconds)
+
+
+def make_plan(config: Config, cluster: Cluster) -> Plan:
+    """Has TorchRec's planner place the tables of a recipe; no process group, no GPU, no weights.
+
+    Args:
+        config: row counts come from its dataset artifact, or from ``plan.rows`` while there is none.
+        cluster: the machines.
+
+    Raises:
+        DoesNotFit: the tables do not fit.
+        ValueError: neither a dataset nor ``plan.rows``, or a sharding setting that cannot be honoured.
+    """
+    schema, source = _features(config)
+    search = _Search(config, schema, cluster)
+    options = search.run()
+    if options is None:
+        raise DoesNotFit(_diagnosis(config, schema, cluster, search))
+    return Plan(
+        source=source,
+        cluster=cluster,
+        rank_items=search.rank_items,
+        tables=sorted((_table_plan(option) for option in options), key=lambda table: -table.weight_bytes),
+        memory=_memory(options, search.model, cluster),
+        usable=search.usable,
+        stages=[_stage(name, options, cluster.world_size) for name in STAGES],
+        notes=_notes(config, cluster),
+    )
+
+
+class _Search:
+    """One run of the planner, and what it was asked."""
+
+    def __init__(self, config: Config, schema: FeatureSchema, cluster: Cluster) -> None:
+        self.model = build_model(config.model, schema, torch.device("meta"))
+        ebc: Any = self.model.sparse_nn.ebc
+        self.tables = {table.name: table for table in ebc.embedding_bag_configs()}
+        ranks = Ranks(0, cluster.world_size, cluster.ranks_per_host, torch.device(cluster.device.kind))
+        constraints = {
+            # Embeddings leave the kernels as fp32; unasked, the estimators take the type of the table.
+            name: replace(constraint, output_dtype=DataType.FP32)
+            for name, constraint in table_constraints(self.tables, config, ranks).items()
+        }
+        replicated = {
+            name for name, one in constraints.items() if one.sharding_types == [ShardingType.DATA_PARALLEL.value]
+        }
+        fuse_optimizer(self.model, config.training, skip=replicated)
+        items = 2 * config.training.batch_size + config.loss.num_uniform_negatives
+        self.rank_items = -(-items // cluster.world_size)
+        self.usable = int(cluster.rank_memory * (1 - MEMORY_MARGIN))
+        self.sharders: list[Any] = [TableSharder()]
+        topology = cluster.topology()
+        self.enumerator = EmbeddingEnumerator(topology=topology, batch_size=self.rank_items, constraints=constraints)
+        self.planner = EmbeddingShardingPlanner(
+            topology=topology,
+            batch_size=self.rank_items,
+            storage_reservation=FixedPercentageStorageReservation(MEMORY_MARGIN),
+            constraints=constraints,
+        )
+
+    def run(self) -> list[ShardingOption] | None:
+        """The chosen option of each table, ranks filled in; None if nothing fits."""
+        try:
+            self.planner.plan(self.model, self.sharders)
+        except PlannerError:
+            return None
+        options: list[ShardingOption] | None = self.planner._best_plan  # the plan itself has no estimates
+        assert options
+        return options
+
+    def least(self) -> dict[str, tuple[int, int]]:
+        """For each table the way to cut it that asks least of one rank: bytes of the largest piece, of all pieces."""
+        least: dict[str, tuple[int, int]] = {}
+        for option in self.enumerator.enumerate(self.model, self.sharders):
+            pieces = [_bytes(shard.storage) for shard in option.shards]
+            found = (max(pieces), sum(pieces))
+            least[option.name] = min(found, least.get(option.name, found))
+        return least
+
+
+def _features(config: Config) -> tuple[FeatureSchema, str]:
+    if (config.dataset_dir / MANIFEST).exists():
+        return open_dataset(config.dataset_dir).summary.features, str(config.dataset_dir)
+    if not config.plan.rows:
+        raise ValueError(
+            f"nothing to plan: no dataset at {config.dataset_dir}, and plan.rows is empty; prepare the dataset or set "
+            f"row counts, as in --set 'plan.rows={{item_id: 2000000000, brand: 1000000}}'"
+        )
+    return FeatureSchema(
+        id_features=[IdFeature(name=name, num_rows=rows) for name, rows in config.plan.rows.items()],
+        float_features=[f"float_{i}" for i in range(config.plan.num_floats)],
+    ), "plan.rows"
+
+
+def _bytes(storage: Any) -> int:
+    return int(storage.hbm or storage.ddr)  # on the CPU all is in ddr
+
+
+def _shards(options: list[ShardingOption]) -> Iterator[tuple[ShardingOption, Any]]:
+    for option in options:
+        for shard in option.shards:
+            yield option, shard
+
+
+def _table_plan(option: ShardingOption) -> TablePlan:
+    cells = sum(shard.size[0] * shard.size[1] for shard in option.shards)
+    return TablePlan(
+        name=option.name,
+        num_rows=option.tensor.shape[0],
+        dim=option.tensor.shape[1],
+        data_type=f"fp{8 * option.tensor.element_size()}",
+        sharding_type=option.sharding_type,
+        kernel=option.compute_kernel,
+        ranks=sorted({shard.rank for shard in option.shards}),
+        weight_bytes=cells * option.tensor.element_size(),
+    )
+
+
+def _memory(options: list[ShardingOption], model: MTMH, cluster: Cluster) -> list[RankMemory]:
+    towers = sum(
+        value.numel() * value.element_size() for name, value in model.named_parameters() if TABLE_KEY not in name
+    )
+    memory = [RankMemory(towers=TOWER_COPIES * towers) for _ in range(cluster.world_size)]
+    for option, shard in _shards(options):
+        rank = memory[shard.rank]
+        weights = shard.size[0] * shard.size[1] * option.tensor.element_size()
+        optimizer = round(weights * _optimizer_share(option))
+        rank.weights += weights
+        rank.optimizer += optimizer
+        rank.buffers += _bytes(shard.storage) - weights - optimizer
+    return memory
+
+
+def _optimizer_share(option: ShardingOption) -> float:
+    """TorchRec's estimate of optimizer bytes a weight byte: nothing for tables without a fused optimizer."""
+    (optimizer,) = getattr(option.tensor, "_optimizer_classes", [None])
+    if optimizer is None:
+        return 0.0
+    return 1.0 / option.tensor.shape[1] if optimizer.__name__ == "RowWiseAdagrad" else 1.0
+
+
+def _stage(name: str, options: list[ShardingOption], world_size: int) -> Stage:
+    times = [0.0] * world_size
+    for _, shard in _shards(options):
+        times[shard.rank] += getattr(shard.perf, name)
+    slowest = max(range(world_size), key=times.__getitem__)
+    on_slowest = [(getattr(s.perf, name), option.name) for option, s in _shards(options) if s.rank == slowest]
+    return Stage(name.replace("_", " "), times[slowest], slowest, max(on_slowest, default=(0.0, "-"))[1])
+
+
+def _notes(config: Config, cluster: Cluster) -> list[str]:
+    notes = []
+    if config.model.embedding_dtype == "fp16" and cluster.world_size > 1:
+        notes.append(
+            "TorchRec's estimator has embeddings of fp16 tables travel as fp16; they travel as fp32, so allow up to "
+            "twice the time of both comms"
+        )
+    if config.training.num_shards % cluster.world_size:
+        notes.append(
+            f"training would refuse {cluster.world_size} ranks: training.num_shards ({config.training.num_shards}) must "
+            f"be a multiple of them; change it together with batch_size"
+        )
+    return notes
+
+
+def _diagnosis(config: Config, schema: FeatureSchema, cluster: Cluster, search: _Search) -> str:
+    least = search.least()
+    over = {name: piece - search.usable for name, (piece, _) in least.items() if piece > search.usable}
+    total, room = sum(whole for _, whole in least.values()), search.usable * cluster.world_size
+    machines = f"{cluster.num_hosts} x {cluster.ranks_per_host} {cluster.device_name}"
+    lines = [
+        f"the tables do not fit {machines}: a rank has {_gib(search.usable)} for them "
+        f"({_gib(cluster.rank_memory)} less {MEMORY_MARGIN:.0%} for towers, batches and the loss)"
+    ]
+    for name, excess in sorted(over.items(), key=lambda entry: -entry[1]):
+        asked = config.sharding.tables.get(name, config.sharding.default)
+        lines.append(
+            f"  table {name} ({search.tables[name].num_embeddings:,} rows x {search.tables[name].embedding_dim}"
+            f"{f', {asked}' if asked else ''}) needs {_gib(least[name][0])} on one rank: {_gib(excess)} over"
+        )
+    if not over:
+        largest = max(least, key=lambda name: least[name][1])
+        lines.append(
+            f"  each table fits on its own, all together need {_gib(total)} of {_gib(room)}"
+            f"{f', {_gib(total - room)} over' if total > room else ', but cannot be divided up'}; "
+            f"the largest is {largest} with {_gib(least[largest][1])}"
+        )
+    remedies = list(_remedies(config, schema, cluster, over, total))
+    lines += ["what would fit (tried):", *(f"  {remedy}" for remedy in remedies)] if remedies else []
+    lines += [] if remedies else ["no single change of those tried (fp16, row-wise, more hosts) makes it fit"]
+    a_rank = -(-total // cluster.world_size)
+    if cluster.device.kind == "cuda" and a_rank < cluster.rank_host_memory:
+        lines.append(
+            f"host memory would hold the tables ({_gib(a_rank)} of {_gib(cluster.rank_host_memory)} a rank) with "
+            f"TorchRec's UVM kernels, at the speed of PCIe; training allows the fused kernel only, so far"
+        )
+    return "\n".join(lines)
+
+
+def _remedies(
+    config: Config, schema: FeatureSchema, cluster: Cluster, over: Iterable[str], total: int
+) -> Iterator[str]:
+    """Changes with which the planner does find a plan: settings first, then more hosts."""
+
+    def fits(changed: Config, machines: Cluster) -> bool:
+        return _Search(changed, schema, machines).run() is not None
+
+    by_rows = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, None}
+    whole = [name for name in over if config.sharding.tables.get(name, config.sharding.default) not in by_rows]
+    cut = _changed(config, "sharding", tables={**config.sharding.tables, **dict.fromkeys(whole, "row_wise")})
+    cut_flags = " ".join(f"--set sharding.tables.{name}=row_wise" for name in whole)
+    half_flags = "--set model.embedding_dtype=fp16"
+    found = []
+    if whole and fits(cut, cluster):
+        found.append(cut_flags)
+    if config.model.embedding_dtype == "fp32":
+        if fits(_changed(config, "model", embedding_dtype="fp16"), cluster):
+            found.append(half_flags)
+        elif whole and not found and fits(_changed(cut, "model", embedding_dtype="fp16"), cluster):
+            found.append(f"{half_flags} {cut_flags}")
+    yield from found
+    if cut_flags in found:  # more hosts are no alternative to cutting the table
+        return
+    a_host = cluster.ranks_per_host * cluster.rank_memory * (1 - MEMORY_MARGIN)
+    fewest = max(cluster.num_hosts + 1, math.ceil(total / a_host))
+    for num_hosts in (fewest, fewest + 1, 2 * fewest):
+        if fits(cut, Cluster(cluster.device_name, num_hosts, cluster.ranks_per_host)):
+            yield f"--hosts {num_hosts} {cut_flags}".rstrip()
+            return
+
+
+def _changed(config: Config, section: str, **settings: Any) -> Config:
+    return config.model_copy(update={section: getattr(config, section).model_copy(update=settings)})
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:,.2f} GiB"
