@@ -106,7 +106,7 @@ def train(
         max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
-        resume: go on from the newest checkpoint of this recipe
+        resume: go on from the newest checkpoint; False: an error if there is one, so a restart ends with it
     """
     options = ["--resume" if resume else "--no-resume"]
     return job.app_def(["train"], recipe, overrides, j, h, image, max_retries, env, mounts, options)
