@@ -141,6 +141,11 @@ def make_plan(config: Config, cluster: Cluster) -> Plan:
     )
 
 
+def _usable(cluster: Cluster) -> int:
+    """Bytes of a rank's memory that the planner may fill: TorchRec keeps the margin of GPUs only."""
+    return int(cluster.rank_memory * (1 - MEMORY_MARGIN)) if cluster.device.kind == "cuda" else cluster.rank_memory
+
+
 class _Search:
     """One run of the planner, and what it was asked."""
 
@@ -160,7 +165,7 @@ class _Search:
         fuse_optimizer(self.model, config.training, skip=replicated)
         items = 2 * config.training.batch_size + config.loss.num_uniform_negatives
         self.rank_items = -(-items // cluster.world_size)
-        self.usable = int(cluster.rank_memory * (1 - MEMORY_MARGIN))
+        self.usable = _usable(cluster)
         self.sharders: list[Any] = [TableSharder()]
         topology = cluster.topology()
         self.enumerator = EmbeddingEnumerator(topology=topology, batch_size=self.rank_items, constraints=constraints)
@@ -270,8 +275,8 @@ def _notes(config: Config, cluster: Cluster) -> list[str]:
         )
     if config.training.num_shards % cluster.world_size:
         notes.append(
-            f"training would refuse {cluster.world_size} ranks: training.num_shards ({config.training.num_shards}) must "
-            f"be a multiple of them; change it together with batch_size"
+            f"training would refuse {cluster.world_size} ranks: training.num_shards ({config.training.num_shards}) "
+            f"must be a multiple of them; change it together with batch_size"
         )
     return notes
 
@@ -281,9 +286,10 @@ def _diagnosis(config: Config, schema: FeatureSchema, cluster: Cluster, search: 
     over = {name: piece - search.usable for name, (piece, _) in least.items() if piece > search.usable}
     total, room = sum(whole for _, whole in least.values()), search.usable * cluster.world_size
     machines = f"{cluster.num_hosts} x {cluster.ranks_per_host} {cluster.device_name}"
+    margin = f" ({_gib(cluster.rank_memory)} less {MEMORY_MARGIN:.0%} for towers, batches and the loss)"
     lines = [
-        f"the tables do not fit {machines}: a rank has {_gib(search.usable)} for them "
-        f"({_gib(cluster.rank_memory)} less {MEMORY_MARGIN:.0%} for towers, batches and the loss)"
+        f"the tables do not fit {machines}: a rank has {_gib(search.usable)} for them"
+        f"{margin if cluster.device.kind == 'cuda' else ''}"
     ]
     for name, excess in sorted(over.items(), key=lambda entry: -entry[1]):
         asked = config.sharding.tables.get(name, config.sharding.default)
@@ -334,8 +340,7 @@ def _remedies(
     yield from found
     if cut_flags in found:  # more hosts are no alternative to cutting the table
         return
-    a_host = cluster.ranks_per_host * cluster.rank_memory * (1 - MEMORY_MARGIN)
-    fewest = max(cluster.num_hosts + 1, math.ceil(total / a_host))
+    fewest = max(cluster.num_hosts + 1, math.ceil(total / (cluster.ranks_per_host * _usable(cluster))))
     for num_hosts in (fewest, fewest + 1, 2 * fewest):
         if fits(cut, Cluster(cluster.device_name, num_hosts, cluster.ranks_per_host)):
             yield f"--hosts {num_hosts} {cut_flags}".rstrip()

@@ -30,14 +30,13 @@ def plan_report(plan: Plan) -> Group:
 
 
 def _tables_view(plan: Plan) -> Table:
-    view = Table(title="Embedding tables", box=box.SIMPLE)
-    view.add_column("table", overflow="fold")
+    view = Table(title="Embedding tables", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
+    view.add_column("table", no_wrap=True)
     for name in ("rows", "width", "GiB"):
         view.add_column(name, justify="right", no_wrap=True)
-    view.add_column("type", no_wrap=True)
-    view.add_column("sharding", no_wrap=True)
-    view.add_column("kernel", no_wrap=True)
-    view.add_column("ranks", overflow="fold")
+    for name in ("type", "sharding", "kernel"):
+        view.add_column(name, no_wrap=True)
+    view.add_column("ranks")
     for table in plan.tables:
         size = (f"{table.num_rows:,}", str(table.dim), f"{table.weight_bytes / GIB:.2f}")
         view.add_row(table.name, *size, table.data_type, table.sharding_type, table.kernel, _ranges(table.ranks))

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_run import tiny_config, write_inputs
 from torchrec.distributed.planner import types as planner_types
 from typer.testing import CliRunner
 
 from mtmh.cli import app
 from mtmh.config import Config, ShardingConfig, load_config
+from mtmh.data.dataset import open_dataset
 from mtmh.training.hardware import DEVICES, Cluster
 from mtmh.training.plan import DoesNotFit, make_plan
 
@@ -78,9 +80,18 @@ def test_a_copied_table_counts_on_every_rank(tmp_path: Path) -> None:
     assert (tags.kernel, tags.ranks, tags.weight_bytes) == ("dense", list(range(8)), 8 * 500 * 8 * 4)
 
 
+def test_a_dataset_takes_precedence_over_planned_rows(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    config = tiny_config(tmp_path, plan={"rows": ROWS})
+    plan = make_plan(config, Cluster("cpu", num_hosts=1, ranks_per_host=2))
+    features = open_dataset(config.dataset_dir).summary.features.id_features
+    assert {table.name: table.num_rows for table in plan.tables} == {one.name: one.num_rows for one in features}
+    assert plan.source == str(config.dataset_dir)
+
+
 def test_hosts_without_gpus_keep_tables_in_their_memory(tmp_path: Path) -> None:
     plan = make_plan(planned_config(tmp_path), Cluster("cpu", num_hosts=2, ranks_per_host=2))
-    assert plan.cluster.rank_memory == 256 * GIB
+    assert plan.usable == plan.cluster.rank_memory == 256 * GIB
     assert sum(rank.weights for rank in plan.memory) == sum(table.weight_bytes for table in plan.tables)
     assert all(rank.buffers >= 0 for rank in plan.memory)
 
