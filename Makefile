@@ -28,8 +28,9 @@ demo: $(INSTALLED)
 	torchx run --scheduler local_cwd mtmh.train -j 1x$(RANKS) --recipe demo
 	@echo; echo "6/8 Embed: every item of the catalogue under both heads."
 	mtmh embed demo
-	@echo; echo "7/8 Index: one inverted-file index a head."
+	@echo; echo "7/8 Index: one inverted-file index a head. Then ask it: what goes with item 17?"
 	mtmh build-index demo
+	mtmh retrieve demo --trigger 17 --k 5
 	@echo; echo "8/8 Evaluate: recall and topic match of each head, of the merge, and of the yardsticks."
 	mtmh evaluate demo
 

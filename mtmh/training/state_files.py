@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,10 @@ def read_state(state: State, folder: Path, *, prefixes: tuple[str, ...], distrib
                 f"{folder}: {name}: expected a tensor of shape {tuple(value.size())}, found "
                 f"{tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else 'no tensor'}"
             )
-    load(state, storage_reader=reader, no_dist=not distributed)
+    with warnings.catch_warnings():
+        # One process is what the caller asked for.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        load(state, storage_reader=reader, no_dist=not distributed)
 
 
 def stored_names(folder: Path) -> set[str]:
