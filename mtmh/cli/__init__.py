@@ -1,0 +1,44 @@
+"""The command line: one verb a stage. Verbs import what they need, so that each starts fast."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import typer
+from rich.console import Console
+
+from mtmh.cli import about, stages
+from mtmh.cli.content import content_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Item-to-item retrieval: prepare, content, train, embed, build-index, retrieve, evaluate.",
+)
+app.command()(stages.prepare)
+app.add_typer(content_app, name="content")
+app.command()(stages.train)
+app.command()(stages.plan)
+app.command()(stages.embed)
+app.command("build-index")(stages.build_index)
+app.command()(stages.retrieve)
+app.command()(stages.evaluate)
+app.command()(about.doctor)
+app.command()(about.recipes)
+app.command()(about.show)
+
+
+def main() -> None:
+    """Runs the command line; what the user got wrong ends in one line and exit code 2."""
+    # OpenMP threads spin at the end of a parallel region; where another process holds the core they wait for, a step
+    # takes many times as long. Read when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Importing torchrec makes torch.fx warn about an API that this program does not call.
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    try:
+        app()
+    except ValueError as error:
+        Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
+        sys.exit(2)

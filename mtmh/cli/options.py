@@ -1,0 +1,23 @@
+"""Arguments that verbs share, and what they say at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+Recipe = Annotated[str, typer.Argument(help="A recipe that ships with mtmh (see `mtmh recipes`), or a YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Changes one setting of the recipe; repeatable.")
+]
+Out = Annotated[Path | None, typer.Option(help="Where the artifact goes; default: the recipe's folder for it.")]
+
+
+def done(what: str, where: Path) -> None:
+    """Says what was written and where."""
+    if os.environ.get("RANK", "0") != "0":  # one rank of torchrun speaks for all
+        return
+    Console().print(f"[green]wrote[/green] {what}: {where}", highlight=False, soft_wrap=True)

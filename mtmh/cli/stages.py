@@ -1,0 +1,110 @@
+"""Verbs of the path from events to an evaluated index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mtmh.cli.options import Out, Overrides, Recipe, done
+from mtmh.config import load_config
+
+
+def prepare(
+    recipe: Recipe,
+    out: Out = None,
+    source: Annotated[Path | None, typer.Option("--input", help="Folder of the raw data.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Turns raw events and items into a dataset artifact."""
+    from mtmh.data.prepare import prepare as run
+    from mtmh.data.report import summary_table
+
+    config = load_config(recipe, [*(overrides or []), *([f"data.input={source}"] if source else [])])
+    artifact = run(config, out or config.dataset_dir)
+    Console().print(summary_table(artifact))
+    done("dataset", artifact.path)
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of this recipe.")] = True,
+) -> None:
+    """Trains the model; alone, or as one rank of torchrun or `torchx run mtmh.train`."""
+    from mtmh.training.trainer import train as run
+
+    run(load_config(recipe, overrides), resume=resume)
+
+
+def plan(
+    recipe: Recipe,
+    hosts: Annotated[int, typer.Option(help="Hosts.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs a host; with --device cpu, processes a host.")] = 8,
+    device: Annotated[str, typer.Option(help="a100-40gb, a100-80gb, h100-80gb, h200-141gb or cpu.")] = "a100-80gb",
+    overrides: Overrides = None,
+) -> None:
+    """Shows how the tables would be spread over machines that are not there; exit code 1 if they do not fit."""
+    from mtmh.training.hardware import Cluster
+    from mtmh.training.plan import DoesNotFit, make_plan
+    from mtmh.training.plan_report import plan_report
+
+    config = load_config(recipe, overrides)
+    try:
+        planned = make_plan(config, Cluster(device, hosts, gpus))
+    except DoesNotFit as error:
+        Console(stderr=True).print(str(error), highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(1) from None
+    Console().print(plan_report(planned), highlight=False)
+
+
+def embed(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
+    """Embeds the catalogue under every head of the newest checkpoint."""
+    from mtmh.index.embed import embed_catalogue
+
+    config = load_config(recipe, overrides)
+    done("item embeddings", embed_catalogue(config, out or config.model_dir("embeddings")).path)
+
+
+def build_index(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
+    """Builds one inverted-file index a head."""
+    from mtmh.index.build import build_index as run
+
+    config = load_config(recipe, overrides)
+    done("index", run(config, out or config.model_dir("index")).path)
+
+
+def retrieve(
+    recipe: Recipe,
+    trigger: Annotated[str, typer.Option(help="Item id to find neighbours of.")],
+    k: Annotated[int, typer.Option(help="Items to print.")] = 10,
+    alpha: Annotated[float | None, typer.Option(help="Percent from the engagement head.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Prints what each head and the merge return for one trigger, side by side."""
+    from mtmh.serving.retriever import Retriever, retrieval_table
+
+    config = load_config(recipe, overrides)
+    retriever = Retriever.load(config.model_dir("index"))
+    side_by_side = retriever.retrieve_side_by_side(trigger, k=k, alpha=alpha)
+    Console().print(retrieval_table(side_by_side))
+
+
+def evaluate(
+    recipe: Recipe,
+    out: Out = None,
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Evaluation folder of another model, shown beside; repeatable.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Measures recall and topic match by the paper's protocol and writes report.html."""
+    from mtmh.evaluation.evaluate import evaluate as run
+    from mtmh.evaluation.results import load_evaluation, results_table
+
+    config = load_config(recipe, overrides)
+    artifact = run(config, out or config.model_dir("evaluation"), compare=compare or [])
+    Console().print(results_table([load_evaluation(path) for path in (artifact.path, *(compare or []))]))
+    done("report", artifact.path / "report.html")

@@ -1,0 +1,42 @@
+"""The settings of a run: one validated tree, a section a stage, filled by recipes (``recipe.py``)."""
+
+from mtmh.config.base import Fraction, NonNegative, Positive, Settings
+from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfig, EncoderConfig, EncoderTrainingConfig
+from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns
+from mtmh.config.model import HeadConfig, ModelConfig
+from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
+from mtmh.config.serving import EvaluationConfig, IndexConfig, RetrievalConfig
+from mtmh.config.training import LossConfig, PlanConfig, PropensityConfig, ShardingConfig, ShardingType, TrainingConfig
+
+__all__ = [
+    "BackboneConfig",
+    "Config",
+    "ContentCheckConfig",
+    "ContentConfig",
+    "DataConfig",
+    "EncoderConfig",
+    "EncoderTrainingConfig",
+    "EvaluationConfig",
+    "Fraction",
+    "HeadConfig",
+    "IndexConfig",
+    "LossConfig",
+    "ModelConfig",
+    "NonNegative",
+    "PairsConfig",
+    "PathsConfig",
+    "PlanConfig",
+    "Positive",
+    "PropensityConfig",
+    "RetrievalConfig",
+    "Settings",
+    "ShardingConfig",
+    "ShardingType",
+    "SimWeightConfig",
+    "SplitConfig",
+    "TableColumns",
+    "TrainingConfig",
+    "load_config",
+    "recipe_names",
+    "variant_names",
+]

@@ -1,0 +1,96 @@
+"""Settings of the way from raw logs to pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mtmh.config.base import Fraction, Positive, Settings
+
+
+class SplitConfig(Settings):
+    """How events are cut into the training period T1 and the test period T2.
+
+    ``time``: one global cut, at ``cutoff`` (same unit as the events' timestamp) or, without it, where
+    ``test_fraction`` of the events lie behind. ``user``: the last ``test_fraction`` of each user's events.
+    """
+
+    kind: Literal["time", "user"] = "time"
+    test_fraction: Fraction = 0.2
+    cutoff: float | str | None = None
+
+    @model_validator(mode="after")
+    def _cutoff_is_for_time(self) -> Self:
+        if self.cutoff is not None and self.kind != "time":
+            raise ValueError("split.cutoff is a point in time: it needs split.kind = time")
+        return self
+
+
+class TableColumns(Settings):
+    """Names of the columns in the user's own tables (source ``tables``); ``None``: the column is absent."""
+
+    user_id: str = "user_id"
+    item_id: str = "item_id"
+    timestamp: str = "timestamp"
+    event: str | None = None
+    value: str | None = None
+    text: list[str] = []
+    image: str | None = None
+    topic_l1: str | None = None
+    topic_l2: str | None = None
+    content_embedding: str | None = None
+
+
+class DataConfig(Settings):
+    """From raw logs to a dataset artifact."""
+
+    source: Literal["synthetic", "movielens", "complete-journey", "online-retail", "amazon", "tables"]
+    input: Path | None = None
+    events: list[Path] = []  # source ``tables``: event files (Parquet or CSV), relative to ``input``
+    items: list[Path] = []  # source ``tables``: item files
+    columns: TableColumns = TableColumns()
+    options: dict[str, Any] = {}  # checked by the source's own settings class
+    split: SplitConfig = SplitConfig()
+    min_user_events: Positive = 2
+    min_item_events: Positive = 1
+    max_history: Positive = 1000  # a user's last events kept for training
+    id_features: list[str] | None = None  # None: all that the source offers
+    float_features: list[str] | None = None
+    min_feature_count: Positive = 1  # rarer values of an id feature share row 0 (unknown)
+    popularity_features: bool = True  # adds log training count and item age at the cut, both from T1 only
+    memory_limit_gb: Annotated[float, Field(gt=0.0)] = 2.0
+    threads: Positive = 2
+
+
+class SimWeightConfig(Settings):
+    """More weight for positives that are semantically close (the search-based interest model of the paper, 3.1).
+
+    ``feature``: the two items share a value of the id feature ``feature``. ``content``: their teacher cosine is
+    at least ``threshold``. Such pairs weigh ``boost``, all others 1. Topics are evaluation labels, never used here.
+    """
+
+    kind: Literal["none", "feature", "content"] = "none"
+    feature: str | None = None
+    threshold: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.5
+    boost: Annotated[float, Field(ge=1.0)] = 2.0
+
+    @model_validator(mode="after")
+    def _feature_named(self) -> Self:
+        if (self.kind == "feature") != (self.feature is not None):
+            raise ValueError(
+                "pairs.sim.feature names the shared id feature: give it with kind = feature, and only then"
+            )
+        return self
+
+
+class PairsConfig(Settings):
+    """Positives from histories: item T of a user's history is paired with each of the ``window`` items before it.
+
+    ``forward``: the earlier item is the trigger, the later one the candidate. ``both``: each pair in both directions.
+    """
+
+    window: Positive = 20
+    direction: Literal["forward", "both"] = "forward"
+    sim: SimWeightConfig = SimWeightConfig()

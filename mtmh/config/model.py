@@ -1,0 +1,54 @@
+"""Settings of the item tower and its heads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from mtmh.config.base import NonNegative, Positive, Settings
+
+
+class HeadConfig(Settings):
+    """One head and its loss: ``engagement_weight * L_e + relevance_weight * L_r`` (paper, equation 3)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    engagement_weight: NonNegative = 1.0
+    relevance_weight: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> Self:
+        if self.engagement_weight == 0.0 and self.relevance_weight == 0.0:
+            raise ValueError(f"head {self.name!r} has no loss: give it an engagement_weight or a relevance_weight")
+        return self
+
+
+class ModelConfig(Settings):
+    """The item tower and its heads. MTMH, MTSH, STMH and single-task differ in ``heads`` only."""
+
+    embedding_dim: Annotated[int, Field(ge=4, multiple_of=4)] = 64
+    feature_dims: dict[str, Annotated[int, Field(ge=4, multiple_of=4)]] = {}  # id features with another width
+    embedding_dtype: Literal["fp32", "fp16"] = "fp32"
+    dense_hidden: list[Positive] = [64]
+    dense_dim: Positive = 32
+    head_hidden: list[Positive] = [256]
+    head_dim: Positive = 128
+    normalize: bool = True  # unit-length head outputs: the dot product is the cosine used at serving
+    id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of items that pass as unseen, trains row 0
+    heads: list[HeadConfig] = [
+        HeadConfig(name="engagement"),
+        HeadConfig(name="relevance", relevance_weight=0.5),
+    ]
+
+    @field_validator("heads")
+    @classmethod
+    def _heads_differ(cls, heads: list[HeadConfig]) -> list[HeadConfig]:
+        names = [head.name for head in heads]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"model.heads needs at least one head and distinct names, got {names}")
+        return heads
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any head distils from the teacher."""
+        return any(head.relevance_weight > 0.0 for head in self.heads)

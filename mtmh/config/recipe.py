@@ -1,0 +1,183 @@
+"""One validated tree of settings; a recipe is one YAML file that fills it.
+
+A recipe may start from another one (``extends: NAME``), variants may be laid over it (``amazon+single-task``), and any
+leaf can be changed from the command line (``--set training.epochs=2``). Unknown keys are errors, so a misspelt setting
+never runs silently.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import yaml
+from pydantic import Field, ValidationError
+
+from mtmh.config.base import Settings
+from mtmh.config.content import ContentConfig
+from mtmh.config.data import DataConfig, PairsConfig
+from mtmh.config.model import ModelConfig
+from mtmh.config.serving import EvaluationConfig, IndexConfig, RetrievalConfig
+from mtmh.config.training import LossConfig, PlanConfig, ShardingConfig, TrainingConfig
+
+
+class PathsConfig(Settings):
+    """Where artifacts live. Recipes that share a root share its dataset and its content embeddings."""
+
+    root: Path
+    dataset: Path | None = None
+    content: Path | None = None
+    encoder: Path | None = None
+    media: Path | None = None
+
+
+class Config(Settings):
+    """A whole recipe."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    description: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    paths: PathsConfig
+    data: DataConfig
+    pairs: PairsConfig = PairsConfig()
+    content: ContentConfig = ContentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    sharding: ShardingConfig = ShardingConfig()
+    plan: PlanConfig = PlanConfig()
+    training: TrainingConfig = TrainingConfig()
+    index: IndexConfig = IndexConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def dataset_dir(self) -> Path:
+        """The dataset artifact, shared by all models of a root."""
+        return self.paths.dataset or self.paths.root / "dataset"
+
+    @property
+    def content_dir(self) -> Path:
+        """The content embeddings, shared by all models of a root."""
+        return self.paths.content or self.paths.root / "content"
+
+    @property
+    def encoder_dir(self) -> Path:
+        """The trained content encoder, shared by all models of a root."""
+        return self.paths.encoder or self.paths.root / "encoder"
+
+    @property
+    def media_dir(self) -> Path:
+        """Images and concepts of a simulated catalogue, shared by all models of a root."""
+        return self.paths.media or self.paths.root / "media"
+
+    def model_dir(self, stage: Literal["checkpoints", "embeddings", "index", "evaluation"]) -> Path:
+        """The folder of one stage of this model."""
+        return self.paths.root / self.name / stage
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return _yaml_names(_recipes())
+
+
+def variant_names() -> list[str]:
+    """Names of the variants that can be laid over any recipe."""
+    return _yaml_names(_recipes() / "variants")
+
+
+def load_config(recipe: str | Path, overrides: list[str] | None = None) -> Config:
+    """Reads a recipe and applies overrides.
+
+    Args:
+        recipe: name of a recipe that ships with the package, or path of a YAML file; ``+VARIANT`` behind it lays a
+            variant over it, as in ``amazon+single-task``.
+        overrides: ``dotted.key=value`` each; the value is read as YAML.
+
+    Raises:
+        ValueError: no such recipe, broken YAML, or a setting that does not fit; the message names file and field.
+    """
+    tree = _read_recipe(recipe, seen=())
+    for override in overrides or []:
+        _apply_override(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"recipe {recipe}: {problems}") from None
+
+
+def _recipes() -> Any:
+    return resources.files("mtmh") / "recipes"
+
+
+def _yaml_names(folder: Any) -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def _read_variant(name: str) -> dict[str, Any]:
+    path = _recipes() / "variants" / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"no variant {name}: not one of {', '.join(variant_names())}")
+    return cast(dict[str, Any], yaml.safe_load(path.read_text()))
+
+
+def _read_recipe(recipe: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
+    base, *variants = str(recipe).split("+")
+    tree = _read_base(base, seen)
+    for variant in variants:
+        tree = _merged(tree, _read_variant(variant))
+    return tree
+
+
+def _read_base(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if recipe in seen:
+        raise ValueError(f"recipe {recipe}: extends itself ({' -> '.join((*seen, recipe))})")
+    path = Path(recipe)
+    shipped = _recipes() / f"{recipe}.yaml"
+    if path.is_file():
+        text = path.read_text()
+    elif path.suffix == "" and shipped.is_file():
+        text = shipped.read_text()
+    else:
+        raise ValueError(f"no recipe {recipe}: not a file, and not one of {', '.join(recipe_names())}")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"recipe {recipe}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"recipe {recipe}: expected a mapping of settings at the top")
+    base = tree.pop("extends", None)
+    if base is None:
+        return cast(dict[str, Any], tree)
+    # A sibling file wins over a shipped recipe of the same name.
+    name, plus, variants = str(base).partition("+")
+    sibling = path.parent / f"{name}.yaml"
+    parent = f"{sibling}{plus}{variants}" if path.is_file() and sibling.is_file() else str(base)
+    return _merged(_read_recipe(parent, (*seen, recipe)), tree)
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"override {override!r}: expected dotted.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r}: the value is not valid YAML: {error}") from None
+    node = tree
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"override {override!r}: {parent} is a value, not a section")
+        node = child
+    node[leaf] = value

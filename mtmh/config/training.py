@@ -1,0 +1,88 @@
+"""Settings of a training run: loss, sharding, optimisers, checkpoints."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from mtmh.config.base import NonNegative, Positive, Settings
+
+
+class PropensityConfig(Settings):
+    """Off-policy pair weight ``1 / (a + count(trigger)^b)`` (related-video paper), scaled to mean 1 over T1 events."""
+
+    a: NonNegative = 1.0
+    b: NonNegative = 0.5
+
+
+class LossConfig(Settings):
+    """InfoNCE and KL distillation over shared negatives (paper, equations 1 to 3)."""
+
+    temperature: Annotated[float, Field(gt=0.0)] = 0.07
+    teacher_temperature: Annotated[float, Field(gt=0.0)] = 0.07
+    in_batch_negatives: bool = True
+    num_uniform_negatives: Annotated[int, Field(ge=0)] = 2048  # of the global batch
+    log_q: bool = True
+    mask_history: bool = True
+    history_mask_length: Positive = 100  # the last items of a history that are masked as accidental hits
+    propensity: PropensityConfig | None = None
+    chunk_rows: Positive = 256
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> Self:
+        if not self.in_batch_negatives and self.num_uniform_negatives == 0:
+            raise ValueError("loss: no negatives: turn on in_batch_negatives or set num_uniform_negatives")
+        return self
+
+
+ShardingType = Literal["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard"]
+
+
+class ShardingConfig(Settings):
+    """Constraints for TorchRec's planner; a table without one is placed by the planner."""
+
+    default: ShardingType | None = None
+    tables: dict[str, ShardingType] = {}
+
+
+class PlanConfig(Settings):
+    """A catalogue that is not prepared yet, for ``mtmh plan``; a dataset artifact takes precedence."""
+
+    # Rows of each id feature's table, item_id among them, row 0 (unknown) included; item tables hold them as int32.
+    rows: dict[str, Annotated[int, Field(ge=1, lt=2**31)]] = {}
+    num_floats: Annotated[int, Field(ge=0)] = 0  # float features
+
+    @field_validator("rows")
+    @classmethod
+    def _has_items(cls, rows: dict[str, int]) -> dict[str, int]:
+        if rows and "item_id" not in rows:
+            raise ValueError(f"plan.rows needs item_id, the feature of every dataset; got {', '.join(rows)}")
+        return rows
+
+
+class TrainingConfig(Settings):
+    """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks."""
+
+    batch_size: Positive = 6144
+    num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
+    shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
+    epochs: Positive = 1
+    max_steps: Positive | None = None
+    optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.05
+    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    checkpoint_every: Positive = 500
+    keep_checkpoints: Positive = 2
+    log_every: Positive = 20
+    prefetch_batches: Positive = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _batch_splits(self) -> Self:
+        if self.batch_size % self.num_shards:
+            raise ValueError(
+                f"training.batch_size ({self.batch_size}) must be a multiple of training.num_shards ({self.num_shards})"
+            )
+        return self
