@@ -59,7 +59,7 @@ bench: $(INSTALLED)
 doctor: $(INSTALLED)
 	mtmh doctor
 
-$(INSTALLED): requirements/base.txt requirements/torchrec.txt requirements/$(DEVICE).txt requirements/dev.txt setup.py
+$(INSTALLED): requirements/base.txt requirements/torchrec.txt requirements/$(DEVICE).txt requirements/dev.txt requirements/milvus.txt setup.py
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet "pip>=25" "setuptools>=77"
 ifeq ($(DEVICE),cpu)
