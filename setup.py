@@ -43,7 +43,13 @@ setup(
     },
     # TorchRec asks for fbgemm-gpu, whose CPU and CUDA builds exclude each other, so both sit behind an extra.
     install_requires=[pin.replace("==", ">=") for pin in pins("base")],
-    extras_require={"cpu": matrix("cpu"), "cuda": matrix("cuda"), "dev": pins("dev"), "lora": pins("lora"), "milvus": pins("milvus")},
+    extras_require={
+        "cpu": matrix("cpu"),
+        "cuda": matrix("cuda"),
+        "dev": pins("dev"),
+        "lora": pins("lora"),
+        "milvus": pins("milvus"),
+    },
     entry_points={
         "console_scripts": ["mtmh = mtmh.cli:main"],
         # Any entry in this group hides TorchX's own components, so those are registered again.

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 STATE = "state"  # the folder of tensors inside an artifact
 # Beginnings of names in the state.
 MODEL = "model."
+TASK = (MODEL, "loss.")  # what `TrainTask` holds
 OPTIMIZER = "optimizer."
-RANDOM = "random."
+RANDOM = "random."  # a rank's own
 FOLDER = re.compile(r"step-(\d{8,})")
 
 # The settings that decide which numbers a run computes. All others (devices, sharding, how often to log, how long to
@@ -57,6 +58,22 @@ def latest_checkpoint(root: Path) -> Path:
     raise ValueError(f"{root}: no complete checkpoint here; train the model first (mtmh train)")
 
 
+class Part(Protocol):
+    """Something besides model and optimizer whose state training changes, see `Checkpoints.add`."""
+
+    def state(self) -> State:
+        """The tensors as they are now, of sizes that do not change; `Checkpoints.restore` fills them in place.
+
+        A plain tensor is the same on all ranks. What a rank alone holds is a ShardedTensor or DTensor, so that
+        another number of ranks can load it.
+        """
+        ...
+
+    def restored(self) -> None:
+        """Called when the tensors of `state` have been filled."""
+        ...
+
+
 class Checkpoints:
     """Writes and restores the state of one run, on all ranks together.
 
@@ -73,6 +90,17 @@ class Checkpoints:
         self._features = features
         self._inputs = inputs
         self._ranks = ranks
+        self._parts: dict[str, Part] = {}
+
+    def add(self, name: str, part: Part) -> None:
+        """From now on the state of ``part`` is saved and restored too, under names that begin with ``name``.
+
+        When `save` is called the pipeline is empty: nothing of a step after ``step`` has gone through the model. The
+        loader's thread is ahead.
+        """
+        assert f"{name}." not in (*TASK, OPTIMIZER, RANDOM), name
+        assert name not in self._parts, name
+        self._parts[name] = part
 
     def find(self, resume: bool) -> Path | None:
         """The checkpoint to go on from; ``None``: a fresh run.
@@ -111,11 +139,11 @@ class Checkpoints:
             return path
 
         folder = on_first(self._ranks, begin)
-        write_state(training_state(model, optimizer) | self._random_state(), folder)
+        write_state(self._state(model, optimizer) | self._random_state(), folder)
         return on_first(self._ranks, commit)
 
     def restore(self, path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> int:
-        """Puts weights, optimizer and random state back.
+        """Puts weights, optimizer, parts and random state back.
 
         The random state is a rank's own; on another number of ranks each goes on with a fresh one.
 
@@ -128,12 +156,22 @@ class Checkpoints:
         artifact = open_artifact(path, "checkpoint")
         folder = path / STATE
         random_state = self._random_state()
-        same_ranks = random_state.keys() <= stored_names(folder)
-        read_state(training_state(model, optimizer), folder, prefixes=(MODEL, OPTIMIZER))
+        stored = stored_names(folder)
+        same_ranks = random_state.keys() <= stored
+        prefixes = {f"{name.partition('.')[0]}." for name in stored} - {RANDOM}
+        read_state(self._state(model, optimizer), folder, prefixes=tuple(prefixes))
+        for part in self._parts.values():
+            part.restored()
         if same_ranks:
             read_state(random_state, folder, prefixes=(RANDOM,))
             _set_random_state(random_state, self._ranks)
         return int(artifact.summary["step"])
+
+    def _state(self, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> State:
+        state = training_state(model, optimizer)
+        for name, part in self._parts.items():
+            state |= {f"{name}.{key}": value for key, value in part.state().items()}
+        return state
 
     def _find(self, resume: bool) -> Path | None:
         found = _newest_first(self.root)
@@ -202,7 +240,7 @@ class Checkpoints:
 def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> State:
     """All tensors that training changes, by name; they share memory with model and optimizer."""
     state: State = dict(model.state_dict())
-    assert all(name.startswith(MODEL) for name in state)
+    assert all(name.startswith(TASK) for name in state)
     for parameter, entries in optimizer.state_dict()["state"].items():
         for name, value in _flat(entries):
             assert isinstance(value, Tensor), f"{parameter} {name}: {type(value).__name__}"

@@ -8,7 +8,7 @@ import math
 import resource
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -89,6 +89,7 @@ class TrainingLog:
         self._window: list[Tensor] = []
         self._waited = 0.0
         self._step = start_step
+        self._gauges: dict[str, Callable[[], Mapping[str, float]]] = {}
         self._view = _View(config, loader.num_steps, start_step) if ranks.is_first else None
         self._began = time.perf_counter()
 
@@ -100,6 +101,16 @@ class TrainingLog:
     ) -> None:
         if self._view is not None:
             self._view.close()
+
+    def add(self, name: str, gauge: Callable[[], Mapping[str, float]]) -> None:
+        """Shows more numbers with every window, under ``name`` in the JSON line and ``name/KEY`` in TensorBoard.
+
+        Args:
+            name: not one of the line's own keys.
+            gauge: called at the end of a window on all ranks together, so it may communicate; rank 0's result is shown.
+        """
+        assert name not in self._gauges, name
+        self._gauges[name] = gauge
 
     def show(self, message: RenderableType) -> None:
         """Prints on rank 0."""
@@ -169,7 +180,7 @@ class TrainingLog:
             "rss_gb": resident / 1e9,
             "peak_rss_gb": peak_resident / 1e9,
             "peak_gpu_gb": peak_gpu / 1e9,
-        }
+        } | {name: dict(gauge()) for name, gauge in self._gauges.items()}
 
     def _describe(self, own: Tensor, total: Tensor, first_step: int) -> str:
         """Which step, head and items; every rank gets to the same message, so that all stop."""
@@ -218,7 +229,9 @@ class _View:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         scalars = {f"loss/{head}/{kind}": value for head, loss in line["loss"].items() for kind, value in loss.items()}
-        scalars |= {key: value for key, value in line.items() if key not in ("step", "loss")}
+        for key, value in line.items():
+            if key not in ("step", "loss"):
+                scalars |= {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
         for key, value in scalars.items():
             self._board.add_scalar(key, value, line["step"])
         losses = "  ".join(

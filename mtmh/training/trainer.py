@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -57,15 +58,18 @@ def train(config: Config, *, resume: bool = True) -> Path:
         pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
         with TrainingLog(config, dataset, loader, optimizer, ranks, start_step=step) as log:
             log.show(plan_table(plan))
+            every = config.training.checkpoint_every
             batches = of_one_size(log.timed(loader.batches(step)))
             while step < loader.num_steps:
-                set_learning_rates(optimizer, config.training, step)
-                losses = pipeline.progress(batches)
-                step += 1
-                save = step % config.training.checkpoint_every == 0 or step == loader.num_steps
-                log.record(step, losses, report=save)  # raises before a bad state could be saved
-                if save:
-                    checkpoint = checkpoints.save(step, step // loader.steps_per_epoch, sharded, optimizer)
+                # The pipeline works ahead, but never past a checkpoint: nothing of a later step is in the state.
+                stop = min(loader.num_steps, step + every - step % every)
+                leg = islice(batches, stop - step)
+                while step < stop:
+                    set_learning_rates(optimizer, config.training, step)
+                    losses = pipeline.progress(leg)
+                    step += 1
+                    log.record(step, losses, report=step == stop)  # raises before a bad state could be saved
+                checkpoint = checkpoints.save(step, step // loader.steps_per_epoch, sharded, optimizer)
             log.show(f"Trained {step} steps; checkpoint {checkpoint}")
         assert checkpoint is not None
         return checkpoint
