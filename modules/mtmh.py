@@ -27,6 +27,9 @@ class MTMH(nn.Module):
         head_dim: embedding width ``D`` of every head.
         normalize: unit-length embeddings.
 
+    Attributes:
+        head_dim: ``D``.
+
     Raises:
         ValueError: no heads, or two of one name.
 
@@ -57,6 +60,7 @@ class MTMH(nn.Module):
         self.sparse_nn = sparse_nn
         self.dense_nn = dense_nn
         self.heads = tuple(heads)
+        self.head_dim = head_dim
         in_dim = sparse_nn.out_dim + dense_nn.out_dim
         self.head_mlps = nn.ModuleDict({name: HeadMLP(in_dim, head_hidden, head_dim, normalize) for name in names})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 from torchrec.types import DataType
 
 from mtmh.artifacts import open_artifact
@@ -62,10 +63,40 @@ def load_model(checkpoint: Path) -> MTMH:
     Raises:
         ValueError: no complete checkpoint there, or its files do not hold exactly this model.
     """
+    model = model_of(checkpoint, torch.device("cpu"))
+    load_weights(model, checkpoint, distributed=False)
+    return model.eval()
+
+
+def model_of(checkpoint: Path, device: torch.device, *, tables: torch.device | None = None) -> MTMH:
+    """The model that a checkpoint is of, untrained; `load_weights` fills it, before or after sharding.
+
+    Args:
+        checkpoint: folder of one checkpoint.
+        device: where the towers live.
+        tables: where the embedding tables live if elsewhere: ``meta`` for a model that is to be sharded.
+
+    Raises:
+        ValueError: no complete checkpoint there.
+    """
     artifact = open_artifact(checkpoint, "checkpoint")
     settings = ModelConfig.model_validate(artifact.manifest.config["model"])
     schema = FeatureSchema.model_validate(artifact.summary["features"])
-    model = build_model(settings, schema, torch.device("cpu"))
+    return build_model(settings, schema, device, tables=tables)
+
+
+def load_weights(model: nn.Module, checkpoint: Path, *, distributed: bool = True) -> None:
+    """Fills a model in place with the weights of a checkpoint, whatever the ranks and the plan that wrote it.
+
+    Args:
+        model: the one of `model_of`, whole or as DistributedModelParallel has sharded it, alone or inside another
+            module; on its own devices.
+        checkpoint: folder of one checkpoint.
+        distributed: all ranks call this together, each reads its shards; otherwise this process reads all.
+
+    Raises:
+        ValueError: no complete checkpoint there, or its files do not hold exactly this model.
+    """
+    artifact = open_artifact(checkpoint, "checkpoint")
     state = {f"{MODEL}{name}": value for name, value in model.state_dict().items()}
-    read_state(state, artifact.path / STATE, prefixes=(MODEL,), distributed=False)
-    return model.eval()
+    read_state(state, artifact.path / STATE, prefixes=(MODEL,), distributed=distributed)
