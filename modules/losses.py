@@ -3,19 +3,18 @@
 For row ``i`` (a trigger with its positive) and head ``h``, with embeddings ``E`` of that head::
 
     s_+ = <E_i, E_i+> / temperature                         the positive is always in the set: never corrected
-    s_k = <E_i, E_k-> / temperature - log(L * q_k)          k = 1..L; masked pairs are left out
+    s_k = <E_i, E_k-> / temperature + log(weight_k)         k = 1..L; masked pairs are left out
     P   = softmax([s_+, s_1, ..., s_L])
     L_e = -log P_+                                          (MTMH paper, equation 1)
     Q   = the same from the teacher's embeddings, with its own temperature
     L_r = KL(Q || P)                                        (equation 2)
     loss = sum_i w_i * (engagement_weight * L_e + relevance_weight * L_r)      (equation 3)
 
-The importance correction. ``q_k`` is the probability that one of the ``L`` draws of negatives is item ``k``, so
-``L * q_k`` is how often the item is expected in the set and ``sum_k exp(s_k)`` is an unbiased estimate of the sum over
-the whole catalogue. ``P`` then estimates the softmax over the catalogue, whatever the sampling; without ``log(L)`` the
-negatives would weigh ``L`` times too much against the uncorrected positive. ``Q`` is corrected in the same way: it
-too stands for a softmax over the catalogue, and a KL between a corrected and an uncorrected softmax would teach the
-head the sampling distribution. Without ``log_q_negative`` both are the plain sampled softmax of the paper.
+The importance correction. With ``weight_k`` one over the number of times that item ``k`` is expected among the draws,
+``sum_k exp(s_k)`` over the draws is an unbiased estimate of the sum over the whole catalogue, and ``P`` estimates the
+softmax over the catalogue, whatever the sampling. ``Q`` is corrected in the same way: it too stands for a softmax over
+the catalogue, and a KL between a corrected and an uncorrected softmax would teach the head the sampling distribution.
+Without ``log_weight_negative`` both are the plain sampled softmax of the paper.
 
 Missing content is a zero row of the teacher. A row whose trigger or positive has none has no relevance loss. A
 negative that has none is left out of both ``Q`` and ``P`` in ``L_r`` (and only there): the teacher says nothing about
@@ -28,7 +27,6 @@ scales what the forward has formed: ``M x D``, ``M x D`` and ``L x D`` a head.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -86,7 +84,7 @@ def contrastive_losses(
     *,
     temperature: float,
     row_weight: Tensor | None = None,
-    log_q_negative: Tensor | None = None,
+    log_weight_negative: Tensor | None = None,
     teacher: Teacher | None = None,
     hits: tuple[Tensor, Tensor] | None = None,
     chunk_rows: int = 256,
@@ -102,8 +100,9 @@ def contrastive_losses(
         heads: the heads' loss weights, in the same order.
         temperature: divides the similarities.
         row_weight: ``[M]``, weight of each row; 1 if not given. No gradient.
-        log_q_negative: ``[L]``, log of the probability that one draw of a negative gives this item (not of its expected
-            count: ``log(L)`` is added here); ``None``: no correction. No gradient.
+        log_weight_negative: ``[L]``, added to the negatives' logits, the teacher's too: minus the log of how often the
+            item is expected among the draws, plus the log of how often it was drawn if one column stands for all its
+            draws. ``None``: 0. No gradient.
         teacher: content embeddings; needed if a head has a relevance weight, unused otherwise.
         hits: rows and columns ``[K]`` int64 of the pairs to leave out, as from ``accidental_hits``; any order.
         chunk_rows: rows whose logits are held at a time, at most; on CPU fewer if there are many negatives.
@@ -124,7 +123,7 @@ def contrastive_losses(
         >>> [tuple(tensor.grad.shape) for tensor in embeddings]
         [(3, 4), (3, 4), (5, 4)]
     """
-    _check_shapes(trigger, positive, negative, heads, row_weight, log_q_negative)
+    _check_shapes(trigger, positive, negative, heads, row_weight, log_weight_negative)
     if not temperature > 0.0 or chunk_rows < 1:
         raise ValueError(f"expected temperature > 0 and chunk_rows >= 1, got {temperature} and {chunk_rows}")
     dtype = torch.promote_types(trigger[0].dtype, torch.float32)
@@ -134,14 +133,11 @@ def contrastive_losses(
         raise ValueError("a head with a relevance_weight needs a teacher")
     if row_weight is None:
         row_weight = trigger[0].new_ones(num_rows)
-    correction = None
-    if log_q_negative is not None:
-        correction = log_q_negative.detach().to(dtype) + math.log(max(num_negatives, 1))
     problem = _Problem(
         heads=tuple(heads),
         temperature=temperature,
         row_weight=row_weight.detach().to(dtype),
-        correction=correction,
+        log_weight=None if log_weight_negative is None else log_weight_negative.detach().to(dtype),
         distillation=_prepare_teacher(teacher, dtype, num_rows, num_negatives) if teacher and relevance else None,
         hits=_Hits.sort(hits, num_rows, num_negatives) if hits is not None else None,
         chunk_rows=_rows_at_a_time(chunk_rows, num_negatives, trigger[0].device),
@@ -189,7 +185,7 @@ class _Problem:
     heads: tuple[Head, ...]
     temperature: float
     row_weight: Tensor
-    correction: Tensor | None  # [L], log of the expected count of each negative
+    log_weight: Tensor | None  # [L], of the negatives
     distillation: _Distillation | None
     hits: _Hits | None
     chunk_rows: int
@@ -275,8 +271,8 @@ def _fill_logits(
         torch.split(negative, tile), torch.split(logits[:, :-1], tile, dim=1), strict=True
     ):
         torch.mm(scaled_trigger, tile_negative.t(), out=tile_logits)
-    if problem.correction is not None:
-        logits[:, :-1] -= problem.correction
+    if problem.log_weight is not None:
+        logits[:, :-1] += problem.log_weight
     logits[:, -1] = (scaled_trigger * positive).sum(dim=1)
     if excluded is not None:
         logits.view(-1).index_fill_(0, excluded, EXCLUDED)
@@ -389,7 +385,7 @@ def _check_shapes(
     negative: Sequence[Tensor],
     heads: Sequence[Head],
     row_weight: Tensor | None,
-    log_q_negative: Tensor | None,
+    log_weight_negative: Tensor | None,
 ) -> None:
     if not heads or not len(heads) == len(trigger) == len(positive) == len(negative):
         raise ValueError(
@@ -405,6 +401,9 @@ def _check_shapes(
                 f"head {head.name!r}: expected trigger and positive [{num_rows}, D] and negative [{num_negatives}, D], "
                 f"got {shapes}"
             )
-    for name, tensor, size in (("row_weight", row_weight, num_rows), ("log_q_negative", log_q_negative, num_negatives)):
+    for name, tensor, size in (
+        ("row_weight", row_weight, num_rows),
+        ("log_weight_negative", log_weight_negative, num_negatives),
+    ):
         if tensor is not None and tensor.shape != (size,):
             raise ValueError(f"{name}: expected shape [{size}], got {list(tensor.shape)}")

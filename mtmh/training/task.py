@@ -87,7 +87,7 @@ class GlobalLoss(nn.Module):
             heads=self._heads,
             temperature=config.temperature,
             row_weight=batch.weight,
-            log_q_negative=negatives.log_q,
+            log_weight_negative=negatives.log_weight,
             teacher=teacher,
             hits=_accidental_hits(batch, negatives.items),
             chunk_rows=config.chunk_rows,
@@ -105,14 +105,14 @@ class _Negatives:
     Attributes:
         embeddings: for each head [L, D].
         items: [L] int64 catalogue indices, ascending if of several ranks.
-        log_q: [L] float32, as `contrastive_losses` wants it.
+        log_weight: [L] float32, log of how often each was drawn over how often it was expected.
         content: [L, Dc] float32.
         total_weight: of the pairs of all ranks.
     """
 
     embeddings: list[Tensor]
     items: Tensor
-    log_q: Tensor
+    log_weight: Tensor
     content: Tensor
     total_weight: float
 
@@ -144,12 +144,11 @@ def _share_negatives(by_head: list[Tensor], batch: PairBatch, config: LossConfig
             0, column, torch.arange(len(column), device=column.device), "amin", include_self=False
         )
         embeddings, facts = embeddings.index_select(0, one_of), facts.index_select(0, one_of)
-    # contrastive_losses adds the log of the number of columns; expected counts go by the number of draws instead.
-    expected = facts[:, 0] + math.log(num_draws) if config.log_q else torch.zeros_like(facts[:, 0])
+    log_expected = facts[:, 0] + math.log(num_draws) if config.log_q else torch.zeros_like(facts[:, 0])
     return _Negatives(
         embeddings=list(torch.split(embeddings, [part.shape[1] for part in by_head], dim=1)),
         items=items,
-        log_q=expected - copies.float().log() - math.log(len(items)),
+        log_weight=copies.float().log() - log_expected,
         content=facts[:, 1:],
         total_weight=sum(weight for _, _, weight in columns),
     )

@@ -27,7 +27,7 @@ class Inputs:
     heads: tuple[Head, ...]
     temperature: float = 0.2
     row_weight: Tensor | None = None
-    log_q_negative: Tensor | None = None
+    log_weight_negative: Tensor | None = None
     teacher: Teacher | None = None
     hits: tuple[Tensor, Tensor] | None = None
 
@@ -51,7 +51,7 @@ class Inputs:
             positive=leaf(self.positive),
             negative=leaf(self.negative),
             row_weight=constant(self.row_weight),
-            log_q_negative=constant(self.log_q_negative),
+            log_weight_negative=constant(self.log_weight_negative),
             teacher=teacher,
         )
 
@@ -80,7 +80,7 @@ def chunked(inputs: Inputs, chunk_rows: int = 256) -> LossOutput:
         inputs.heads,
         temperature=inputs.temperature,
         row_weight=inputs.row_weight,
-        log_q_negative=inputs.log_q_negative,
+        log_weight_negative=inputs.log_weight_negative,
         teacher=inputs.teacher,
         hits=inputs.hits,
         chunk_rows=chunk_rows,
@@ -96,8 +96,8 @@ def naive(inputs: Inputs) -> LossOutput:
 
     def logits(trigger: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
         of_negatives = trigger @ negative.T / temperature
-        if inputs.log_q_negative is not None:
-            of_negatives = of_negatives - inputs.log_q_negative - math.log(max(num_negatives, 1))
+        if inputs.log_weight_negative is not None:
+            of_negatives = of_negatives + inputs.log_weight_negative
         return torch.cat([(trigger * positive).sum(1, keepdim=True) / temperature, of_negatives], dim=1)
 
     def log_softmax(x: Tensor, columns: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def random_inputs(
     heads: tuple[Head, ...] = MTMH_HEADS,
     normalize: bool = True,
     weighted: bool = True,
-    log_q: bool = True,
+    log_weight: bool = True,
     hits: bool = True,
     missing_rows: bool = False,
     missing_negatives: bool = False,
@@ -167,7 +167,7 @@ def random_inputs(
         heads=heads,
         temperature=temperature,
         row_weight=torch.rand(rows, dtype=torch.float64, generator=generator) + 0.1 if weighted else None,
-        log_q_negative=torch.randn(negatives, dtype=torch.float64, generator=generator) - 3 if log_q else None,
+        log_weight_negative=torch.randn(negatives, dtype=torch.float64, generator=generator) if log_weight else None,
         teacher=Teacher(
             teacher_embeddings(rows, missing_rows),
             teacher_embeddings(rows, missing_rows),
@@ -193,13 +193,15 @@ def assert_equal(inputs: Inputs, chunk_rows: int = 4) -> None:
             torch.testing.assert_close(part.detach().double(), reference.detach(), rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("log_q", [False, True])
+@pytest.mark.parametrize("log_weight", [False, True])
 @pytest.mark.parametrize("hits", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("missing", [False, True])
-def test_equals_naive_formula(log_q: bool, hits: bool, weighted: bool, missing: bool) -> None:
+def test_equals_naive_formula(log_weight: bool, hits: bool, weighted: bool, missing: bool) -> None:
     assert_equal(
-        random_inputs(log_q=log_q, hits=hits, weighted=weighted, missing_rows=missing, missing_negatives=missing)
+        random_inputs(
+            log_weight=log_weight, hits=hits, weighted=weighted, missing_rows=missing, missing_negatives=missing
+        )
     )
 
 
@@ -225,7 +227,7 @@ def test_every_setting_of_heads(heads: tuple[Head, ...], missing_negatives: bool
     negatives=st.integers(0, 9),
     chunk_rows=st.integers(1, 10),
     normalize=st.booleans(),
-    log_q=st.booleans(),
+    log_weight=st.booleans(),
     hits=st.booleans(),
     missing_rows=st.booleans(),
     missing_negatives=st.booleans(),
@@ -264,7 +266,7 @@ def test_gradcheck(missing_negatives: bool) -> None:
 @pytest.mark.parametrize("temperature", [0.01, 1e-4])
 def test_extreme_logits_stay_exact(temperature: float, missing_negatives: bool) -> None:
     """Probabilities underflow and the losses are still right, in float32 too."""
-    inputs = random_inputs(temperature=temperature, missing_negatives=missing_negatives, log_q=False)
+    inputs = random_inputs(temperature=temperature, missing_negatives=missing_negatives, log_weight=False)
     assert inputs.teacher is not None
     inputs = replace(inputs, teacher=replace(inputs.teacher, temperature=0.01))
     # Rounding a logit of 1 / temperature moves probabilities by that much, so only values are compared in float32.
@@ -290,8 +292,8 @@ def test_row_without_negatives_has_no_loss_and_no_gradient() -> None:
 
 
 def test_a_hit_counts_as_an_absent_negative() -> None:
-    """Without the importance correction, whose log(L) counts draws, leaving a column out equals not having it."""
-    inputs = random_inputs(negatives=6, hits=False, log_q=False)
+    """Leaving a column out equals not having it."""
+    inputs = random_inputs(negatives=6, hits=False, log_weight=False)
     rows = torch.arange(13)
     masked = replace(inputs, hits=(rows, torch.full_like(rows, 2)))
     assert inputs.teacher is not None
@@ -311,9 +313,9 @@ def test_rows_add_up() -> None:
         torch.testing.assert_close(one + other, both)
 
 
-def test_log_q_recovers_the_softmax_over_the_catalogue() -> None:
+def test_log_weights_recover_the_softmax_over_the_catalogue() -> None:
     """Items drawn as often as their probability says weigh as if each was in the set once, in P and in Q."""
-    catalogue = random_inputs(negatives=6, hits=False, log_q=False)
+    catalogue = random_inputs(negatives=6, hits=False, log_weight=False)
     copies = torch.tensor([1, 4, 2, 1, 7, 5])
     drawn = torch.repeat_interleave(torch.arange(6), copies)
     assert catalogue.teacher is not None
@@ -321,7 +323,7 @@ def test_log_q_recovers_the_softmax_over_the_catalogue() -> None:
         catalogue,
         negative=[x[drawn] for x in catalogue.negative],
         teacher=replace(catalogue.teacher, negative=catalogue.teacher.negative[drawn]),
-        log_q_negative=(copies[drawn] / drawn.numel()).log(),
+        log_weight_negative=-copies[drawn].double().log(),
     )
     for found, expected in zip(chunked(sample), chunked(catalogue), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
@@ -441,7 +443,7 @@ def test_logits_are_never_held() -> None:
         ({"temperature": math.nan}, "temperature > 0"),
         ({"teacher": None}, "needs a teacher"),
         ({"row_weight": torch.ones(12)}, r"row_weight: expected shape \[13\]"),
-        ({"log_q_negative": torch.ones(13)}, r"log_q_negative: expected shape \[29\]"),
+        ({"log_weight_negative": torch.ones(13)}, r"log_weight_negative: expected shape \[29\]"),
         ({"hits": (torch.tensor([13]), torch.tensor([0]))}, "out of range"),
         ({"hits": (torch.tensor([0]), torch.tensor([29]))}, "out of range"),
         ({"hits": (torch.tensor([0]), torch.tensor([-1]))}, "out of range"),
