@@ -10,8 +10,12 @@ from mtmh.config.base import NonNegative, Positive, Settings
 
 
 class PropensityConfig(Settings):
-    """Off-policy pair weight ``1 / (a + count(trigger)^b)`` (related-video paper), scaled to mean 1 over T1 events."""
+    """Off-policy weight ``1 / (a + count^b)`` (related-video paper), scaled to mean 1 over T1 events.
 
+    ``on``: whose count weighs a pair: the ``trigger``'s, as in the paper, the ``candidate``'s, or ``both``.
+    """
+
+    on: Literal["trigger", "candidate", "both"] = "trigger"
     a: NonNegative = 1.0
     b: NonNegative = 0.5
 

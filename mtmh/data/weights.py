@@ -57,17 +57,18 @@ class PairWeights:
         elif self._sim.kind == "content":
             weight[cosine_at_least(content, trigger, candidate, self._sim.threshold)] *= self._sim.boost
         if self._propensity is not None:
-            weight *= self._propensity(items)[trigger]
+            weight *= self._propensity.of_pairs(items, trigger, candidate)
         return torch.from_numpy(weight)
 
 
 class PropensityWeights:
-    """Inverse propensity of triggers (related-video paper, off-policy correction).
+    """Inverse propensity of triggers, candidates or both (related-video paper, off-policy correction, equation 7).
 
     ``w(i) = s / (a + count(i)^b)`` with ``count`` the item's training events. The scale ``s`` makes the mean of ``w``
-    over training events 1: ``s = sum(count) / sum(count / (a + count^b))``. Triggers occur about as often as events,
-    so the mean over training pairs is about 1; unlike a mean over a batch it does not depend on the batch or the
-    number of ranks.
+    over training events 1: ``s = sum(count) / sum(count / (a + count^b))``. Triggers and candidates occur about as
+    often as events, so the mean over training pairs is about 1; unlike a mean over a batch it does not depend on the
+    batch or the number of ranks. ``both`` multiplies the two weights, each of mean 1: where popular items meet popular
+    ones the mean of the product is below 1.
     """
 
     def __init__(self, train_count: npt.NDArray[np.int64], config: PropensityConfig) -> None:
@@ -79,9 +80,25 @@ class PropensityWeights:
             self._scale = known.sum() / (known / (config.a + known**config.b)).sum()
 
     def __call__(self, items: Indices) -> npt.NDArray[np.float32]:
-        """Weights [U] float32 of items [U] as triggers."""
+        """Weights [U] float32 of items [U]."""
         counts = np.maximum(self._train_count[items], 1).astype(np.float64)
         return (self._scale / (self._config.a + counts**self._config.b)).astype(np.float32)
+
+    def of_pairs(self, items: Indices, trigger: Indices, candidate: Indices) -> npt.NDArray[np.float32]:
+        """Weights of pairs.
+
+        Args:
+            items: [U] items.
+            trigger: [M] rows of ``items``.
+            candidate: [M] rows of ``items``.
+
+        Returns:
+            [M] float32.
+        """
+        of_item = self(items)
+        if self._config.on == "both":
+            return of_item[trigger] * of_item[candidate]
+        return of_item[trigger if self._config.on == "trigger" else candidate]
 
 
 def share_value(column: IdColumn, first: Indices, second: Indices) -> npt.NDArray[np.bool_]:

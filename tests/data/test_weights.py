@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -62,6 +63,26 @@ def test_propensity_weights_have_mean_one_over_training_events(a: float, b: floa
     assert (weights[known] * counts[known]).sum() / counts.sum() == pytest.approx(1.0)
     ratio = (a + 100.0**b) / (a + 4.0**b)
     assert weights[2] / weights[3] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize("on", ["trigger", "candidate", "both"])
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.5), (0.0, 1.0), (7.0, 1.3)])
+def test_propensity_weights_of_pairs_equal_the_formula(
+    on: Literal["trigger", "candidate", "both"], a: float, b: float
+) -> None:
+    counts = np.array([3, 1, 4, 100, 0, 25], np.int64)
+    items = np.array([3, 5, 1, 0])
+    trigger, candidate = np.divmod(np.arange(16), 4)
+    found = PropensityWeights(counts, PropensityConfig(on=on, a=a, b=b)).of_pairs(items, trigger, candidate)
+    # The mean over a stream in which each item is as often as it counts.
+    mean = np.mean([1.0 / (a + float(count) ** b) for count in counts for _ in range(count)])
+    for place in range(16):
+        expected = 1.0
+        if on in ("trigger", "both"):
+            expected /= mean * (a + float(counts[items[trigger[place]]]) ** b)
+        if on in ("candidate", "both"):
+            expected /= mean * (a + float(counts[items[candidate[place]]]) ** b)
+        assert found[place] == pytest.approx(expected, rel=1e-6)
 
 
 def test_weights_multiply_and_an_item_with_itself_weighs_nothing(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ PLANS = {
 }
 LOSSES: dict[str, dict[str, Any]] = {
     "uniform_only": {"in_batch_negatives": False, "mask_history": False},
-    "uncorrected": {"log_q": False, "num_uniform_negatives": 0, "propensity": {"a": 1.0, "b": 0.5}},
+    "uncorrected": {"log_q": False, "num_uniform_negatives": 0, "propensity": {"on": "both", "a": 1.0, "b": 0.5}},
 }
 
 
