@@ -20,9 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh import __version__
 
-Kind = Literal[
-    "dataset", "media", "encoder", "content", "checkpoint", "embeddings", "index", "segment", "evaluation", "check"
-]
+Kind = Literal["dataset", "media", "encoder", "content", "checkpoint", "embeddings", "index", "evaluation", "check"]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -128,7 +126,7 @@ class ArtifactWriter:
         )
         manifest_path = self.folder / MANIFEST
         manifest_path.write_text(manifest.model_dump_json(indent=2))
-        fsync(manifest_path)
+        _fsync(manifest_path)
         _swap(self.folder, self.path)
         return Artifact(self.path, manifest)
 
@@ -182,6 +180,22 @@ def open_artifact(path: Path, kind: Kind) -> Artifact:
     return Artifact(path, manifest)
 
 
+def link_folder(source: Path, target: Path) -> None:
+    """Puts the files of a folder of one artifact into another without a copy where the file system allows it.
+
+    Files of artifacts never change, so that sharing them is safe. A source that is not there leaves nothing.
+    """
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=_link)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+
+
 def _canonical_json(tree: Any) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
@@ -217,21 +231,11 @@ def _swap(new: Path, final: Path) -> None:
     if final.exists():
         final.replace(old)
     new.replace(final)
-    fsync(final.parent)
+    _fsync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small file: after a crash at any moment it holds the old text or the new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_text(text)
-    fsync(aside)
-    aside.replace(path)
-    fsync(path.parent)
-
-
-def fsync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -32,11 +32,14 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of this recipe.")] = True,
+    continue_from: Annotated[
+        Path | None, typer.Option(help="Checkpoint of the period before, whose model a fresh run starts from.")
+    ] = None,
 ) -> None:
     """Trains the model; alone, or as one rank of torchrun or `torchx run mtmh.train`."""
     from mtmh.training.trainer import train as run
 
-    run(load_config(recipe, overrides), resume=resume)
+    run(load_config(recipe, overrides), resume=resume, continue_from=continue_from)
 
 
 def plan(
@@ -69,20 +72,11 @@ def embed(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
 
 
 def build_index(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
-    """Builds one index a head and publishes it as the next version; exit code 1 if it misses the recall gate."""
-    from mtmh.cli.index import missed_gate
+    """Builds one inverted-file index a head."""
     from mtmh.index.build import build_index as run
-    from mtmh.index.publish import build_version
-    from mtmh.index.versions import BelowGateError
 
     config = load_config(recipe, overrides)
-    if out is not None:  # an index by itself, without versions
-        done("index", run(config, out).path)
-        return
-    try:
-        done("published index", build_version(config))
-    except BelowGateError as error:
-        missed_gate(error)
+    done("index", run(config, out or config.model_dir("index")).path)
 
 
 def retrieve(

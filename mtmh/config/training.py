@@ -65,6 +65,19 @@ class PlanConfig(Settings):
         return rows
 
 
+class ContinuationConfig(Settings):
+    """How a run goes on from the model of the period before (``mtmh train --continue-from``).
+
+    ``optimizer_state``: with ``keep``, rows that have learned much go on with small steps and new rows start with
+    large ones, as Adagrad has it; ``reset`` gives all of them large steps again. ``learning_rate_scale`` multiplies
+    both rates. ``freeze_towers`` trains the tables alone: items whose rows do not change keep their embeddings.
+    """
+
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    learning_rate_scale: Annotated[float, Field(gt=0.0)] = 1.0
+    freeze_towers: bool = False
+
+
 class TrainingConfig(Settings):
     """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks."""
 
@@ -77,6 +90,7 @@ class TrainingConfig(Settings):
     learning_rate: Annotated[float, Field(gt=0.0)] = 0.05
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    continuation: ContinuationConfig = ContinuationConfig()
     checkpoint_every: Positive = 500
     keep_checkpoints: Positive = 2
     log_every: Positive = 20

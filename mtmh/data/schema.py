@@ -8,6 +8,8 @@
       <feature>.values.npy      [N] int32 rows of the feature's vocabulary, items one after another; 0 = unknown
       <feature>.offsets.npy     [I + 1] int64; item i owns values[offsets[i]:offsets[i + 1]]
       train_count.npy           [I] int64
+    vocabulary/               which row stands for which value:
+      <feature>.parquet         value (int64 or string, as in the source), row int32, ascending from 1
     histories.parquet         T1: one row a user, in a seeded random order: user_index int64,
                               items list<int32> (item indices, oldest first), timestamps list<int64>
     histories.lengths.npy     [num_users] int32: the length of each row of histories.parquet, in file order
@@ -33,6 +35,12 @@ HISTORIES = Path("histories.parquet")
 HISTORY_LENGTHS = Path("histories.lengths.npy")
 TEST = Path("test.parquet")
 USERS = Path("users.parquet")
+VOCABULARY = Path("vocabulary")
+
+
+def vocabulary_file(feature: str) -> Path:
+    """Values and rows of one id feature."""
+    return VOCABULARY / f"{feature}.parquet"
 
 
 class IdFeature(BaseModel):

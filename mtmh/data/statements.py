@@ -239,6 +239,19 @@ def vocabulary(name: str, is_list: bool, min_items: int, seed: int) -> str:
         )"""
 
 
+def rows_of_vocabulary() -> str:
+    """``vocabulary`` as it is kept beside the dataset: value, row."""
+    return "SELECT value, row FROM vocabulary ORDER BY row"
+
+
+def item_vocabulary() -> str:
+    """The vocabulary of the item ids: value, row; in the order of the item indices."""
+    return """
+        SELECT c.item_id AS value, row_number() OVER (ORDER BY f.item_index)::INTEGER AS row
+        FROM item_facts AS f JOIN catalogue AS c ON f.item_code = c.item_code
+        WHERE f.train_count > 0 ORDER BY f.item_index"""
+
+
 def feature_rows(name: str, is_list: bool) -> str:
     """Rows of one id feature, item by item: item_index, row; row 0 where no value is in the vocabulary."""
     return f"""

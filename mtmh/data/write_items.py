@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtmh.data import statements
-from mtmh.data.schema import ITEM_ID, ITEM_TABLE, ITEMS, FeatureSchema, IdFeature
+from mtmh.data.schema import ITEM_ID, ITEM_TABLE, ITEMS, VOCABULARY, FeatureSchema, IdFeature, vocabulary_file
 from mtmh.data.write_histories import NEVER, HistoryFacts
 
 BATCH_ITEMS = 65_536
@@ -89,7 +89,7 @@ def write_item_table(
     min_feature_count: int,
     seed: int,
 ) -> FeatureSchema:
-    """Writes the folder ``item_table`` from ``item_facts``.
+    """Writes the folders ``item_table`` and ``vocabulary`` from ``item_facts``.
 
     Args:
         connection: DuckDB.
@@ -104,12 +104,14 @@ def write_item_table(
     """
     table = folder / ITEM_TABLE
     table.mkdir()
+    (folder / VOCABULARY).mkdir()
     seen = facts.train_count > 0
     np.save(table / "train_count.npy", facts.train_count)
 
     item_rows = np.where(seen, np.cumsum(seen), 0).astype(np.int32)
     _save_lists(table, ITEM_ID, item_rows, np.arange(len(seen) + 1))
     ids = [IdFeature(name=ITEM_ID, num_rows=int(seen.sum()) + 1)]
+    _save_vocabulary(connection, folder, ITEM_ID, statements.item_vocabulary())
     types = dict(row[:2] for row in connection.sql("DESCRIBE source_items").fetchall())
     for name in id_features:
         is_list = types[name].endswith("]")
@@ -118,6 +120,7 @@ def write_item_table(
         rows = connection.sql(statements.feature_rows(name, is_list)).to_arrow_table()
         per_item = np.bincount(rows["item_index"].to_numpy(), minlength=len(seen))
         _save_lists(table, name, rows["row"].to_numpy(), np.concatenate(([0], np.cumsum(per_item))))
+        _save_vocabulary(connection, folder, name, statements.rows_of_vocabulary())
         ids.append(IdFeature(name=name, num_rows=num_values + 1))
 
     values: dict[str, NDArray[np.float64]] = {}
@@ -167,6 +170,13 @@ def _float_column(connection: Any, name: str, num_items: int) -> NDArray[np.floa
 def _save_lists(table: Path, name: str, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
     np.save(table / f"{name}.values.npy", values.astype(np.int32))
     np.save(table / f"{name}.offsets.npy", offsets.astype(np.int64))
+
+
+def _save_vocabulary(connection: Any, folder: Path, name: str, query: str) -> None:
+    reader = connection.sql(query).to_arrow_reader(BATCH_ITEMS)
+    with pq.ParquetWriter(folder / vocabulary_file(name), reader.schema, compression="zstd") as writer:
+        for batch in reader:
+            writer.write_batch(batch)
 
 
 def _items_schema(connection: Any, embedding_dim: int | None) -> pa.Schema:

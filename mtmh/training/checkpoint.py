@@ -14,9 +14,9 @@ from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, link_folder, open_artifact
 from mtmh.config import Config
-from mtmh.data.schema import FeatureSchema
+from mtmh.data.schema import VOCABULARY, FeatureSchema
 from mtmh.training.distributed import Ranks, on_first
 from mtmh.training.state_files import State, read_state, stored_names, write_state
 
@@ -41,6 +41,7 @@ DECISIVE_TRAINING = (
     "learning_rate",
     "dense_learning_rate",
     "warmup_steps",
+    "continuation",
 )
 
 
@@ -134,6 +135,8 @@ class Checkpoints:
                 "world_size": self._ranks.world_size,
                 "features": self._features.model_dump(mode="json"),
             }
+            # A run of the next period finds the rows of its values by these, when this dataset may be gone.
+            link_folder(self._inputs["dataset"].path / VOCABULARY, writer[0].folder / VOCABULARY)
             writer[0].commit(self._config.model_dump(mode="json"), self._inputs)
             self._remove_old()
             return path

@@ -58,17 +58,23 @@ def build_optimizer(sharded: DistributedModelParallel, training: TrainingConfig)
     return CombinedOptimizer(parts)
 
 
-def set_learning_rates(optimizer: CombinedOptimizer, training: TrainingConfig, step: int) -> None:
+def set_learning_rates(
+    optimizer: CombinedOptimizer, training: TrainingConfig, step: int, *, continued: bool = False
+) -> None:
     """Sets the rates of the step after ``step`` finished ones: linear over ``warmup_steps``, then constant.
 
     A function of the step alone, so a resumed run needs no schedule state. The fused kernel takes the rate over in
-    ``zero_grad``, which the pipeline calls before each forward.
+    ``zero_grad``, which the pipeline calls before each forward. A continued run follows ``training.continuation``.
     """
-    warm = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    scale = min(1.0, (step + 1) / training.warmup_steps) if training.warmup_steps else 1.0
+    scale *= training.continuation.learning_rate_scale if continued else 1.0
+    frozen = continued and training.continuation.freeze_towers
     for name, part in optimizer.optimizers:
-        rate = training.dense_learning_rate if name == "towers" else training.learning_rate
+        rate = training.learning_rate
+        if name == "towers":
+            rate = 0.0 if frozen else training.dense_learning_rate
         for group in part.param_groups:
-            group["lr"] = warm * rate
+            group["lr"] = scale * rate
 
 
 def _table_optimizer(training: TrainingConfig) -> Callable[..., Any]:

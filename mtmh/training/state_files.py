@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed._shard._utils import narrow_tensor_by_index
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -61,15 +68,60 @@ def read_state(state: State, folder: Path, *, prefixes: tuple[str, ...], distrib
                 f"{folder}: {name}: expected a tensor of shape {tuple(value.size())}, found "
                 f"{tuple(entry.size) if isinstance(entry, TensorStorageMetadata) else 'no tensor'}"
             )
-    with warnings.catch_warnings():
-        # One process is what the caller asked for.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+    with _quiet_about_one_process():
         load(state, storage_reader=reader, no_dist=not distributed)
 
 
 def stored_names(folder: Path) -> set[str]:
     """Names of all entries of a state on disk."""
     return set(SafeReader(folder).read_metadata().state_dict_metadata)
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a state on disk, by name."""
+    entries = SafeReader(folder).read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def stored_pieces(folder: Path, name: str) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """The pieces of one tensor as the ranks wrote them, one at a time: (offsets, piece).
+
+    For tensors that are too large for one process and whose rows are wanted in another order than `read_state` offers.
+
+    Args:
+        folder: as given to `write_state`.
+        name: one of `stored_shapes`.
+    """
+    reader = SafeReader(folder)
+    entry = reader.read_metadata().state_dict_metadata[name]
+    assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
+    for chunk in entry.chunks:
+        piece = torch.empty(chunk.sizes, dtype=entry.properties.dtype)
+        with _quiet_about_one_process():
+            load({name: piece}, storage_reader=reader, planner=_PiecePlanner(name, chunk, piece), no_dist=True)
+        yield tuple(chunk.offsets), piece
+
+
+class _PiecePlanner(DefaultLoadPlanner):
+    """Asks for one region of one tensor."""
+
+    def __init__(self, name: str, chunk: ChunkStorageMetadata, piece: Tensor) -> None:
+        super().__init__()
+        self._name = name
+        self._chunk = chunk
+        self._piece = piece
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        entry = self.metadata.state_dict_metadata[self._name]
+        assert isinstance(entry, TensorStorageMetadata)
+        return LoadPlan(create_read_items_for_chunk_list(self._name, entry, [self._chunk]))
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        return narrow_tensor_by_index(self._piece, read_item.dest_offsets, read_item.lengths)
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+        """Nothing is left to do: `resolve_tensor` gave a view of the piece."""
 
 
 class SafeReader(FileSystemReader):
@@ -102,6 +154,14 @@ class _RecordUnpickler(pickle.Unpickler):
         if not (record and name.lstrip("_")[:1].isupper()) and not plain and not torch_value:
             raise ValueError(f"checkpoint index asks for {module}.{name}: not a checkpoint record; refusing to read it")
         return super().find_class(module, name)
+
+
+@contextmanager
+def _quiet_about_one_process() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # One process is what the caller asked for.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        yield
 
 
 def _named(names: list[str]) -> str:

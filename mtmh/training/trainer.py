@@ -13,6 +13,7 @@ from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.training.checkpoint import Checkpoints
+from mtmh.training.continuation import carried_table, carry_over, open_previous
 from mtmh.training.distributed import join_ranks
 from mtmh.training.metrics import TrainingLog, quiet_libraries
 from mtmh.training.model import build_model
@@ -22,7 +23,7 @@ from mtmh.training.sharding import plan_table, shard
 from mtmh.training.task import TrainTask
 
 
-def train(config: Config, *, resume: bool = True) -> Path:
+def train(config: Config, *, resume: bool = True, continue_from: Path | None = None) -> Path:
     """Trains the model of a recipe; alone in this process, or as one rank of torchrun.
 
     Goes on from the newest whole checkpoint of the recipe if there is one. A run that was killed and resumed on the
@@ -31,6 +32,8 @@ def train(config: Config, *, resume: bool = True) -> Path:
     Args:
         config: the recipe; the dataset (and the content embeddings, if a loss needs them) must exist.
         resume: with ``False``, existing checkpoints are an error: nothing is ever overwritten.
+        continue_from: a checkpoint of the period before; a fresh run starts from its model (`carry_over`), a resumed
+            one must name it again.
 
     Returns:
         The folder of the last checkpoint.
@@ -44,6 +47,8 @@ def train(config: Config, *, resume: bool = True) -> Path:
         content = open_content(config.content_dir, dataset) if needs_content(config) else None
         inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
         features = dataset.summary.features
+        previous = open_previous(continue_from, config, features) if continue_from else None
+        inputs |= {"previous": previous} if previous else {}
         checkpoints = Checkpoints(config, features, inputs, ranks)
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"
@@ -54,10 +59,13 @@ def train(config: Config, *, resume: bool = True) -> Path:
         sharded, plan = shard(TrainTask(model, config.loss), config, ranks)
         optimizer = build_optimizer(sharded, config.training)
         step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
+        carried = carry_over(previous, dataset, config, sharded, optimizer, ranks) if previous and not step else []
 
         pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
         with TrainingLog(config, dataset, loader, optimizer, ranks, start_step=step) as log:
             log.show(plan_table(plan))
+            if carried:
+                log.show(carried_table(carried))
             every = config.training.checkpoint_every
             batches = of_one_size(log.timed(loader.batches(step)))
             while step < loader.num_steps:
@@ -65,7 +73,7 @@ def train(config: Config, *, resume: bool = True) -> Path:
                 stop = min(loader.num_steps, step + every - step % every)
                 leg = islice(batches, stop - step)
                 while step < stop:
-                    set_learning_rates(optimizer, config.training, step)
+                    set_learning_rates(optimizer, config.training, step, continued=previous is not None)
                     losses = pipeline.progress(leg)
                     step += 1
                     log.record(step, losses, report=step == stop)  # raises before a bad state could be saved

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mtmh.data.prepare import prepare
 from mtmh.data.report import summary_table
-from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS, ITEM_TABLE, ITEMS, USERS, DatasetSummary
+from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS, ITEM_TABLE, ITEMS, USERS, DatasetSummary, vocabulary_file
 
 
 def random_events(seed: int, num_events: int = 600, num_users: int = 30, num_items: int = 40) -> list[Event]:
@@ -235,6 +235,15 @@ def test_vocabularies_come_from_items_with_training_events(tmp_path: Path) -> No
             known = values[item] & vocabulary
             assert {row_of[v] for v in known if v in row_of} <= set(rows)
         assert set(row_of.values()) <= set(range(1, len(vocabulary) + 1))
+        kept = pq.read_table(artifact.path / vocabulary_file(name)).to_pydict()
+        assert kept["row"] == list(range(1, len(vocabulary) + 1))
+        assert set(kept["value"]) == vocabulary
+        assert row_of.items() <= dict(zip(kept["value"], kept["row"], strict=True)).items()
+    items = pq.read_table(artifact.path / vocabulary_file("item_id"))
+    assert items.schema == pa.schema([("value", table["item_id"].type), ("row", pa.int32())])
+    assert dict(zip(*items.to_pydict().values(), strict=True)) == {
+        item: row for item, (row,) in zip(ids, item_rows, strict=True) if row
+    }
 
 
 def test_float_features_are_standardised_with_training_items(tmp_path: Path) -> None:

@@ -1,0 +1,171 @@
+"""Day after day: a run that starts from the model of the period before, whose items and vocabularies were others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
+
+from mtmh.artifacts import Artifact, open_artifact
+from mtmh.config import Config, ModelConfig
+from mtmh.data.dataset import Dataset
+from mtmh.data.schema import FeatureSchema
+from mtmh.training.checkpoint import OPTIMIZER, STATE, training_state
+from mtmh.training.distributed import Ranks, on_first
+from mtmh.training.optimizers import TABLE_KEY
+from mtmh.training.row_maps import num_carried, previous_rows
+from mtmh.training.sharding import local_shards
+from mtmh.training.state_files import read_state, stored_pieces, stored_shapes
+
+
+@dataclass(frozen=True)
+class CarriedRows:
+    """What became of the table of one id feature.
+
+    Attributes:
+        feature: its name.
+        num_rows: rows now.
+        num_previous: rows in the period before.
+        num_carried: rows of values that both periods know, row 0 (unknown) among them.
+    """
+
+    feature: str
+    num_rows: int
+    num_previous: int
+    num_carried: int
+
+
+def open_previous(path: Path, config: Config, features: FeatureSchema) -> Artifact:
+    """Opens the checkpoint to continue from.
+
+    Args:
+        path: folder of one checkpoint.
+        config: of the run that begins.
+        features: of its dataset.
+
+    Raises:
+        ValueError: no complete checkpoint there, or its model has other features, widths or heads.
+    """
+    artifact = open_artifact(path, "checkpoint")
+    before = FeatureSchema.model_validate(artifact.summary["features"])
+    problems = []
+    for kind, then, now in (
+        ("id features", [f.name for f in before.id_features], [f.name for f in features.id_features]),
+        ("float features", before.float_features, features.float_features),
+    ):
+        if then != now:
+            problems.append(f"its {kind} are {', '.join(then) or 'none'}; the dataset has {', '.join(now) or 'none'}")
+    model_then = ModelConfig.model_validate(artifact.manifest.config["model"])
+    problems += [
+        f"model.{name} was {getattr(model_then, name)}, is {getattr(config.model, name)}"
+        for name in ModelConfig.model_fields
+        if getattr(model_then, name) != getattr(config.model, name)
+    ]
+    optimizer = artifact.manifest.config["training"]["optimizer"]
+    if optimizer != config.training.optimizer:
+        problems.append(f"training.optimizer was {optimizer}, is {config.training.optimizer}")
+    if problems:
+        raise ValueError(f"{path}: cannot continue from this model: {'; '.join(problems)}")
+    return artifact
+
+
+@torch.no_grad()
+def carry_over(
+    previous: Artifact,
+    dataset: Dataset,
+    config: Config,
+    model: DistributedModelParallel,
+    optimizer: CombinedOptimizer,
+    ranks: Ranks,
+) -> list[CarriedRows]:
+    """Fills a fresh model with what that of the period before has learned; all ranks call it together.
+
+    A value of an id feature finds its row by the vocabularies of both periods: weights and Adagrad sums of known values
+    move to their new rows; rows of new values keep their initial weights and empty sums, so that they learn at the full
+    rate. Rows of values that are gone are dropped. Towers and heads are taken over as they are.
+
+    A rank reads a previous table piece by piece, as it was written, and holds one piece at a time.
+
+    Args:
+        previous: the checkpoint, as `open_previous` gives it.
+        dataset: of this period.
+        config: of the run that begins; ``training.continuation.optimizer_state`` decides about the Adagrad sums.
+        model: fresh and sharded.
+        optimizer: of the model.
+        ranks: this process among the others.
+
+    Returns:
+        one entry an id feature.
+
+    Raises:
+        ValueError: a vocabulary is missing or does not fit, or the checkpoint does not hold what the model needs.
+    """
+    rows_before = {f.name: f.num_rows for f in FeatureSchema.model_validate(previous.summary["features"]).id_features}
+    rows_now = {feature.name: feature.num_rows for feature in dataset.summary.features.id_features}
+    state = training_state(model, optimizer)
+    if config.training.continuation.optimizer_state == "reset":
+        state = {name: value for name, value in state.items() if not name.startswith(OPTIMIZER)}
+    by_row = {name: feature for name in state if (feature := _table_of(name)) and state[name].dim() > 0}
+    folder = previous.path / STATE
+    stored = stored_shapes(folder)
+    for name, feature in by_row.items():
+        wanted = (rows_before[feature], *state[name].size()[1:])
+        if stored.get(name) != wanted:
+            raise ValueError(
+                f"{folder}: {name}: expected a tensor of shape {wanted}, found {stored.get(name, 'none')}; tables must "
+                f"keep their optimizer, and data-parallel ones stay data-parallel; or set "
+                f"training.continuation.optimizer_state=reset"
+            )
+        move = _RowMover(feature, previous.path, dataset.artifact.path, rows_before[feature])
+        for offsets, piece in local_shards(state[name]):
+            move(folder, name, offsets, piece)
+    read_state({name: value for name, value in state.items() if name not in by_row}, folder, prefixes=())
+    return on_first(
+        ranks,
+        lambda: [
+            CarriedRows(name, rows, rows_before[name], num_carried(name, previous.path, dataset.artifact.path))
+            for name, rows in rows_now.items()
+        ],
+    )
+
+
+def carried_table(carried: list[CarriedRows]) -> Table:
+    """What was carried over, one line a table, for people."""
+    view = Table("table", "rows before", "rows now", "carried over", "new", "gone", title="Continued from")
+    for one in carried:
+        new, gone = one.num_rows - one.num_carried, one.num_previous - one.num_carried
+        view.add_row(one.feature, *(f"{n:,}" for n in (one.num_previous, one.num_rows, one.num_carried, new, gone)))
+    return view
+
+
+class _RowMover:
+    """Fills pieces of a table from the previous table, row by row of the vocabulary."""
+
+    def __init__(self, feature: str, previous: Path, current: Path, previous_size: int) -> None:
+        self._find = partial(previous_rows, feature, previous, current, previous_size=previous_size)
+
+    def __call__(self, folder: Path, name: str, offsets: tuple[int, ...], piece: Tensor) -> None:
+        rows = torch.from_numpy(self._find(offsets[0], offsets[0] + len(piece)))
+        for (first, *columns), part in stored_pieces(folder, name):
+            here = ((rows >= first) & (rows < first + len(part))).nonzero().squeeze(1)
+            found = part.index_select(0, rows[here] - first)
+            if not columns:
+                piece[here.to(piece.device)] = found.to(piece)
+                continue
+            # Both may be cut by columns, each in its own way.
+            start, stop = max(columns[0], offsets[1]), min(columns[0] + part.shape[1], offsets[1] + piece.shape[1])
+            if start < stop:
+                piece[here.to(piece.device), start - offsets[1] : stop - offsets[1]] = found[
+                    :, start - columns[0] : stop - columns[0]
+                ].to(piece)
+
+
+def _table_of(name: str) -> str | None:
+    """The table that an entry of the state belongs to."""
+    return name.split(TABLE_KEY)[1].split(".")[0] if TABLE_KEY in name else None

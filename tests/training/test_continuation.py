@@ -1,0 +1,245 @@
+"""A second period's run that starts from the first period's model: which rows carry over, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from prepare_helpers import prepare_tables
+from tiny_run import MODEL, read_whole, state_of, tiny_config
+from torch import Tensor
+
+from mtmh.artifacts import open_artifact
+from mtmh.cli import app
+from mtmh.config import Config
+from mtmh.data.dataset import open_dataset
+from mtmh.data.schema import vocabulary_file
+from mtmh.training.checkpoint import STATE, latest_checkpoint, training_state
+from mtmh.training.continuation import CarriedRows, carry_over, open_previous
+from mtmh.training.distributed import join_ranks
+from mtmh.training.model import build_model
+from mtmh.training.optimizers import build_optimizer
+from mtmh.training.sharding import shard
+from mtmh.training.state_files import write_state
+from mtmh.training.task import TrainTask
+from mtmh.training.trainer import train
+
+PLANS = {"rows": ("row_wise", "rowwise_adagrad"), "columns": ("column_wise", "adagrad")}
+FEATURES = ("item_id", "brand")
+
+
+def write_period(root: Path, items: range, seed: int) -> None:
+    """Items have brands; those of a later period have other items, and so other brands and rows."""
+    rng = np.random.default_rng(seed)
+    events = [(f"u{user}", f"i{rng.choice(items)}", t) for user in range(40) for t in range(12)]
+    table = {"item_id": [f"i{item}" for item in items], "brand": [f"b{item // 5}" for item in items]}
+    prepare_tables(root, events, table, seed=seed, id_features=["brand"], split={"kind": "user"})
+
+
+def config_of(root: Path, plan: str = "rows", name: str = "tiny", **training: Any) -> Config:
+    sharding, optimizer = PLANS[plan]
+    return tiny_config(
+        root,
+        name,
+        model={"heads": [{"name": "engagement"}]},
+        sharding={"default": sharding},
+        training={"optimizer": optimizer, "max_steps": 4, "checkpoint_every": 2, "warmup_steps": 0} | training,
+    )
+
+
+def fresh_and_carried(rank: int, world_size: int, root: Path, plan: str) -> list[CarriedRows]:
+    """Writes the second period's state before and after the carry-over."""
+    for kind in ("fresh", "carried") if world_size == 1 else ():
+        shutil.rmtree(root / f"{kind}-{plan}-1", ignore_errors=True)
+    config = config_of(root / "two", plan)
+    dataset = open_dataset(config.dataset_dir)
+    previous = open_previous(checkpoint_of(root, plan), config, dataset.summary.features)
+    if world_size > 1:
+        store = dist.FileStore(str(root / f"store-{plan}"), world_size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    with join_ranks("cpu") as ranks:
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
+        sharded, _ = shard(TrainTask(model, config.loss), config, ranks)
+        optimizer = build_optimizer(sharded, config.training)
+        write_state(training_state(sharded, optimizer), root / f"fresh-{plan}-{world_size}")
+        carried = carry_over(previous, dataset, config, sharded, optimizer, ranks)
+        write_state(training_state(sharded, optimizer), root / f"carried-{plan}-{world_size}")
+    if world_size > 1:
+        dist.destroy_process_group()
+    return carried
+
+
+def checkpoint_of(root: Path, plan: str = "rows") -> Path:
+    return latest_checkpoint(config_of(root / "one", plan, plan).model_dir("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("periods")
+    write_period(root / "one", range(60), seed=1)
+    write_period(root / "two", range(20, 90), seed=2)
+    for plan in PLANS:
+        train(config_of(root / "one", plan, plan))
+    return root
+
+
+def rows_of(folder: Path, feature: str) -> dict[Any, int]:
+    table = pq.read_table(folder / vocabulary_file(feature))
+    return dict(zip(table["value"].to_pylist(), table["row"].to_pylist(), strict=True))
+
+
+def table_entries(state: dict[str, Tensor], feature: str) -> list[str]:
+    return [name for name in state if f"embedding_bags.{feature}." in name and state[name].dim()]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_known_values_keep_their_rows_and_new_ones_start_afresh(root: Path, plan: str) -> None:
+    carried = fresh_and_carried(0, 1, root, plan)
+    before = state_of(checkpoint_of(root, plan))
+    fresh, after = (read_whole(root / f"{kind}-{plan}-1") for kind in ("fresh", "carried"))
+    assert before.keys() == fresh.keys() == after.keys()
+    tables = 0
+    for feature, counts in zip(FEATURES, carried, strict=True):
+        old_rows = rows_of(checkpoint_of(root, plan), feature)
+        new_rows = rows_of(root / "two" / "dataset", feature)
+        both = old_rows.keys() & new_rows.keys()
+        assert both
+        assert new_rows.keys() - both
+        assert [old_rows[value] for value in both] != [new_rows[value] for value in both]
+        assert counts == CarriedRows(feature, len(new_rows) + 1, len(old_rows) + 1, len(both) + 1)
+        for name in table_entries(before, feature):
+            tables += 1
+            assert torch.equal(after[name][0], before[name][0])  # unknown
+            for value, row in new_rows.items():
+                expected = before[name][old_rows[value]] if value in both else fresh[name][row]
+                assert torch.equal(after[name][row], expected)
+            if name.startswith("optimizer."):
+                assert sum(float(after[name][new_rows[v]].sum()) for v in new_rows.keys() - both) == 0.0
+                assert after[name].sum() > 0.0
+    assert tables == 4
+    rest = [name for name in before if "embedding_bags" not in name]
+    assert len(rest) > 4
+    assert all(torch.equal(after[name], before[name]) for name in rest)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_two_ranks_carry_over_the_same(root: Path, plan: str) -> None:
+    fresh_and_carried(0, 1, root, plan)
+    mp.spawn(fresh_and_carried, (2, root, plan), nprocs=2)
+    one, two = (read_whole(root / f"carried-{plan}-{ranks}") for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_sums_can_be_reset(root: Path) -> None:
+    config = config_of(root / "two", name="reset", max_steps=1, continuation={"optimizer_state": "reset"})
+    train(config, continue_from=checkpoint_of(root))
+    kept = config_of(root / "two", name="kept", max_steps=1)
+    train(kept, continue_from=checkpoint_of(root))
+    sums = [
+        sum(float(value.sum()) for name, value in state_of(latest_checkpoint(c.model_dir("checkpoints"))).items()
+            if name.startswith("optimizer.tables"))
+        for c in (config, kept)
+    ]  # fmt: skip
+    assert 0.0 < sums[0] < 0.8 * sums[1]
+
+
+def test_frozen_towers_stay_and_tables_learn(root: Path) -> None:
+    config = config_of(root / "two", name="frozen", continuation={"freeze_towers": True})
+    state = state_of(train(config, continue_from=checkpoint_of(root)))
+    before = state_of(checkpoint_of(root))
+    towers = [name for name in before if name.startswith("model.") and "embedding_bags" not in name]
+    assert towers
+    assert all(torch.equal(state[name], before[name]) for name in towers)
+    fresh_and_carried(0, 1, root, "rows")
+    carried = read_whole(root / "carried-rows-1")
+    (table,) = [name for name in table_entries(before, "item_id") if name.startswith("model.")]
+    assert not torch.equal(state[table], carried[table])
+
+
+def test_a_continued_run_resumes_exactly_and_must_name_its_origin(root: Path) -> None:
+    whole = config_of(root / "two", name="whole")
+    train(whole, continue_from=checkpoint_of(root))
+    train(config_of(root / "two", name="parts", max_steps=2), continue_from=checkpoint_of(root))
+    parts = config_of(root / "two", name="parts")
+    with pytest.raises(ValueError, match="the previous artifact is another one"):
+        train(parts)
+    train(parts, continue_from=checkpoint_of(root))
+    one, other = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (whole, parts))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_checkpoint_keeps_the_vocabularies_of_its_dataset(root: Path) -> None:
+    checkpoint = open_artifact(checkpoint_of(root), "checkpoint")
+    checkpoint.verify()
+    for feature in FEATURES:
+        kept, own = (
+            pq.read_table(folder / vocabulary_file(feature)) for folder in (checkpoint.path, root / "one/dataset")
+        )
+        assert kept.equals(own)
+        assert str(vocabulary_file(feature)) in checkpoint.manifest.files
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": MODEL | {"head_dim": 16, "heads": [{"name": "engagement"}]}}, "model.head_dim was 8, is 16"),
+        ({"training": {"optimizer": "adagrad"}}, "training.optimizer was rowwise_adagrad, is adagrad"),
+    ],
+)
+def test_another_model_is_refused(root: Path, changes: dict[str, Any], message: str) -> None:
+    config = config_of(root / "two", name="refused")
+    tree = config.model_dump(mode="json")
+    for section, values in changes.items():
+        tree[section] |= values
+    with pytest.raises(ValueError, match=message):
+        train(Config.model_validate(tree), continue_from=checkpoint_of(root))
+    assert not config.model_dir("checkpoints").exists()
+
+
+def test_other_features_or_another_sharding_kind_are_refused(root: Path, tmp_path: Path) -> None:
+    table = {"item_id": ["a", "b", "c"], "shop": ["x", "y", "x"]}
+    events = [(f"u{user}", "abc"[(user + t) % 3], t) for user in range(30) for t in range(4)]
+    prepare_tables(tmp_path, events, table, id_features=["shop"], split={"kind": "user"})
+    with pytest.raises(ValueError, match="its id features are item_id, brand; the dataset has item_id, shop"):
+        train(config_of(tmp_path), continue_from=checkpoint_of(root))
+    config = config_of(root / "two", name="copies").model_copy(
+        update={"sharding": tiny_config(root, sharding={"default": "data_parallel"}).sharding}
+    )
+    with pytest.raises(ValueError, match="data-parallel ones stay data-parallel"):
+        train(config, continue_from=checkpoint_of(root))
+
+
+def test_a_vocabulary_of_another_type_or_none_is_named(root: Path, tmp_path: Path) -> None:
+    table = {"item_id": [1, 2, 3], "brand": ["x", "y", "x"]}
+    events = [(f"u{user}", 1 + (user + t) % 3, t) for user in range(30) for t in range(4)]
+    prepare_tables(tmp_path, events, table, id_features=["brand"], split={"kind": "user"})
+    with pytest.raises(ValueError, match=r"values of item_id are int64, but (large_)?string in"):
+        train(config_of(tmp_path), continue_from=checkpoint_of(root))
+    dataset = tmp_path / "dataset"
+    pq.write_table(pa.table({"value": ["x"], "row": pa.array([1], pa.int32())}), dataset / vocabulary_file("item_id"))
+    with pytest.raises(ValueError, match="the manifest says"):
+        train(config_of(tmp_path), continue_from=checkpoint_of(root))
+
+
+def test_verb(root: Path) -> None:
+    from typer.testing import CliRunner
+
+    recipe = root / "two" / "recipe.yaml"
+    recipe.write_text(config_of(root / "two", name="verb").model_dump_json())
+    ran = CliRunner().invoke(app, ["train", str(recipe), "--continue-from", str(checkpoint_of(root))])
+    assert ran.exit_code == 0, ran.output
+    assert "Continued from" in ran.output
+    state = open_artifact(latest_checkpoint(root / "two" / "verb" / "checkpoints"), "checkpoint")
+    assert state.manifest.inputs["previous"] == open_artifact(checkpoint_of(root), "checkpoint").manifest.digest
+    assert (state.path / STATE).is_dir()
