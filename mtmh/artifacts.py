@@ -20,7 +20,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh import __version__
 
-Kind = Literal["dataset", "media", "encoder", "content", "checkpoint", "embeddings", "index", "evaluation", "check"]
+Kind = Literal[
+    "dataset", "media", "encoder", "content", "checkpoint", "embeddings", "index", "segment", "evaluation", "check"
+]
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -126,7 +128,7 @@ class ArtifactWriter:
         )
         manifest_path = self.folder / MANIFEST
         manifest_path.write_text(manifest.model_dump_json(indent=2))
-        _fsync(manifest_path)
+        fsync(manifest_path)
         _swap(self.folder, self.path)
         return Artifact(self.path, manifest)
 
@@ -231,11 +233,21 @@ def _swap(new: Path, final: Path) -> None:
     if final.exists():
         final.replace(old)
     new.replace(final)
-    _fsync(final.parent)
+    fsync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _fsync(path: Path) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a small file: after a crash at any moment it holds the old text or the new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside.write_text(text)
+    fsync(aside)
+    aside.replace(path)
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

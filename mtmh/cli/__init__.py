@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mtmh.cli import about, stages
 from mtmh.cli.content import content_app
+from mtmh.cli.index import index_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,6 +24,7 @@ app.command()(stages.train)
 app.command()(stages.plan)
 app.command()(stages.embed)
 app.command("build-index")(stages.build_index)
+app.add_typer(index_app, name="index")
 app.command()(stages.retrieve)
 app.command()(stages.evaluate)
 app.command()(about.doctor)

@@ -72,11 +72,20 @@ def embed(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
 
 
 def build_index(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
-    """Builds one inverted-file index a head."""
+    """Builds one index a head and publishes it as the next version; exit code 1 if it misses the recall gate."""
+    from mtmh.cli.index import missed_gate
     from mtmh.index.build import build_index as run
+    from mtmh.index.publish import build_version
+    from mtmh.index.versions import BelowGateError
 
     config = load_config(recipe, overrides)
-    done("index", run(config, out or config.model_dir("index")).path)
+    if out is not None:  # an index by itself, without versions
+        done("index", run(config, out).path)
+        return
+    try:
+        done("published index", build_version(config))
+    except BelowGateError as error:
+        missed_gate(error)
 
 
 def retrieve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,9 @@ class IndexConfig(Settings):
     num_clusters: Positive | None = None  # None: about 4 * sqrt(items)
     train_sample: Positive = 262_144  # vectors that k-means sees
     iterations: Positive = 20
+    # The gate: a new index is not published where a head finds less than this share of the exact neighbours.
+    min_recall: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
+    keep_versions: Positive = 3  # published versions that stay on disk, for rollback
 
 
 class RetrievalConfig(Settings):
@@ -24,6 +27,9 @@ class RetrievalConfig(Settings):
     k_ann: Positive = 1000  # candidates a head (K_ann)
     num_probes: Positive = 32  # clusters searched (C)
     alpha: Annotated[float, Field(ge=0.0, le=100.0)] = 50.0  # share of the engagement head, percent
+    unknown: Literal["error", "popular"] = (
+        "error"  # triggers that the index does not know and that come without features
+    )
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:

@@ -40,6 +40,7 @@ from mtmh.evaluation.protocol import (
 )
 from mtmh.evaluation.report import write_report
 from mtmh.evaluation.results import METRICS, REPORT, USERS, Difference, Evaluation, Kind, Protocol, Row, load_evaluation
+from mtmh.index.versions import current_version
 from mtmh.serving.preranker import HeadScorePreranker, Preranker
 from mtmh.serving.retriever import Retriever
 
@@ -56,7 +57,7 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = ()) -> Artifac
         ValueError: an input is missing, belongs to another dataset, or was evaluated by another protocol.
     """
     dataset = open_dataset(config.dataset_dir)
-    index = open_artifact(config.model_dir("index"), "index")
+    index = open_artifact(current_version(config.model_dir("index")), "index")
     if index.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
         raise ValueError(f"{index.path}: index of another dataset than {dataset.artifact.path}; run mtmh embed again")
     retriever = Retriever.load(index.path)

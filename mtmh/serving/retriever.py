@@ -20,6 +20,7 @@ from mtmh.config import Config, RetrievalConfig
 from mtmh.data.arrays import open_array
 from mtmh.index.layout import ITEMS, IndexSummary, index_file, vectors_file
 from mtmh.index.vector_index import ExactIndex, VectorIndex, load_index
+from mtmh.index.versions import current_version
 from mtmh.serving.merge import Merged, head_quotas, head_shares, quota_merge
 from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, prerank
 
@@ -153,11 +154,12 @@ class Retriever:
 
     @classmethod
     def load(cls, index_dir: Path) -> Self:
-        """Opens an index artifact; its embeddings are memory-mapped.
+        """Opens the published version of an index folder, or an index artifact; embeddings are memory-mapped.
 
         Raises:
             ValueError: no index artifact, or files that do not belong together; the message names the file.
         """
+        index_dir = current_version(index_dir)
         artifact = open_artifact(index_dir, "index")
         summary = IndexSummary.model_validate(artifact.summary)
         indexes = {head: load_index(index_dir / index_file(head)) for head in summary.heads}

@@ -1,0 +1,82 @@
+"""Verbs of the built index: mtmh index list, verify, publish, rollback."""
+
+from __future__ import annotations
+
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from mtmh.cli.options import Overrides, Recipe, done
+from mtmh.config import load_config
+
+index_app = typer.Typer(no_args_is_help=True, help="The published index: versions, fresh items.")
+
+VersionName = Annotated[str, typer.Argument(help="A version, as `mtmh index list` shows it.")]
+
+
+@index_app.command("list")
+def list_versions(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Lists the versions on disk, the newest first."""
+    from rich.table import Table
+
+    from mtmh.index.versions import list_versions as run
+
+    table = Table("version", "state", "built", "items", "ANN recall")
+    for version in run(load_config(recipe, overrides).model_dir("index")):
+        recall = ", ".join(f"{head} {value:.4f}" for head, value in (version.recall or {}).items())
+        items = f"{version.num_items:,}" if version.num_items else ""
+        table.add_row(version.name, version.state, version.created_at, items, recall)
+    Console().print(table)
+
+
+@index_app.command("verify")
+def verify(
+    recipe: Recipe,
+    version: Annotated[str | None, typer.Argument(help="A version; default: the published one.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Compares every file of a version with its recorded checksum."""
+    from mtmh.artifacts import open_artifact
+    from mtmh.index.versions import current_version, find_version
+
+    index_dir = load_config(recipe, overrides).model_dir("index")
+    folder = find_version(index_dir, version) if version else current_version(index_dir)
+    artifact = open_artifact(folder, "index")
+    artifact.verify()
+    Console().print(f"{folder}: {len(artifact.manifest.files)} files as written", highlight=False, soft_wrap=True)
+
+
+@index_app.command("publish")
+def publish(recipe: Recipe, version: VersionName, overrides: Overrides = None) -> None:
+    """Publishes a version that is on disk; exit code 1 if it misses the recall gate (`--set index.min_recall=...`)."""
+    from mtmh.index.versions import BelowGateError, find_version
+    from mtmh.index.versions import publish as run
+
+    config = load_config(recipe, overrides)
+    folder = find_version(config.model_dir("index"), version)
+    try:
+        published = run(folder, min_recall=config.index.min_recall, keep=config.index.keep_versions)
+    except BelowGateError as error:
+        missed_gate(error)
+    done("published index", published)
+
+
+@index_app.command("rollback")
+def rollback(
+    recipe: Recipe,
+    to: Annotated[str | None, typer.Option(help="A version published before; default: the last one.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Publishes the version before the current one again."""
+    from mtmh.index.versions import find_version
+    from mtmh.index.versions import rollback as run
+
+    index_dir = load_config(recipe, overrides).model_dir("index")
+    done("published index", run(index_dir, find_version(index_dir, to).name if to else None))
+
+
+def missed_gate(error: ValueError) -> NoReturn:
+    """Says that an index missed the gate and ends the verb with exit code 1."""
+    Console(stderr=True).print(f"[red]missed[/red]: {error}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from None
