@@ -14,7 +14,17 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.data.histories import Histories, HistoryReader, check_item_range, check_list_column, concatenate, flat_lists
+from mtmh.data.histories import (
+    LABELS,
+    Histories,
+    HistoryReader,
+    check_item_range,
+    check_list_column,
+    concatenate,
+    flat_lists,
+    has_labels,
+    with_labels,
+)
 from mtmh.data.item_table import ItemTable
 from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.randomness import Purpose, generator
@@ -133,16 +143,17 @@ class Dataset:
         """The model's inputs of all items, memory-mapped."""
         return ItemTable(self.artifact.path, self.summary.features, self.num_items)
 
-    def history_reader(self, cached_groups: int = 1) -> HistoryReader:
-        """A reader of the training histories, for use in one thread."""
-        return HistoryReader(self.artifact.path, self.num_items, cached_groups)
+    def history_reader(self, cached_groups: int = 1, *, labels: bool = False) -> HistoryReader:
+        """A reader of the training histories, for use in one thread; ``labels``: with kinds and values of events."""
+        return HistoryReader(self.artifact.path, self.num_items, cached_groups, labels)
 
-    def evaluation_users(self, num_users: int, seed: int) -> EvaluationUsers:
+    def evaluation_users(self, num_users: int, seed: int, *, labels: bool = False) -> EvaluationUsers:
         """A seeded sample of the users that have a training history and test items.
 
         Args:
             num_users: size of the sample; all users when there are fewer.
             seed: of the sample.
+            labels: with kinds and values of events, where the dataset has them.
 
         Raises:
             ValueError: there is no such user, or the tables do not fit together.
@@ -156,21 +167,25 @@ class Dataset:
             raise ValueError(f"{path / TEST}: no user has both training and test events: nothing to evaluate on")
         draw = generator(Purpose.EVALUATION_USERS, seed).permutation(len(candidates))[:num_users]
         users = np.sort(candidates[draw])
-        return EvaluationUsers(users, self._lists(HISTORIES, users), self._lists(TEST, users))
+        return EvaluationUsers(users, self._lists(HISTORIES, users, labels), self._lists(TEST, users, labels))
 
-    def _lists(self, name: Path, users: npt.NDArray[np.int64]) -> Histories:
+    def _lists(self, name: Path, users: npt.NDArray[np.int64], labels: bool) -> Histories:
         """The item lists of users (ascending), from a table keyed by ``user_index``."""
         path = self.artifact.path / name
         file = open_parquet(path)
         check_list_column(file.schema_arrow, "items", path)
+        labels = labels and has_labels(file.schema_arrow, path)
         parts: list[Histories] = []
         found: list[npt.NDArray[np.int64]] = []
         for group in range(file.metadata.num_row_groups):
             keys = read_column(file, path, group, "user_index").to_numpy()
             rows = np.flatnonzero(np.isin(keys, users))
             if len(rows):
-                items = read_column(file, path, group, "items").take(pa.array(rows))
-                parts.append(flat_lists(items, path))
+                columns = [read_column(file, path, group, "items").take(pa.array(rows))]
+                if labels:
+                    columns += [read_column(file, path, group, label).take(pa.array(rows)) for label in LABELS]
+                lists = flat_lists(columns[0], path)
+                parts.append(with_labels(lists, columns[1], columns[2], path) if labels else lists)
                 found.append(keys[rows])
         keys = np.concatenate(found) if found else np.empty(0, np.int64)
         order = np.argsort(keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from mtmh.data.arrays import open_array
 from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS
 
+LABELS = {"events": pa.int32(), "values": pa.float32()}  # list columns, where the source has kinds or values
+
 
 @dataclass(frozen=True)
 class Histories:
@@ -23,15 +25,19 @@ class Histories:
     Attributes:
         items: [H] int32 item indices, oldest first within a user.
         offsets: [R + 1] int64; user ``r`` owns ``items[offsets[r]:offsets[r + 1]]``.
+        events: [H] int32 bit masks over the dataset's ``event_kinds``; ``None``: not there, or not asked for.
+        values: [H] float32, NaN: none; ``None``: as above.
     """
 
     items: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
+    events: npt.NDArray[np.int32] | None = None
+    values: npt.NDArray[np.float32] | None = None
 
     def users(self, first: int, end: int) -> Histories:
-        """The users ``first`` to ``end - 1``; the items are a view."""
+        """The users ``first`` to ``end - 1``; all but the offsets are views."""
         offsets = self.offsets[first : end + 1]
-        return Histories(self.items[offsets[0] : offsets[-1]], offsets - offsets[0])
+        return self._taken(slice(offsets[0], offsets[-1]), offsets - offsets[0])
 
     def select(self, rows: npt.NDArray[np.integer[Any]], last: int | None = None) -> Histories:
         """Some users in a given order, cut to the last ``last`` items of each."""
@@ -39,11 +45,20 @@ class Histories:
         lengths = ends - self.offsets[rows]
         if last is not None:
             np.minimum(lengths, last, out=lengths)
-        offsets = np.zeros(len(rows) + 1, np.int64)
+        return self.before(ends, lengths)
+
+    def before(self, ends: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Histories:
+        """The ``lengths`` [n] events before each of the places ``ends`` [n] of ``items``, as ``n`` users."""
+        offsets = np.zeros(len(ends) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         positions = np.repeat(ends - offsets[1:], lengths)
         positions += np.arange(len(positions))
-        return Histories(self.items[positions], offsets)
+        return self._taken(positions, offsets)
+
+    def _taken(self, places: slice | npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Histories:
+        events = None if self.events is None else self.events[places]
+        values = None if self.values is None else self.values[places]
+        return Histories(self.items[places], offsets, events, values)
 
 
 def concatenate(parts: list[Histories]) -> Histories:
@@ -52,7 +67,16 @@ def concatenate(parts: list[Histories]) -> Histories:
         return parts[0]
     sizes = np.cumsum([0, *(part.offsets[-1] for part in parts)])
     offsets = [part.offsets[:-1] + start for part, start in zip(parts, sizes[:-1], strict=True)]
-    return Histories(np.concatenate([part.items for part in parts]), np.concatenate([*offsets, sizes[-1:]]))
+    events = [part.events for part in parts if part.events is not None]
+    values = [part.values for part in parts if part.values is not None]
+    assert len(events) in (0, len(parts))
+    assert len(values) in (0, len(parts))
+    return Histories(
+        np.concatenate([part.items for part in parts]),
+        np.concatenate([*offsets, sizes[-1:]]),
+        np.concatenate(events) if events else None,
+        np.concatenate(values) if values else None,
+    )
 
 
 class HistoryReader:
@@ -65,13 +89,14 @@ class HistoryReader:
         group_starts: [G + 1] int64; row group ``g`` holds the users ``group_starts[g]`` to ``group_starts[g + 1] - 1``.
     """
 
-    def __init__(self, folder: Path, num_items: int, cached_groups: int) -> None:
+    def __init__(self, folder: Path, num_items: int, cached_groups: int, labels: bool = False) -> None:
         """Opens the file; reads its metadata only.
 
         Args:
             folder: the dataset artifact.
             num_items: item indices must be below.
             cached_groups: row groups that stay in memory, at least 1.
+            labels: read kinds and values of events too, where the dataset has them.
 
         Raises:
             ValueError: wrong column types, or lengths that do not go with the file.
@@ -82,6 +107,7 @@ class HistoryReader:
         self._cached_groups = cached_groups
         self._cache: OrderedDict[int, Histories] = OrderedDict()
         check_list_column(self._file.schema_arrow, "items", self._path)
+        self._labels = labels and has_labels(self._file.schema_arrow, self._path)
         metadata = self._file.metadata
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.group_starts = np.cumsum([0, *rows], dtype=np.int64)
@@ -102,6 +128,9 @@ class HistoryReader:
             self._cache.move_to_end(group)
             return self._cache[group]
         histories = flat_lists(read_column(self._file, self._path, group, "items"), self._path)
+        if self._labels:
+            events, values = (read_column(self._file, self._path, group, name) for name in LABELS)
+            histories = with_labels(histories, events, values, self._path)
         first, end = self.group_starts[group : group + 2]
         if not np.array_equal(np.diff(histories.offsets), self.lengths[first:end]):
             raise ValueError(
@@ -121,6 +150,34 @@ def check_list_column(schema: pa.Schema, name: str, path: Path) -> None:
         raise ValueError(f"{path}: column {name}: expected list<int32>, found {found}")
 
 
+def has_labels(schema: pa.Schema, path: Path) -> bool:
+    """Whether a table has kinds and values of events.
+
+    Raises:
+        ValueError: it has columns of these names and another type.
+    """
+    for name, kind in LABELS.items():
+        found = schema.field(name).type if name in schema.names else None
+        if found not in (None, pa.list_(kind), pa.large_list(kind)):
+            raise ValueError(f"{path}: column {name}: expected list<{kind}>, found {found}")
+    return all(name in schema.names for name in LABELS)
+
+
+def with_labels(histories: Histories, events: pa.ChunkedArray, values: pa.ChunkedArray, path: Path) -> Histories:
+    """The histories with kinds and values of their events.
+
+    Raises:
+        ValueError: there are nulls, or lists of other lengths.
+    """
+    flat = []
+    for column, name in ((events, "events"), (values, "values")):
+        parts, offsets = _flat_column(column, path, name)
+        if not np.array_equal(offsets, histories.offsets):
+            raise ValueError(f"{path}: column {name}: lengths of the lists differ from those of items")
+        flat.append(parts)
+    return replace(histories, events=flat[0], values=flat[1])
+
+
 def check_item_range(items: npt.NDArray[np.int32], num_items: int, where: str) -> None:
     """Raises ValueError unless all item indices lie in the catalogue."""
     if len(items) and (items.min() < 0 or items.max() >= num_items):
@@ -133,11 +190,17 @@ def flat_lists(column: pa.ChunkedArray, path: Path) -> Histories:
     Raises:
         ValueError: there are nulls.
     """
-    parts = []
-    for chunk in column.chunks:
-        if chunk.null_count or chunk.values.null_count:
-            raise ValueError(f"{path}: column items: null lists or null items")
-        offsets = chunk.offsets.to_numpy().astype(np.int64)
-        items = chunk.values.to_numpy(zero_copy_only=True)
-        parts.append(Histories(items[offsets[0] : offsets[-1]], offsets - offsets[0]))
-    return concatenate(parts) if parts else Histories(np.empty(0, np.int32), np.zeros(1, np.int64))
+    items, offsets = _flat_column(column, path, "items")
+    return Histories(items, offsets)
+
+
+def _flat_column(column: pa.ChunkedArray, path: Path, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    if column.null_count or any(chunk.values.null_count for chunk in column.chunks):
+        raise ValueError(f"{path}: column {name}: null lists or nulls in lists")
+    parts = [(chunk.offsets.to_numpy().astype(np.int64), chunk.values.to_numpy()) for chunk in column.chunks]
+    flat = [values[offsets[0] : offsets[-1]] for offsets, values in parts]
+    if len(flat) == 1:
+        return flat[0], parts[0][0] - parts[0][0][0]
+    lengths = np.concatenate([np.empty(0, np.int64), *(np.diff(offsets) for offsets, _ in parts)])
+    empty = np.empty(0, column.type.value_type.to_pandas_dtype())
+    return np.concatenate([empty, *flat]), np.concatenate([[0], np.cumsum(lengths)])

@@ -18,6 +18,7 @@ from mtmh.data.workshop import Workshop
 from mtmh.data.write_histories import HistoryFacts, write_histories
 from mtmh.data.write_items import check_embeddings, choose_features, item_facts, write_item_table, write_items
 
+MAX_EVENT_KINDS = 31  # bits of an int32 that is never negative
 RANGE_EVENTS = 2_000_000  # events of a range of users that are sorted together
 
 
@@ -72,13 +73,21 @@ def load_events(work: Workshop, source: SourceTables) -> None:
             raise ValueError(
                 f"{_names(source)}: item_id is {in_events} in the events and {in_items} in the items; expected one type"
             )
-        work.run(statements.staged(source.events))
+        work.run(statements.staged(source.events, source.event_columns))
     for reason, rows in work.rows(statements.drop_counts("staged")):
         work.num_events_read += rows
         if reason is not None:
             work.drop_events(reason, rows)
     work.run(statements.users(work.config.seed))
-    work.run(statements.events())
+    if source.event_columns:
+        work.run(statements.event_kinds())
+        num_kinds = work.number("SELECT count(*) FROM event_kinds")
+        if num_kinds > MAX_EVENT_KINDS:
+            raise ValueError(
+                f"{_names(source)}: {num_kinds} kinds of events, at most {MAX_EVENT_KINDS} can be kept; choose some "
+                "(source tables: data.options.keep_events) or leave the column out (data.columns.event)"
+            )
+    work.run(statements.events(bool(source.event_columns)))
     work.run("DROP TABLE staged")
     num_events = work.number("SELECT count(*) FROM events")
     work.note(f"{num_events:,} of {work.num_events_read:,} events")
@@ -117,7 +126,7 @@ def find_cutoff(work: Workshop, source: SourceTables) -> int | None:
     return int(cutoff)
 
 
-def split_events(work: Workshop, cutoff: int | None) -> list[tuple[int, int]]:
+def split_events(work: Workshop, source: SourceTables, cutoff: int | None) -> list[tuple[int, int]]:
     """Table ``split``, and the ranges of users over which the next steps go."""
     users = work.connection.sql(
         "SELECT user_code, count(*) FROM events GROUP BY user_code ORDER BY user_code"
@@ -125,9 +134,10 @@ def split_events(work: Workshop, cutoff: int | None) -> list[tuple[int, int]]:
     ranges = bounded_ranges(users.column(1).to_numpy(), RANGE_EVENTS)
     work.step("split into T1 and T2", total=len(users))
     num_events = work.number("SELECT count(*) FROM events")
-    work.run(statements.empty_split())
+    labels = bool(source.event_columns)
+    work.run(statements.empty_split(labels))
     for first, last in ranges:
-        work.run(statements.split(work.config.data.split, cutoff, first, last))
+        work.run(statements.split(work.config.data.split, cutoff, first, last, labels))
         work.advance(last)
     num_train = work.number("SELECT count(*) FROM split WHERE NOT is_test")
     num_test = work.number("SELECT count(*) FROM split WHERE is_test")
@@ -156,7 +166,9 @@ def index_items(work: Workshop, source: SourceTables) -> NDArray[np.int32]:
     return np.where(known, np.cumsum(known), known.sum() + np.cumsum(~known)).astype(np.int32) - 1
 
 
-def write_user_files(work: Workshop, ranges: list[tuple[int, int]], item_index: NDArray[np.int32]) -> HistoryFacts:
+def write_user_files(
+    work: Workshop, source: SourceTables, ranges: list[tuple[int, int]], item_index: NDArray[np.int32]
+) -> HistoryFacts:
     """Histories, test lists and users.
 
     Raises:
@@ -172,6 +184,7 @@ def write_user_files(work: Workshop, ranges: list[tuple[int, int]], item_index: 
         data.min_user_events,
         data.max_history,
         work.advance,
+        _train_kinds(work) if source.event_columns else None,
     )
     for reason, rows in facts.dropped.items():
         work.drop_events(reason, rows)
@@ -237,7 +250,16 @@ def write_item_files(
         features=features,
         has_topics=has_topics,
         content_embedding_dim=embedding_dim,
+        event_kinds=facts.event_kinds,
+        has_values="value" in source.event_columns,
     )
+
+
+def _train_kinds(work: Workshop) -> dict[int, str]:
+    """Bit and name of the kinds of events that T1 has."""
+    mask = work.number(statements.train_kinds())
+    kinds = work.rows("SELECT bit, event FROM event_kinds ORDER BY bit")
+    return {bit: name for bit, name in kinds if mask >> bit & 1}
 
 
 def _instant(cutoff: float | str, source: SourceTables) -> int:

@@ -11,10 +11,12 @@
     vocabulary/               which row stands for which value:
       <feature>.parquet         value (int64 or string, as in the source), row int32, ascending from 1
     histories.parquet         T1: one row a user, in a seeded random order: user_index int64,
-                              items list<int32> (item indices, oldest first), timestamps list<int64>
+                              items list<int32> (item indices, oldest first), timestamps list<int64>; if the source has
+                              kinds or values of events also events list<int32> (bit mask over event_kinds of the
+                              summary) and values list<float32> (NaN: none)
     histories.lengths.npy     [num_users] int32: the length of each row of histories.parquet, in file order
     test.parquet              T2, users with a T1 history only: user_index int64, items list<int32> (distinct,
-                              in order of first engagement), timestamps list<int64>
+                              in order of first engagement), timestamps list<int64>, events and values as above
     users.parquet             user_index int64, user_id (int64 or string)
 
 The id feature ``item_id`` is always there: one vocabulary row an item with T1 events, row 0 for all others.
@@ -86,3 +88,5 @@ class DatasetSummary(BaseModel):
     features: FeatureSchema
     has_topics: bool
     content_embedding_dim: int | None  # width of the items' content_embedding column
+    event_kinds: list[str] = []  # of T1; their places are the bits of ``events``
+    has_values: bool = False  # whether the source has values of events

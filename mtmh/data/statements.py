@@ -5,14 +5,21 @@ Plain analytic SQL (joins, group-bys, windows, md5), so that it can run on any e
     source_items  what the adapter gives: item_id, features, text, topics, ..., drop_reason
     catalogue     item_id, item_code          the kept items in seeded hash order
     staged        user_id, item_code, timestamp, drop_reason     every event that was read
+    event_kinds   event, bit                  kinds of kept events, in the order of their names
     users         user_id, user_code          users of kept events in seeded hash order
     events        user_code, item_code, timestamp                kept events
     split         user_code, item_code, timestamp, is_test       without consecutive repeats
+
+Where the source has kinds or values of events, ``staged`` also holds event and value, and ``events`` and ``split`` hold
+kinds (bit mask, 0: none) and value (NULL: none).
+
     item_facts    item_code, item_index, train_count, first_seen
     vocabulary    value, row                  of the id feature at hand
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from mtmh.config import SplitConfig
 from mtmh.data.sources.base import literal, quoted
@@ -63,11 +70,16 @@ def catalogue(seed: int) -> str:
         FROM source_items WHERE drop_reason IS NULL"""
 
 
-def staged(events: str) -> str:
+def staged(events: str, event_columns: Sequence[str] = ()) -> str:
     """``staged``: one scan of the adapter's events, each row kept or with the first reason against it."""
+    labels = ""
+    if event_columns:
+        kinds = {"event": "VARCHAR", "value": "FLOAT"}
+        offered = [f"e.{name}" if name in event_columns else f"NULL::{kind} AS {name}" for name, kind in kinds.items()]
+        labels = ", ".join(offered) + ", "
     return f"""
         CREATE TABLE staged AS
-        SELECT e.user_id, c.item_code, e.timestamp, coalesce(e.drop_reason, CASE
+        SELECT e.user_id, c.item_code, e.timestamp, {labels}coalesce(e.drop_reason, CASE
             WHEN e.user_id IS NULL THEN 'no_user'
             WHEN e.item_id IS NULL THEN 'no_item'
             WHEN e.timestamp IS NULL THEN 'no_timestamp'
@@ -88,12 +100,24 @@ def users(seed: int) -> str:
         FROM (SELECT DISTINCT user_id FROM staged WHERE drop_reason IS NULL)"""
 
 
-def events() -> str:
-    """``events``."""
+def event_kinds() -> str:
+    """``event_kinds``."""
     return """
+        CREATE TABLE event_kinds AS
+        SELECT event, (row_number() OVER (ORDER BY event) - 1)::INTEGER AS bit
+        FROM (SELECT DISTINCT event FROM staged WHERE drop_reason IS NULL AND event IS NOT NULL)"""
+
+
+def events(labels: bool = False) -> str:
+    """``events``."""
+    columns, join = "", ""
+    if labels:
+        columns = ", coalesce(1 << k.bit, 0)::INTEGER AS kinds, s.value"
+        join = " LEFT JOIN event_kinds AS k ON s.event = k.event"
+    return f"""
         CREATE TABLE events AS
-        SELECT u.user_code, s.item_code, s.timestamp
-        FROM staged AS s JOIN users AS u ON s.user_id = u.user_id
+        SELECT u.user_code, s.item_code, s.timestamp{columns}
+        FROM staged AS s JOIN users AS u ON s.user_id = u.user_id{join}
         WHERE s.drop_reason IS NULL"""
 
 
@@ -102,35 +126,64 @@ def events_since(instant: int) -> str:
     return f"SELECT count(*), min(timestamp) FROM events WHERE timestamp >= {instant}"
 
 
-def empty_split() -> str:
+def empty_split(labels: bool = False) -> str:
     """``split`` without rows."""
-    return "CREATE TABLE split (user_code INTEGER, item_code INTEGER, timestamp BIGINT, is_test BOOLEAN)"
+    columns = ", kinds INTEGER, value FLOAT" if labels else ""
+    return f"CREATE TABLE split (user_code INTEGER, item_code INTEGER, timestamp BIGINT, is_test BOOLEAN{columns})"
 
 
-def split(config: SplitConfig, cutoff: int | None, first_user: int, last_user: int) -> str:
+def split(config: SplitConfig, cutoff: int | None, first_user: int, last_user: int, labels: bool = False) -> str:
     """Fills ``split`` for the users ``[first_user, last_user)``.
 
     An event whose item is that of the user's event before it is a repeat and left out: the first of a run stays,
-    so what comes later never changes what is kept. The cut falls on what remains.
+    so what comes later never changes what is kept. The cut falls on what remains. Of a run's kinds and values, the
+    first event takes all that lie in its own period: kinds together, the largest value.
     """
     if config.kind == "time":
         is_test = f"timestamp >= {cutoff}"
     else:
         share = f"floor(num_events * {config.test_fraction!r}::DOUBLE + 0.5)"
         is_test = f"position > num_events - least(num_events - 1, greatest(1, {share}))"
+    ordered = f"""
+                SELECT *, lag(item_code) OVER (PARTITION BY user_code ORDER BY timestamp, item_code) AS previous
+                FROM events WHERE user_code >= {first_user} AND user_code < {last_user}"""
+    firsts = f"({ordered}) WHERE previous IS DISTINCT FROM item_code"
     return f"""
         INSERT INTO split
-        SELECT user_code, item_code, timestamp, {is_test} AS is_test
+        SELECT user_code, item_code, timestamp, {is_test} AS is_test{", kinds, value" if labels else ""}
         FROM (
             SELECT *,
                 row_number() OVER (PARTITION BY user_code ORDER BY timestamp, item_code) AS position,
                 count(*) OVER (PARTITION BY user_code) AS num_events
-            FROM (
-                SELECT *, lag(item_code) OVER (PARTITION BY user_code ORDER BY timestamp, item_code) AS previous
-                FROM events WHERE user_code >= {first_user} AND user_code < {last_user}
-            )
-            WHERE previous IS DISTINCT FROM item_code
+            FROM {f"({_runs(ordered, cutoff)})" if labels else firsts}
         )"""
+
+
+def _runs(ordered: str, cutoff: int | None) -> str:
+    """One row a run of events with one item: user_code, item_code, timestamp of the first, kinds, value."""
+
+    def of_period(aggregate: str) -> str:
+        if cutoff is None:  # the cut falls between runs
+            return aggregate
+        before = f"{aggregate} FILTER (WHERE timestamp < {cutoff})"
+        return f"CASE WHEN min(timestamp) < {cutoff} THEN {before} ELSE {aggregate} END"
+
+    return f"""
+        SELECT user_code, any_value(item_code) AS item_code, min(timestamp) AS timestamp,
+            {of_period("bit_or(kinds)")} AS kinds, {of_period("max(value)")} AS value
+        FROM (
+            SELECT user_code, item_code, timestamp, kinds, value,
+                sum((previous IS DISTINCT FROM item_code)::INTEGER) OVER (
+                    PARTITION BY user_code ORDER BY timestamp, item_code ROWS UNBOUNDED PRECEDING
+                ) AS run
+            FROM ({ordered})
+        )
+        GROUP BY user_code, run"""
+
+
+def train_kinds() -> str:
+    """The kinds that events of T1 have, as one mask."""
+    return "SELECT coalesce(bit_or(kinds), 0) FROM split WHERE NOT is_test"
 
 
 def train_item_counts() -> str:
@@ -145,10 +198,10 @@ def rare_items(min_item_events: int) -> str:
         SELECT item_code FROM ({train_item_counts()}) WHERE num_events < {min_item_events}"""
 
 
-def histories(min_user_events: int, max_history: int, first_user: int, last_user: int) -> str:
+def histories(min_user_events: int, max_history: int, first_user: int, last_user: int, labels: bool = False) -> str:
     """T1 of the users ``[first_user, last_user)``, user by user, oldest first: user_code, item_code, timestamp."""
     return f"""
-        SELECT user_code, item_code, timestamp
+        SELECT user_code, item_code, timestamp{", kinds, value" if labels else ""}
         FROM (
             SELECT *,
                 count(*) OVER (PARTITION BY user_code) AS num_events,
@@ -172,10 +225,11 @@ def history_drops(min_user_events: int, max_history: int, first_user: int, last_
         )"""
 
 
-def test_items(first_user: int, last_user: int) -> str:
+def test_items(first_user: int, last_user: int, labels: bool) -> str:
     """T2 of the users ``[first_user, last_user)``, each item at its first engagement, with the number of events."""
     return f"""
         SELECT user_code, item_code, min(timestamp) AS timestamp, count(*) AS num_events
+            {", bit_or(kinds) AS kinds, max(value) AS value" if labels else ""}
         FROM split
         WHERE is_test AND user_code >= {first_user} AND user_code < {last_user}
         GROUP BY user_code, item_code
@@ -277,7 +331,7 @@ def _values(name: str, is_list: bool) -> str:
 
 def _train(first_user: int, last_user: int) -> str:
     return f"""
-        SELECT user_code, item_code, timestamp FROM split
+        SELECT * FROM split
         WHERE NOT is_test AND user_code >= {first_user} AND user_code < {last_user}
             AND item_code NOT IN (SELECT item_code FROM rare)"""
 

@@ -6,7 +6,7 @@ their offsets. What is written depends on the events alone, never on how users a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ ROW_GROUP_EVENTS = 65_536
 ROW_GROUP_USERS = 65_536
 NEVER = np.iinfo(np.int64).max
 LISTS = pa.schema([("user_index", pa.int64()), ("items", pa.list_(pa.int32())), ("timestamps", pa.list_(pa.int64()))])
+LABELS = [("events", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
 
 
 @dataclass
@@ -37,6 +38,7 @@ class HistoryFacts:
         num_users: rows of histories.parquet.
         num_test_users: rows of test.parquet.
         num_test_events: items in test.parquet.
+        event_kinds: names of the bits of ``events``.
         dropped: reason -> events left out.
     """
 
@@ -45,6 +47,7 @@ class HistoryFacts:
     num_users: int = 0
     num_test_users: int = 0
     num_test_events: int = 0
+    event_kinds: list[str] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
 
     def drop(self, reason: str, rows: int) -> None:
@@ -60,6 +63,7 @@ def write_histories(
     min_user_events: int,
     max_history: int,
     progress: Callable[[int], None],
+    kinds: Mapping[int, str] | None = None,
 ) -> HistoryFacts:
     """Writes the four files from the tables ``split``, ``rare`` and ``users``.
 
@@ -71,23 +75,27 @@ def write_histories(
         min_user_events: users with fewer T1 events are left out.
         max_history: the last events of a user that are kept.
         progress: called with the number of users after each range.
+        kinds: bit and name of the kinds of events to keep; ``None``: ``split`` has no kinds and values.
     """
     facts = HistoryFacts(np.zeros(len(item_index), np.int64), np.full(len(item_index), NEVER, np.int64))
     user_id_type = connection.sql("SELECT user_id FROM users LIMIT 0").to_arrow_table().schema.field(0).type
+    if kinds is not None:
+        facts.event_kinds = [kinds[bit] for bit in sorted(kinds)]
+    lists = LISTS if kinds is None else pa.schema([*LISTS, *LABELS])
     users_schema = pa.schema([("user_index", pa.int64()), ("user_id", user_id_type)])
     lengths = []
     with (
-        _ListWriter(folder / HISTORIES) as histories,
-        _ListWriter(folder / TEST) as test,
+        _ListWriter(folder / HISTORIES, lists) as histories,
+        _ListWriter(folder / TEST, lists) as test,
         _GroupedWriter(folder / USERS, users_schema) as users,
     ):
         for first, last in ranges:
             limits = (min_user_events, max_history, first, last)
-            events = _columns(connection, statements.histories(*limits))
+            events = _columns(connection, statements.histories(*limits, kinds is not None))
             codes, length = np.unique(events["user_code"], return_counts=True)
             index = facts.num_users + np.arange(len(codes))
             items = item_index[events["item_code"]]
-            histories.add_lists(index, length, items, events["timestamp"])
+            histories.add_lists(index, length, items, events["timestamp"], *_labels(events, kinds))
             lengths.append(length.astype(np.int32))
             facts.train_count += np.bincount(items, minlength=len(item_index))
             np.minimum.at(facts.first_seen, items, events["timestamp"])
@@ -99,20 +107,22 @@ def write_histories(
             kept = ids.filter(pa.array(np.isin(ids["user_code"].to_numpy(), codes)))
             users.add(pa.table([pa.array(index), kept["user_id"]], schema=users_schema), index // ROW_GROUP_USERS)
 
-            future = _columns(connection, statements.test_items(first, last))
+            future = _columns(connection, statements.test_items(first, last, kinds is not None))
             known = np.isin(future["user_code"], codes)
             facts.drop("test_without_history", int(future["num_events"][~known].sum()))
-            facts.drop("repeated_in_test", int((future["num_events"][known] - 1).sum()))
-            test_codes, test_length = np.unique(future["user_code"][known], return_counts=True)
+            future = {name: column[known] for name, column in future.items()}
+            facts.drop("repeated_in_test", int((future["num_events"] - 1).sum()))
+            test_codes, test_length = np.unique(future["user_code"], return_counts=True)
             test.add_lists(
                 index[np.searchsorted(codes, test_codes)],
                 test_length,
-                item_index[future["item_code"][known]],
-                future["timestamp"][known],
+                item_index[future["item_code"]],
+                future["timestamp"],
+                *_labels(future, kinds),
             )
             facts.num_users += len(codes)
             facts.num_test_users += len(test_codes)
-            facts.num_test_events += int(known.sum())
+            facts.num_test_events += len(future["item_code"])
             progress(last)
     np.save(folder / HISTORY_LENGTHS, np.concatenate(lengths) if lengths else np.empty(0, np.int32))
     return facts
@@ -150,28 +160,38 @@ class _GroupedWriter:
 
 
 class _ListWriter(_GroupedWriter):
-    """Rows of (user_index, items, timestamps), in row groups of about ``ROW_GROUP_EVENTS`` events.
+    """Rows of lists (items, timestamps, ...) by user_index, in row groups of about ``ROW_GROUP_EVENTS`` events.
 
     A row group begins with the first user whose events start at or beyond the next multiple of ``ROW_GROUP_EVENTS``.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, LISTS)
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        super().__init__(path, schema)
+        self._schema = schema
         self._num_events = 0
 
     def add_lists(
         self,
         index: NDArray[np.int64],
         length: NDArray[np.int64],
-        items: NDArray[np.int32],
-        timestamps: NDArray[np.int64],
+        *columns: NDArray[Any],
     ) -> None:
-        """Adds rows ``index`` [U] with ``length`` [U] events each; the events lie one row after another."""
+        """Adds rows ``index`` [U] with ``length`` [U] events each; the events' columns lie one row after another."""
         offsets = np.concatenate(([0], np.cumsum(length)))
-        lists = [pa.ListArray.from_arrays(offsets.astype(np.int32), values) for values in (items, timestamps)]
-        table = pa.table([pa.array(index), *lists], schema=LISTS)
+        lists = [pa.ListArray.from_arrays(offsets.astype(np.int32), values) for values in columns]
+        table = pa.table([pa.array(index), *lists], schema=self._schema)
         self.add(table, (self._num_events + offsets[:-1]) // ROW_GROUP_EVENTS)
         self._num_events += int(offsets[-1])
+
+
+def _labels(events: dict[str, NDArray[Any]], kinds: Mapping[int, str] | None) -> list[NDArray[Any]]:
+    """Masks over the kept kinds, and values with NaN for none."""
+    if kinds is None:
+        return []
+    masks = np.zeros(len(events["kinds"]), np.int32)
+    for place, bit in enumerate(sorted(kinds)):
+        masks |= (events["kinds"].astype(np.int32) >> bit & 1) << place
+    return [masks, events["value"].astype(np.float32)]
 
 
 def _columns(connection: Any, query: str) -> dict[str, NDArray[Any]]:

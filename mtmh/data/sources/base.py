@@ -37,7 +37,7 @@ class SourceTables:
 
     Attributes:
         events: SELECT of ``user_id``, ``item_id`` (BIGINT or VARCHAR), ``timestamp`` BIGINT and ``drop_reason``
-            VARCHAR (NULL: keep).
+            VARCHAR (NULL: keep), and the columns named in ``event_columns``.
         items: SELECT of ``item_id``, ``text``, ``image``, ``topic_l1``, ``topic_l2`` VARCHAR, ``content_embedding``
             FLOAT[], ``drop_reason`` and one column a feature; ``None``: the catalogue is what the events name.
         id_features: names of the id features that ``items`` offers; a column is single-valued or a list.
@@ -46,6 +46,7 @@ class SourceTables:
         has_clock: whether timestamps of different users can be compared.
         files: the files behind the queries, for messages.
         timestamp_is_date: whether ``timestamp`` came from dates, as seconds since 1970.
+        event_columns: which of ``event`` VARCHAR (its kind) and ``value`` FLOAT the ``events`` offer; NULL: none.
     """
 
     events: str
@@ -56,6 +57,7 @@ class SourceTables:
     has_clock: bool = True
     files: tuple[Path, ...] = ()
     timestamp_is_date: bool = False
+    event_columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """MovieLens as GroupLens ships it: ``ratings.csv`` and ``movies.csv``.
 
-A rating of at least ``min_rating`` is an engagement; lower ones are counted as ``low_rating``. Text is the title
+A rating of at least ``min_rating`` is an engagement, with the rating as its value; lower ones are counted as
+``low_rating``. Text is the title
 without its year, which becomes the float feature ``year``. Genres are labels for evaluation only: the first listed one
 is the coarse topic, the whole set the fine one. User tags are left out: they are written at any time, also after the
 cut.
@@ -44,7 +45,7 @@ def movielens_tables(context: SourceContext) -> SourceTables:
         types={"movieId": "BIGINT", "title": "VARCHAR", "genres": "VARCHAR"},
     )
     events = f"""
-        SELECT userId AS user_id, movieId AS item_id, timestamp,
+        SELECT userId AS user_id, movieId AS item_id, timestamp, rating::FLOAT AS value,
             {reasons(("rating IS NULL", "no_rating"), (f"rating < {options.min_rating}", "low_rating"))} AS drop_reason
         FROM {ratings.sql}"""
     items = rf"""
@@ -56,4 +57,6 @@ def movielens_tables(context: SourceContext) -> SourceTables:
             try_cast(regexp_extract(title, '\((\d{{4}})\)\s*$', 1) AS DOUBLE) AS year,
             NULL::VARCHAR AS drop_reason
         FROM (SELECT *, nullif(nullif(genres, '{NO_GENRES}'), '') AS labels FROM {movies.sql})"""
-    return SourceTables(events, items, float_features=("year",), files=ratings.files + movies.files)
+    return SourceTables(
+        events, items, float_features=("year",), files=ratings.files + movies.files, event_columns=("value",)
+    )

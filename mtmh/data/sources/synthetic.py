@@ -23,6 +23,10 @@ the time within the same coarse topic. How active users are is log-normal.
 
 and within that choice it goes to items in proportion to popularity times attention of that day.
 
+**Reactions.** An event's ``value`` is the share of the item that the user takes in (0 to 1), and its ``event`` is
+``like`` or ``click``. Both grow with what the item is to the user (of an interest, of its topic at least, of a
+community) and with the item's hidden appeal, which is partly its creator's. They change nothing of what comes next.
+
 **What an encoder would see.** ``content_embedding`` adds a direction of the coarse topic, one of the fine topic, the
 mean of the title words' vectors, and noise (``content_noise``).
 
@@ -127,17 +131,20 @@ def synthetic_tables(context: SourceContext) -> SourceTables:
     folder.mkdir()
     simulate(options, context.config.seed, folder, context.note)
     return SourceTables(
-        events="SELECT user_id, item_id, timestamp, NULL::VARCHAR AS drop_reason "
+        events="SELECT user_id, item_id, timestamp, event, value, NULL::VARCHAR AS drop_reason "
         f"FROM read_parquet({literal(str(folder / 'events-*.parquet'))})",
         items="SELECT *, NULL::VARCHAR AS image, NULL::VARCHAR AS drop_reason "
         f"FROM read_parquet({literal(str(folder / 'items.parquet'))})",
         id_features=("creator", "styles"),
         float_features=("duration", "price", "quality"),
+        event_columns=("event", "value"),
     )
 
 
 def simulate(options: SyntheticOptions, seed: int, folder: Path, note: Callable[[str], None] | None = None) -> None:
-    """Writes ``items.parquet`` and ``events-<day>.parquet`` (user_id, item_id, timestamp: int64 each) to ``folder``.
+    """Writes ``items.parquet`` and ``events-<day>.parquet`` to ``folder``.
+
+    An event is user_id, item_id, timestamp (int64), event (string) and value (float32).
 
     Args:
         options: the world's sizes and habits.
@@ -147,6 +154,7 @@ def simulate(options: SyntheticOptions, seed: int, folder: Path, note: Callable[
     """
     world = _make_world(options, np.random.default_rng([seed, 0]))
     _write_items(world, options, np.random.default_rng([seed, 1]), folder / "items.parquet")
+    appeal = _appeal(world, np.random.default_rng([seed, 4]))
     crowd = _Crowd(world, options, np.random.default_rng([seed, 2]))
     events_of_day = np.diff(np.arange(options.num_days + 1) * options.num_events // options.num_days)
     for day in range(options.num_days):
@@ -157,12 +165,23 @@ def simulate(options: SyntheticOptions, seed: int, folder: Path, note: Callable[
             crowd.drift(rng)
         counts = rng.multinomial(events_of_day[day], crowd.activity)
         picker = _Picker(world, options, day)
+        reaction_rng = np.random.default_rng([seed, 5, day])
         with pq.ParquetWriter(folder / f"events-{day:05d}.parquet", _EVENTS, compression="lz4") as writer:
             for first, last in bounded_ranges(counts, CHUNK_EVENTS):
-                writer.write_table(_draw_events(crowd, picker, counts[first:last], first, day, options, rng))
+                user, item, second = _draw_events(crowd, picker, counts[first:last], first, day, options, rng)
+                event, value = _react(crowd, appeal, user, item, reaction_rng)
+                writer.write_table(pa.Table.from_arrays([user + 1, item + 1, second, event, value], schema=_EVENTS))
 
 
-_EVENTS = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64()), ("timestamp", pa.int64())])
+_EVENTS = pa.schema(
+    [
+        ("user_id", pa.int64()),
+        ("item_id", pa.int64()),
+        ("timestamp", pa.int64()),
+        ("event", pa.dictionary(pa.int8(), pa.string())),
+        ("value", pa.float32()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -223,6 +242,15 @@ class _Crowd:
         self._world = world
         self._options = options
 
+    def affinity(self, user: IntArray, item: IntArray) -> FloatArray:
+        """What items are to users at present, [N] each: 0 nothing, up to 1.6."""
+        aspects = self._options.num_aspects
+        interests, cell = self.interests[user], self._world.cell[item, None]
+        of_topic = (interests // aspects == cell // aspects).any(axis=1)
+        of_interest = (interests == cell).any(axis=1)
+        of_community = (self.communities[user] == self._world.community[item, None]).any(axis=1)
+        return np.asarray(0.4 * of_topic + 0.6 * of_interest + 0.6 * of_community)
+
     def drift(self, rng: Generator) -> None:
         """One day passes."""
         options, world = self._options, self._world
@@ -282,8 +310,8 @@ def _draw_events(
     day: int,
     options: SyntheticOptions,
     rng: Generator,
-) -> pa.Table:
-    """The events of one day of the users ``first_user ...``, ``counts`` [users] of each."""
+) -> tuple[IntArray, IntArray, IntArray]:
+    """The events of one day of the users ``first_user ...``, ``counts`` [users] of each: user, item, timestamp."""
     total, num_users = int(counts.sum()), len(counts)
     local = np.repeat(np.arange(num_users), counts)
     user = first_user + local
@@ -320,7 +348,25 @@ def _draw_events(
     position = np.arange(total) - np.repeat(np.cumsum(counts) - counts, counts)
     begin = rng.integers(SECONDS_A_DAY, size=num_users)
     second = (begin[local] + 60 * position + rng.integers(60, size=total)) % SECONDS_A_DAY
-    return pa.Table.from_arrays([user + 1, item + 1, day * SECONDS_A_DAY + second], schema=_EVENTS)
+    return user, item, day * SECONDS_A_DAY + second
+
+
+def _appeal(world: _World, rng: Generator) -> FloatArray:
+    """What makes an item liked by whoever sees it, [I]: of its creator and its own, independent of its popularity."""
+    of_creator = rng.normal(0.0, 0.8, int(world.creator.max()) + 1)
+    appeal: FloatArray = of_creator[world.creator] + rng.normal(0.0, 0.5, len(world.creator))
+    return appeal
+
+
+def _react(
+    crowd: _Crowd, appeal: FloatArray, user: IntArray, item: IntArray, rng: Generator
+) -> tuple[pa.DictionaryArray, NDArray[np.float32]]:
+    """Kind and value of events [N]."""
+    drive = crowd.affinity(user, item) + appeal[item]
+    taken_in = 1.0 / (1.0 + np.exp(0.6 - 1.2 * drive - rng.normal(0.0, 0.8, len(item))))
+    liked = rng.random(len(item)) < 1.0 / (1.0 + np.exp(3.6 - 1.6 * drive))
+    event = pa.DictionaryArray.from_arrays(pa.array(liked.astype(np.int8)), pa.array(["click", "like"]))
+    return event, taken_in.astype(np.float32)
 
 
 def _write_items(world: _World, options: SyntheticOptions, rng: Generator, path: Path) -> None:

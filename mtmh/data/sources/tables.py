@@ -70,6 +70,7 @@ def own_tables(context: SourceContext) -> SourceTables:
         float_features=float_features,
         files=events.files + (items.files if items else ()),
         timestamp_is_date=events.is_date(columns.timestamp),
+        event_columns=tuple(name for name in ("event", "value") if getattr(columns, name) is not None),
     )
 
 
@@ -90,9 +91,14 @@ def _events_query(events: TableFile, context: SourceContext, options: TablesOpti
             raise ValueError("data.options.min_value needs data.columns.value, the column with the value")
         value = events.number_column(columns.value)
         rules.append((f"coalesce({value} < {options.min_value}, true)", "low_value"))
+    labels = ""
+    if columns.event is not None:
+        labels += f"{events.text_column(columns.event)} AS event, "
+    if columns.value is not None:
+        labels += f"({events.number_column(columns.value)})::FLOAT AS value, "
     return f"""
         SELECT {events.id_column(columns.user_id)} AS user_id, {item_id} AS item_id,
-            {events.time_column(columns.timestamp)} AS timestamp, {reasons(*rules)} AS drop_reason
+            {events.time_column(columns.timestamp)} AS timestamp, {labels}{reasons(*rules)} AS drop_reason
         FROM {events.sql}"""
 
 
