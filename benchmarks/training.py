@@ -170,7 +170,7 @@ def build(config: Config, ranks: Ranks) -> tuple[Any, Any, Iterator[PairBatch]]:
     """Sharded model, optimizer and batches, as in the trainer."""
     loader = open_loader(config, ranks)
     model = build_model(config.model, features_of(config), ranks.device, tables=torch.device("meta"))
-    sharded, _ = shard(TrainTask(model, config.loss), config, ranks)
+    sharded, _ = shard(TrainTask(model, config.loss, config.seed), config, ranks)
     return sharded, build_optimizer(sharded, config.training), loader.batches()
 
 

@@ -3,9 +3,10 @@
 from .content_encoder import ContentEncoder, ContentInputs, PooledEncoder
 from .dense_nn import DenseNN
 from .heads import Head, HeadMLP
-from .losses import LossOutput, Teacher, contrastive_losses
+from .losses import LossOutput, Similar, Teacher, contrastive_losses
 from .masks import accidental_hits
 from .mtmh import MTMH
+from .semantic import pseudo_labels
 from .sparse_nn import SparseNN, build_ebc
 
 __all__ = [
@@ -17,9 +18,11 @@ __all__ = [
     "HeadMLP",
     "LossOutput",
     "PooledEncoder",
+    "Similar",
     "SparseNN",
     "Teacher",
     "accidental_hits",
     "build_ebc",
     "contrastive_losses",
+    "pseudo_labels",
 ]

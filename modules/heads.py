@@ -12,29 +12,34 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Head:
-    """One head of the model and its loss, ``engagement_weight * L_e + relevance_weight * L_r`` (MTMH, equation 3).
+    """One head of the model and its loss, ``engagement_weight * L_e + relevance_weight * L_r + semantic_weight * L_s``.
 
-    A list of heads is all that tells the papers' models apart::
+    ``L_e`` and ``L_r`` are those of MTMH (equation 3), ``L_s`` the semantic task of the related-video paper (equation
+    5). A list of heads is all that tells the papers' models apart::
 
-        single task  [Head("engagement")]
-        MTSH         [Head("multi_task", relevance_weight=0.5)]
-        STMH         [Head("engagement"), Head("relevance", engagement_weight=0.0, relevance_weight=1.0)]
-        MTMH         [Head("engagement"), Head("relevance", relevance_weight=0.5)]
+        single task    [Head("engagement")]
+        MTSH           [Head("multi_task", relevance_weight=0.5)]
+        STMH           [Head("engagement"), Head("relevance", engagement_weight=0.0, relevance_weight=1.0)]
+        MTMH           [Head("engagement"), Head("relevance", relevance_weight=0.5)]
+        related video  [Head("multi_task", semantic_weight=500.0)]
 
     Raises:
-        ValueError: a weight is negative or not finite, or both are zero.
+        ValueError: a weight is negative or not finite, or all are zero.
     """
 
     name: str
     engagement_weight: float = 1.0
     relevance_weight: float = 0.0
+    semantic_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        weights = (self.engagement_weight, self.relevance_weight)
+        weights = (self.engagement_weight, self.relevance_weight, self.semantic_weight)
         if not all(math.isfinite(weight) and weight >= 0.0 for weight in weights):
             raise ValueError(f"head {self.name!r}: loss weights must be finite and at least 0, got {weights}")
-        if weights == (0.0, 0.0):
-            raise ValueError(f"head {self.name!r} has no loss: give it an engagement_weight or a relevance_weight")
+        if not any(weights):
+            raise ValueError(
+                f"head {self.name!r} has no loss: give it an engagement_weight, a relevance_weight or a semantic_weight"
+            )
 
 
 class HeadMLP(nn.Module):

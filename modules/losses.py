@@ -62,6 +62,21 @@ class Teacher:
     temperature: float
 
 
+@dataclass(frozen=True)
+class Similar:
+    """Negatives that are left out because their content is too close to the row's trigger.
+
+    Attributes:
+        trigger: ``[M, Dc]`` content embeddings of the rows' triggers.
+        negative: ``[L, Dc]`` those of the negatives.
+        threshold: negatives whose dot product with the trigger is at least this are left out.
+    """
+
+    trigger: Tensor
+    negative: Tensor
+    threshold: float
+
+
 class LossOutput(NamedTuple):
     """Row-weighted sums, not means: divide by the weight of the global batch.
 
@@ -87,6 +102,7 @@ def contrastive_losses(
     log_weight_negative: Tensor | None = None,
     teacher: Teacher | None = None,
     hits: tuple[Tensor, Tensor] | None = None,
+    similar: Similar | None = None,
     chunk_rows: int = 256,
 ) -> LossOutput:
     """Computes the losses of all heads; formulas in the module's docstring.
@@ -105,6 +121,7 @@ def contrastive_losses(
             draws. ``None``: 0. No gradient.
         teacher: content embeddings; needed if a head has a relevance weight, unused otherwise.
         hits: rows and columns ``[K]`` int64 of the pairs to leave out, as from ``accidental_hits``; any order.
+        similar: further pairs to leave out, by their content rather than by a list. No gradient.
         chunk_rows: rows whose logits are held at a time, at most; on CPU fewer if there are many negatives.
 
     Returns:
@@ -140,6 +157,7 @@ def contrastive_losses(
         log_weight=None if log_weight_negative is None else log_weight_negative.detach().to(dtype),
         distillation=_prepare_teacher(teacher, dtype, num_rows, num_negatives) if teacher and relevance else None,
         hits=_Hits.sort(hits, num_rows, num_negatives) if hits is not None else None,
+        similar=_prepare_similar(similar, dtype, num_rows, num_negatives) if similar is not None else None,
         chunk_rows=_rows_at_a_time(chunk_rows, num_negatives, trigger[0].device),
         with_gradients=torch.is_grad_enabled()
         and any(tensor.requires_grad for tensor in (*trigger, *positive, *negative)),
@@ -188,6 +206,7 @@ class _Problem:
     log_weight: Tensor | None  # [L], of the negatives
     distillation: _Distillation | None
     hits: _Hits | None
+    similar: Similar | None
     chunk_rows: int
     with_gradients: bool
 
@@ -232,14 +251,19 @@ def _one_pass(problem: _Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, 
         if problem.hits is not None:
             found = slice(hit_bounds[chunk], hit_bounds[chunk + 1])
             excluded = (problem.hits.rows[found] - start) * width + problem.hits.columns[found]
+        similar = None
+        if problem.similar is not None:
+            _multiply(problem.similar.trigger[rows], problem.similar.negative, out=logits[:, :-1])
+            similar = logits[:, :-1] >= problem.similar.threshold
+        left_out = (excluded, similar)
         target = None
         if problem.distillation is not None and target_buffer is not None:
             teacher = problem.distillation
-            _fill_logits(logits, teacher.trigger[rows], teacher.positive[rows], teacher.negative, problem, excluded)
+            _fill_logits(logits, teacher.trigger[rows], teacher.positive[rows], teacher.negative, problem, left_out)
             target = _soft_labels(logits, target_buffer[: rows.stop - start], probability, teacher, rows)
         for index, head in enumerate(problem.heads):
             scaled_trigger = triggers[index][rows] / problem.temperature
-            _fill_logits(logits, scaled_trigger, positives[index][rows], negatives[index], problem, excluded)
+            _fill_logits(logits, scaled_trigger, positives[index][rows], negatives[index], problem, left_out)
             engagement, relevance, row_factor = _logit_gradient(head, logits, probability, target)
             row_losses[0, index, rows], row_losses[1, index, rows] = engagement, relevance
             if not gradients:
@@ -263,19 +287,28 @@ def _fill_logits(
     positive: Tensor,
     negative: Tensor,
     problem: _Problem,
-    excluded: Tensor | None,
+    left_out: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    """Writes ``[s_1, ..., s_L, s_+]`` of a chunk's rows; ``excluded`` counts through the flattened chunk."""
-    tile = CPU_TILE_NEGATIVES if logits.device.type == "cpu" else max(negative.shape[0], 1)
-    for tile_negative, tile_logits in zip(
-        torch.split(negative, tile), torch.split(logits[:, :-1], tile, dim=1), strict=True
-    ):
-        torch.mm(scaled_trigger, tile_negative.t(), out=tile_logits)
+    """Writes ``[s_1, ..., s_L, s_+]`` of a chunk's rows.
+
+    What is left out is given as places in the flattened chunk and as a mask ``[rows, L]``.
+    """
+    _multiply(scaled_trigger, negative, out=logits[:, :-1])
     if problem.log_weight is not None:
         logits[:, :-1] += problem.log_weight
     logits[:, -1] = (scaled_trigger * positive).sum(dim=1)
+    excluded, similar = left_out
     if excluded is not None:
         logits.view(-1).index_fill_(0, excluded, EXCLUDED)
+    if similar is not None:
+        logits[:, :-1].masked_fill_(similar, EXCLUDED)
+
+
+def _multiply(rows: Tensor, columns: Tensor, out: Tensor) -> None:
+    """Writes ``rows @ columns.T``."""
+    tile = CPU_TILE_NEGATIVES if out.device.type == "cpu" else max(len(columns), 1)
+    for tile_columns, tile_out in zip(torch.split(columns, tile), torch.split(out, tile, dim=1), strict=True):
+        torch.mm(rows, tile_columns.t(), out=tile_out)
 
 
 def _softmax(logits: Tensor, out: Tensor) -> Tensor:
@@ -363,6 +396,14 @@ def _prepare_teacher(teacher: Teacher, dtype: torch.dtype, num_rows: int, num_ne
         all_rows_have_content=bool(row_has_content.all()),
         no_content=no_content if bool(no_content.any()) else None,
     )
+
+
+def _prepare_similar(similar: Similar, dtype: torch.dtype, num_rows: int, num_negatives: int) -> Similar:
+    shapes = [tuple(tensor.shape) for tensor in (similar.trigger, similar.negative)]
+    width = shapes[0][-1]
+    if shapes != [(num_rows, width), (num_negatives, width)]:
+        raise ValueError(f"similar: expected [{num_rows}, Dc] and [{num_negatives}, Dc], got {shapes}")
+    return Similar(similar.trigger.detach().to(dtype), similar.negative.detach().to(dtype), similar.threshold)
 
 
 def _rows_at_a_time(chunk_rows: int, num_negatives: int, device: torch.device) -> int:

@@ -6,7 +6,15 @@ from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConf
 from mtmh.config.model import HeadConfig, ModelConfig
 from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
 from mtmh.config.serving import EvaluationConfig, IndexConfig, RetrievalConfig
-from mtmh.config.training import LossConfig, PlanConfig, PropensityConfig, ShardingConfig, ShardingType, TrainingConfig
+from mtmh.config.training import (
+    LossConfig,
+    PlanConfig,
+    PropensityConfig,
+    SemanticConfig,
+    ShardingConfig,
+    ShardingType,
+    TrainingConfig,
+)
 
 __all__ = [
     "BackboneConfig",
@@ -29,6 +37,7 @@ __all__ = [
     "Positive",
     "PropensityConfig",
     "RetrievalConfig",
+    "SemanticConfig",
     "Settings",
     "ShardingConfig",
     "ShardingType",

@@ -10,16 +10,23 @@ from mtmh.config.base import NonNegative, Positive, Settings
 
 
 class HeadConfig(Settings):
-    """One head and its loss: ``engagement_weight * L_e + relevance_weight * L_r`` (paper, equation 3)."""
+    """One head and its loss: ``engagement_weight * L_e + relevance_weight * L_r + semantic_weight * L_s``.
+
+    ``L_e``, ``L_r``: co-engagement and distillation (paper, equation 3). ``L_s``: pseudo-labels (``loss.semantic``),
+    which the related-video paper weighs 1 to 1000 times as much as the co-engagement loss.
+    """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     engagement_weight: NonNegative = 1.0
     relevance_weight: NonNegative = 0.0
+    semantic_weight: NonNegative = 0.0
 
     @model_validator(mode="after")
     def _has_a_loss(self) -> Self:
-        if self.engagement_weight == 0.0 and self.relevance_weight == 0.0:
-            raise ValueError(f"head {self.name!r} has no loss: give it an engagement_weight or a relevance_weight")
+        if not (self.engagement_weight or self.relevance_weight or self.semantic_weight):
+            raise ValueError(
+                f"head {self.name!r} has no loss: give it an engagement_weight, a relevance_weight or a semantic_weight"
+            )
         return self
 
 
@@ -50,5 +57,5 @@ class ModelConfig(Settings):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any head distils from the teacher."""
-        return any(head.relevance_weight > 0.0 for head in self.heads)
+        """Whether any head learns from the teacher."""
+        return any(head.relevance_weight > 0.0 or head.semantic_weight > 0.0 for head in self.heads)

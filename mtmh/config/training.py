@@ -20,6 +20,16 @@ class PropensityConfig(Settings):
     b: NonNegative = 0.5
 
 
+class SemanticConfig(Settings):
+    """Pseudo-labels of heads with a ``semantic_weight``: pairs whose teacher cosine is at least ``threshold``.
+
+    ``share`` of the batch's pairs lend their trigger to the task; fewer make the step cheaper.
+    """
+
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
 class LossConfig(Settings):
     """InfoNCE and KL distillation over shared negatives (paper, equations 1 to 3)."""
 
@@ -31,6 +41,7 @@ class LossConfig(Settings):
     mask_history: bool = True
     history_mask_length: Positive = 100  # the last items of a history that are masked as accidental hits
     propensity: PropensityConfig | None = None
+    semantic: SemanticConfig = SemanticConfig()
     chunk_rows: Positive = 256
 
     @model_validator(mode="after")

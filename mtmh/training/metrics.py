@@ -30,7 +30,7 @@ from mtmh.data.loader import PairLoader
 from mtmh.training.distributed import Ranks
 
 METRICS = "metrics.jsonl"
-LOSSES = ("engagement", "relevance")
+LOSSES = ("engagement", "relevance", "semantic")
 NAMED_ITEMS = 8  # of a batch, in an error message
 
 
@@ -132,7 +132,7 @@ class TrainingLog:
 
         Args:
             step: finished steps.
-            losses: [2, num_heads] this rank's part of engagement and relevance losses.
+            losses: [3, num_heads] this rank's part of engagement, relevance and semantic losses.
             report: end the window here.
 
         Raises:
@@ -162,17 +162,16 @@ class TrainingLog:
         dist.all_reduce(worst, dist.ReduceOp.MAX)
         waited, resident, peak_resident, peak_gpu = worst.tolist()
         steps = len(self._window)
-        losses = total.mean(dim=0).tolist()
+        by_head = [dict(zip(LOSSES, own, strict=True)) for own in total.mean(dim=0).T.tolist()]
         return {
             "step": step,
             "epoch": (step - 1) // self._loader.steps_per_epoch,
             "loss": {
                 head.name: {
-                    "total": head.engagement_weight * engagement + head.relevance_weight * relevance,
-                    "engagement": engagement,
-                    "relevance": relevance,
+                    "total": sum(getattr(head, f"{kind}_weight") * loss for kind, loss in own.items()),
+                    **own,
                 }
-                for head, engagement, relevance in zip(self._config.model.heads, *losses, strict=True)
+                for head, own in zip(self._config.model.heads, by_head, strict=True)
             },
             "pairs_per_s": steps * self._config.training.batch_size / seconds,
             "data_wait_share": min(1.0, waited / seconds),
@@ -235,7 +234,7 @@ class _View:
         for key, value in scalars.items():
             self._board.add_scalar(key, value, line["step"])
         losses = "  ".join(
-            f"{head} {loss['engagement']:.3f}" + (f"/{loss['relevance']:.3f}" if loss["relevance"] else "")
+            f"{head} " + "/".join(f"{loss[kind]:.3f}" for kind in LOSSES if kind == "engagement" or loss[kind])
             for head, loss in line["loss"].items()
         )
         text = f"{losses}  {line['pairs_per_s']:,.0f} pairs/s  data wait {line['data_wait_share']:.0%}"

@@ -45,7 +45,7 @@ def build_model(
         data_type=TABLE_TYPES[model.embedding_dtype],
         device=tables or device,
     )
-    heads = [Head(head.name, head.engagement_weight, head.relevance_weight) for head in model.heads]
+    heads = [Head(**head.model_dump()) for head in model.heads]
     with device:
         dense_nn = DenseNN(len(schema.float_features), model.dense_hidden, model.dense_dim)
         return MTMH(SparseNN(ebc, names), dense_nn, heads, model.head_hidden, model.head_dim, model.normalize)

@@ -56,7 +56,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
 
         torch.manual_seed(config.seed)
         model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
-        sharded, plan = shard(TrainTask(model, config.loss), config, ranks)
+        sharded, plan = shard(TrainTask(model, config.loss, config.seed), config, ranks)
         optimizer = build_optimizer(sharded, config.training)
         step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
         carried = carry_over(previous, dataset, config, sharded, optimizer, ranks) if previous and not step else []

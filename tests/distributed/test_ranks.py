@@ -37,8 +37,13 @@ PLANS = {
     "rows_full": ("row_wise", "adagrad"),
     "columns_full": ("column_wise", "adagrad"),
 }
+SEMANTIC_HEADS = [
+    {"name": "both", "semantic_weight": 10.0},
+    {"name": "semantic", "engagement_weight": 0.0, "semantic_weight": 1.0},
+]
 LOSSES: dict[str, dict[str, Any]] = {
     "uniform_only": {"in_batch_negatives": False, "mask_history": False},
+    "semantic": {"semantic": {"threshold": 0.4, "share": 0.5}},
     "uncorrected": {"log_q": False, "num_uniform_negatives": 0, "propensity": {"on": "both", "a": 1.0, "b": 0.5}},
 }
 
@@ -54,7 +59,8 @@ def plan_config(root: Path, world_size: int, plan: str) -> Config:
 
 
 def loss_config(root: Path, world_size: int, loss: str) -> Config:
-    return tiny_config(root, f"{loss}-{world_size}", loss=LOSSES[loss], training={"max_steps": STEPS})
+    model = {"heads": SEMANTIC_HEADS} if loss == "semantic" else {}
+    return tiny_config(root, f"{loss}-{world_size}", model=model, loss=LOSSES[loss], training={"max_steps": STEPS})
 
 
 def handover_config(root: Path, world_size: int, steps: int) -> Config:
@@ -119,7 +125,7 @@ def resave(config: Config, folder: Path) -> None:
         found = checkpoints.find(resume=True)
         assert found is not None
         model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
-        sharded, _ = shard(TrainTask(model, config.loss), config, ranks)
+        sharded, _ = shard(TrainTask(model, config.loss, config.seed), config, ranks)
         optimizer = build_optimizer(sharded, config.training)
         assert checkpoints.restore(found, sharded, optimizer) == 3
         write_state(training_state(sharded, optimizer), folder)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mtmh.modules import Head, LossOutput, Teacher, contrastive_losses
+from mtmh.modules import Head, LossOutput, Similar, Teacher, contrastive_losses
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +30,7 @@ class Inputs:
     log_weight_negative: Tensor | None = None
     teacher: Teacher | None = None
     hits: tuple[Tensor, Tensor] | None = None
+    similar: Similar | None = None
 
     def leaves(self) -> list[Tensor]:
         return [*self.trigger, *self.positive, *self.negative]
@@ -53,6 +54,8 @@ class Inputs:
             row_weight=constant(self.row_weight),
             log_weight_negative=constant(self.log_weight_negative),
             teacher=teacher,
+            similar=self.similar
+            and replace(self.similar, trigger=self.similar.trigger.to(dtype), negative=self.similar.negative.to(dtype)),
         )
 
     def rows(self, rows: slice) -> Inputs:
@@ -83,6 +86,7 @@ def chunked(inputs: Inputs, chunk_rows: int = 256) -> LossOutput:
         log_weight_negative=inputs.log_weight_negative,
         teacher=inputs.teacher,
         hits=inputs.hits,
+        similar=inputs.similar,
         chunk_rows=chunk_rows,
     )
 
@@ -93,6 +97,8 @@ def naive(inputs: Inputs) -> LossOutput:
     kept = torch.ones(num_rows, 1 + num_negatives, dtype=torch.bool)
     if inputs.hits is not None:
         kept[inputs.hits[0], 1 + inputs.hits[1]] = False
+    if inputs.similar is not None:
+        kept[:, 1:] &= inputs.similar.trigger @ inputs.similar.negative.T < inputs.similar.threshold
 
     def logits(trigger: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
         of_negatives = trigger @ negative.T / temperature
@@ -234,6 +240,16 @@ def test_every_setting_of_heads(heads: tuple[Head, ...], missing_negatives: bool
 )
 def test_any_shape_equals_naive_formula(seed: int, rows: int, negatives: int, chunk_rows: int, **options: bool) -> None:
     assert_equal(random_inputs(seed=seed, rows=rows, negatives=negatives, **options), chunk_rows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("negatives", [29, 5000])
+@pytest.mark.parametrize("distils", [False, True])
+def test_negatives_with_similar_content_are_left_out(negatives: int, distils: bool) -> None:
+    inputs = random_inputs(negatives=negatives, heads=MTMH_HEADS if distils else (Head("engagement"),))
+    assert inputs.teacher is not None
+    similar = Similar(inputs.teacher.trigger, inputs.teacher.negative, threshold=0.3)
+    assert_equal(replace(inputs, similar=similar), chunk_rows=5)
+    assert chunked(replace(inputs, similar=similar)).total < chunked(inputs).total
 
 
 def test_tiles_of_negatives_and_chunks_of_rows_do_not_matter() -> None:
@@ -448,6 +464,7 @@ def test_logits_are_never_held() -> None:
         ({"hits": (torch.tensor([0]), torch.tensor([29]))}, "out of range"),
         ({"hits": (torch.tensor([0]), torch.tensor([-1]))}, "out of range"),
         ({"hits": (torch.tensor([0, 1]), torch.tensor([0]))}, "of one length"),
+        ({"similar": Similar(torch.ones(13, 5), torch.ones(28, 5), 0.5)}, r"similar: expected \[13, Dc\]"),
         ({"heads": ()}, "a head"),
         ({"heads": (Head("engagement"),)}, "1 heads"),
         ({"negative": [torch.ones(29, 6), torch.ones(29, 5)]}, "'relevance'"),

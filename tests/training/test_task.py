@@ -20,9 +20,17 @@ from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.training.distributed import join_ranks
+from mtmh.training.negatives import share_negatives
+from mtmh.training.semantic import label_pairs
 from mtmh.training.task import GlobalLoss
 
-HEADS = (Head("engagement"), Head("relevance", relevance_weight=0.5), Head("content", 0.0, 1.0))
+HEADS = (
+    Head("engagement"),
+    Head("relevance", relevance_weight=0.5),
+    Head("content", 0.0, 1.0),
+    Head("multi_task", 1.0, semantic_weight=100.0),
+    Head("semantic", 0.0, 0.3, semantic_weight=2.0),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +63,7 @@ def naive(embeddings: dict[str, Tensor], batch: PairBatch, config: Config) -> tu
     loss = config.loss
     draws = torch.cat([batch.positive, batch.uniform]) if loss.in_batch_negatives else batch.uniform
     items, content = batch.item_index, batch.content.double()
-    total, reported = torch.zeros((), dtype=torch.float64), torch.zeros(2, len(HEADS), dtype=torch.float64)
+    total, reported = torch.zeros((), dtype=torch.float64), torch.zeros(3, len(HEADS), dtype=torch.float64)
     for pair in range(len(batch.trigger)):
         trigger, positive = int(batch.trigger[pair]), int(batch.positive[pair])
         history = int(batch.history_row[pair])
@@ -75,8 +83,40 @@ def naive(embeddings: dict[str, Tensor], batch: PairBatch, config: Config) -> tu
             divergence = (log_q.exp() * (log_q - log_p)).sum() * float(has_teacher)
             weight = batch.weight[pair].double() / batch.weight.double().sum()
             total = total + weight * (head.engagement_weight * engagement + head.relevance_weight * divergence)
-            reported[:, number] += weight * torch.stack([engagement, divergence]).detach()
-    return total, reported
+            reported[:2, number] += weight * torch.stack([engagement, divergence]).detach()
+    semantic, reported[2] = naive_semantic(embeddings, batch, config, draws)
+    return total + semantic, reported
+
+
+def naive_semantic(
+    embeddings: dict[str, Tensor], batch: PairBatch, config: Config, draws: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The sampled softmax of the pseudo-labels; which pair has which label is looked up, what it may be is checked."""
+    loss = config.loss
+    content = batch.content.double()
+    # Labels are columns of the distinct draws.
+    by_head = [embeddings[head.name] for head in HEADS]
+    negatives = share_negatives(by_head, batch, loss)
+    labelled = label_pairs(batch, negatives, loss.semantic, config.seed)
+    losses = torch.zeros(len(HEADS), dtype=torch.float64)
+    total = torch.zeros((), dtype=torch.float64)
+    for trigger, label, weight in zip(*map(Tensor.tolist, vars(labelled).values()), strict=True):
+        positive = int((batch.item_index == negatives.items[label]).nonzero()[0])
+        near = content @ content[trigger] >= loss.semantic.threshold
+        assert near[positive]
+        assert positive != trigger
+        columns = torch.tensor([row for row in draws.tolist() if not near[row]])
+        correction = batch.log_q.double()[columns] + math.log(len(draws)) if loss.log_q else torch.zeros(len(columns))
+        for number, head in enumerate(HEADS):
+            if head.semantic_weight:
+                value = (
+                    -log_softmax(embeddings[head.name], (trigger, positive), loss.temperature, columns, correction)[0]
+                    * weight
+                    / labelled.weight.double().sum()
+                )
+                total = total + head.semantic_weight * value
+                losses[number] += value.detach()
+    return total, losses
 
 
 @pytest.mark.parametrize(
@@ -86,8 +126,9 @@ def naive(embeddings: dict[str, Tensor], batch: PairBatch, config: Config) -> tu
         {"in_batch_negatives": False, "mask_history": False},
         {"log_q": False, "propensity": {}},
         {"num_uniform_negatives": 0},
+        {"semantic": {"threshold": 0.2, "share": 0.5}},
     ],
-    ids=["default", "uniform only", "uncorrected", "in batch only"],
+    ids=["default", "uniform only", "uncorrected", "in batch only", "other pseudo-labels"],
 )
 def test_loss_and_gradients_equal_the_formulas(root: Path, loss: dict[str, Any]) -> None:
     config = tiny_config(root, loss={"num_uniform_negatives": 40, "temperature": 0.5, **loss})
@@ -99,7 +140,7 @@ def test_loss_and_gradients_equal_the_formulas(root: Path, loss: dict[str, Any])
             ).requires_grad_()
             for head in HEADS
         }
-        total, reported = GlobalLoss(HEADS, config.loss)(leaves, batch)
+        total, reported = GlobalLoss(HEADS, config.loss, config.seed)(leaves, batch)
         gradients = torch.autograd.grad(total.sum(), list(leaves.values()))
         expected, expected_reported = naive(leaves, batch, config)
         expected_gradients = torch.autograd.grad(expected, list(leaves.values()))
@@ -110,6 +151,9 @@ def test_loss_and_gradients_equal_the_formulas(root: Path, loss: dict[str, Any])
                 torch.testing.assert_close(
                     reported[1, number].double(), expected_reported[1, number], rtol=1e-6, atol=1e-6
                 )
+            if head.semantic_weight:
+                assert reported[2, number] > 0
+            torch.testing.assert_close(reported[2, number].double(), expected_reported[2, number], rtol=1e-6, atol=1e-6)
         for gradient, wanted in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
 
@@ -125,3 +169,23 @@ def test_a_batch_without_weight_teaches_nothing(root: Path) -> None:
     for rows in embeddings.values():
         assert rows.grad is not None
         assert not rows.grad.any()
+
+
+def test_pseudo_labels_follow_the_step_and_the_seed_alone(root: Path) -> None:
+    config = tiny_config(root, loss={"semantic": {"threshold": 0.3, "share": 0.7}})
+    chosen = []
+    for seed, number in ((0, 0), (0, 1), (0, 0), (1, 0)):
+        batch = next(islice(batches_of(config), number, None))
+        by_head = [torch.randn(len(batch.item_index), 2)]
+        negatives = share_negatives(by_head, batch, config.loss)
+        pairs = label_pairs(batch, negatives, config.loss.semantic, seed)
+        assert 0.4 * len(batch.trigger) < len(pairs.trigger) < 0.9 * len(batch.trigger)
+        chosen.append(
+            [*zip(batch.item_index[pairs.trigger].tolist(), negatives.items[pairs.label].tolist(), strict=True)]
+        )
+    assert chosen[0] == chosen[2]
+    assert chosen[0] != chosen[3]
+    assert chosen[0] != chosen[1]
+    # Pairs of one trigger and one candidate agree; others of the same trigger need not.
+    labels = {trigger: {label for t, label in chosen[0] if t == trigger} for trigger, _ in chosen[0]}
+    assert any(len(found) > 1 for found in labels.values())
