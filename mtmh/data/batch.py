@@ -12,30 +12,18 @@ from torchrec.streamable import Pipelineable
 
 
 @dataclass
-class PairBatch(Pipelineable):  # type: ignore[misc]
-    """Pairs, negatives and item inputs of one rank in one step; each distinct item is there once.
-
-    Sizes: ``U`` distinct items of this rank's share, ``M`` pairs, ``N`` uniform negatives, ``Dc`` teacher width,
-    ``R`` distinct user histories, ``H`` items in them.
-
-    The histories are cut to their last ``loss.history_mask_length`` items, so the pair's own trigger and positive may
-    be missing: who masks accidental hits adds ``item_index[trigger]`` and ``item_index[positive]`` to each row's
-    history. With masks off there is one empty history (``R = 1``, ``H = 0``) that all pairs point to.
+class ItemBatch(Pipelineable):  # type: ignore[misc]
+    """Item inputs of one rank in one step, each distinct item once, and the examples that point to them by row.
 
     Attributes:
         sparse: id features in schema order as keys, ``U`` bags each; int64 values and lengths.
         dense: [U, F] float32 float features.
         item_index: [U] int64 catalogue index of each row, ascending.
-        trigger: [M] int64 row (0 to U - 1) of each pair's trigger.
-        positive: [M] int64 row of each pair's candidate.
-        weight: [M] float32; 0 for a pair of an item with itself, which is there to keep the count and teaches nothing.
-        uniform: [N] int64 rows of this rank's share of the uniform negatives. ``N`` may differ by 1 between ranks.
         log_q: [U] float32 log probability that one draw of the negatives' mix is this item; zeros when off.
-        content: [U, Dc] float32 teacher embeddings, unit length, zero row: no content; Dc = 0 without a teacher.
-        history_values: [H] int64 catalogue indices, user after user.
-        history_offsets: [R + 1] int64; history ``r`` owns the values from ``history_offsets[r]`` to before
-            ``history_offsets[r + 1]``.
-        history_row: [M] int64 history (0 to R - 1) of each pair's user.
+        content: [U, Dc] float32 further inputs of each item; Dc = 0 without.
+        trigger: [M] int64 row (0 to U - 1) of each example's trigger.
+        positive: [M] int64 row of each example's candidate.
+        uniform: [N] int64 rows of this rank's share of the uniform negatives. ``N`` may differ by 1 between ranks.
         step: global step, counted over all epochs.
         epoch: the epoch that the step belongs to.
     """
@@ -43,15 +31,11 @@ class PairBatch(Pipelineable):  # type: ignore[misc]
     sparse: KeyedJaggedTensor
     dense: Tensor
     item_index: Tensor
-    trigger: Tensor
-    positive: Tensor
-    weight: Tensor
-    uniform: Tensor
     log_q: Tensor
     content: Tensor
-    history_values: Tensor
-    history_offsets: Tensor
-    history_row: Tensor
+    trigger: Tensor
+    positive: Tensor
+    uniform: Tensor
     step: int
     epoch: int
 
@@ -73,3 +57,29 @@ class PairBatch(Pipelineable):  # type: ignore[misc]
     def _parts(self) -> dict[str, Any]:
         """All that lives on a device, by field name."""
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("step", "epoch")}
+
+
+@dataclass
+class PairBatch(ItemBatch):
+    """Pairs, negatives and item inputs of one rank in one step; each distinct item is there once.
+
+    Sizes: ``U`` distinct items of this rank's share, ``M`` pairs, ``N`` uniform negatives, ``Dc`` teacher width,
+    ``R`` distinct user histories, ``H`` items in them.
+
+    The histories are cut to their last ``loss.history_mask_length`` items, so the pair's own trigger and positive may
+    be missing: who masks accidental hits adds ``item_index[trigger]`` and ``item_index[positive]`` to each row's
+    history. With masks off there is one empty history (``R = 1``, ``H = 0``) that all pairs point to.
+
+    Attributes:
+        content: [U, Dc] float32 teacher embeddings, unit length, zero row: no content; Dc = 0 without a teacher.
+        weight: [M] float32; 0 for a pair of an item with itself, which is there to keep the count and teaches nothing.
+        history_values: [H] int64 catalogue indices, user after user.
+        history_offsets: [R + 1] int64; history ``r`` owns the values from ``history_offsets[r]`` to before
+            ``history_offsets[r + 1]``.
+        history_row: [M] int64 history (0 to R - 1) of each pair's user.
+    """
+
+    weight: Tensor
+    history_values: Tensor
+    history_offsets: Tensor
+    history_row: Tensor

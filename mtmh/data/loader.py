@@ -14,9 +14,10 @@ from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset
 from mtmh.data.distinct import Distinct
 from mtmh.data.negatives import NegativeLogProbability, UniformNegatives
+from mtmh.data.pairs import Pairs, WindowPairs
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen
-from mtmh.data.stream import PairPlan, PairStream, StepPairs
+from mtmh.data.stream import PairPlan, PairStream, StepPairs, shards_of_rank
 from mtmh.data.weights import PairWeights
 
 
@@ -58,25 +59,18 @@ class PairLoader:
                 the dataset lacks.
         """
         training = config.training
-        assert 0 <= rank < world_size
-        if training.num_shards % world_size:
-            divisors = [n for n in range(1, training.num_shards + 1) if training.num_shards % n == 0]
-            raise ValueError(
-                f"{world_size} ranks cannot share training.num_shards = {training.num_shards} data shards evenly; "
-                f"run on one of {divisors} ranks or change training.num_shards"
-            )
+        self._shards = shards_of_rank(training, rank, world_size)
         self._dataset = dataset
         self._config = config
         self._rank = rank
         self._world_size = world_size
         self._content = content
         self._pin_memory = pin_memory
-        per_rank = training.num_shards // world_size
-        self._shards = range(rank * per_rank, (rank + 1) * per_rank)
         self._table = dataset.item_table
         if not self._table.train_count.any():
             raise ValueError(f"{dataset.artifact.path}: no item has training events (item_table/train_count.npy)")
-        self._plan = PairPlan(dataset.history_reader(), config.pairs, training, config.seed)
+        self._pairs = WindowPairs(config.pairs.window, config.pairs.direction)
+        self._plan = PairPlan(dataset.history_reader(), self._pairs, training, config.seed)
         self._weights = PairWeights(config, self._table, content is not None)
         self._negatives = UniformNegatives(self._table.train_count, config.loss.num_uniform_negatives, config.seed)
         self._log_q = NegativeLogProbability(self._table.train_count, config) if config.loss.log_q else None
@@ -99,14 +93,14 @@ class PairLoader:
     def iterate(self, start_step: int = 0) -> Iterator[PairBatch]:
         """The same batches, each made when it is asked for, in the thread that asks."""
         reader = self._dataset.history_reader(cached_groups=len(self._shards) + 1)
-        stream = PairStream(reader, self._plan, self._config.pairs, self._shards)
+        stream = PairStream(reader, self._plan, self._pairs, self._shards)
         distinct = Distinct()
         for step in range(start_step, self.num_steps):
             epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
             batch = self._assemble(stream.read(epoch, step_of_epoch), distinct, epoch, step)
             yield batch.pin_memory() if self._pin_memory else batch
 
-    def _assemble(self, step_pairs: StepPairs, distinct: Distinct, epoch: int, step: int) -> PairBatch:
+    def _assemble(self, step_pairs: StepPairs[Pairs], distinct: Distinct, epoch: int, step: int) -> PairBatch:
         pairs = step_pairs.pairs
         uniform = self._negatives.draw(epoch, step, self._rank, self._world_size)
         items, rows = distinct(np.concatenate([pairs.trigger, pairs.candidate, uniform]), self._dataset.num_items)
@@ -134,7 +128,7 @@ class PairLoader:
             epoch=epoch,
         )
 
-    def _histories(self, step_pairs: StepPairs, distinct: Distinct) -> tuple[Tensor, Tensor, Tensor]:
+    def _histories(self, step_pairs: StepPairs[Pairs], distinct: Distinct) -> tuple[Tensor, Tensor, Tensor]:
         """Values, offsets and rows of the masks' histories."""
         if not self._config.loss.mask_history:
             no_row = torch.zeros(len(step_pairs.pairs.row), dtype=torch.int64)

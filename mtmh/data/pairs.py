@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,6 +29,29 @@ class Pairs(NamedTuple):
     def take(self, selection: slice | npt.NDArray[np.integer[Any]]) -> Pairs:
         """The selected pairs."""
         return Pairs(self.trigger[selection], self.candidate[selection], self.row[selection])
+
+
+@dataclass(frozen=True)
+class WindowPairs:
+    """The pairs of ``expand_pairs`` as what `stream.PairStream` makes of histories."""
+
+    window: int
+    direction: Direction
+
+    def __str__(self) -> str:
+        return f"training pairs (pairs.window {self.window})"
+
+    def count(self, lengths: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """As ``count_pairs``."""
+        return count_pairs(lengths, self.window, self.direction)
+
+    def expand(self, histories: Histories) -> Pairs:
+        """As ``expand_pairs``."""
+        return expand_pairs(histories, self.window, self.direction)
+
+    def concatenate(self, parts: list[Pairs]) -> Pairs:
+        """All pairs, one part after another; rows are left as they are."""
+        return concatenate(parts)
 
 
 def concatenate(parts: list[Pairs]) -> Pairs:

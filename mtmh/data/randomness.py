@@ -23,6 +23,8 @@ class Purpose(IntEnum):
     CHECK_SAMPLE = 8
     SYNTHETIC_MEDIA = 9
     PSEUDO_LABELS = 10
+    HISTORY_CONTEXT = 11
+    PRERANKER_CHECK = 12
 
 
 def generator(purpose: Purpose, *key: int) -> np.random.Generator:

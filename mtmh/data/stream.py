@@ -10,16 +10,59 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.config import PairsConfig, TrainingConfig
+from mtmh.config import TrainingConfig
 from mtmh.data import histories as flat
-from mtmh.data import pairs as expansion
 from mtmh.data.histories import Histories, HistoryReader
-from mtmh.data.pairs import Pairs, count_pairs, expand_pairs
 from mtmh.data.randomness import Purpose, generator
+
+
+class Rows(Protocol):
+    """Training pairs or the like: a NamedTuple of arrays [P], of which ``row`` names the history of each."""
+
+    @property
+    def row(self) -> npt.NDArray[np.int32]:
+        """[P] places in the histories that they were made of."""
+
+    def take(self, selection: slice | npt.NDArray[np.integer[Any]]) -> Self:
+        """The selected ones."""
+
+
+RowsT = TypeVar("RowsT", bound=Rows)
+
+
+class Expansion(Protocol[RowsT]):
+    """What is made of each history; how many follows from its length alone, so that a shard can start at any one."""
+
+    def count(self, lengths: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """How many histories of these lengths give, [R]."""
+
+    def expand(self, histories: Histories) -> RowsT:
+        """All of them, user by user."""
+
+    def concatenate(self, parts: list[RowsT]) -> RowsT:
+        """One part after another; rows are left as they are."""
+
+
+def shards_of_rank(training: TrainingConfig, rank: int, world_size: int) -> range:
+    """The data shards that a rank reads.
+
+    Raises:
+        ValueError: the ranks do not divide the shards.
+    """
+    assert 0 <= rank < world_size
+    if training.num_shards % world_size:
+        divisors = [n for n in range(1, training.num_shards + 1) if training.num_shards % n == 0]
+        raise ValueError(
+            f"{world_size} ranks cannot share training.num_shards = {training.num_shards} data shards evenly; "
+            f"run on one of {divisors} ranks or change training.num_shards"
+        )
+    per_rank = training.num_shards // world_size
+    return range(rank * per_rank, (rank + 1) * per_rank)
 
 
 class PairPlan:
@@ -31,7 +74,7 @@ class PairPlan:
         steps_per_epoch: whole steps; the up to ``batch_size - 1`` pairs at the end of the epoch's order are left out.
     """
 
-    def __init__(self, reader: HistoryReader, pairs: PairsConfig, training: TrainingConfig, seed: int) -> None:
+    def __init__(self, reader: HistoryReader, pairs: Expansion[Any], training: TrainingConfig, seed: int) -> None:
         """Counts pairs from the lengths of the histories.
 
         Raises:
@@ -39,10 +82,7 @@ class PairPlan:
         """
         starts = reader.group_starts
         self.pairs_per_group = np.array(
-            [
-                count_pairs(reader.lengths[first:end], pairs.window, pairs.direction).sum()
-                for first, end in pairwise(starts.tolist())
-            ],
+            [pairs.count(reader.lengths[first:end]).sum() for first, end in pairwise(starts.tolist())],
             dtype=np.int64,
         )
         self.num_pairs = int(self.pairs_per_group.sum())
@@ -59,7 +99,7 @@ class PairPlan:
                 else f"lower training.num_shards ({training.num_shards}) as well"
             )
             raise ValueError(
-                f"the dataset has {self.num_pairs} training pairs (pairs.window {pairs.window}), fewer than "
+                f"the dataset has {self.num_pairs} {pairs}, fewer than "
                 f"training.batch_size ({training.batch_size}): {cure}"
             )
 
@@ -90,17 +130,17 @@ class PairPlan:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(Generic[RowsT]):
     """Shuffled pairs of some consecutive steps of a shard, and the histories that they come from."""
 
     first_step: int
     end_step: int
-    pairs: Pairs  # ``row`` counts from the first of ``histories``
+    pairs: RowsT  # ``row`` counts from the first of ``histories``
     histories: Histories
 
 
 @dataclass(frozen=True)
-class StepPairs:
+class StepPairs(Generic[RowsT]):
     """The pairs of one step of several shards, in shard order.
 
     Attributes:
@@ -108,25 +148,25 @@ class StepPairs:
         histories: of the users of all current blocks; the same object until a block changes.
     """
 
-    pairs: Pairs
+    pairs: RowsT
     histories: Histories
 
 
-class PairStream:
+class PairStream(Generic[RowsT]):
     """Reads the pairs of some shards; fast for steps in ascending order, right in any order.
 
     One stream belongs to one thread.
     """
 
-    def __init__(self, reader: HistoryReader, plan: PairPlan, pairs: PairsConfig, shards: range) -> None:
+    def __init__(self, reader: HistoryReader, plan: PairPlan, pairs: Expansion[RowsT], shards: range) -> None:
         self._reader = reader
         self._plan = plan
         self._pairs = pairs
         self._shards = shards
         self._epoch = -1
-        self._blocks: list[Block] = []
+        self._blocks: list[Block[RowsT]] = []
 
-    def read(self, epoch: int, step: int) -> StepPairs:
+    def read(self, epoch: int, step: int) -> StepPairs[RowsT]:
         """The pairs of one step of the epoch.
 
         Raises:
@@ -148,7 +188,7 @@ class PairStream:
             block.pairs.take(slice((step - block.first_step) * size, (step - block.first_step + 1) * size))
             for block in self._blocks
         ]
-        pairs = expansion.concatenate(parts)
+        pairs = self._pairs.concatenate(parts)
         pairs.row.reshape(len(parts), size)[:] += self._first_rows[:, None]
         return StepPairs(pairs, self._histories)
 
@@ -157,10 +197,10 @@ class PairStream:
         self._first_rows = np.cumsum([0, *counts[:-1]], dtype=np.int32)
         self._histories = flat.concatenate([block.histories for block in self._blocks])
 
-    def _read_block(self, shard: int, step: int) -> Block:
+    def _read_block(self, shard: int, step: int) -> Block[RowsT]:
         number, first_step, end_step = self._plan.block_at(shard, step)
         begin, end = self._plan.pair_range(shard, first_step, end_step)
-        parts: list[Pairs] = []
+        parts: list[RowsT] = []
         histories: list[Histories] = []
         num_users = 0
         first = int(np.searchsorted(self._starts, begin, side="right")) - 1
@@ -172,20 +212,20 @@ class PairStream:
             num_users += len(users.offsets) - 1
             histories.append(users)
             parts.append(pairs)
-        pairs = expansion.concatenate(parts)
+        pairs = self._pairs.concatenate(parts)
         shuffle = self._plan.permutation(self._epoch, shard, number, end - begin)
         return Block(first_step, end_step, pairs.take(shuffle), flat.concatenate(histories))
 
-    def _read_range(self, place: int, begin: int, end: int) -> tuple[Histories, Pairs]:
+    def _read_range(self, place: int, begin: int, end: int) -> tuple[Histories, RowsT]:
         """Pairs ``begin`` to ``end - 1`` of the epoch as far as they are in the row group at ``place`` of its order."""
         group_start = self._starts[place]
         group = self._reader.read(int(self._order[place]))
-        counts = count_pairs(np.diff(group.offsets), self._pairs.window, self._pairs.direction)
+        counts = self._pairs.count(np.diff(group.offsets))
         starts = np.concatenate([[0], np.cumsum(counts)])
         begin = max(begin - group_start, 0)
         end = min(end - group_start, starts[-1])
         first_user = int(np.searchsorted(starts, begin, side="right")) - 1
         end_user = int(np.searchsorted(starts, end, side="left"))
         users = group.users(first_user, end_user)
-        pairs = expand_pairs(users, self._pairs.window, self._pairs.direction)
+        pairs = self._pairs.expand(users)
         return users, pairs.take(slice(begin - starts[first_user], end - starts[first_user]))

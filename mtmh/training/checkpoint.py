@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -83,14 +83,23 @@ class Checkpoints:
         features: the input of the model, recorded so that a checkpoint explains itself.
         inputs: the artifacts that the run reads, by name.
         ranks: this process among the others.
+        decisive: sections of the settings that must be those of the run before, beside some of ``training``.
     """
 
-    def __init__(self, config: Config, features: FeatureSchema, inputs: Mapping[str, Artifact], ranks: Ranks) -> None:
+    def __init__(
+        self,
+        config: Config,
+        features: FeatureSchema,
+        inputs: Mapping[str, Artifact],
+        ranks: Ranks,
+        decisive: Sequence[str] = DECISIVE,
+    ) -> None:
         self.root = config.model_dir("checkpoints")
         self._config = config
         self._features = features
         self._inputs = inputs
         self._ranks = ranks
+        self._decisive = decisive
         self._parts: dict[str, Part] = {}
 
     def add(self, name: str, part: Part) -> None:
@@ -203,8 +212,8 @@ class Checkpoints:
 
     def _check_same_run(self, artifact: Artifact) -> None:
         before, now = (
-            decisive_settings(artifact.manifest.config),
-            decisive_settings(self._config.model_dump(mode="json")),
+            decisive_settings(artifact.manifest.config, self._decisive),
+            decisive_settings(self._config.model_dump(mode="json"), self._decisive),
         )
         changed = [
             f"{key} was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
@@ -251,9 +260,9 @@ def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer
     return state
 
 
-def decisive_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def decisive_settings(config: Mapping[str, Any], sections: Sequence[str] = DECISIVE) -> dict[str, Any]:
     """The settings that decide which numbers a run computes, by dotted key."""
-    tree = {section: config[section] for section in DECISIVE if section in config}
+    tree = {section: config[section] for section in sections if section in config}
     tree["training"] = {key: value for key, value in config["training"].items() if key in DECISIVE_TRAINING}
     return {key: value for key, value in _flat(tree) if key != "loss.chunk_rows"}
 

@@ -8,12 +8,13 @@ import math
 import resource
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,15 +24,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torchrec.optim.keyed import CombinedOptimizer
 
-from mtmh.config import Config
-from mtmh.data.batch import PairBatch
+from mtmh.config import Config, HeadConfig
+from mtmh.data.batch import ItemBatch
 from mtmh.data.dataset import Dataset
-from mtmh.data.loader import PairLoader
 from mtmh.training.distributed import Ranks
 
 METRICS = "metrics.jsonl"
-LOSSES = ("engagement", "relevance", "semantic")
 NAMED_ITEMS = 8  # of a batch, in an error message
+
+Batch = TypeVar("Batch", bound=ItemBatch)
 
 
 @contextmanager
@@ -59,6 +60,50 @@ class NonFiniteLossError(RuntimeError):
     """The loss is no longer a number."""
 
 
+class Loader(Protocol):
+    """What the log asks of a loader."""
+
+    steps_per_epoch: int
+    num_steps: int
+
+    def iterate(self, start_step: int = 0) -> Iterator[ItemBatch]:
+        """The batches from a step on."""
+
+
+@dataclass(frozen=True)
+class LossNames:
+    """What the losses of a step, a matrix, stand for.
+
+    Attributes:
+        kinds: of its rows.
+        names: of its columns: heads, tasks.
+        weights: [kinds][names], with which a column's ``total`` adds up its kinds.
+        noun: what a column is.
+    """
+
+    kinds: tuple[str, ...]
+    names: tuple[str, ...]
+    weights: tuple[tuple[float, ...], ...]
+    noun: str = "head"
+
+    @classmethod
+    def of_heads(cls, heads: Sequence[HeadConfig]) -> Self:
+        """Losses of the heads of a model."""
+        kinds = ("engagement", "relevance", "semantic")
+        weights = tuple(tuple(getattr(head, f"{kind}_weight") for head in heads) for kind in kinds)
+        return cls(kinds, tuple(head.name for head in heads), weights)
+
+    def tree(self, losses: list[list[float]]) -> dict[str, dict[str, float]]:
+        """Column name -> ``total`` and each kind."""
+        return {
+            name: {
+                "total": sum(row[place] * weights[place] for row, weights in zip(losses, self.weights, strict=True)),
+                **{kind: row[place] for kind, row in zip(self.kinds, losses, strict=True)},
+            }
+            for place, name in enumerate(self.names)
+        }
+
+
 class TrainingLog:
     """Collects losses on the device and reads them once a window of ``training.log_every`` steps, over all ranks.
 
@@ -68,6 +113,7 @@ class TrainingLog:
         loader: makes that batch again.
         optimizer: whose ``towers`` have their gradient norm shown.
         ranks: only rank 0 prints and writes.
+        names: of the losses; default: those of the model's heads.
         start_step: finished steps; lines of later ones, of a run that was killed, are dropped.
     """
 
@@ -75,16 +121,18 @@ class TrainingLog:
         self,
         config: Config,
         dataset: Dataset,
-        loader: PairLoader,
+        loader: Loader,
         optimizer: CombinedOptimizer,
         ranks: Ranks,
         *,
         start_step: int,
+        names: LossNames | None = None,
     ) -> None:
         self._config = config
         self._dataset = dataset
         self._loader = loader
         self._ranks = ranks
+        self._names = names or LossNames.of_heads(config.model.heads)
         self._towers = dict(optimizer.optimizers)["towers"].params.values()
         self._window: list[Tensor] = []
         self._waited = 0.0
@@ -117,7 +165,7 @@ class TrainingLog:
         if self._view is not None:
             self._view.console.print(message, soft_wrap=isinstance(message, str))
 
-    def timed(self, batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The same batches; measures how long the step waits for them."""
         while True:
             began = time.perf_counter()
@@ -132,7 +180,7 @@ class TrainingLog:
 
         Args:
             step: finished steps.
-            losses: [3, num_heads] this rank's part of engagement, relevance and semantic losses.
+            losses: [kinds, names] this rank's part of the losses.
             report: end the window here.
 
         Raises:
@@ -142,7 +190,7 @@ class TrainingLog:
         if not report and step % self._config.training.log_every:
             return
         first_step = self._step + 1
-        own = torch.stack(self._window)  # [steps, 2, num_heads]
+        own = torch.stack(self._window)  # [steps, kinds, names]
         total = own.clone()
         dist.all_reduce(total)
         if not bool(total.isfinite().all()):
@@ -162,17 +210,10 @@ class TrainingLog:
         dist.all_reduce(worst, dist.ReduceOp.MAX)
         waited, resident, peak_resident, peak_gpu = worst.tolist()
         steps = len(self._window)
-        by_head = [dict(zip(LOSSES, own, strict=True)) for own in total.mean(dim=0).T.tolist()]
         return {
             "step": step,
             "epoch": (step - 1) // self._loader.steps_per_epoch,
-            "loss": {
-                head.name: {
-                    "total": sum(getattr(head, f"{kind}_weight") * loss for kind, loss in own.items()),
-                    **own,
-                }
-                for head, own in zip(self._config.model.heads, by_head, strict=True)
-            },
+            "loss": self._names.tree(total.mean(dim=0).tolist()),
             "pairs_per_s": steps * self._config.training.batch_size / seconds,
             "data_wait_share": min(1.0, waited / seconds),
             "dense_grad_norm": _norm([p.grad for p in self._towers if p.grad is not None]),
@@ -183,18 +224,18 @@ class TrainingLog:
 
     def _describe(self, own: Tensor, total: Tensor, first_step: int) -> str:
         """Which step, head and items; every rank gets to the same message, so that all stop."""
-        offset, kind, head = (~total.isfinite()).nonzero()[0].tolist()
+        offset, kind, name = (~total.isfinite()).nonzero()[0].tolist()
         step = first_step + offset
         items: list[list[str]] = [[] for _ in range(self._ranks.world_size)]
         mine: list[str] = []
-        if not math.isfinite(own[offset, kind, head]):
+        if not math.isfinite(own[offset, kind, name]):
             batch = next(self._loader.iterate(step - 1))
             mine = [str(self._dataset.item_ids[i]) for i in batch.item_index[batch.trigger[:NAMED_ITEMS]].tolist()]
         dist.all_gather_object(items, mine)
         named = ", ".join(item for part in items for item in part[:NAMED_ITEMS])
         return (
-            f"step {step}: the {LOSSES[kind]} loss of head {self._config.model.heads[head].name!r} is "
-            f"{total[offset, kind, head].item()}. First triggers of the batch: {named}. "
+            f"step {step}: the {self._names.kinds[kind]} loss of {self._names.noun} {self._names.names[name]!r} is "
+            f"{total[offset, kind, name].item()}. First triggers of the batch: {named}. "
             f"Stopped before it could reach a checkpoint; a lower learning rate or a higher temperature may help"
         )
 
@@ -234,8 +275,8 @@ class _View:
         for key, value in scalars.items():
             self._board.add_scalar(key, value, line["step"])
         losses = "  ".join(
-            f"{head} " + "/".join(f"{loss[kind]:.3f}" for kind in LOSSES if kind == "engagement" or loss[kind])
-            for head, loss in line["loss"].items()
+            f"{name} " + "/".join(f"{value:.3f}" for kind, value in loss.items() if kind != "total" and value)
+            for name, loss in line["loss"].items()
         )
         text = f"{losses}  {line['pairs_per_s']:,.0f} pairs/s  data wait {line['data_wait_share']:.0%}"
         if self._progress is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -11,10 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from mtmh.data.batch import PairBatch
+from mtmh.data.batch import ItemBatch
+
+Batch = TypeVar("Batch", bound=ItemBatch)
 
 
-def of_one_size(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
+def of_one_size(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same batches with the number of items of the largest rank; all ranks iterate together.
 
     Distinct items differ in number between ranks, but row-wise sharding sums over ranks with a reduce-scatter, which
@@ -27,8 +30,8 @@ def of_one_size(batches: Iterator[PairBatch]) -> Iterator[PairBatch]:
         yield padded(batch, int(size))
 
 
-def padded(batch: PairBatch, num_items: int) -> PairBatch:
-    """The batch with items at its end that no pair or draw points to: without ids, all inputs zero.
+def padded(batch: Batch, num_items: int) -> Batch:
+    """The batch with items at its end that no example or draw points to: without ids, all inputs zero.
 
     Args:
         batch: ``U`` items, on the host.

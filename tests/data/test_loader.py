@@ -20,6 +20,7 @@ from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import EMBEDDINGS, ContentEmbeddings, open_content
 from mtmh.data.dataset import Dataset
 from mtmh.data.loader import PairLoader
+from mtmh.data.pairs import Pairs, WindowPairs
 from mtmh.data.stream import PairPlan, PairStream
 
 HISTORY_LISTS = random_histories(40)
@@ -160,15 +161,14 @@ def test_a_resumed_run_goes_on_bit_for_bit(dataset: Dataset, tmp_path: Path, sta
 
 def test_steps_may_be_read_in_any_order(dataset: Dataset, tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    plan = PairPlan(dataset.history_reader(), config.pairs, config.training, config.seed)
+    pairs = WindowPairs(config.pairs.window, config.pairs.direction)
+    plan = PairPlan(dataset.history_reader(), pairs, config.training, config.seed)
 
-    def read(stream: PairStream, position: int) -> list[list[int]]:
+    def read(stream: PairStream[Pairs], position: int) -> list[list[int]]:
         epoch, step = divmod(position, plan.steps_per_epoch)
         return [array.tolist() for array in stream.read(epoch, step).pairs[:2]]
 
-    ascending, jumping = (
-        PairStream(dataset.history_reader(cached), plan, config.pairs, range(1, 4)) for cached in (4, 1)
-    )
+    ascending, jumping = (PairStream(dataset.history_reader(cached), plan, pairs, range(1, 4)) for cached in (4, 1))
     expected = [read(ascending, position) for position in range(2 * plan.steps_per_epoch)]
     order = np.random.default_rng(0).permutation(len(expected)).tolist()
     assert [read(jumping, position) for position in order] == [expected[position] for position in order]
