@@ -5,7 +5,7 @@ from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfi
 from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns
 from mtmh.config.model import HeadConfig, ModelConfig
 from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
-from mtmh.config.serving import EvaluationConfig, IndexConfig, RetrievalConfig
+from mtmh.config.serving import EvaluationConfig, IndexConfig, MilvusConfig, PqConfig, RetrievalConfig
 from mtmh.config.training import (
     LossConfig,
     PlanConfig,
@@ -29,12 +29,14 @@ __all__ = [
     "HeadConfig",
     "IndexConfig",
     "LossConfig",
+    "MilvusConfig",
     "ModelConfig",
     "NonNegative",
     "PairsConfig",
     "PathsConfig",
     "PlanConfig",
     "Positive",
+    "PqConfig",
     "PropensityConfig",
     "RetrievalConfig",
     "SemanticConfig",

@@ -1,4 +1,4 @@
-"""Builds the index artifact: one inverted file a head and what serving needs beside it."""
+"""Builds the index artifact on any number of ranks: inverted lists a head, and what serving needs beside them."""
 
 from __future__ import annotations
 
@@ -6,84 +6,210 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from rich.progress import Progress
+import torch
+import torch.distributed as dist
+from faiss.contrib.exhaustive_search import knn_ground_truth
 
-from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import Config
-from mtmh.data.arrays import open_array
-from mtmh.data.dataset import open_dataset
-from mtmh.index.layout import ITEMS, AnnRecall, EmbeddingsSummary, IndexSummary, index_file, vectors_file
-from mtmh.index.vector_index import ExactIndex, IvfIndex
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.index import lists
+from mtmh.index.item_vectors import ItemVectors
+from mtmh.index.layout import (
+    ITEMS,
+    AnnRecall,
+    EmbeddingsSummary,
+    IndexSummary,
+    exact_file,
+    index_file,
+    lists_file,
+    places_file,
+    vectors_file,
+)
+from mtmh.index.row_file import RowFile, open_rows
+from mtmh.index.storage import PRECISIONS, WHOLE, IvfSettings, VectorFile, train_ivf
+from mtmh.index.store import open_head
+from mtmh.index.vector_index import IvfIndex, VectorIndex
+from mtmh.training.distributed import Ranks, gather_rows, join_ranks, on_first
 
 DISPLAY_COLUMNS = ["item_id", "text", "topic_l1", "topic_l2", "train_count"]
 
 _RECALL_K = 100
 _RECALL_QUERIES = 1000
+_RECALL_BLOCK = 32  # queries between two drops of mapped pages
+_READ_ROWS = 65_536
 
 
 def build_index(config: Config, out: Path) -> Artifact:
-    """Writes an index artifact from the embeddings of a model.
+    """Writes an index artifact from the embeddings of a model; alone, or as one rank of torchrun.
 
-    It holds ``<head>.faiss``, ``<head>.npy`` (embeddings, for exact search and scoring) and ``items.parquet`` (ids and
-    display columns). The manifest records each head's ANN recall against exact search.
+    k-means is trained on a sample that all ranks read together; every rank files shards of the catalogue and merges
+    runs of lists. No process holds more than the sample, a shard, or a run, and the files are the same on any number
+    of ranks. ``layout.py`` names the files. The manifest records each head's ANN recall against exact search.
 
     Args:
-        config: names dataset and embeddings; its ``index`` section sets the clusters.
-        out: folder of the artifact.
+        config: names dataset and embeddings; its ``index`` section sets clusters and storage.
+        out: folder of the artifact, on a disk that all ranks see; the same on all.
 
     Raises:
-        ValueError: an input is missing or belongs to another dataset, or more clusters than items.
+        ValueError: an input is missing or belongs to another dataset, or settings that do not fit the catalogue.
     """
-    dataset = open_dataset(config.dataset_dir)
-    embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
-    if embeddings.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
-        raise ValueError(
-            f"{embeddings.path}: embeddings of another dataset than {dataset.artifact.path}; run mtmh embed again"
-        )
-    made = EmbeddingsSummary.model_validate(embeddings.summary)
-    inputs = {"dataset": dataset.artifact, "embeddings": embeddings}
-    clusters, recall = 0, {}
-    with (
-        write_artifact(out, "index", config=config.model_dump(mode="json"), inputs=inputs) as writer,
-        Progress(transient=True) as progress,
-    ):
-        for head in progress.track(made.heads, description="clustering and filing every head"):
-            file = vectors_file(head)
-            vectors = open_array(embeddings.path / file, np.float32, (made.num_items, made.dim))
-            index = IvfIndex.build(
-                vectors,
-                num_clusters=config.index.num_clusters,
-                train_sample=config.index.train_sample,
-                iterations=config.index.iterations,
-                seed=config.seed,
+    with join_ranks("cpu") as ranks:
+        dataset = open_dataset(config.dataset_dir)
+        embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
+        if embeddings.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
+            raise ValueError(
+                f"{embeddings.path}: embeddings of another dataset than {dataset.artifact.path}; run mtmh embed again"
             )
-            index.save(writer.folder / index_file(head))
-            shutil.copyfile(embeddings.path / file, writer.folder / file)
-            clusters = index.num_clusters
-            recall[head] = ann_recall(index, vectors, config.retrieval.num_probes, config.seed)
-        pq.write_table(dataset.items(DISPLAY_COLUMNS), writer.folder / ITEMS)
-        writer.summary |= IndexSummary(
-            heads=made.heads,
-            dim=made.dim,
-            num_items=made.num_items,
-            id_type=dataset.summary.id_type,
-            num_clusters=clusters,
-            ann_recall=recall,
-        ).model_dump()
-    return open_artifact(out, "index")
+        made = EmbeddingsSummary.model_validate(embeddings.summary)
+        writer = ArtifactWriter(out, "index")
+        on_first(ranks, writer.begin)
+        try:
+            summary = _build_heads(config, dataset, made, embeddings.path, writer.folder, ranks)
+            on_first(ranks, lambda: _finish(writer, config, dataset, embeddings, summary))
+        finally:
+            if ranks.is_first:
+                shutil.rmtree(writer.folder, ignore_errors=True)
+        return open_artifact(out, "index")
 
 
-def ann_recall(index: IvfIndex, vectors: npt.NDArray[np.float32], num_probes: int, seed: int) -> AnnRecall:
-    """Measures the index against exact search, with sampled items as queries."""
+def _build_heads(
+    config: Config, dataset: Dataset, made: EmbeddingsSummary, embeddings: Path, folder: Path, ranks: Ranks
+) -> IndexSummary:
+    """Writes the files of all heads and measures each."""
+    settings = IvfSettings.of(config.index, config.seed)
+    settings.check(made.num_items, made.dim)
+    summary = IndexSummary(
+        heads=made.heads,
+        dim=made.dim,
+        num_items=made.num_items,
+        id_type=dataset.summary.id_type,
+        num_clusters=settings.clusters(made.num_items),
+        ann_recall={},
+        storage=config.index.storage,
+        vectors="lists" if config.index.storage in WHOLE else config.index.vectors,
+        refine_factor=config.index.refine_factor,
+    )
+    for head in made.heads:
+        vectors = open_rows(embeddings / vectors_file(head), np.float32, (made.num_items, made.dim))
+        _build_head(folder, head, vectors, config.index.shard_items, settings, summary, ranks)
+    for head in made.heads[ranks.rank :: ranks.world_size]:
+        index, _ = open_head(folder, head, summary)
+        vectors = RowFile(embeddings / vectors_file(head))
+        summary.ann_recall[head] = ann_recall(index, vectors, config.retrieval.num_probes, config.seed)
+    measured: list[dict[str, AnnRecall]] = [{}] * ranks.world_size
+    dist.all_gather_object(measured, summary.ann_recall)
+    found = {head: recall for part in measured for head, recall in part.items()}
+    return summary.model_copy(update={"ann_recall": {head: found[head] for head in made.heads}})
+
+
+def _build_head(
+    folder: Path,
+    head: str,
+    vectors: RowFile,
+    shard_items: int,
+    settings: IvfSettings,
+    summary: IndexSummary,
+    ranks: Ranks,
+) -> None:
+    """Writes the files of one head; all ranks together."""
+    scratch = folder / "scratch"
+    index = _train(scratch, vectors, settings, ranks)
+    shards = lists.Shards(scratch, head, len(vectors), shard_items)
+    own = range(ranks.rank, shards.count, ranks.world_size)
+    filer = lists.ShardFiler(index)
+    for shard in own:
+        filer.file(vectors, shards, shard)
+    dist.barrier()
+
+    sizes, code_size = shards.sizes(), int(index.code_size)
+    path = folder / lists_file(head)
+    on_first(ranks, lambda: lists.create_lists(path, sizes, code_size))
+    for number, run in enumerate(lists.merge_runs(sizes, code_size)):
+        if number % ranks.world_size == ranks.rank:
+            lists.merge_lists(shards, sizes, run, code_size, path)
+    if summary.vectors == "fp16" or summary.vectors == "fp32":
+        exact = VectorFile(folder / exact_file(head), summary.vectors, *vectors.shape)
+        on_first(ranks, exact.create)
+        for items in map(shards.items, own):
+            exact.write(items.start, vectors.read(items.start, items.stop))
+    else:
+        places = folder / places_file(head)
+        on_first(ranks, lambda: RowFile.create(places, np.int64, (len(vectors),)).path)
+        table, value_bytes = RowFile(places), np.dtype(PRECISIONS[WHOLE[summary.storage]]).itemsize
+        for shard in own:
+            table.write(shards.items(shard).start, lists.places(shards, sizes, shard, code_size, value_bytes))
+    dist.barrier()
+
+    def write_index() -> None:
+        lists.attach_lists(index, sizes, path)
+        faiss.write_index(index, str(folder / index_file(head)))
+        shutil.rmtree(scratch)
+
+    on_first(ranks, write_index)
+
+
+def _train(scratch: Path, vectors: RowFile, settings: IvfSettings, ranks: Ranks) -> Any:
+    """The empty index with its clusters, trained by rank 0 on what all have read, on every rank."""
+    path = scratch / "trained.faiss"
+    sample = _read_sample(vectors, settings.sample(len(vectors)), ranks)
+
+    def train() -> None:
+        scratch.mkdir()
+        faiss.write_index(train_ivf(sample, len(vectors), settings), str(path))
+
+    on_first(ranks, train)
+    return faiss.read_index(str(path))
+
+
+def _read_sample(vectors: RowFile, items: npt.NDArray[np.int64], ranks: Ranks) -> npt.NDArray[np.float32]:
+    """Vectors of the sampled items [S, D], on every rank; each reads its run of the catalogue."""
+    cuts = np.searchsorted(items, np.linspace(0, len(vectors), ranks.world_size + 1).astype(np.int64))
+    own = items[cuts[ranks.rank] : cuts[ranks.rank + 1]]
+    found = np.empty((len(own), vectors.shape[1]), np.float32)
+    for start in range(0, len(vectors), _READ_ROWS):
+        begin, end = np.searchsorted(own, [start, start + _READ_ROWS])
+        if begin < end:
+            first, last = int(own[begin]), int(own[end - 1])
+            found[begin:end] = vectors.read(first, last + 1)[own[begin:end] - first]
+    return gather_rows(torch.from_numpy(found), np.diff(cuts).tolist()).numpy()
+
+
+def _finish(
+    writer: ArtifactWriter, config: Config, dataset: Dataset, embeddings: Artifact, summary: IndexSummary
+) -> None:
+    """Writes what serving needs of the items, and the manifest."""
+    pq.write_table(dataset.items(DISPLAY_COLUMNS), writer.folder / ITEMS)
+    writer.summary |= summary.model_dump()
+    writer.commit(config.model_dump(mode="json"), {"dataset": dataset.artifact, "embeddings": embeddings})
+
+
+def ann_recall(index: VectorIndex, vectors: ItemVectors | RowFile, num_probes: int, seed: int) -> AnnRecall:
+    """Measures the index against exact search, with sampled items as queries.
+
+    Vectors are compared block by block: memory does not grow with the catalogue.
+
+    Args:
+        index: holds the items 0 to I - 1.
+        vectors: [I, D] float32 of all of them.
+        num_probes: clusters searched.
+        seed: of the sample.
+    """
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(len(vectors), min(_RECALL_QUERIES, len(vectors)), replace=False))
-    queries, k = vectors[rows], min(_RECALL_K, len(vectors))
-    _, exact = ExactIndex.build(vectors).search(queries, k)
-    _, found = index.search(queries, k, num_probes)
-    hits = _sorted_overlap(exact, found)
+    queries, k = np.ascontiguousarray(vectors[rows]), min(_RECALL_K, len(vectors))
+    blocks = (np.ascontiguousarray(vectors[start : start + _READ_ROWS]) for start in range(0, len(vectors), _READ_ROWS))
+    _, exact = knn_ground_truth(queries, blocks, k, faiss.METRIC_INNER_PRODUCT)
+    found = []
+    for start in range(0, len(queries), _RECALL_BLOCK):
+        found.append(index.search(queries[start : start + _RECALL_BLOCK], k, num_probes)[1])
+        if isinstance(index, IvfIndex):
+            index.drop_pages()
+    hits = _sorted_overlap(exact, np.concatenate(found))
     return AnnRecall(k=k, num_probes=num_probes, num_queries=len(rows), recall=float(hits / exact.size))
 
 

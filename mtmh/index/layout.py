@@ -16,8 +16,23 @@ def vectors_file(head: str) -> Path:
 
 
 def index_file(head: str) -> Path:
-    """The faiss index of one head."""
+    """The faiss index of one head: clusters, quantizers, and where each list is."""
     return Path(f"{head}.faiss")
+
+
+def lists_file(head: str) -> Path:
+    """The inverted lists of one head: for each list its codes, then its item indices (int64)."""
+    return Path(f"{head}.lists")
+
+
+def places_file(head: str) -> Path:
+    """[I] int64: at which value of the lists file the vector of an item begins; for ``flat`` and ``fp16``."""
+    return Path(f"{head}.places.npy")
+
+
+def exact_file(head: str) -> Path:
+    """A flat faiss index of the vectors in item order, beside the codes of ``sq8`` and ``pq``."""
+    return Path(f"{head}.exact.faiss")
 
 
 class EmbeddingsSummary(BaseModel):
@@ -52,3 +67,8 @@ class IndexSummary(BaseModel):
     id_type: Literal["int64", "string"]
     num_clusters: int
     ann_recall: dict[str, AnnRecall]  # by head
+    backend: Literal["faiss", "milvus"] = "faiss"
+    storage: Literal["flat", "fp16", "sq8", "pq"] = "flat"
+    # Where the vector of an item is: in the lists; in this precision beside them; or in rows of <head>.npy.
+    vectors: Literal["lists", "fp16", "fp32", "rows"] = "rows"
+    refine_factor: int = 0

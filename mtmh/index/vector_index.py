@@ -1,8 +1,10 @@
-"""Nearest neighbours by inner product over the catalogue of one head: inverted file (ANN) and exact search."""
+"""Nearest neighbours by inner product over the catalogue of one head: inverted lists (ANN) and exact search."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import mmap
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -10,8 +12,12 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.index.item_vectors import ItemVectors
+from mtmh.index.storage import IvfSettings, Storage, storage_of, train_ivf
+
 Vectors = npt.NDArray[np.float32]
 Items = npt.NDArray[np.int64]
+Allowed = npt.NDArray[np.bool_]
 
 _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
 
@@ -23,20 +29,51 @@ class VectorIndex(Protocol):
     def num_items(self) -> int:
         """Vectors in the index."""
 
-    def search(self, queries: Vectors, k: int, num_probes: int) -> tuple[Vectors, Items]:
+    @property
+    def dim(self) -> int:
+        """Width D of the vectors."""
+
+    @property
+    def num_clusters(self) -> int:
+        """Clusters of the index; probing all of them compares a query with every vector."""
+
+    def search(
+        self, queries: Vectors, k: int, num_probes: int, allowed: Allowed | None = None
+    ) -> tuple[Vectors, Items]:
         """Finds the ``k`` items with the largest inner product.
 
         Args:
             queries: [Q, D] float32.
             k: answers a query; may exceed ``num_items``.
             num_probes: clusters searched (exact search ignores it).
+            allowed: [I] bool by item index: the items that may be answered. The search goes past the others, so
+                ``k`` answers come back where the searched clusters hold that many.
 
         Returns:
             Scores [Q, k] float32, descending, and items [Q, k] int64; a missing answer is item -1 with score -inf.
+
+        Raises:
+            ValueError: an argument out of range.
         """
 
-    def save(self, path: Path) -> None:
-        """Writes the index to one file."""
+
+def check_search(queries: Vectors, k: int, num_probes: int, dim: int) -> None:
+    """Raises ValueError for arguments that no index can answer."""
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise ValueError(f"queries of shape {queries.shape}, expected [Q, {dim}]")
+    if k < 1:
+        raise ValueError(f"k is {k}, expected at least 1")
+    if num_probes < 1:
+        raise ValueError(f"num_probes is {num_probes}, expected at least 1")
+
+
+def selector(allowed: Allowed | None) -> Any:
+    """The faiss selector of a mask; None for none."""
+    if allowed is None:
+        return None
+    if allowed.dtype != np.bool_ or allowed.ndim != 1:
+        raise ValueError(f"allowed is {allowed.dtype} {list(allowed.shape)}, expected bool [I]")
+    return _made(faiss.IDSelectorBitmap, np.packbits(allowed, bitorder="little"))
 
 
 class _FaissIndex:
@@ -51,125 +88,190 @@ class _FaissIndex:
 
     @property
     def dim(self) -> int:
-        """Width D of the vectors."""
         return int(self._index.d)
 
     def save(self, path: Path) -> None:
+        """Writes the index to one file."""
         faiss.write_index(self._index, str(path))
 
-    def _search(self, queries: Vectors, k: int, params: Any) -> tuple[Vectors, Items]:
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise ValueError(f"queries of shape {queries.shape}, expected [Q, {self.dim}]")
-        if k < 1:
-            raise ValueError(f"k is {k}, expected at least 1")
+    def _search(self, index: Any, queries: Vectors, k: int, params: Any) -> tuple[Vectors, Items]:
         found = min(k, max(self.num_items, 1))
-        scores, items = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), found, params=params)
+        scores, items = index.search(np.ascontiguousarray(queries, dtype=np.float32), found, params=params)
         scores[items < 0] = -np.inf
         missing = ((0, 0), (0, k - found))
         return np.pad(scores, missing, constant_values=-np.inf), np.pad(items, missing, constant_values=-1)
 
 
 class ExactIndex(_FaissIndex):
-    """Every vector is compared with every query: the yardstick of the ANN index."""
+    """Every vector is compared with every query: the yardstick of the ANN index, and the home of a few fresh items."""
 
     @classmethod
-    def build(cls, vectors: Vectors) -> Self:
-        """Indexes ``vectors`` [I, D] float32 (a memory map is read in chunks)."""
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        _add(index, vectors)
+    def build(cls, vectors: ItemVectors, items: Items | None = None) -> Self:
+        """Indexes vectors.
+
+        Args:
+            vectors: [N, D] float32 (read in chunks).
+            items: [N] int64, not negative: the item indices to answer with; None: 0 to N - 1.
+        """
+        flat = faiss.IndexFlatIP(vectors.shape[1])
+        index = flat if items is None else faiss.IndexIDMap(flat)
+        for start in range(0, len(vectors), _ADD_ROWS):
+            rows = np.ascontiguousarray(vectors[start : start + _ADD_ROWS], dtype=np.float32)
+            if items is None:
+                index.add(rows)
+            else:
+                index.add_with_ids(rows, np.ascontiguousarray(items[start : start + _ADD_ROWS], np.int64))
         return cls(index)
-
-    def search(self, queries: Vectors, k: int, num_probes: int = 1) -> tuple[Vectors, Items]:
-        """As ``VectorIndex.search``; ``num_probes`` has no meaning here."""
-        del num_probes
-        return self._search(queries, k, None)
-
-
-class IvfIndex(_FaissIndex):
-    """k-means clusters, of which only the nearest are searched (paper, section 3.5: multi-ANN module)."""
 
     @property
     def num_clusters(self) -> int:
-        """Clusters of the index; probing all of them is exact search."""
+        """One: there is nothing to leave out."""
+        return 1
+
+    def search(
+        self, queries: Vectors, k: int, num_probes: int = 1, allowed: Allowed | None = None
+    ) -> tuple[Vectors, Items]:
+        """As ``VectorIndex.search``; ``num_probes`` has no meaning here."""
+        check_search(queries, k, num_probes, self.dim)
+        params = None if allowed is None else _made(faiss.SearchParameters, sel=selector(allowed))
+        return self._search(self._index, queries, k, params)
+
+
+class IvfIndex(_FaissIndex):
+    """k-means clusters, of which only the nearest are searched (paper, section 3.5: multi-ANN module).
+
+    Args:
+        index: a ``faiss.IndexIVF``.
+        exact: a flat faiss index of the same vectors, to compare the best codes again; None: scores are those of the
+            codes.
+        refine_factor: codes an answer that are compared again.
+    """
+
+    def __init__(self, index: Any, exact: Any = None, refine_factor: int = 0) -> None:
+        super().__init__(index)
+        self._refine_factor = refine_factor if exact is not None else 0
+        self._refined = faiss.IndexRefine(index, exact) if self._refine_factor else None
+        self._exact = exact  # faiss only points to it
+
+    @property
+    def num_clusters(self) -> int:
+        """As ``VectorIndex.num_clusters``."""
         return int(self._index.nlist)
+
+    @property
+    def storage(self) -> Storage:
+        """What the lists hold."""
+        kind = storage_of(self._index)
+        assert kind is not None
+        return kind
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of a vector in its list, the item index beside it not counted."""
+        return int(self._index.code_size)
+
+    @property
+    def faiss_index(self) -> Any:
+        """The ``faiss.IndexIVF`` itself, for a comparison with plain faiss."""
+        return self._index
 
     @classmethod
     def build(
         cls,
-        vectors: Vectors,
+        vectors: ItemVectors,
         *,
         num_clusters: int | None = None,
         train_sample: int = 262_144,
         iterations: int = 20,
         seed: int = 0,
+        storage: Storage = "flat",
     ) -> Self:
-        """Trains k-means on a seeded sample and files every vector under its cluster.
+        """Trains k-means on a seeded sample and files every vector under its cluster, in memory.
 
         Args:
-            vectors: [I, D] float32, unit length (a memory map is read in chunks).
+            vectors: [I, D] float32, unit length (read in chunks).
             num_clusters: None takes ``default_num_clusters``.
             train_sample: vectors that k-means sees, at most.
             iterations: of k-means.
             seed: of the sample and of k-means; the same vectors and seed give the same index.
+            storage: what the lists hold of a vector.
 
         Raises:
-            ValueError: no vectors, or more clusters than vectors to train them on.
+            ValueError: no vectors, or settings that do not fit them.
         """
-        num_items, dim = vectors.shape
-        if num_items == 0:
-            raise ValueError("no vectors to index: the catalogue is empty")
-        num_sampled = min(num_items, train_sample)
-        clusters = num_clusters or default_num_clusters(num_items, num_sampled)
-        if clusters > num_sampled:
-            raise ValueError(
-                f"index.num_clusters is {clusters}, more than the {num_sampled} vectors k-means sees"
-                " (catalogue size or index.train_sample); choose fewer clusters"
-            )
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, clusters, faiss.METRIC_INNER_PRODUCT)
-        index.cp.niter = iterations
-        index.cp.seed = seed
-        # The sample is ours and seeded: faiss neither draws another nor warns about small catalogues.
-        index.cp.min_points_per_centroid = 1
-        index.cp.max_points_per_centroid = num_sampled
-        rows = np.sort(np.random.default_rng(seed).choice(num_items, num_sampled, replace=False))
-        index.train(np.ascontiguousarray(vectors[rows], dtype=np.float32))
-        _add(index, vectors)
+        settings = IvfSettings(num_clusters, train_sample, iterations, seed, storage)
+        settings.check(len(vectors), vectors.shape[1])
+        index = train_ivf(vectors[settings.sample(len(vectors))], len(vectors), settings)
+        for start in range(0, len(vectors), _ADD_ROWS):
+            index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS], dtype=np.float32))
         return cls(index)
 
-    def search(self, queries: Vectors, k: int, num_probes: int) -> tuple[Vectors, Items]:
-        """As ``VectorIndex.search``; safe to call from several threads with different ``num_probes``."""
-        if num_probes < 1:
-            raise ValueError(f"num_probes is {num_probes}, expected at least 1")
+    def search(
+        self, queries: Vectors, k: int, num_probes: int, allowed: Allowed | None = None
+    ) -> tuple[Vectors, Items]:
+        """As ``VectorIndex.search``; safe to call from several threads with different arguments."""
+        check_search(queries, k, num_probes, self.dim)
         # Parameters of the call, not of the index: concurrent requests share no state.
-        params = faiss.SearchParametersIVF()
-        params.nprobe = min(num_probes, self.num_clusters)
-        return self._search(queries, k, params)
+        params = _made(faiss.SearchParametersIVF, sel=selector(allowed), nprobe=min(num_probes, self.num_clusters))
+        if self._refined is None:
+            return self._search(self._index, queries, k, params)
+        factor = min(self._refine_factor, math.ceil(max(self.num_items, 1) / k))
+        refined = _made(faiss.IndexRefineSearchParameters, k_factor=factor, base_index_params=params)
+        return self._search(self._refined, queries, k, refined)
+
+    def drop_pages(self) -> None:
+        """Gives the pages of memory-mapped lists back to the system's cache; the next search maps what it needs."""
+        lists = mapped_lists(self._index)
+        if lists is None or not lists.totsize:
+            return
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = ctypes.c_void_p(int(lists.ptr))
+        if libc.madvise(address, ctypes.c_size_t(lists.totsize), ctypes.c_int(mmap.MADV_DONTNEED)):
+            raise OSError(ctypes.get_errno(), "madvise of the inverted lists")
 
 
-def default_num_clusters(num_items: int, num_sampled: int) -> int:
-    """About ``4 * sqrt(num_items)``, with at least 8 training vectors a cluster."""
-    return max(1, min(round(4 * math.sqrt(num_items)), num_sampled // 8))
-
-
-def load_index(path: Path) -> IvfIndex | ExactIndex:
-    """Opens a file that ``save`` wrote.
+def read_faiss(path: Path, flags: int) -> Any:
+    """Reads a faiss index.
 
     Raises:
-        ValueError: no such file, not a faiss index, or a kind that this package does not write.
+        ValueError: no such file, or not a faiss index.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no index file here")
     try:
-        index = faiss.read_index(str(path))
+        return faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise ValueError(f"{path}: not a readable faiss index: {str(error).splitlines()[-1]}") from None
-    if isinstance(index, faiss.IndexIVFFlat):
+
+
+def load_index(path: Path) -> IvfIndex | ExactIndex:
+    """Opens a file that ``save`` wrote; inverted lists are memory-mapped.
+
+    Raises:
+        ValueError: no such file, not a faiss index, or a kind that this package does not write.
+    """
+    index = read_faiss(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
+    if storage_of(index) is not None:
+        without_prefetch(index)
         return IvfIndex(index)
     if isinstance(index, faiss.IndexFlat):
         return ExactIndex(index)
-    raise ValueError(f"{path}: a {type(index).__name__}, expected an IndexIVFFlat or an IndexFlat")
+    raise ValueError(f"{path}: a {type(index).__name__}, expected an IVF index or an IndexFlat")
 
 
-def _add(index: Any, vectors: Vectors) -> None:
-    for start in range(0, len(vectors), _ADD_ROWS):
-        index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS], dtype=np.float32))
+def mapped_lists(index: Any) -> Any:
+    """The ``faiss.OnDiskInvertedLists`` of an index; None if its lists are in memory."""
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    return lists if isinstance(lists, faiss.OnDiskInvertedLists) else None
+
+
+def without_prefetch(index: Any) -> None:
+    """Stops faiss from starting 32 threads a search to read lists ahead: 17 times the time of a search in the cache."""
+    lists = mapped_lists(index)
+    if lists is not None:
+        lists.prefetch_nthread = 0
+
+
+def _made(kind: Any, *arguments: Any, **fields: Any) -> Any:
+    """An object of faiss from the arguments that its Python layer takes; its type stubs tell those of C++."""
+    return kind(*arguments, **fields)

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-Vectors = npt.NDArray[np.float32]
+from mtmh.index.item_vectors import ItemVectors
+
 Scores = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.integer[Any]]
 
@@ -88,7 +89,7 @@ class HeadScorePreranker:
         judge: name and embeddings [I, D] float32 of the head that judges; None: the head that found the candidate.
     """
 
-    def __init__(self, judge: tuple[str, Vectors] | None = None) -> None:
+    def __init__(self, judge: tuple[str, ItemVectors] | None = None) -> None:
         self._judge = judge
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
@@ -117,7 +118,7 @@ class HistoryPreranker:
         temperature: small: the most similar item of the history decides; large: their mean.
     """
 
-    def __init__(self, vectors: Vectors, temperature: float) -> None:
+    def __init__(self, vectors: ItemVectors, temperature: float) -> None:
         self._vectors = vectors
         self._temperature = np.float32(temperature)
 

@@ -17,9 +17,10 @@ from rich.table import Table
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config, RetrievalConfig
-from mtmh.data.arrays import open_array
-from mtmh.index.layout import ITEMS, IndexSummary, index_file, vectors_file
-from mtmh.index.vector_index import ExactIndex, VectorIndex, load_index
+from mtmh.index.item_vectors import ItemVectors
+from mtmh.index.layout import ITEMS, IndexSummary
+from mtmh.index.store import open_head
+from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
 from mtmh.serving.merge import Merged, head_quotas, head_shares, quota_merge
 from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, prerank
@@ -137,7 +138,7 @@ class Retriever:
     def __init__(
         self,
         indexes: Mapping[str, VectorIndex],
-        vectors: Mapping[str, npt.NDArray[np.float32]],
+        vectors: Mapping[str, ItemVectors],
         catalogue: Catalogue,
         defaults: RetrievalConfig,
         *,
@@ -162,15 +163,9 @@ class Retriever:
         index_dir = current_version(index_dir)
         artifact = open_artifact(index_dir, "index")
         summary = IndexSummary.model_validate(artifact.summary)
-        indexes = {head: load_index(index_dir / index_file(head)) for head in summary.heads}
-        for head, index in indexes.items():
-            if (index.num_items, index.dim) != (summary.num_items, summary.dim):
-                raise ValueError(
-                    f"{index_dir / index_file(head)}: {index.num_items} vectors of width {index.dim},"
-                    f" the manifest says {summary.num_items} of width {summary.dim}"
-                )
-        shape = (summary.num_items, summary.dim)
-        vectors = {head: open_array(index_dir / vectors_file(head), np.float32, shape) for head in summary.heads}
+        opened = {head: open_head(index_dir, head, summary) for head in summary.heads}
+        indexes = {head: index for head, (index, _) in opened.items()}
+        vectors = {head: stored for head, (_, stored) in opened.items()}
         catalogue = Catalogue(pq.read_table(index_dir / ITEMS))
         if len(catalogue) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(catalogue)} items, the manifest says {summary.num_items}")

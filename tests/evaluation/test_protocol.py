@@ -144,7 +144,7 @@ def test_the_whole_protocol_equals_the_naive_one(tmp_path: Path, alpha: float, e
     )  # fmt: skip
     dataset = open_dataset(config.dataset_dir)
     vectors = {
-        head: np.load(config.model_dir("index") / f"{head}.npy", allow_pickle=False)
+        head: np.load(config.model_dir("embeddings") / f"{head}.npy", allow_pickle=False)
         for head in ("engagement", "relevance")
     }
     evaluation = load_evaluation(evaluate(config, tmp_path / "evaluation").path)

@@ -6,7 +6,8 @@ import faiss
 import numpy as np
 import pytest
 
-from mtmh.index.vector_index import ExactIndex, IvfIndex, default_num_clusters, load_index
+from mtmh.index.storage import default_num_clusters
+from mtmh.index.vector_index import ExactIndex, IvfIndex, load_index
 
 
 def unit(rng: np.random.Generator, rows: int, dim: int = 16) -> np.ndarray:

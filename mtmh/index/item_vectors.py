@@ -1,0 +1,54 @@
+"""The vector of an item, wherever it is stored: in a file of vectors, or once, in the inverted lists."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.integer[Any]]
+
+
+class ItemVectors(Protocol):
+    """Unit-length vectors of all items under one head; a float32 array [I, D] is one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(I, D)."""
+
+    def __len__(self) -> int:
+        """I."""
+
+    def __getitem__(self, items: Any, /) -> Vectors:
+        """Vectors of items: [..., D] float32 for item indices [...], or a slice of them."""
+
+
+class StoredVectors:
+    """Vectors in a memory-mapped array; what is asked for is copied and becomes float32.
+
+    Args:
+        rows: [I, D] float32 or float16; or, with ``places``, a view whose row ``places[i]`` is the vector of item i.
+        places: [I] int64 rows of the items; None: item i is row i.
+        owner: what the memory of ``rows`` belongs to, kept as long as this object.
+    """
+
+    def __init__(
+        self,
+        rows: npt.NDArray[np.floating[Any]],
+        places: npt.NDArray[np.int64] | None = None,
+        owner: object = None,
+    ) -> None:
+        self._rows = rows
+        self._places = places
+        self._owner = owner
+        self.shape = (len(rows) if places is None else len(places), rows.shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, items: slice | Indices, /) -> Vectors:
+        """As ``ItemVectors``."""
+        rows = self._rows[items] if self._places is None else self._rows[self._places[items]]
+        return np.asarray(rows, np.float32)

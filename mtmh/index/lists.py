@@ -1,0 +1,203 @@
+"""Fills inverted lists shard by shard and merges them into one file; any number of processes share the work.
+
+A shard is a fixed run of items, filed by one process: its codes sorted by list. The merge lays, list by list, the
+shards' codes and item indices one after another, so the file is the same however many processes there are, and each
+holds one shard or one run of lists at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from mtmh.index.row_file import RowFile, write_at
+from mtmh.index.storage import on_gpu
+
+Sizes = npt.NDArray[np.int64]
+
+ITEM_BYTES = 8
+
+_ENCODE_ROWS = 16_384
+_MERGE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one head on disk while its lists are built.
+
+    Attributes:
+        folder: of the files.
+        head: its name.
+        num_items: of the catalogue.
+        shard_items: of a shard; the last one may be smaller.
+    """
+
+    folder: Path
+    head: str
+    num_items: int
+    shard_items: int
+
+    @property
+    def count(self) -> int:
+        """Shards of the catalogue."""
+        return -(-self.num_items // self.shard_items)
+
+    def items(self, shard: int) -> range:
+        """Item indices of a shard."""
+        return range(shard * self.shard_items, min((shard + 1) * self.shard_items, self.num_items))
+
+    def write(self, shard: int, codes: npt.NDArray[np.uint8], items: Sizes, sizes: Sizes) -> None:
+        """Stores a shard: codes [n, code_size] and items [n], both sorted by list, and the lists' sizes [L]."""
+        for part, rows in (("codes", codes), ("items", items), ("sizes", sizes)):
+            np.save(self._file(shard, part), rows)
+
+    def codes(self, shard: int) -> RowFile:
+        """[n, code_size] uint8."""
+        return RowFile(self._file(shard, "codes"))
+
+    def filed(self, shard: int) -> RowFile:
+        """[n] int64 item indices."""
+        return RowFile(self._file(shard, "items"))
+
+    def sizes(self) -> Sizes:
+        """[S, L] sizes of every list in every shard."""
+        return np.stack([np.load(self._file(shard, "sizes"), allow_pickle=False) for shard in range(self.count)])
+
+    def _file(self, shard: int, part: str) -> Path:
+        return self.folder / f"{self.head}.{shard:06d}.{part}.npy"
+
+
+class ShardFiler:
+    """Files vectors under the clusters of a trained, empty index.
+
+    Args:
+        index: a ``faiss.IndexIVF``.
+    """
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+        self._quantizer = on_gpu(index.quantizer)
+
+    def file(self, vectors: RowFile, shards: Shards, shard: int) -> None:
+        """Encodes the items of one shard and stores them sorted by list.
+
+        Args:
+            vectors: [I, D] float32 of the whole catalogue; the shard's rows are read in blocks.
+            shards: where to.
+            shard: which.
+        """
+        own = shards.items(shard)
+        codes = np.empty((len(own), self._index.code_size), np.uint8)
+        lists = np.empty(len(own), np.int64)
+        for start in range(0, len(own), _ENCODE_ROWS):
+            part = slice(start, min(start + _ENCODE_ROWS, len(own)))
+            rows = vectors.read(own.start + part.start, own.start + part.stop)
+            lists[part] = self._quantizer.search(rows, 1)[1][:, 0]
+            self._index.encode_vectors(
+                len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(lists[part]), faiss.swig_ptr(codes[part]), False
+            )
+        assert lists.min() >= 0
+        order = np.argsort(lists, kind="stable")
+        sizes = np.bincount(lists, minlength=self._index.nlist).astype(np.int64)
+        shards.write(shard, codes[order], own.start + order, sizes)
+
+
+def list_offsets(sizes: Sizes, code_size: int) -> Sizes:
+    """Where each list begins in the merged file, and its end: [L + 1] bytes."""
+    return np.concatenate([[0], np.cumsum(sizes.sum(axis=0) * (code_size + ITEM_BYTES))])
+
+
+def create_lists(path: Path, sizes: Sizes, code_size: int) -> None:
+    """Makes the file that ``merge_lists`` fills."""
+    path.touch()
+    os.truncate(path, int(list_offsets(sizes, code_size)[-1]))
+
+
+def merge_runs(sizes: Sizes, code_size: int) -> Iterator[tuple[int, int]]:
+    """Runs of lists, each small enough to be merged in memory: (first, last + 1).
+
+    Args:
+        sizes: [S, L].
+        code_size: bytes a vector.
+    """
+    offsets = list_offsets(sizes, code_size)
+    first, num_lists = 0, sizes.shape[1]
+    while first < num_lists:
+        end = int(np.searchsorted(offsets, offsets[first] + _MERGE_BYTES, side="right")) - 1
+        end = min(max(end, first + 1), num_lists)
+        yield first, end
+        first = end
+
+
+def merge_lists(shards: Shards, sizes: Sizes, run: tuple[int, int], code_size: int, path: Path) -> None:
+    """Writes one run of lists; other processes may write other runs meanwhile.
+
+    Args:
+        shards: all of them stored.
+        sizes: [S, L].
+        run: first list, and the one after the last.
+        code_size: bytes a vector.
+        path: made by ``create_lists``.
+    """
+    first, end = run
+    codes, items = [], []
+    for shard in range(shards.count):
+        begin, stop = sizes[shard, :first].sum(), sizes[shard, :end].sum()
+        codes.append(shards.codes(shard).read(begin, stop))
+        items.append(shards.filed(shard).read(begin, stop))
+    lists = np.concatenate([np.repeat(np.arange(first, end), of_shard[first:end]) for of_shard in sizes])
+    order = np.argsort(lists, kind="stable")
+    sorted_codes, sorted_items = np.concatenate(codes)[order], np.concatenate(items)[order]
+    merged = bytearray()
+    ends = np.cumsum(sizes[:, first:end].sum(axis=0)).tolist()
+    for start, stop in zip([0, *ends], ends, strict=False):
+        merged += sorted_codes[start:stop].tobytes()
+        merged += sorted_items[start:stop].tobytes()
+    write_at(path, int(list_offsets(sizes, code_size)[first]), np.frombuffer(merged, np.uint8))
+
+
+def places(shards: Shards, sizes: Sizes, shard: int, code_size: int, value_bytes: int) -> Sizes:
+    """At which value of the merged file each vector of a shard begins.
+
+    Args:
+        shards: all of them stored.
+        sizes: [S, L].
+        shard: which.
+        code_size: bytes a vector.
+        value_bytes: of one value of a vector; divides ``code_size``.
+
+    Returns:
+        [n] int64, in item order.
+    """
+    own = sizes[shard]
+    lists = np.repeat(np.arange(len(own)), own)
+    within = np.arange(len(lists)) - np.repeat(np.cumsum(own) - own, own) + sizes[:shard].sum(axis=0)[lists]
+    begins = list_offsets(sizes, code_size)[lists] + within * code_size
+    filed, items = shards.filed(shard), shards.items(shard)
+    found = np.empty(len(items), np.int64)
+    found[filed.read(0, len(filed)) - items.start] = begins // value_bytes
+    return found
+
+
+def attach_lists(index: Any, sizes: Sizes, path: Path) -> None:
+    """Puts the merged lists into the trained index; ``faiss.write_index`` then records where each is.
+
+    Args:
+        index: a trained, empty ``faiss.IndexIVF``.
+        sizes: [S, L].
+        path: the merged file.
+    """
+    totals = sizes.sum(axis=0).astype(np.uint64)
+    lists: Any = faiss.OnDiskInvertedLists(index.nlist, index.code_size, path.name)
+    lists.set_all_lists_sizes(faiss.swig_ptr(totals))
+    lists.totsize = int(list_offsets(sizes, index.code_size)[-1])
+    index.replace_invlists(lists, True)
+    lists.this.disown()  # the index's now
+    index.ntotal = int(totals.sum())

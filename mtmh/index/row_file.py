@@ -1,0 +1,102 @@
+"""Rows of a ``.npy`` file that many processes write and read in pieces, without mapping the file.
+
+A memory map counts as memory of the process for every page that was touched; plain reads do not.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtmh.data.arrays import open_array
+
+Rows = npt.NDArray[Any]
+
+
+class RowFile:
+    """A ``.npy`` file of equal rows.
+
+    Args:
+        path: the file; ``create`` makes one.
+
+    Attributes:
+        shape: (rows, ...).
+        dtype: of the values.
+
+    Raises:
+        ValueError: no such file, or not a plain NumPy file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"{path}: missing")
+        try:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path}: not a readable NumPy file: {error}") from None
+        self.path = path
+        self.shape: tuple[int, ...] = mapped.shape
+        self.dtype: np.dtype[Any] = mapped.dtype
+        self._row_values = math.prod(self.shape[1:])
+        self._offset = path.stat().st_size - mapped.nbytes
+
+    @classmethod
+    def create(cls, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> RowFile:
+        """Makes a file of zeros (a sparse one, where the disk can)."""
+        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        return cls(path)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Rows ``start`` to ``stop - 1``."""
+        count = (stop - start) * self._row_values
+        values = np.fromfile(self.path, self.dtype, count, offset=self._place(start))
+        assert len(values) == count, f"{self.path}: shorter than its header says"
+        return values.reshape(stop - start, *self.shape[1:])
+
+    def write(self, start: int, rows: Rows) -> None:
+        """Overwrites rows from ``start`` on; other processes may write other rows meanwhile."""
+        assert start + len(rows) <= len(self)
+        assert rows.shape[1:] == self.shape[1:]
+        write_at(self.path, self._place(start), np.ascontiguousarray(rows, dtype=self.dtype))
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.integer[Any]], /) -> Rows:
+        """Rows by a slice, or by an array of numbers [N] (each is a read of its own)."""
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            assert step == 1
+            return self.read(start, max(start, stop))
+        return np.concatenate([self.read(row, row + 1) for row in rows.tolist()] or [self.read(0, 0)])
+
+    def _place(self, row: int) -> int:
+        place: int = self._offset + row * self._row_values * self.dtype.itemsize
+        return place
+
+
+def open_rows(path: Path, dtype: type, shape: tuple[int | None, ...]) -> RowFile:
+    """Opens a file and checks what it holds.
+
+    Raises:
+        ValueError: missing, not a plain NumPy file, another dtype or shape; the message names the file.
+    """
+    open_array(path, dtype, shape)
+    return RowFile(path)
+
+
+def write_at(path: Path, offset: int, values: Rows) -> None:
+    """Writes the bytes of an array into an existing file from ``offset`` on."""
+    view = values.reshape(-1).view(np.uint8).data
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+    finally:
+        os.close(descriptor)

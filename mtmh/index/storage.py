@@ -1,0 +1,218 @@
+"""The faiss index behind each ``index.storage``: how it is made, trained and given vectors to refine from."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from mtmh.config import IndexConfig
+from mtmh.index.row_file import write_at
+
+Vectors = npt.NDArray[np.float32]
+Storage = Literal["flat", "fp16", "sq8", "pq"]
+Precision = Literal["fp16", "fp32"]
+
+PRECISIONS: dict[Precision, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
+# Lists of these hold the vectors themselves, so nothing is kept beside them.
+WHOLE: dict[Storage, Precision] = {"flat": "fp32", "fp16": "fp16"}
+
+_COUNT_BYTES = 8
+
+
+@dataclass(frozen=True)
+class IvfSettings:
+    """How the lists of one head are made.
+
+    Attributes:
+        num_clusters: None takes ``default_num_clusters``.
+        train_sample: vectors that k-means and the quantizers see, at most.
+        iterations: of k-means.
+        seed: of the sample and of k-means.
+        storage: what the lists hold of a vector.
+        pq_m: numbers a vector, for ``pq``.
+        pq_bits: of each.
+    """
+
+    num_clusters: int | None = None
+    train_sample: int = 262_144
+    iterations: int = 20
+    seed: int = 0
+    storage: Storage = "flat"
+    pq_m: int = 16
+    pq_bits: int = 8
+
+    @staticmethod
+    def of(config: IndexConfig, seed: int) -> IvfSettings:
+        """Those of a recipe."""
+        return IvfSettings(
+            config.num_clusters,
+            config.train_sample,
+            config.iterations,
+            seed,
+            config.storage,
+            config.pq.m,
+            config.pq.bits,
+        )
+
+    def sample(self, num_items: int) -> npt.NDArray[np.int64]:
+        """The items to train on, ascending; the same for the same seed and catalogue size."""
+        sampled = min(num_items, self.train_sample)
+        return np.sort(np.random.default_rng(self.seed).choice(num_items, sampled, replace=False))
+
+    def clusters(self, num_items: int) -> int:
+        """Number of clusters for a catalogue.
+
+        Raises:
+            ValueError: no items, or more clusters than vectors to train them on.
+        """
+        if num_items == 0:
+            raise ValueError("no vectors to index: the catalogue is empty")
+        sampled = min(num_items, self.train_sample)
+        clusters = self.num_clusters or default_num_clusters(num_items, sampled)
+        if clusters > sampled:
+            raise ValueError(
+                f"index.num_clusters is {clusters}, more than the {sampled} vectors k-means sees"
+                " (catalogue size or index.train_sample); choose fewer clusters"
+            )
+        return clusters
+
+    def check(self, num_items: int, dim: int) -> None:
+        """Raises ValueError if these settings do not fit the catalogue."""
+        self.clusters(num_items)
+        if self.storage != "pq":
+            return
+        if dim % self.pq_m:
+            fitting = ", ".join(str(m) for m in range(1, dim + 1) if dim % m == 0)
+            raise ValueError(
+                f"index.pq.m is {self.pq_m}, which does not divide the width {dim} of the embeddings;"
+                f" one of {fitting} does"
+            )
+        sampled = min(num_items, self.train_sample)
+        if sampled < 2**self.pq_bits:
+            raise ValueError(
+                f"index.storage is pq: {2**self.pq_bits} centroids a number (index.pq.bits = {self.pq_bits}) need at"
+                f" least as many training vectors, and there are {sampled} (catalogue size or index.train_sample)"
+            )
+
+
+def default_num_clusters(num_items: int, num_sampled: int) -> int:
+    """About ``4 * sqrt(num_items)``, with at least 8 training vectors a cluster."""
+    return max(1, min(round(4 * math.sqrt(num_items)), num_sampled // 8))
+
+
+def train_ivf(sample: Vectors, num_items: int, settings: IvfSettings) -> Any:
+    """An empty index whose clusters and quantizers are trained; k-means runs on GPUs where faiss sees some.
+
+    Args:
+        sample: [S, D] float32 unit-length vectors of ``settings.sample(num_items)``.
+        num_items: size of the catalogue.
+        settings: storage, clusters and seed.
+
+    Returns:
+        A ``faiss.IndexIVF`` by inner product.
+
+    Raises:
+        ValueError: settings that do not fit the catalogue.
+    """
+    dim = sample.shape[1]
+    settings.check(num_items, dim)
+    index = _empty_ivf(dim, settings.clusters(num_items), settings)
+    # The sample is ours and seeded: faiss neither draws another nor warns about small catalogues.
+    parameters = [index.cp] + ([index.pq.cp] if settings.storage == "pq" else [])
+    for training in parameters:
+        training.seed = settings.seed
+        training.min_points_per_centroid = 1
+        training.max_points_per_centroid = len(sample)
+    index.cp.niter = settings.iterations
+    if faiss.get_num_gpus():
+        index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dim))
+    index.train(np.ascontiguousarray(sample, dtype=np.float32))
+    index.clustering_index = None
+    return index
+
+
+def _empty_ivf(dim: int, clusters: int, settings: IvfSettings) -> Any:
+    quantizer, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
+    if settings.storage == "flat":
+        return faiss.IndexIVFFlat(quantizer, dim, clusters, metric)
+    if settings.storage == "pq":
+        return faiss.IndexIVFPQ(quantizer, dim, clusters, settings.pq_m, settings.pq_bits, metric)
+    kind = faiss.ScalarQuantizer.QT_fp16 if settings.storage == "fp16" else faiss.ScalarQuantizer.QT_8bit
+    # fp16 codes are the vectors themselves, so that they can be read back; sq8 is finer on what the cluster leaves.
+    return faiss.IndexIVFScalarQuantizer(quantizer, dim, clusters, kind, metric, settings.storage == "sq8")
+
+
+def storage_of(index: Any) -> Storage | None:
+    """What the lists of a faiss index hold; None for a kind that this package does not make."""
+    if isinstance(index, faiss.IndexIVFFlat):
+        return "flat"
+    if isinstance(index, faiss.IndexIVFPQ):
+        return "pq"
+    if isinstance(index, faiss.IndexIVFScalarQuantizer):
+        kinds: dict[int, Storage] = {faiss.ScalarQuantizer.QT_fp16: "fp16", faiss.ScalarQuantizer.QT_8bit: "sq8"}
+        return kinds.get(index.sq.qtype)
+    return None
+
+
+def on_gpu(index: Any) -> Any:
+    """A copy on this rank's GPU where faiss sees one, else the index itself."""
+    num_gpus = faiss.get_num_gpus()
+    if not num_gpus:
+        return index
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), int(os.environ.get("LOCAL_RANK", 0)) % num_gpus, index)
+
+
+class VectorFile:
+    """A flat faiss index on disk, filled in pieces by any number of processes and memory-mapped by readers.
+
+    faiss maps such a file as it is and refines from it; the rows are its tail.
+
+    Args:
+        path: the file.
+        precision: of the values.
+        num_items: rows.
+        dim: D.
+    """
+
+    def __init__(self, path: Path, precision: Precision, num_items: int, dim: int) -> None:
+        self.path = path
+        self._dtype = np.dtype(PRECISIONS[precision])
+        self._num_items = num_items
+        self._row_bytes = dim * self._dtype.itemsize
+        self._head = self._header(precision, dim)
+
+    def create(self) -> None:
+        """Writes the header, and zeros for all rows."""
+        self.path.write_bytes(self._head)
+        os.truncate(self.path, len(self._head) + self._num_items * self._row_bytes)
+
+    def write(self, start: int, vectors: Vectors) -> None:
+        """Writes rows [n, D] from ``start`` on."""
+        assert start + len(vectors) <= self._num_items
+        write_at(self.path, len(self._head) + start * self._row_bytes, np.ascontiguousarray(vectors, dtype=self._dtype))
+
+    def _header(self, precision: Precision, dim: int) -> bytes:
+        """What faiss writes in front of the rows: taken from an index of one row, whose last field is their count."""
+        index = empty_flat(precision, dim)
+        index.add(np.zeros((1, dim), np.float32))
+        index.ntotal = self._num_items
+        written = faiss.serialize_index(index).tobytes()
+        before, count = written[: -self._row_bytes - _COUNT_BYTES], written[-self._row_bytes - _COUNT_BYTES :]
+        in_one_row = int.from_bytes(count[:_COUNT_BYTES], "little")
+        return before + (in_one_row * self._num_items).to_bytes(_COUNT_BYTES, "little")
+
+
+def empty_flat(precision: Precision, dim: int) -> Any:
+    """A flat index by inner product without vectors."""
+    if precision == "fp32":
+        return faiss.IndexFlatIP(dim)
+    index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+    index.is_trained = True  # halves need no ranges
+    return index

@@ -1,0 +1,106 @@
+"""Opens what an index artifact holds of one head: the index, and the vector of each item."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from mtmh.data.arrays import open_array
+from mtmh.index.item_vectors import ItemVectors, StoredVectors
+from mtmh.index.layout import IndexSummary, exact_file, index_file, lists_file, places_file, vectors_file
+from mtmh.index.storage import PRECISIONS, WHOLE, empty_flat
+from mtmh.index.vector_index import IvfIndex, VectorIndex, load_index, mapped_lists, read_faiss, without_prefetch
+
+
+def open_head(folder: Path, head: str, summary: IndexSummary) -> tuple[VectorIndex, ItemVectors]:
+    """Opens one head; lists and vectors are memory-mapped read-only, so processes of a host share them.
+
+    Args:
+        folder: of the index artifact.
+        head: its name.
+        summary: of the artifact.
+
+    Raises:
+        ValueError: files are missing, damaged, or do not belong together; the message names the file.
+    """
+    if summary.vectors == "rows":
+        index: VectorIndex = load_index(folder / index_file(head))
+    else:
+        index = IvfIndex(open_lists(folder, head))
+    if (index.num_items, index.dim) != (summary.num_items, summary.dim):
+        raise ValueError(
+            f"{folder / index_file(head)}: {index.num_items} vectors of width {index.dim},"
+            f" the manifest says {summary.num_items} of width {summary.dim}"
+        )
+    if summary.vectors == "rows":
+        path = folder / vectors_file(head)
+        return index, open_array(path, np.float32, (summary.num_items, summary.dim))
+    assert isinstance(index, IvfIndex)
+    if summary.vectors == "lists":
+        return index, _vectors_in_lists(folder, head, summary, index)
+    exact, vectors = _vectors_beside(folder, head, summary)
+    return IvfIndex(index.faiss_index, exact, summary.refine_factor), vectors
+
+
+def release_head(folder: Path, head: str, summary: IndexSummary) -> None:
+    """Deletes what a head has outside the folder of its index; to be called before that folder is deleted."""
+
+
+def open_lists(folder: Path, head: str) -> Any:
+    """The ``faiss.IndexIVF`` of a head over its memory-mapped lists."""
+    path, lists_path = folder / index_file(head), folder / lists_file(head)
+    # Without the data: faiss would map the lists at the path where they were written, not where they are.
+    index = read_faiss(path, faiss.IO_FLAG_SKIP_IVF_DATA)
+    lists = mapped_lists(index) if isinstance(index, faiss.IndexIVF) else None
+    if lists is None:
+        raise ValueError(f"{path}: a {type(index).__name__}, expected an IVF index with its lists in a file beside it")
+    if not lists_path.is_file():
+        raise ValueError(f"{lists_path}: no inverted lists here")
+    # A shorter file would end the process at the first search that goes past its end.
+    if lists_path.stat().st_size != lists.totsize:
+        raise ValueError(f"{lists_path}: {lists_path.stat().st_size} bytes, {path.name} says {lists.totsize}")
+    lists.filename = str(lists_path)
+    lists.read_only = True
+    lists.do_mmap()
+    without_prefetch(index)
+    return index
+
+
+def _vectors_in_lists(folder: Path, head: str, summary: IndexSummary, index: IvfIndex) -> StoredVectors:
+    """Vectors are stored once, in the lists; a table tells where each item's is."""
+    lists = mapped_lists(index.faiss_index)
+    dtype = np.dtype(PRECISIONS[WHOLE[summary.storage]])
+    expected = summary.dim * dtype.itemsize
+    if index.code_bytes != expected:
+        raise ValueError(
+            f"{folder / index_file(head)}: {index.code_bytes} bytes a vector, expected {expected} ({summary.storage})"
+        )
+    values = faiss.rev_swig_ptr(lists.ptr, lists.totsize).view(dtype)
+    # Row p of this view begins at value p: a list may begin at any value.
+    rows = np.lib.stride_tricks.as_strided(
+        values, (len(values) - summary.dim + 1, summary.dim), (dtype.itemsize, dtype.itemsize), writeable=False
+    )
+    path = folder / places_file(head)
+    places = open_array(path, np.int64, (summary.num_items,))
+    if places.min() < 0 or places.max() >= len(rows):
+        raise ValueError(f"{path}: a place outside {lists_file(head)}")
+    return StoredVectors(rows, places, owner=index)
+
+
+def _vectors_beside(folder: Path, head: str, summary: IndexSummary) -> tuple[Any, StoredVectors]:
+    """Vectors in a file of their own, as a mapped faiss index and by item."""
+    path = folder / exact_file(head)
+    exact = read_faiss(path, faiss.IO_FLAG_MMAP_IFC)
+    assert summary.vectors == "fp16" or summary.vectors == "fp32"
+    wanted = empty_flat(summary.vectors, summary.dim)
+    shape = (summary.num_items, summary.dim)
+    if type(exact) is not type(wanted) or (exact.ntotal, exact.d) != shape or exact.code_size != wanted.code_size:
+        raise ValueError(
+            f"{path}: a {type(exact).__name__} of {exact.ntotal} vectors of width {exact.d}, expected"
+            f" {summary.num_items} of width {summary.dim} in {summary.vectors}"
+        )
+    rows = faiss.rev_swig_ptr(exact.codes.data(), exact.ntotal * exact.code_size)
+    return exact, StoredVectors(rows.view(PRECISIONS[summary.vectors]).reshape(shape), owner=exact)
