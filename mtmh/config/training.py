@@ -37,7 +37,9 @@ class LossConfig(Settings):
     teacher_temperature: Annotated[float, Field(gt=0.0)] = 0.07
     in_batch_negatives: bool = True
     num_uniform_negatives: Annotated[int, Field(ge=0)] = 2048  # of the global batch
-    log_q: bool = True
+    # How often a negative is expected: by the training period's events, by the batches so far, or not corrected for.
+    log_q: Literal["counts", "streaming", "none"] = "counts"
+    log_q_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02  # streaming: what one more hit changes in an estimate
     mask_history: bool = True
     history_mask_length: Positive = 100  # the last items of a history that are masked as accidental hits
     propensity: PropensityConfig | None = None
@@ -48,6 +50,10 @@ class LossConfig(Settings):
     def _has_negatives(self) -> Self:
         if not self.in_batch_negatives and self.num_uniform_negatives == 0:
             raise ValueError("loss: no negatives: turn on in_batch_negatives or set num_uniform_negatives")
+        if not self.in_batch_negatives and self.log_q == "streaming":
+            raise ValueError(
+                "loss.log_q = streaming estimates how often items are in a batch: it needs in_batch_negatives"
+            )
         return self
 
 

@@ -73,7 +73,7 @@ class PairLoader:
         self._plan = PairPlan(dataset.history_reader(), self._pairs, training, config.seed)
         self._weights = PairWeights(config, self._table, content is not None)
         self._negatives = UniformNegatives(self._table.train_count, config.loss.num_uniform_negatives, config.seed)
-        self._log_q = NegativeLogProbability(self._table.train_count, config) if config.loss.log_q else None
+        self._log_q = NegativeLogProbability(self._table.train_count, config) if config.loss.log_q == "counts" else None
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.num_steps = min(training.epochs * self.steps_per_epoch, training.max_steps or 2**63)
         self.num_pairs = self._plan.num_pairs

@@ -15,6 +15,7 @@ from mtmh.modules.heads import Head
 from mtmh.modules.losses import Similar, Teacher, contrastive_losses
 from mtmh.modules.mtmh import MTMH
 from mtmh.training.distributed import gather_numbers
+from mtmh.training.frequencies import StreamingFrequencies
 from mtmh.training.negatives import SharedNegatives, hits_of, share_negatives
 from mtmh.training.semantic import label_pairs
 
@@ -29,12 +30,15 @@ class TrainTask(nn.Module):
         model: the towers and heads.
         loss: settings of the loss.
         seed: of the run; pseudo-labels follow it.
+        frequencies: how often items are in a batch, for ``log_q = streaming``.
     """
 
-    def __init__(self, model: MTMH, loss: LossConfig, seed: int = 0) -> None:
+    def __init__(
+        self, model: MTMH, loss: LossConfig, seed: int = 0, frequencies: StreamingFrequencies | None = None
+    ) -> None:
         super().__init__()
         self.model = model
-        self.loss = GlobalLoss(model.heads, loss, seed)
+        self.loss = GlobalLoss(model.heads, loss, seed, frequencies)
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """See `GlobalLoss`."""
@@ -53,10 +57,19 @@ class GlobalLoss(nn.Module):
         heads: names and loss weights, in the model's order.
         config: settings.
         seed: of the run; pseudo-labels follow it.
+        frequencies: how often items are in a batch, for ``log_q = streaming``; every forward is a step that it sees.
     """
 
-    def __init__(self, heads: tuple[Head, ...], config: LossConfig, seed: int = 0) -> None:
+    def __init__(
+        self,
+        heads: tuple[Head, ...],
+        config: LossConfig,
+        seed: int = 0,
+        frequencies: StreamingFrequencies | None = None,
+    ) -> None:
         super().__init__()
+        assert (frequencies is not None) == (config.log_q == "streaming")
+        self._frequencies = frequencies
         self._heads = heads
         self._config = config
         self._seed = seed
@@ -77,7 +90,7 @@ class GlobalLoss(nn.Module):
         config = self._config
         by_head = [embeddings[head.name] for head in self._heads]
         negatives = share_negatives(by_head, batch, config)
-        log_weight = negatives.copies.float().log() - self._log_expected(negatives)
+        log_weight = negatives.copies.float().log() - self._log_expected(negatives, batch.step)
         teacher = None
         if self._distils:
             teacher = Teacher(
@@ -107,9 +120,12 @@ class GlobalLoss(nn.Module):
             loss = loss + semantic_loss
         return (loss * dist.get_world_size()).reshape(1), torch.cat([parts, semantic[None]]).detach()
 
-    def _log_expected(self, negatives: SharedNegatives) -> Tensor:
-        """Log of how often each negative is expected among the draws, [L]."""
-        if not self._config.log_q:
+    def _log_expected(self, negatives: SharedNegatives, step: int) -> Tensor:
+        """Log of how often each negative is expected among the draws of a step, [L]."""
+        if self._frequencies is not None:
+            uniform = self._config.num_uniform_negatives / self._frequencies.num_known
+            return (self._frequencies.observe(step + 1, negatives.items, negatives.in_batch) + uniform).log()
+        if self._config.log_q == "none":
             return torch.zeros_like(negatives.log_q)
         return negatives.log_q + math.log(negatives.num_draws)
 

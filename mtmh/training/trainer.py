@@ -15,6 +15,7 @@ from mtmh.data.loader import PairLoader
 from mtmh.training.checkpoint import Checkpoints
 from mtmh.training.continuation import carried_table, carry_over, open_previous
 from mtmh.training.distributed import join_ranks
+from mtmh.training.frequencies import streaming_frequencies
 from mtmh.training.metrics import TrainingLog, quiet_libraries
 from mtmh.training.model import build_model
 from mtmh.training.optimizers import build_optimizer, set_learning_rates
@@ -56,7 +57,10 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
 
         torch.manual_seed(config.seed)
         model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
-        sharded, plan = shard(TrainTask(model, config.loss, config.seed), config, ranks)
+        frequencies = streaming_frequencies(config, dataset.item_table, ranks)
+        sharded, plan = shard(TrainTask(model, config.loss, config.seed, frequencies), config, ranks)
+        if frequencies is not None:
+            checkpoints.add("frequencies", frequencies)
         optimizer = build_optimizer(sharded, config.training)
         step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
         carried = carry_over(previous, dataset, config, sharded, optimizer, ranks) if previous and not step else []

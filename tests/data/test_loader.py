@@ -227,7 +227,7 @@ def test_masks_hold_the_last_items_of_each_pairs_user(tmp_path: Path) -> None:
 
 
 def test_no_masks_no_teacher_no_log_q(dataset: Dataset, tmp_path: Path) -> None:
-    config = make_config(tmp_path, loss={"mask_history": False, "log_q": False, "num_uniform_negatives": 0})
+    config = make_config(tmp_path, loss={"mask_history": False, "log_q": "none", "num_uniform_negatives": 0})
     batch = next(PairLoader(dataset, config).iterate())
     assert batch.history_values.tolist() == []
     assert batch.history_offsets.tolist() == [0, 0]

@@ -13,12 +13,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny_run import losses_of, read_whole, state_of, tiny_config, write_inputs
+from torch import Tensor
 
 from mtmh.config import Config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.training.checkpoint import Checkpoints, latest_checkpoint, training_state
 from mtmh.training.distributed import gather_numbers, gather_rows, join_ranks, on_first
+from mtmh.training.frequencies import streaming_frequencies
 from mtmh.training.model import build_model, load_model
 from mtmh.training.optimizers import build_optimizer
 from mtmh.training.sharding import shard
@@ -43,8 +45,9 @@ SEMANTIC_HEADS = [
 ]
 LOSSES: dict[str, dict[str, Any]] = {
     "uniform_only": {"in_batch_negatives": False, "mask_history": False},
+    "streaming": {"log_q": "streaming", "log_q_rate": 0.3},
     "semantic": {"semantic": {"threshold": 0.4, "share": 0.5}},
-    "uncorrected": {"log_q": False, "num_uniform_negatives": 0, "propensity": {"on": "both", "a": 1.0, "b": 0.5}},
+    "uncorrected": {"log_q": "none", "num_uniform_negatives": 0, "propensity": {"on": "both", "a": 1.0, "b": 0.5}},
 }
 
 
@@ -65,7 +68,7 @@ def loss_config(root: Path, world_size: int, loss: str) -> Config:
 
 def handover_config(root: Path, world_size: int, steps: int) -> Config:
     """Runs of 3 steps on 2 ranks, which others copy and continue."""
-    return tiny_config(root, f"handover-{world_size}", training={"max_steps": steps})
+    return tiny_config(root, f"handover-{world_size}", loss=LOSSES["streaming"], training={"max_steps": steps})
 
 
 def run_everything(rank: int, world_size: int, root: Path) -> None:
@@ -125,10 +128,14 @@ def resave(config: Config, folder: Path) -> None:
         found = checkpoints.find(resume=True)
         assert found is not None
         model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
-        sharded, _ = shard(TrainTask(model, config.loss, config.seed), config, ranks)
+        frequencies = streaming_frequencies(config, dataset.item_table, ranks)
+        assert frequencies is not None
+        checkpoints.add("frequencies", frequencies)
+        sharded, _ = shard(TrainTask(model, config.loss, config.seed, frequencies), config, ranks)
         optimizer = build_optimizer(sharded, config.training)
         assert checkpoints.restore(found, sharded, optimizer) == 3
-        write_state(training_state(sharded, optimizer), folder)
+        parts = {f"frequencies.{name}": value for name, value in frequencies.state().items()}
+        write_state(training_state(sharded, optimizer) | parts, folder)
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +193,7 @@ def test_a_checkpoint_of_2_ranks_restores_exactly_on_other_numbers(root: Path, w
     restored = read_whole(root / f"resaved-{world_size}")
     assert any(name.startswith("optimizer.tables.") for name in written)
     assert any(name.startswith("optimizer.towers.") for name in written)
+    assert any(name.startswith("frequencies.") for name in written)
     assert restored.keys() == written.keys()
     for name, value in written.items():
         assert torch.equal(restored[name], value), name
@@ -193,4 +201,21 @@ def test_a_checkpoint_of_2_ranks_restores_exactly_on_other_numbers(root: Path, w
 
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_a_run_goes_on_on_another_number_of_ranks(root: Path, world_size: int) -> None:
-    assert_same_run(handover_config(root, world_size, STEPS), plan_config(root, 1, "free"))
+    config, alone = handover_config(root, world_size, STEPS), loss_config(root, 1, "streaming")
+    assert_same_run(config, alone)
+    frequencies, expected = (frequencies_of(one) for one in (config, alone))
+    assert all(torch.equal(frequencies[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_frequencies_do_not_depend_on_ranks(root: Path, world_size: int) -> None:
+    frequencies, expected = (frequencies_of(loss_config(root, size, "streaming")) for size in (world_size, 1))
+    assert frequencies.keys() == expected.keys() == {f"frequencies.{n}" for n in ("gap", "last_step", "num_hits")}
+    assert expected["frequencies.last_step"].max() == STEPS
+    for name, value in expected.items():
+        assert torch.equal(frequencies[name], value), name
+
+
+def frequencies_of(config: Config) -> dict[str, Tensor]:
+    state = state_of(latest_checkpoint(config.model_dir("checkpoints")))
+    return {name: value for name, value in state.items() if name.startswith("frequencies.")}

@@ -82,6 +82,6 @@ def test_a_gauge_is_written_with_every_window(config: Config) -> None:
         with TrainingLog(config, dataset, loader, optimizer, ranks, start_step=0) as log:
             log.add("tables", lambda: {"evicted": next(calls)})
             for step in (1, 2):
-                log.record(step, torch.zeros(2, 1), report=True)
+                log.record(step, torch.zeros(3, 1), report=True)
     lines = (config.model_dir("checkpoints") / METRICS).read_text().splitlines()
     assert [json.loads(line)["tables"] for line in lines] == [{"evicted": 0.25}, {"evicted": 0.5}]

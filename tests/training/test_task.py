@@ -70,7 +70,11 @@ def naive(embeddings: dict[str, Tensor], batch: PairBatch, config: Config) -> tu
         start, stop = batch.history_offsets[history : history + 2].tolist()
         forbidden = {*batch.history_values[start:stop].tolist(), int(items[trigger]), int(items[positive])}
         columns = torch.tensor([int(row) for row in draws if int(items[row]) not in forbidden])
-        correction = batch.log_q.double()[columns] + math.log(len(draws)) if loss.log_q else torch.zeros(len(columns))
+        correction = (
+            batch.log_q.double()[columns] + math.log(len(draws))
+            if loss.log_q == "counts"
+            else torch.zeros(len(columns))
+        )
 
         known = content[columns].any(dim=1)
         has_teacher = bool(content[trigger].any() and content[positive].any())
@@ -106,7 +110,11 @@ def naive_semantic(
         assert near[positive]
         assert positive != trigger
         columns = torch.tensor([row for row in draws.tolist() if not near[row]])
-        correction = batch.log_q.double()[columns] + math.log(len(draws)) if loss.log_q else torch.zeros(len(columns))
+        correction = (
+            batch.log_q.double()[columns] + math.log(len(draws))
+            if loss.log_q == "counts"
+            else torch.zeros(len(columns))
+        )
         for number, head in enumerate(HEADS):
             if head.semantic_weight:
                 value = (
@@ -124,7 +132,7 @@ def naive_semantic(
     [
         {},
         {"in_batch_negatives": False, "mask_history": False},
-        {"log_q": False, "propensity": {}},
+        {"log_q": "none", "propensity": {}},
         {"num_uniform_negatives": 0},
         {"semantic": {"threshold": 0.2, "share": 0.5}},
     ],

@@ -74,20 +74,23 @@ def test_checkpoints_hold_the_run_and_only_the_last_are_kept(root: Path) -> None
         assert type(entry).__name__ == "TensorStorageMetadata", "bytes would be read with pickle"
 
 
-@pytest.mark.parametrize("plan", [None, "data_parallel", "row_wise"])
-def test_a_resumed_run_equals_one_without_a_break(root: Path, plan: str | None) -> None:
+@pytest.mark.parametrize(
+    ("plan", "loss"), [(None, {}), ("data_parallel", {}), ("row_wise", {}), (None, {"log_q": "streaming"})]
+)
+def test_a_resumed_run_equals_one_without_a_break(root: Path, plan: str | None, loss: dict[str, str]) -> None:
     whole, broken = root / "whole", root / "broken"
     for folder in (whole, broken):
         folder.mkdir()
         for name in ("dataset", "content"):
             (folder / name).symlink_to(root / name)
     sharding = {"default": plan}
-    one = trained(whole, 9, sharding=sharding)
-    trained(broken, 3, sharding=sharding)
+    one = trained(whole, 9, sharding=sharding, loss=loss)
+    trained(broken, 3, sharding=sharding, loss=loss)
     (broken / "tiny" / "checkpoints" / METRICS).open("a").write('{"step": 99, "loss": 1}\n{"half a li')
-    other = trained(broken, 9, sharding=sharding)
+    other = trained(broken, 9, sharding=sharding, loss=loss)
     expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (one, other))
     assert state.keys() == expected.keys()
+    assert ("frequencies.gap" in state) == bool(loss)
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
     assert losses_of(other) == losses_of(one)
