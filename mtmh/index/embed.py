@@ -1,77 +1,232 @@
-"""Embeds the catalogue: every item under every head of the newest checkpoint."""
+"""Embeds the catalogue: every item under every head of the newest checkpoint, shard by shard on any number of ranks."""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from rich.progress import Progress
+from torch import nn
 
-from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.item_table import ItemTable
 from mtmh.index.layout import EmbeddingsSummary, vectors_file
-from mtmh.modules.mtmh import MTMH
+from mtmh.index.row_file import RowFile
 from mtmh.training.checkpoint import latest_checkpoint
-from mtmh.training.model import load_model
+from mtmh.training.distributed import Ranks, join_ranks, on_first
+from mtmh.training.model import load_model, load_weights, model_of
+from mtmh.training.sharding import shard
 
+logger = logging.getLogger(__name__)
+
+PLAN = Path("plan.json")
+
+_SHARD_ITEMS = 65_536
 _CHUNK_ITEMS = 8192
+
+Vectors = npt.NDArray[np.float32]
+Items = npt.NDArray[np.int64]
 
 
 def embed_catalogue(config: Config, out: Path) -> Artifact:
     """Writes an embeddings artifact: ``<head>.npy``, [I, D] float32 unit length, for every head of the model.
 
+    Alone, or as one rank of torchrun: then the embedding tables are sharded over the ranks, and each rank embeds its
+    shards of the catalogue. What is done stands in ``<out>.parts``; a run that was killed goes on with the rest, on
+    any number of ranks.
+
     Args:
         config: names the dataset and the model's checkpoints.
-        out: folder of the artifact.
+        out: folder of the artifact, on a disk that all ranks see; the same on all.
 
     Raises:
-        ValueError: no dataset or checkpoint, or the checkpoint was trained on other features.
+        ValueError: no dataset or checkpoint, the checkpoint was trained on other features, or an embedding that is not
+            finite.
     """
-    dataset = open_dataset(config.dataset_dir)
-    checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
-    trained_on = checkpoint.manifest.inputs.get("dataset")
-    if trained_on != dataset.artifact.manifest.digest:
-        raise ValueError(
-            f"{checkpoint.path}: trained on another dataset (digest {str(trained_on)[:12]}) than"
-            f" {dataset.artifact.path} (digest {dataset.artifact.manifest.digest[:12]}); train again"
-        )
-    model = load_model(checkpoint.path)
-    inputs = {"dataset": dataset.artifact, "checkpoint": checkpoint}
-    with write_artifact(out, "embeddings", config=config.model_dump(mode="json"), inputs=inputs) as writer:
-        dim = write_embeddings(model, dataset, writer.folder)
-        heads = [head.name for head in model.heads]
-        writer.summary |= EmbeddingsSummary(heads=heads, dim=dim, num_items=dataset.num_items).model_dump()
-    return open_artifact(out, "embeddings")
+    with join_ranks(config.training.device) as ranks:
+        dataset = open_dataset(config.dataset_dir)
+        checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
+        trained_on = checkpoint.manifest.inputs.get("dataset")
+        if trained_on != dataset.artifact.manifest.digest:
+            raise ValueError(
+                f"{checkpoint.path}: trained on another dataset (digest {str(trained_on)[:12]}) than"
+                f" {dataset.artifact.path} (digest {dataset.artifact.manifest.digest[:12]}); train again"
+            )
+        embedder = Embedder.load(checkpoint.path, config, ranks)
+        parts = Parts(out.with_name(f"{out.name}.parts"), embedder.heads, dataset.num_items, embedder.dim)
+        plan = {"dataset": dataset.artifact.manifest.digest, "checkpoint": checkpoint.manifest.digest}
+        todo = on_first(ranks, lambda: parts.begin(plan))
+        write_shards(embedder, dataset.item_table, parts, todo, ranks)
+        dist.barrier()
+        on_first(ranks, lambda: _finish(parts, config, dataset, checkpoint, out))
+        return open_artifact(out, "embeddings")
 
 
-@torch.inference_mode()
-def write_embeddings(model: MTMH, dataset: Dataset, folder: Path) -> int:
-    """Runs the catalogue through the model in chunks; no process memory grows with the catalogue.
+@dataclass(frozen=True)
+class Embedder:
+    """A trained model that embeds items.
 
-    Returns:
-        D, the width of the embeddings.
+    Attributes:
+        model: maps item features to embeddings; whole, or sharded, and then all ranks call it together.
+        heads: names, in the order of the model.
+        dim: D.
+        device: where the model takes its inputs.
     """
-    files: dict[str, np.memmap[tuple[int, ...], np.dtype[np.float32]]] = {}
-    dim = 0
-    with Progress(transient=True) as progress:
-        task = progress.add_task("embedding the catalogue", total=dataset.num_items)
-        for start in range(0, dataset.num_items, _CHUNK_ITEMS):
-            end = min(start + _CHUNK_ITEMS, dataset.num_items)
-            sparse, dense = dataset.item_table.gather(np.arange(start, end))
-            for head, embeddings in model(sparse, dense).items():
-                # Unit length whatever the model's own setting: search is by cosine.
-                unit = torch.nn.functional.normalize(embeddings.float(), dim=1)
-                if not torch.isfinite(unit).all():
-                    raise ValueError(f"head {head}: embeddings of items {start} to {end - 1} are not finite numbers")
-                if head not in files:
-                    dim = unit.shape[1]
-                    files[head] = np.lib.format.open_memmap(
-                        folder / vectors_file(head), mode="w+", dtype=np.float32, shape=(dataset.num_items, dim)
-                    )
-                files[head][start:end] = unit.numpy()
-            progress.update(task, completed=end)
-    for file in files.values():
-        file.flush()
-    return dim
+
+    model: nn.Module
+    heads: list[str]
+    dim: int
+    device: torch.device
+
+    @classmethod
+    def load(cls, checkpoint: Path, config: Config, ranks: Ranks) -> Embedder:
+        """Reads a checkpoint: whole in a CPU process alone, its tables sharded over several ranks or on GPUs."""
+        if ranks.world_size == 1 and ranks.device.type == "cpu":
+            whole = load_model(checkpoint)
+            return cls(whole, [head.name for head in whole.heads], whole.head_dim, ranks.device)
+        model = model_of(checkpoint, ranks.device, tables=torch.device("meta"))
+        heads, dim = [head.name for head in model.heads], model.head_dim
+        sharded, _ = shard(model, config, ranks)
+        load_weights(sharded, checkpoint)
+        return cls(sharded.eval(), heads, dim, ranks.device)
+
+    def embed(self, table: ItemTable, items: Items) -> dict[str, Vectors]:
+        """Embeds items.
+
+        Args:
+            table: their features.
+            items: [N] item indices.
+
+        Returns:
+            head -> [N, D] float32 of unit length, whatever the model's own setting: search is by cosine.
+
+        Raises:
+            ValueError: an embedding is not finite.
+        """
+        sparse, dense = table.gather(items)
+        with torch.no_grad():  # FBGEMM's lookup of a sharded table has no form for inference mode
+            embedded = self.model(sparse.to(self.device), dense.to(self.device))
+            units = {
+                head: torch.nn.functional.normalize(rows.float(), dim=1).cpu().numpy()
+                for head, rows in embedded.items()
+            }
+        for head, unit in units.items():
+            finite = np.isfinite(unit).all(axis=1)
+            if not finite.all():
+                item = items[int(finite.argmin())]
+                raise ValueError(f"head {head}: the embedding of item index {item} is not finite numbers")
+        return units
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The embeddings of a run on their way, and which shards of them are done.
+
+    Attributes:
+        folder: ``<out>.parts``.
+        heads: names.
+        num_items: of the catalogue.
+        dim: D.
+    """
+
+    folder: Path
+    heads: list[str]
+    num_items: int
+    dim: int
+
+    def begin(self, plan: dict[str, str]) -> list[int]:
+        """Makes the files, or goes on with those that a killed run of the same inputs has left.
+
+        Returns:
+            The shards that are to be embedded.
+        """
+        path = self.folder / PLAN
+        files = [self.folder / vectors_file(head) for head in self.heads]
+        if not path.is_file() or json.loads(path.read_text()) != plan or not all(file.is_file() for file in files):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            for file in files:
+                RowFile.create(file, np.float32, (self.num_items, self.dim))
+            path.write_text(json.dumps(plan))
+        num_shards = -(-self.num_items // _SHARD_ITEMS)
+        todo = [shard for shard in range(num_shards) if not self._done(shard).is_file()]
+        if len(todo) < num_shards:
+            logger.info("%s: %d of %d shards are done", self.folder, num_shards - len(todo), num_shards)
+        return todo
+
+    def items(self, shard: int) -> range:
+        """Item indices of a shard."""
+        return range(shard * _SHARD_ITEMS, min((shard + 1) * _SHARD_ITEMS, self.num_items))
+
+    def write(self, start: int, vectors: dict[str, Vectors]) -> None:
+        """Stores the embeddings of the items from ``start`` on."""
+        for head, rows in vectors.items():
+            RowFile(self.folder / vectors_file(head)).write(start, rows)
+
+    def finish(self, shard: int) -> None:
+        """Records that a shard is stored, once it is on the disk."""
+        for head in self.heads:
+            descriptor = os.open(self.folder / vectors_file(head), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._done(shard).touch()
+
+    def _done(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:06d}.done"
+
+
+def write_shards(embedder: Embedder, table: ItemTable, parts: Parts, shards: list[int], ranks: Ranks) -> None:
+    """Embeds shards, dealt out to the ranks; all ranks call this together.
+
+    Args:
+        embedder: the model.
+        table: features of all items.
+        parts: where to.
+        shards: those to embed, the same list on every rank.
+        ranks: this process among the others.
+    """
+    steps = [list(_steps(parts, shards[rank :: ranks.world_size])) for rank in range(ranks.world_size)]
+    own, num_steps = steps[ranks.rank], max(map(len, steps))
+    with Progress(disable=not ranks.is_first, transient=True) as progress:
+        task = progress.add_task("embedding the catalogue", total=sum(len(items) for items, _ in own))
+        for items, finished in own:
+            parts.write(items.start, embedder.embed(table, np.arange(items.start, items.stop)))
+            progress.update(task, advance=len(items))
+            if finished is not None:
+                parts.finish(finished)
+    for _ in range(num_steps - len(own)):
+        # A sharded model is computed by all ranks together, so all take as many steps as the busiest one.
+        embedder.embed(table, np.zeros(1, np.int64))
+
+
+def _steps(parts: Parts, shards: list[int]) -> Iterator[tuple[range, int | None]]:
+    """Runs of items to embed at a time, and the shard that is done after one, if any."""
+    for number in shards:
+        items = parts.items(number)
+        for start in range(items.start, items.stop, _CHUNK_ITEMS):
+            stop = min(start + _CHUNK_ITEMS, items.stop)
+            yield range(start, stop), number if stop == items.stop else None
+
+
+def _finish(parts: Parts, config: Config, dataset: Dataset, checkpoint: Artifact, out: Path) -> None:
+    """Makes the artifact of the finished parts."""
+    writer = ArtifactWriter(out, "embeddings")
+    writer.begin()
+    for head in parts.heads:
+        (parts.folder / vectors_file(head)).rename(writer.folder / vectors_file(head))
+    writer.summary |= EmbeddingsSummary(heads=parts.heads, dim=parts.dim, num_items=parts.num_items).model_dump()
+    writer.commit(config.model_dump(mode="json"), {"dataset": dataset.artifact, "checkpoint": checkpoint})
+    shutil.rmtree(parts.folder)

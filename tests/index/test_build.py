@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from mtmh.modules import MTMH
 from synthetic_dataset import NUM_ITEMS, make_config, random_histories, write_dataset
 from tiny_run import tiny_config, write_inputs
 
@@ -17,10 +18,11 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import ITEMS
 from mtmh.index import embed
 from mtmh.index.build import ann_recall, build_index
-from mtmh.index.embed import embed_catalogue, write_embeddings
+from mtmh.index.embed import Embedder, Parts, embed_catalogue, write_shards
 from mtmh.index.layout import EmbeddingsSummary, IndexSummary
 from mtmh.index.vector_index import IvfIndex
 from mtmh.serving.retriever import Retriever
+from mtmh.training.distributed import join_ranks
 from mtmh.training.model import build_model, load_model
 from mtmh.training.trainer import train
 
@@ -37,23 +39,50 @@ def test_embeddings_are_the_models_unit_outputs_whatever_the_chunks(
     config = make_config(tmp_path, model={"head_dim": 8, "normalize": False})
     model = build_model(config.model, dataset.summary.features, torch.device("cpu")).eval()
     monkeypatch.setattr(embed, "_CHUNK_ITEMS", 7)
-    assert write_embeddings(model, dataset, tmp_path) == 8
+    monkeypatch.setattr(embed, "_SHARD_ITEMS", 20)
+    parts = Parts(tmp_path / "parts", [head.name for head in model.heads], NUM_ITEMS, 8)
+    with join_ranks("cpu") as ranks:
+        write_shards(embedder_of(model), dataset.item_table, parts, parts.begin({}), ranks)
+    assert parts.begin({}) == []
     sparse, dense = dataset.item_table.gather(np.arange(NUM_ITEMS))
     with torch.no_grad():
         outputs = model(sparse, dense)
     for head, expected in outputs.items():
-        found = np.load(tmp_path / f"{head}.npy", allow_pickle=False)
+        found = np.load(parts.folder / f"{head}.npy", allow_pickle=False)
         assert (found.dtype, found.shape) == (np.float32, (NUM_ITEMS, 8))
         unit = expected / expected.norm(dim=1, keepdim=True)
         np.testing.assert_allclose(found, unit.numpy(), atol=1e-6)
+
+
+def embedder_of(model: MTMH) -> Embedder:
+    return Embedder(model, [head.name for head in model.heads], model.head_dim, torch.device("cpu"))
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embed, "_SHARD_ITEMS", 20)
+    parts = Parts(tmp_path / "parts", ["engagement"], NUM_ITEMS, 4)
+    plan = {"checkpoint": "a"}
+    assert parts.begin(plan) == [0, 1, 2]
+    parts.write(20, {"engagement": np.full((20, 4), 7, np.float32)})
+    parts.finish(1)
+    assert parts.begin(plan) == [0, 2]
+    assert (np.load(parts.folder / "engagement.npy", allow_pickle=False)[20:40] == 7).all()
+    # Another checkpoint, or files that are gone: nothing of it is kept.
+    assert parts.begin({"checkpoint": "b"}) == [0, 1, 2]
+    assert not np.load(parts.folder / "engagement.npy", allow_pickle=False).any()
+    parts.finish(0)
+    (parts.folder / "engagement.npy").unlink()
+    assert parts.begin({"checkpoint": "b"}) == [0, 1, 2]
 
 
 def test_broken_weights_stop(tmp_path: Path, dataset: Dataset) -> None:
     model = build_model(make_config(tmp_path).model, dataset.summary.features, torch.device("cpu")).eval()
     with torch.no_grad():
         next(model.dense_nn.parameters()).fill_(float("nan"))
-    with pytest.raises(ValueError, match="not finite"):
-        write_embeddings(model, dataset, tmp_path)
+    with pytest.raises(ValueError, match="head engagement: the embedding of item index 5 is not finite"):
+        embedder_of(model).embed(dataset.item_table, np.arange(5, 9))
 
 
 def test_embed_needs_a_checkpoint(tmp_path: Path, dataset: Dataset) -> None:

@@ -1,0 +1,109 @@
+"""Embeds a catalogue and builds its index on 1 and on 2 real gloo ranks: the same files come out."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from stored_index import HEADS, index_config, write_world
+from tiny_run import tiny_config, write_inputs
+
+from mtmh.artifacts import open_artifact
+from mtmh.config import Config
+from mtmh.index import embed
+from mtmh.index.build import build_index
+from mtmh.index.embed import embed_catalogue
+from mtmh.training.trainer import train
+
+STORAGES = ("flat", "pq")
+# 200 items: ranks with unequal numbers of steps, and a last shard that is smaller.
+SHARD_ITEMS, CHUNK_ITEMS = 48, 30
+
+
+def tiny(root: Path) -> Config:
+    return tiny_config(root / "model", training={"max_steps": 2, "device": "cpu"}, sharding={"default": "row_wise"})
+
+
+def run(rank: int, world_size: int, root: Path) -> None:
+    """What one rank does."""
+    os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
+    torch.set_num_threads(1)
+    embed._SHARD_ITEMS, embed._CHUNK_ITEMS = SHARD_ITEMS, CHUNK_ITEMS
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{root}/store-{world_size}", rank=rank, world_size=world_size
+        )
+    embed_catalogue(tiny(root), root / f"embeddings-{world_size}")
+    for storage in STORAGES:
+        build_index(index_config(root / "world", storage), root / f"{storage}-{world_size}")
+    if world_size > 1:
+        with pytest.raises(ValueError, match=r"index.pq.m is 5"):
+            build_index(index_config(root / "world", "pq", pq={"m": 5}), root / "refused")
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("index-ranks")
+    write_inputs(root / "model")
+    train(tiny(root))
+    write_world(root / "world")
+    on_two: Callable[[int, int, Path], None] = run
+    mp.spawn(on_two, args=(2, root), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    before = embed._SHARD_ITEMS, embed._CHUNK_ITEMS
+    run(0, 1, root)
+    embed._SHARD_ITEMS, embed._CHUNK_ITEMS = before
+    return root
+
+
+def test_embeddings_of_a_sharded_model(root: Path) -> None:
+    one, two = (open_artifact(root / f"embeddings-{world_size}", "embeddings") for world_size in (1, 2))
+    assert one.summary == two.summary
+    assert one.manifest.inputs == two.manifest.inputs
+    for head in HEADS:
+        alone, sharded = (np.load(part.path / f"{head}.npy", allow_pickle=False) for part in (one, two))
+        np.testing.assert_allclose(sharded, alone, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(sharded, axis=1), 1.0, atol=1e-5)
+    assert not list(root.glob("*.parts"))
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_index_files_are_the_same(root: Path, storage: str) -> None:
+    one, two = (open_artifact(root / f"{storage}-{world_size}", "index") for world_size in (1, 2))
+    assert one.manifest.files == two.manifest.files
+    assert one.summary == two.summary
+    assert len(one.manifest.files) == 3 * len(HEADS) + 1
+
+
+def test_nothing_is_left_of_a_refused_build(root: Path) -> None:
+    assert not (root / "refused").exists()
+    assert not list(root.glob(".*"))
+
+
+def test_a_killed_run_goes_on_with_another_number_of_ranks(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "_SHARD_ITEMS", SHARD_ITEMS)
+    config = tiny(root)
+    parts = root / "again.parts"
+    done = open_artifact(root / "embeddings-2", "embeddings")
+    checkpoint = done.manifest.inputs["checkpoint"]
+    parts.mkdir()
+    (parts / embed.PLAN).write_text(f'{{"dataset": "{done.manifest.inputs["dataset"]}", "checkpoint": "{checkpoint}"}}')
+    for head in HEADS:
+        shutil.copy(done.path / f"{head}.npy", parts)
+        # What was not recorded as done is embedded again, whatever is there.
+        rows = np.load(parts / f"{head}.npy", mmap_mode="r+", allow_pickle=False)
+        rows[SHARD_ITEMS:] = 0
+        rows.flush()
+    (parts / "shard-000000.done").touch()
+    artifact = embed_catalogue(config, root / "again")
+    for head in HEADS:
+        found, expected = (np.load(path / f"{head}.npy", allow_pickle=False) for path in (artifact.path, done.path))
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert not parts.exists()
