@@ -96,7 +96,8 @@ def retrieve(
     overrides: Overrides = None,
 ) -> None:
     """Prints what each head and the merge return for one trigger, side by side."""
-    from mtmh.serving.retriever import Retriever, retrieval_table
+    from mtmh.serving.display import retrieval_table
+    from mtmh.serving.retriever import Retriever
 
     config = load_config(recipe, overrides)
     retriever = Retriever.load(config.model_dir("index"))

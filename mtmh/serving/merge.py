@@ -11,7 +11,7 @@ So K items come out whenever the lists hold K distinct ones, and nothing is in t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,13 +58,25 @@ def head_shares(alpha: float, num_heads: int) -> list[float]:
     return [alpha / 100.0] + [(1.0 - alpha / 100.0) / (num_heads - 1)] * (num_heads - 1)
 
 
+def named_shares(shares: Mapping[str, float], heads: Sequence[str]) -> list[float]:
+    """Shares in the order of the heads; a head that is not named has none.
+
+    Raises:
+        ValueError: a head that is not there.
+    """
+    unknown = sorted(set(shares) - set(heads))
+    if unknown:
+        raise ValueError(f"shares: no head {', '.join(unknown)}; the heads are {', '.join(heads)}")
+    return [shares.get(head, 0.0) for head in heads]
+
+
 def head_quotas(shares: Sequence[float], k: int) -> list[int]:
     """Divides ``k`` slots by largest remainder; a tie goes to the earlier head (alpha = 50, k = 5: 3 and 2).
 
     Raises:
         ValueError: shares are negative or do not sum to 1.
     """
-    if min(shares) < 0.0 or abs(sum(shares) - 1.0) > 1e-6:
+    if not (min(shares) >= 0.0 and abs(sum(shares) - 1.0) <= 1e-6):  # written so that NaN is refused
         raise ValueError(f"head shares {list(shares)}: expected non-negative numbers that sum to 1")
     # Rounded, so that 0.29 * 100 counts as 29 and not as 28.999999999999996.
     exact = [round(share * k, 6) for share in shares]
@@ -113,6 +125,9 @@ def quota_merge(candidates: Sequence[Lists], quotas: Sequence[int]) -> Merged:
 def _merge_block(
     candidates: Sequence[Lists], quotas: Sequence[int], k: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int32]]:
+    if not any(lists.shape[1] for lists in candidates):
+        nothing = np.full((len(candidates[0]), k), -1)
+        return nothing, nothing.astype(np.int8), nothing.astype(np.int32)
     taken = [np.zeros(lists.shape, dtype=bool) for lists in candidates]
     for head, quota in enumerate(quotas):
         taken[head] = _first(_free(candidates, taken, head), np.full(len(candidates[head]), quota))

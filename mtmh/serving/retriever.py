@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.markup import escape
-from rich.table import Table
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config, RetrievalConfig
@@ -22,13 +22,19 @@ from mtmh.index.layout import ITEMS, IndexSummary
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
-from mtmh.serving.merge import Merged, head_quotas, head_shares, quota_merge
+from mtmh.serving.catalogue import Catalogue, Indices, ItemDescription, ItemId, Mask
+from mtmh.serving.filters import Filters
+from mtmh.serving.head_search import HeadSearch
+from mtmh.serving.merge import Merged, head_quotas, head_shares, named_shares, quota_merge
 from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, prerank
+from mtmh.serving.stacked_vectors import StackedVectors
+from mtmh.serving.timings import Timings
+from mtmh.serving.user_list import UserList, user_list
 
-ItemId = int | str
-Indices = npt.NDArray[np.integer[Any]]
+POPULAR = "popular"  # in the place of a head: what most users engaged with, for triggers of which nothing is known
 
 _SEARCH_TRIGGERS = 4096  # searched at a time: bounds memory at large k_ann
+_NOBODY = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -38,17 +44,17 @@ class RetrievedItem:
     Attributes:
         item: its id.
         score: comparable over all triggers and heads of a request: the similarity to the trigger under the engagement
-            head, unless the retriever has another sorter.
-        similarity: to the trigger, under the head that brought it.
-        head: the head that brought it.
-        trigger: the id of the trigger it answers.
+            head, unless the retriever has another sorter. Of a popular item: its share of the training events.
+        similarity: to the trigger, under the head that brought it; None: a popular item.
+        head: the head that brought it, or ``popular``.
+        trigger: the id of the trigger it answers; None: none of the history was known.
     """
 
     item: ItemId
     score: float
-    similarity: float
+    similarity: float | None
     head: str
-    trigger: ItemId
+    trigger: ItemId | None
 
 
 @dataclass(frozen=True)
@@ -62,77 +68,20 @@ class SideBySide:
     descriptions: dict[ItemId, ItemDescription]
 
 
-@dataclass(frozen=True)
-class ItemDescription:
-    """Display columns of an item; an empty string where there is none."""
-
-    text: str
-    topic_l1: str
-    topic_l2: str
-
-
-class Catalogue:
-    """Ids and display columns of the items.
-
-    Args:
-        items: table with the columns of ``items.parquet`` of the index; row number = item index.
-    """
-
-    def __init__(self, items: pa.Table) -> None:
-        self._items = items
-        self.id_type = "int64" if pa.types.is_integer(items.schema.field("item_id").type) else "string"
-
-    def __len__(self) -> int:
-        return int(self._items.num_rows)
-
-    def indices(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:
-        """Item indices of ids; digits in a string are an id of an int64 catalogue.
-
-        Args:
-            ids: item ids.
-            role: what they are, for the message.
-
-        Raises:
-            ValueError: an id is not in the catalogue; the message names it.
-        """
-        column = self._items.column("item_id")
-        try:
-            wanted = pa.array([self._id(item) for item in ids], column.type)
-        except (ValueError, OverflowError, pa.ArrowException):
-            raise ValueError(f"{role} {list(ids)}: item ids of this index are of type {self.id_type}") from None
-        found = pc.index_in(wanted, value_set=column)
-        if found.null_count:
-            unknown = [item for item, known in zip(ids, found.is_valid().to_pylist(), strict=True) if not known]
-            shown = ", ".join(repr(item) for item in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-            raise ValueError(f"unknown {role} {shown}: not among the {len(self)} items of this index")
-        return np.asarray(found.to_numpy(), dtype=np.int64)
-
-    def ids(self, indices: Indices) -> list[ItemId]:
-        """Ids of item indices."""
-        taken: list[ItemId] = self._items.column("item_id").take(pa.array(indices)).to_pylist()
-        return taken
-
-    def describe(self, indices: Indices) -> list[ItemDescription]:
-        """Display columns of item indices."""
-        rows = self._items.select(["text", "topic_l1", "topic_l2"]).take(pa.array(indices)).to_pylist()
-        return [ItemDescription(**{name: value or "" for name, value in row.items()}) for row in rows]
-
-    def _id(self, item: ItemId) -> ItemId:
-        return int(item) if self.id_type == "int64" else str(item)
-
-
 class Retriever:
-    """Answers triggers with items.
+    """Answers triggers, or a user's history, with items.
 
-    Safe to use from several threads: a request changes nothing in it.
+    Immutable, and safe to use from several threads: a request changes nothing in it, and ``with_added`` and
+    ``with_removed`` give another retriever that shares what did not change.
 
     Attributes:
         heads: names, the engagement head first.
         catalogue: ids and display columns.
-        vectors: head -> [I, D] float32 unit-length embeddings.
+        vectors: head -> [I + F, D] float32 unit-length embeddings, the F items added since the build last.
         defaults: of a request.
         preranker: ranks each head's candidates.
         sorter: scores the answers of all heads.
+        version: name of the index version, with the number of the last change applied to it (``000003+000012``).
     """
 
     def __init__(
@@ -144,14 +93,18 @@ class Retriever:
         *,
         preranker: Preranker,
         sorter: Preranker,
+        version: str = "",
     ) -> None:
         self.heads = list(indexes)
-        self.vectors = vectors
         self.catalogue = catalogue
         self.defaults = defaults
         self.preranker = preranker
         self.sorter = sorter
-        self._indexes = indexes
+        self.version = version
+        stacked = {head: of if isinstance(of, StackedVectors) else StackedVectors(of) for head, of in vectors.items()}
+        self.vectors = stacked
+        self._searches = {head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}
+        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="head-search")
 
     @classmethod
     def load(cls, index_dir: Path) -> Self:
@@ -166,24 +119,49 @@ class Retriever:
         opened = {head: open_head(index_dir, head, summary) for head in summary.heads}
         indexes = {head: index for head, (index, _) in opened.items()}
         vectors = {head: stored for head, (_, stored) in opened.items()}
-        catalogue = Catalogue(pq.read_table(index_dir / ITEMS))
-        if len(catalogue) != summary.num_items:
-            raise ValueError(f"{index_dir / ITEMS}: {len(catalogue)} items, the manifest says {summary.num_items}")
+        items = pq.read_table(index_dir / ITEMS)
+        if len(items) != summary.num_items:
+            raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
         return cls(
             indexes,
             vectors,
-            catalogue,
+            Catalogue(items),
             Config.model_validate(artifact.manifest.config).retrieval,
             preranker=HeadScorePreranker(),
             sorter=HeadScorePreranker((summary.heads[0], vectors[summary.heads[0]])),
+            version=index_dir.name,
         )
+
+    @property
+    def num_items(self) -> int:
+        """Items that may be answers."""
+        return self.catalogue.num_answerable
 
     def exact(self) -> Retriever:
         """The same retriever over exact search: what is left of a difference to it is the index's loss."""
-        indexes = {head: ExactIndex.build(self.vectors[head]) for head in self.heads}
-        return Retriever(
-            indexes, self.vectors, self.catalogue, self.defaults, preranker=self.preranker, sorter=self.sorter
-        )
+        indexes = {head: ExactIndex.build(search.vectors.base) for head, search in self._searches.items()}
+        return self._changed(self.catalogue, self.vectors, indexes)
+
+    def with_added(
+        self, items: pa.Table, vectors: Mapping[str, npt.NDArray[np.float32]], *, answerable: bool = True
+    ) -> Retriever:
+        """A retriever that has more items.
+
+        Args:
+            items: N rows with the columns of ``items.parquet`` of the index; none of the ids may be answered yet.
+            vectors: head -> [N, D] float32, unit length.
+            answerable: False: the items only serve as triggers.
+        """
+        stacked = {head: search.vectors.with_added(vectors[head]) for head, search in self._searches.items()}
+        return self._changed(self.catalogue.with_added(items, answerable=answerable), stacked)
+
+    def with_removed(self, ids: Sequence[ItemId]) -> Retriever:
+        """A retriever that never answers with these items.
+
+        Raises:
+            UnknownItemError: an id is not in the index.
+        """
+        return self._changed(self.catalogue.with_removed(self.catalogue.indices(ids, "item")), self.vectors)
 
     def retrieve(
         self,
@@ -193,38 +171,120 @@ class Retriever:
         k_ann: int | None = None,
         num_probes: int | None = None,
         alpha: float | None = None,
-        exclude: Sequence[ItemId] = (),
+        shares: Mapping[str, float] | None = None,
+        filters: Filters | None = None,
+        timings: Timings | None = None,
     ) -> list[list[RetrievedItem]]:
-        """Answers each trigger with ``k`` items (fewer only where the searched clusters hold fewer).
+        """Answers each trigger with ``k`` items, or with all that are allowed if these are fewer.
 
         Args:
             triggers: item ids.
             k: answers a trigger.
             k_ann: candidates a head; may exceed the catalogue.
             num_probes: clusters searched a head.
-            alpha: percent of the answers from the engagement head.
-            exclude: item ids that must not be in an answer; a trigger is never in its own.
+            alpha: percent of the answers from the engagement head; the other heads share the rest equally.
+            shares: share of each head instead, summing to 1; heads that are not named have none.
+            filters: what may be an answer; a trigger is never in its own.
+            timings: seconds by stage are added here.
 
         Returns:
             one list a trigger, grouped by head, each head's in its own order.
 
         Raises:
-            ValueError: an unknown id, or a setting out of range.
+            UnknownItemError: an unknown trigger, unless ``retrieval.unknown`` is ``popular``.
+            ValueError: a setting out of range.
         """
+        timings = timings or Timings()
         settings = self._settings(k, k_ann, num_probes, alpha)
-        trigger_indices = self.catalogue.indices(triggers, "trigger")
-        excluded = self.catalogue.indices(exclude, "excluded item")
-        requests = Requests.anonymous(trigger_indices)
-        kept = [
-            prerank(
-                self.preranker,
-                requests,
-                self.search(head, trigger_indices, settings.k_ann, settings.num_probes, excluded),
-                settings.k,
-            )
-            for head in self.heads
-        ]
-        return self._answers(requests, kept, settings.alpha, settings.k)
+        quotas = self._quotas(settings, alpha, shares)
+        with timings.stage("embed"):
+            indices = self._triggers(triggers)
+            known = indices >= 0
+            allowed = (filters or Filters()).allowed(self.catalogue, _NOBODY)
+        requests = Requests.anonymous(indices[known])
+        heads, quotas = self._taking_part(quotas)
+        kept = self._prerank(heads, requests, settings, allowed, timings)
+        with timings.stage("merge"):
+            answers = iter(self._answers(requests, kept, quotas))
+        with timings.stage("describe"):
+            return [
+                next(answers) if is_known else self._popular(settings.k, allowed, trigger)
+                for trigger, is_known in zip(triggers, known.tolist(), strict=True)
+            ]
+
+    def retrieve_user(
+        self,
+        history: Sequence[ItemId],
+        *,
+        k: int | None = None,
+        k_trigger: int | None = None,
+        k_ann: int | None = None,
+        num_probes: int | None = None,
+        alpha: float | None = None,
+        shares: Mapping[str, float] | None = None,
+        filters: Filters | None = None,
+        timings: Timings | None = None,
+    ) -> list[RetrievedItem]:
+        """Answers a user with one list.
+
+        Every item of the history is a trigger. Under each head the answers of all triggers are pooled, an item that
+        several triggers bring counting once with its best rank; the quota merge takes each head's share of ``k`` from
+        the pools.
+
+        Args:
+            history: item ids the user engaged with, in any order; a repeated one counts once.
+            k: answers in all.
+            k_trigger: candidates a trigger and head keeps after preranking.
+            k_ann: candidates a trigger and head.
+            num_probes: clusters searched a head.
+            alpha: percent of the answers from the engagement head; the other heads share the rest equally.
+            shares: share of each head instead, summing to 1.
+            filters: what may be an answer.
+            timings: seconds by stage are added here.
+
+        Returns:
+            ``k`` answers, or all that are allowed if these are fewer; best first by score.
+
+        Raises:
+            UnknownItemError: an item of the history is unknown. With ``retrieval.unknown = popular`` it is passed
+                over, and a history of which nothing is known is answered with popular items.
+            ValueError: an empty history, or a setting out of range.
+        """
+        timings = timings or Timings()
+        if not len(history):
+            raise ValueError("history is empty, expected at least one item")
+        settings = self._settings(k, k_ann, num_probes, alpha)
+        quotas = self._quotas(settings, alpha, shares)
+        with timings.stage("embed"):
+            indices = self._triggers(list(dict.fromkeys(history)))
+            indices = np.unique(indices[indices >= 0])
+            allowed = (filters or Filters()).allowed(self.catalogue, indices)
+        if not len(indices):
+            with timings.stage("describe"):
+                return self._popular(settings.k, allowed, None)
+        requests = Requests(indices, np.zeros(len(indices), np.int64), indices[None, :])
+        heads, quotas = self._taking_part(quotas)
+        # Enough of each trigger that the pool of a head covers the whole list, if triggers do not share answers.
+        share = -(-settings.k // len(indices))
+        keep = k_trigger if k_trigger is not None else max(self.defaults.k, share)
+        kept = self._prerank(heads, requests, settings.model_copy(update={"k": keep}), allowed, timings)
+        found = self._pooled(requests, kept, quotas, timings)
+        if len(found.items) < settings.k and keep < settings.k:
+            # The triggers share their answers: as many of each as the whole list needs.
+            kept = self._prerank(heads, requests, settings, allowed, timings)
+            found = self._pooled(requests, kept, quotas, timings)
+        with timings.stage("describe"):
+            return [
+                RetrievedItem(item, score, similarity, heads[head], trigger)
+                for item, score, similarity, head, trigger in zip(
+                    self.catalogue.ids(found.items),
+                    found.scores.tolist(),
+                    found.similarities.tolist(),
+                    found.heads.tolist(),
+                    self.catalogue.ids(found.triggers),
+                    strict=True,
+                )
+            ]
 
     def retrieve_side_by_side(
         self,
@@ -234,85 +294,110 @@ class Retriever:
         k_ann: int | None = None,
         num_probes: int | None = None,
         alpha: float | None = None,
+        filters: Filters | None = None,
+        timings: Timings | None = None,
     ) -> SideBySide:
         """What each head alone and the merge answer to one trigger; arguments as ``retrieve``."""
+        timings = timings or Timings()
         settings = self._settings(k, k_ann, num_probes, alpha)
-        index = self.catalogue.indices([trigger], "trigger")
+        quotas = self._quotas(settings, alpha, None)
+        with timings.stage("embed"):
+            index = self.catalogue.indices([trigger], "trigger")
+            allowed = (filters or Filters()).allowed(self.catalogue, _NOBODY)
         requests = Requests.anonymous(index)
-        kept = [
-            prerank(self.preranker, requests, self.search(head, index, settings.k_ann, settings.num_probes), settings.k)
-            for head in self.heads
-        ]
-        alone = {one.head: self._answers(requests, [one], 100.0, settings.k)[0] for one in kept}
-        merged = self._answers(requests, kept, settings.alpha, settings.k)[0]
-        shown = [self.catalogue.ids(index)[0], *(answer.item for answers in alone.values() for answer in answers)]
-        shown = list(dict.fromkeys(shown))
-        described = self.catalogue.describe(self.catalogue.indices(shown, "item"))
-        return SideBySide(shown[0], settings.alpha, alone, merged, dict(zip(shown, described, strict=True)))
+        kept = self._prerank(self.heads, requests, settings, allowed, timings)
+        with timings.stage("merge"):
+            alone = {
+                head: self._answers(requests, [one], [settings.k])[0]
+                for head, one in zip(self.heads, kept, strict=True)
+            }
+            merged = self._answers(requests, kept, quotas)[0]
+        with timings.stage("describe"):
+            shown = [self.catalogue.ids(index)[0], *(answer.item for answers in alone.values() for answer in answers)]
+            shown = list(dict.fromkeys(shown))
+            described = dict(zip(shown, self.describe(shown), strict=True))
+        return SideBySide(shown[0], settings.alpha, alone, merged, described)
+
+    def describe(self, ids: Sequence[ItemId]) -> list[ItemDescription]:
+        """Display columns of items; empty ones for ids that the index does not know."""
+        return self.catalogue.describe(self.catalogue.find(ids, "item"))
 
     def search(
-        self, head: str, triggers: Indices, k_ann: int, num_probes: int, exclude: Indices | None = None
+        self,
+        head: str,
+        triggers: Indices,
+        k_ann: int,
+        num_probes: int,
+        *,
+        needed: int = 1,
+        allowed: Mask | None = None,
     ) -> Candidates:
-        """Nearest items of triggers under one head; neither the trigger itself nor excluded items are among them.
+        """Nearest items of triggers under one head; the trigger itself is not among them.
 
         Args:
             head: its name.
             triggers: [T] item indices.
             k_ann: candidates a trigger.
             num_probes: clusters searched.
-            exclude: item indices.
+            needed: candidates for which further clusters are searched.
+            allowed: [I + F] items that may be candidates; None: all.
 
         Returns:
             [T, k_ann] candidates, best first, missing ones at the end.
         """
-        banned = np.unique(exclude) if exclude is not None else np.empty(0, np.int64)
-        # Fetched on top of k_ann, so that k_ann remain.
-        fetched = min(k_ann + 1 + len(banned), len(self.catalogue))
+        search = self._searches[head].search
         parts = [
-            self._search_block(head, triggers[start : start + _SEARCH_TRIGGERS], k_ann, fetched, num_probes, banned)
+            search(
+                triggers[start : start + _SEARCH_TRIGGERS], k_ann, num_probes=num_probes, needed=needed, allowed=allowed
+            )
             for start in range(0, max(len(triggers), 1), _SEARCH_TRIGGERS)
         ]
+        if len(parts) == 1:
+            return Candidates(head, *parts[0])
         return Candidates(
             head, np.concatenate([items for items, _ in parts]), np.concatenate([scores for _, scores in parts])
         )
 
-    def _search_block(
-        self, head: str, triggers: Indices, k_ann: int, fetched: int, num_probes: int, banned: Indices
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        found_scores, found = self._indexes[head].search(self.vectors[head][triggers], fetched, num_probes)
-        wanted = (found >= 0) & (found != triggers[:, None])
-        if len(banned):
-            wanted &= ~np.isin(found, banned)
-        slots = np.cumsum(wanted, axis=1) - 1
-        rows, columns = np.nonzero(wanted & (slots < k_ann))
-        slots = slots[rows, columns]
-        items = np.full((len(triggers), k_ann), -1, np.int32)
-        scores = np.full((len(triggers), k_ann), -np.inf, np.float32)
-        items[rows, slots] = found[rows, columns]
-        scores[rows, slots] = found_scores[rows, columns]
-        return items, scores
+    def _prerank(
+        self,
+        heads: Sequence[str],
+        requests: Requests,
+        settings: RetrievalConfig,
+        allowed: Mask | None,
+        timings: Timings,
+    ) -> list[Candidates]:
+        """The ``settings.k`` best candidates of each trigger under each of the heads."""
 
-    def _settings(
-        self, k: int | None, k_ann: int | None, num_probes: int | None, alpha: float | None
-    ) -> RetrievalConfig:
-        k = k if k is not None else self.defaults.k
-        # A larger K than the default asks for at least as many candidates.
-        k_ann = k_ann if k_ann is not None else max(self.defaults.k_ann, k)
-        num_probes = num_probes if num_probes is not None else self.defaults.num_probes
-        alpha = alpha if alpha is not None else self.defaults.alpha
-        for name, value in (("k", k), ("k_ann", k_ann), ("num_probes", num_probes)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        if k > k_ann:
-            raise ValueError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
-        if not 0.0 <= alpha <= 100.0:
-            raise ValueError(f"alpha is {alpha}, expected a percentage from 0 to 100")
-        return RetrievalConfig(k=k, k_ann=k_ann, num_probes=num_probes, alpha=alpha)
+        def search(head: str) -> Candidates:
+            k_ann, probes = settings.k_ann, settings.num_probes
+            return self.search(head, requests.triggers, k_ann, probes, needed=settings.k, allowed=allowed)
+
+        with timings.stage("search"):
+            others = heads[1:] if _searches_in_parallel(len(requests.triggers)) else []
+            running = [self._threads.submit(search, head) for head in others]
+            found = [search(head) for head in heads if head not in others]
+            found += [one.result() for one in running]
+        with timings.stage("prerank"):
+            return [prerank(self.preranker, requests, one, settings.k) for one in found]
+
+    def _pooled(
+        self, requests: Requests, kept: Sequence[Candidates], quotas: Sequence[int], timings: Timings
+    ) -> UserList:
+        with timings.stage("prerank"):
+            rankings = [self.preranker.score(requests, one) for one in kept]
+        with timings.stage("merge"):
+            return user_list(requests, kept, rankings, quotas, self.sorter)
+
+    def _taking_part(self, quotas: Sequence[int]) -> tuple[list[str], list[int]]:
+        """The heads with a share. A head without one is not asked: each of the others finds all that there is."""
+        taking = [(head, quota) for head, quota in zip(self.heads, quotas, strict=True) if quota]
+        return [head for head, _ in taking], [quota for _, quota in taking]
 
     def _answers(
-        self, requests: Requests, kept: Sequence[Candidates], alpha: float, k: int
+        self, requests: Requests, kept: Sequence[Candidates], quotas: Sequence[int]
     ) -> list[list[RetrievedItem]]:
-        merged = merge_heads(kept, alpha, k)
+        """Merges the heads' candidates of each trigger."""
+        merged = quota_merge([one.items for one in kept], quotas)
         scores = merged.take([self.sorter.score(requests, one) for one in kept])
         similarities = merged.take([one.scores for one in kept])
         rows, slots = np.nonzero(merged.items >= 0)
@@ -329,47 +414,72 @@ class Retriever:
             answers[row].append(RetrievedItem(item, score, similarity, kept[head].head, trigger_ids[row]))
         return answers
 
+    def _popular(self, k: int, allowed: Mask | None, trigger: ItemId | None) -> list[RetrievedItem]:
+        """The most popular allowed items, marked as such."""
+        items = self.catalogue.popular(k, allowed)
+        shares = self.catalogue.popularity(items).tolist()
+        return [
+            RetrievedItem(item, share, None, POPULAR, trigger)
+            for item, share in zip(self.catalogue.ids(items), shares, strict=True)
+        ]
+
+    def _triggers(self, ids: Sequence[ItemId]) -> npt.NDArray[np.int64]:
+        """Item indices; -1: unknown, where that is answered with popular items."""
+        if self.defaults.unknown == "error":
+            return self.catalogue.indices(ids, "trigger")
+        return self.catalogue.find(ids, "trigger")
+
+    def _quotas(self, settings: RetrievalConfig, alpha: float | None, shares: Mapping[str, float] | None) -> list[int]:
+        """Slots of each head."""
+        if shares is None:
+            return head_quotas(head_shares(settings.alpha, len(self.heads)), settings.k)
+        if alpha is not None:
+            raise ValueError("alpha and shares both divide the answers among the heads: give one of them")
+        return head_quotas(named_shares(shares, self.heads), settings.k)
+
+    def _settings(
+        self, k: int | None, k_ann: int | None, num_probes: int | None, alpha: float | None
+    ) -> RetrievalConfig:
+        k = k if k is not None else self.defaults.k
+        # A larger K than the default asks for at least as many candidates.
+        k_ann = k_ann if k_ann is not None else max(self.defaults.k_ann, k)
+        num_probes = num_probes if num_probes is not None else self.defaults.num_probes
+        alpha = alpha if alpha is not None else self.defaults.alpha
+        for name, value in (("k", k), ("k_ann", k_ann), ("num_probes", num_probes)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if k > k_ann:
+            raise ValueError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
+        if not 0.0 <= alpha <= 100.0:
+            raise ValueError(f"alpha is {alpha}, expected a percentage from 0 to 100")
+        return self.defaults.model_copy(update={"k": k, "k_ann": k_ann, "num_probes": num_probes, "alpha": alpha})
+
+    def _changed(
+        self,
+        catalogue: Catalogue,
+        vectors: Mapping[str, StackedVectors],
+        indexes: Mapping[str, VectorIndex] | None = None,
+    ) -> Retriever:
+        """This retriever with some of its parts replaced."""
+        changed = Retriever(
+            indexes or {head: search.index for head, search in self._searches.items()},
+            vectors,
+            catalogue,
+            self.defaults,
+            preranker=self.preranker,
+            sorter=self.sorter,
+            version=self.version,
+        )
+        changed._threads = self._threads
+        return changed
+
 
 def merge_heads(kept: Sequence[Candidates], alpha: float, k: int) -> Merged:
     """Quota merge of the preranked candidates of all heads, ``alpha`` percent from the first."""
     return quota_merge([one.items for one in kept], head_quotas(head_shares(alpha, len(kept)), k))
 
 
-def retrieval_table(side_by_side: SideBySide) -> Table:
-    """The answers of every head and of the merge as columns of one table for the terminal."""
-    shown = side_by_side.descriptions
-    trigger = shown[side_by_side.trigger]
-    title = escape(f"Trigger {side_by_side.trigger}: {_describe(trigger)}")
-    table = Table(title=title, title_justify="left", show_lines=False)
-    table.add_column("#", justify="right", style="dim")
-    for head in side_by_side.heads:
-        table.add_column(f"{head} head")
-    many = len(side_by_side.heads) > 1
-    if many:
-        table.add_column(f"merged, alpha = {side_by_side.alpha:g}")
-    columns = [*side_by_side.heads.values(), *([side_by_side.merged] if many else [])]
-    for place in range(max(map(len, columns), default=0)):
-        cells = []
-        for column, answers in enumerate(columns):
-            if place >= len(answers):
-                cells.append("")
-                continue
-            answer = answers[place]
-            same = shown[answer.item].topic_l2 == trigger.topic_l2 != ""
-            brought = f" [cyan]{answer.head[:1].upper()}[/cyan]" if column == len(side_by_side.heads) else ""
-            text = escape(f"{answer.item} {_describe(shown[answer.item])}")
-            cells.append(
-                f"[dim]{answer.similarity:.2f}[/dim]{brought} {'[green]' + text + '[/green]' if same else text}"
-            )
-        table.add_row(str(place + 1), *cells)
-    initials = ", ".join(f"{head[:1].upper()} = {head} head" for head in side_by_side.heads) if many else ""
-    table.caption = "similarity under the head that brought it; green: the trigger's own fine topic" + (
-        f"; {initials}" if initials else ""
-    )
-    return table
-
-
-def _describe(item: ItemDescription) -> str:
-    text = item.text if len(item.text) <= 40 else item.text[:39] + "…"
-    topics = " / ".join(dict.fromkeys(filter(None, (item.topic_l1, item.topic_l2))))
-    return f"{text} ({topics})" if topics else text
+def _searches_in_parallel(num_queries: int) -> bool:
+    """Whether a thread a head pays: faiss spreads the queries of one call over its own threads, where it may."""
+    own_threads = faiss.omp_get_max_threads()
+    return len(os.sched_getaffinity(0)) > own_threads or num_queries < own_threads

@@ -14,9 +14,11 @@ from synthetic_dataset import make_config
 from mtmh.artifacts import write_artifact
 from mtmh.index.layout import AnnRecall, IndexSummary, index_file, vectors_file
 from mtmh.index.vector_index import IvfIndex
+from mtmh.serving.display import retrieval_table
+from mtmh.serving.filters import Filters
 from mtmh.serving.merge import head_quotas, head_shares
 from mtmh.serving.preranker import HistoryPreranker
-from mtmh.serving.retriever import Retriever, retrieval_table
+from mtmh.serving.retriever import Retriever
 
 NUM_ITEMS, DIM = 80, 8
 HEADS = ["engagement", "relevance"]
@@ -107,7 +109,9 @@ def test_excluded_items_leave_their_place_to_others(index_dir: Path) -> None:
     retriever = Retriever.load(index_dir)
     engagement, _ = expected_lists(index_dir, 3, 10)
     exclude = tuple(engagement[:4])
-    answers = retriever.retrieve([id_of(3)], k=6, k_ann=6, alpha=100, exclude=[id_of(item) for item in exclude])[0]
+    answers = retriever.retrieve(
+        [id_of(3)], k=6, k_ann=6, alpha=100, filters=Filters(exclude=[id_of(item) for item in exclude])
+    )[0]
     assert [answer.item for answer in answers] == [id_of(item) for item in engagement[4:10]]
 
 
@@ -144,7 +148,15 @@ def test_string_ids_and_integer_ids_given_as_text(tmp_path: Path, index_dir: Pat
         ({"triggers": [7, 5, 8]}, "unknown trigger 5, 8: not among the 80 items"),
         ({"triggers": ["B003"]}, "of type int64"),
         ({"triggers": [2**70]}, "of type int64"),
-        ({"triggers": [7], "exclude": [1]}, "unknown excluded item 1"),
+        (
+            {"triggers": [7], "filters": Filters(exclude=["x"])},
+            "excluded item 'x': item ids of this",
+        ),
+        ({"triggers": [True]}, "of type int64"),
+        ({"triggers": [7], "alpha": 50, "shares": {"engagement": 1.0}}, "give one of them"),
+        ({"triggers": [7], "shares": {"relevanz": 1.0}}, "no head relevanz; the heads are engagement, relevance"),
+        ({"triggers": [7], "shares": {"relevance": 0.6}}, "sum to 1"),
+        ({"triggers": [7], "shares": {"relevance": float("nan")}}, "sum to 1"),
         ({"triggers": [7], "k": 0}, "k is 0"),
         ({"triggers": [7], "k": 9, "k_ann": 8}, "k is 9, more than the 8"),
         ({"triggers": [7], "num_probes": 0}, "num_probes is 0"),

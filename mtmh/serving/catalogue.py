@@ -1,0 +1,259 @@
+"""The items that a retriever knows: ids, columns that a person or a filter wants, and which may be answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+ItemId = int | str
+Indices = npt.NDArray[np.integer[Any]]
+Mask = npt.NDArray[np.bool_]
+
+TOPICS = ("topic_l1", "topic_l2")
+
+_ALWAYS_NEW = np.iinfo(np.int64).max  # first_seen of items that no event of the training period has
+
+
+class UnknownItemError(ValueError):
+    """An item that the index does not hold."""
+
+
+@dataclass(frozen=True)
+class ItemDescription:
+    """Display columns of an item; an empty string where there is none."""
+
+    text: str
+    topic_l1: str
+    topic_l2: str
+
+
+class Catalogue:
+    """Ids and columns of the items: those of the built version (indices 0 to I - 1), then F items added since.
+
+    Immutable: ``with_added`` and ``with_removed`` return another one that shares what did not change. A removed item
+    keeps its index, so that it may still be a trigger; it is just never an answer.
+
+    Args:
+        items: table with the columns of ``items.parquet`` of the index; row number = item index.
+    """
+
+    def __init__(self, items: pa.Table) -> None:
+        self._base = _Base(items)
+        self._added = items.slice(0, 0)
+        self._added_at: dict[ItemId, int] = {}
+        self.answerable: Mask | None = None
+
+    @property
+    def id_type(self) -> str:
+        """``int64`` or ``string``."""
+        return self._base.id_type
+
+    def __len__(self) -> int:
+        """I + F, removed items included."""
+        return len(self._base.items) + len(self._added)
+
+    @property
+    def num_answerable(self) -> int:
+        """Items that may be answers."""
+        return len(self) if self.answerable is None else int(np.count_nonzero(self.answerable))
+
+    def with_added(self, items: pa.Table, *, answerable: bool = True) -> Catalogue:
+        """The catalogue with more items, or with new rows of items that were removed.
+
+        Args:
+            items: the same columns; the ids are not among the answerable ones.
+            answerable: False: they only serve as triggers.
+        """
+        changed = self._copy()
+        changed._added = pa.concat_tables([self._added, items.select(self._added.column_names)])
+        ids = items.column("item_id").to_pylist()
+        changed._added_at = self._added_at | {item: len(self) + place for place, item in enumerate(ids)}
+        if self.answerable is not None or not answerable:
+            before = np.ones(len(self), bool) if self.answerable is None else self.answerable
+            changed.answerable = np.concatenate([before, np.full(len(ids), answerable)])
+        return changed
+
+    def with_removed(self, indices: Indices) -> Catalogue:
+        """The catalogue without items of these indices among the answers."""
+        changed = self._copy()
+        changed.answerable = np.ones(len(self), bool) if self.answerable is None else self.answerable.copy()
+        changed.answerable[indices] = False
+        return changed
+
+    def find(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:
+        """Item indices of ids, -1: not in the index; digits in a string are an id of an int64 catalogue.
+
+        Args:
+            ids: item ids.
+            role: what they are, for the message.
+
+        Raises:
+            ValueError: an id of the wrong type.
+        """
+        typed = [self.typed(item, role) for item in ids]
+        found = self._base.find(typed)
+        if self._added_at:
+            for place, item in enumerate(typed):
+                found[place] = self._added_at.get(item, found[place])
+        return found
+
+    def indices(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:
+        """Item indices of ids that must be known.
+
+        Raises:
+            UnknownItemError: an id is not in the index; the message names it.
+            ValueError: an id of the wrong type.
+        """
+        found = self.find(ids, role)
+        if len(found) and found.min() < 0:
+            raise self.unknown([ids[place] for place in np.flatnonzero(found < 0).tolist()], role)
+        return found
+
+    def unknown(self, ids: Sequence[ItemId], role: str) -> UnknownItemError:
+        """The error that says which ids the index does not hold."""
+        shown = ", ".join(repr(item) for item in ids[:5]) + (", ..." if len(ids) > 5 else "")
+        return UnknownItemError(f"unknown {role} {shown}: not among the {len(self)} items of this index")
+
+    def typed(self, item: ItemId, role: str) -> ItemId:
+        """An id in the type of this catalogue.
+
+        Raises:
+            ValueError: it is of another type.
+        """
+        if isinstance(item, str) and self.id_type == "string":
+            return item
+        if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+            if self.id_type == "string":
+                return str(item)
+            if -(2**63) <= item < 2**63:
+                return int(item)
+        if isinstance(item, str) and item.lstrip("-").isdecimal() and len(item) < 20:
+            return self.typed(int(item), role)
+        raise ValueError(f"{role} {item!r}: item ids of this index are of type {self.id_type}")
+
+    def ids(self, indices: Indices) -> list[ItemId]:
+        """Ids of item indices."""
+        if not len(self._added):
+            return self._base.ids[indices].tolist()  # type: ignore[no-any-return]
+        places = np.asarray(indices)
+        added = places >= len(self._base.items)
+        found: list[ItemId] = self._base.ids[np.where(added, 0, places)].tolist()
+        ids = self._added_ids
+        for place in np.flatnonzero(added):
+            found[place] = ids[places[place] - len(self._base.items)]
+        return found
+
+    def describe(self, indices: Indices) -> list[ItemDescription]:
+        """Display columns of item indices; empty ones for index -1."""
+        places = np.asarray(indices)
+        base, added = places < len(self._base.items), places >= len(self._base.items)
+        described = [ItemDescription("", "", "")] * len(places)
+        for table, chosen, start in (
+            (self._base.items, base & (places >= 0), 0),
+            (self._added, added, len(self._base.items)),
+        ):
+            where = np.flatnonzero(chosen)
+            if len(where):
+                rows = table.select(["text", *TOPICS]).take(pa.array(places[where] - start)).to_pylist()
+                for place, row in zip(where.tolist(), rows, strict=True):
+                    described[place] = ItemDescription(**{name: value or "" for name, value in row.items()})
+        return described
+
+    def with_topic(self, level: str, topics: Sequence[str]) -> Mask:
+        """[I + F] which items have one of the topics."""
+        base = self._base.with_topic(level, topics)
+        if not len(self._added):
+            return base
+        added = pc.is_in(self._added.column(level), value_set=pa.array(topics, pa.string()))
+        return np.concatenate([base, pc.fill_null(added, False).to_numpy()])
+
+    def seen_since(self, instant: int) -> Mask:
+        """[I + F] which items were first seen at ``instant`` or later; items never seen count as the newest."""
+        return self._first_seen >= instant
+
+    def popular(self, count: int, allowed: Mask | None) -> npt.NDArray[np.int64]:
+        """The allowed items with most events in the training period, at most ``count``, most first."""
+        order = self._base.by_popularity
+        if allowed is not None:
+            order = order[allowed[order]]
+        return order[:count]
+
+    def popularity(self, indices: Indices) -> npt.NDArray[np.float64]:
+        """Share of the training period's events that items of the version have."""
+        counts = self._base.train_count
+        return np.asarray(counts[indices] / max(1, counts.sum()), np.float64)
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """The items that may be answers, with all columns."""
+        items = pa.concat_tables([self._base.items, self._added]) if len(self._added) else self._base.items
+        return items if self.answerable is None else items.filter(pa.array(self.answerable))
+
+    @cached_property
+    def _added_ids(self) -> list[ItemId]:
+        return self._added.column("item_id").to_pylist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _first_seen(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([self._base.first_seen, _first_seen(self._added)])
+
+    def _copy(self) -> Catalogue:
+        copy = object.__new__(Catalogue)
+        copy._base, copy._added, copy._added_at = self._base, self._added, self._added_at
+        copy.answerable = self.answerable
+        return copy
+
+
+class _Base:
+    """The items of the built version, in the forms in which they are looked up."""
+
+    def __init__(self, items: pa.Table) -> None:
+        if "first_seen" not in items.column_names:
+            items = items.append_column("first_seen", pa.nulls(len(items), pa.int64()))
+        self.items = items
+        column = items.column("item_id")
+        self.id_type = "int64" if pa.types.is_integer(column.type) else "string"
+        ids: npt.NDArray[Any] = column.to_numpy()
+        self.ids = ids if self.id_type == "int64" else ids.astype(np.dtypes.StringDType())
+        self._order = np.argsort(self.ids, kind="stable")
+        self._sorted = self.ids[self._order]
+        self._topics = {level: items.column(level).combine_chunks().dictionary_encode() for level in TOPICS}
+        self._codes = {
+            level: pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+            for level, encoded in self._topics.items()
+        }
+        self.first_seen = _first_seen(items)
+        self.train_count = items.column("train_count").to_numpy()
+
+    def find(self, ids: Sequence[ItemId]) -> npt.NDArray[np.int64]:
+        """Indices of ids of the right type, -1: not there."""
+        if not ids or not len(self._sorted):
+            return np.full(len(ids), -1, np.int64)
+        wanted = np.asarray(ids, dtype=self._sorted.dtype)
+        places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(self._sorted[places] == wanted, self._order[places], -1)
+
+    def with_topic(self, level: str, topics: Sequence[str]) -> Mask:
+        """[I]."""
+        labels = self._topics[level].dictionary
+        codes = pc.index_in(pa.array(topics, pa.string()), value_set=labels.cast(pa.string())).drop_null().to_numpy()
+        if len(codes) == 1:
+            return np.asarray(self._codes[level] == codes[0])
+        return np.isin(self._codes[level], codes)
+
+    @cached_property
+    def by_popularity(self) -> npt.NDArray[np.int64]:
+        """[I] item indices, most events first."""
+        return np.argsort(-self.train_count, kind="stable")
+
+
+def _first_seen(items: pa.Table) -> npt.NDArray[np.int64]:
+    column = pc.fill_null(items.column("first_seen").cast(pa.int64()), _ALWAYS_NEW)
+    return np.asarray(column.to_numpy(), np.int64)
