@@ -3,6 +3,7 @@
 from .content_encoder import ContentEncoder, ContentInputs, PooledEncoder
 from .dense_nn import DenseNN
 from .heads import Head, HeadMLP
+from .id_tables import HashIdRows, IdTable, build_managed_ebc
 from .losses import LossOutput, Similar, Teacher, contrastive_losses
 from .masks import accidental_hits
 from .mtmh import MTMH
@@ -14,8 +15,10 @@ __all__ = [
     "ContentEncoder",
     "ContentInputs",
     "DenseNN",
+    "HashIdRows",
     "Head",
     "HeadMLP",
+    "IdTable",
     "LossOutput",
     "PooledEncoder",
     "Similar",
@@ -23,6 +26,7 @@ __all__ = [
     "Teacher",
     "accidental_hits",
     "build_ebc",
+    "build_managed_ebc",
     "contrastive_losses",
     "pseudo_labels",
 ]

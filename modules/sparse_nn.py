@@ -69,19 +69,21 @@ def build_ebc(
 class SparseNN(nn.Module):
     """Pooled embeddings of all id features, side by side in the order of ``keys``.
 
-    The collection is used as it is, so sharders, planners and quantisers take it like any other; swapping it for its
-    sharded or quantised version after construction needs no change here.
+    The collections are used as they are, so sharders, planners and quantisers take them like any other; swapping one
+    for its sharded or quantised version after construction needs no change here.
 
     Args:
         ebc: an ``EmbeddingBagCollection``, ``ManagedCollisionEmbeddingBagCollection`` or quantised
-            ``EmbeddingBagCollection``.
+            ``EmbeddingBagCollection``; ``None`` if ``managed`` serves all features.
         keys: id features in the order of the output.
+        managed: tables of raw ids, if some features have such (`build_managed_ebc`).
 
     Attributes:
         out_dim: sum of the features' widths.
+        raw_keys: the features of ``managed``, whose values are raw 64-bit ids instead of rows.
 
     Raises:
-        ValueError: ``keys`` repeats a feature or names one that no table serves.
+        ValueError: ``keys`` repeats a feature or names one that no table or more than one serves.
 
     Example::
 
@@ -94,16 +96,28 @@ class SparseNN(nn.Module):
         torch.Size([2, 12])
     """
 
-    def __init__(self, ebc: nn.Module, keys: list[str]) -> None:
+    def __init__(
+        self,
+        ebc: nn.Module | None,
+        keys: list[str],
+        managed: ManagedCollisionEmbeddingBagCollection | None = None,
+    ) -> None:
         super().__init__()
-        dims = _feature_dims(ebc)
+        dims = {} if ebc is None else _feature_dims(ebc)
+        raw_dims = {} if managed is None else _feature_dims(managed)
+        twice = sorted(dims.keys() & raw_dims.keys())
+        if twice:
+            raise ValueError(f"SparseNN: ebc and managed both serve {', '.join(twice)}")
+        dims |= raw_dims
         unknown = [key for key in keys if key not in dims]
         if unknown or len(set(keys)) != len(keys) or not keys:
             raise ValueError(
                 f"SparseNN: keys {keys} must be distinct features of the tables, which serve {sorted(dims)}"
             )
         self.ebc = ebc
+        self.managed = managed
         self.keys = list(keys)
+        self.raw_keys = frozenset(raw_dims)
         self.out_dim = sum(dims[key] for key in keys)
         # The managed-collision twin also returns the remapped ids. Known here, not asked in forward: TorchRec's
         # pipelines trace forward symbolically, where the type of a result cannot be asked.
@@ -111,11 +125,14 @@ class SparseNN(nn.Module):
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
         """Maps the ids of ``B`` items to ``[B, out_dim]``, in the dtype that the collection returns."""
-        pooled = self.ebc(features)
-        if self._returns_ids:
-            pooled = pooled[0]
-        # The column order of pooled.values() depends on the sharding plan; regroup puts it in ours.
-        columns: Tensor = KeyedTensor.regroup([pooled], [self.keys])[0]
+        parts = []
+        if self.ebc is not None:
+            pooled = self.ebc(features)
+            parts.append(pooled[0] if self._returns_ids else pooled)
+        if self.managed is not None:
+            parts.append(self.managed(features)[0])
+        # The column order of a part's values() depends on the sharding plan; regroup puts it in ours.
+        columns: Tensor = KeyedTensor.regroup(parts, [self.keys])[0]
         return columns
 
 

@@ -3,7 +3,7 @@
 from mtmh.config.base import Fraction, NonNegative, Positive, Settings
 from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfig, EncoderConfig, EncoderTrainingConfig
 from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns
-from mtmh.config.model import HeadConfig, ModelConfig
+from mtmh.config.model import HeadConfig, IdTableConfig, ModelConfig
 from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
 from mtmh.config.serving import EvaluationConfig, IndexConfig, MilvusConfig, PqConfig, RetrievalConfig
 from mtmh.config.training import (
@@ -27,6 +27,7 @@ __all__ = [
     "EvaluationConfig",
     "Fraction",
     "HeadConfig",
+    "IdTableConfig",
     "IndexConfig",
     "LossConfig",
     "MilvusConfig",

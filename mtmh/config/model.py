@@ -30,12 +30,37 @@ class HeadConfig(Settings):
         return self
 
 
+class IdTableConfig(Settings):
+    """A table of raw 64-bit ids: rows are given to ids as they come (hash ZCH, `mtmh.modules.IdTable`).
+
+    ``buckets``: the number of ranks must divide it. ``max_probe``: rows that an id may take. ``eviction``: what an id
+    does that finds them all taken: go without (``none``), take the one seen longest ago (``lru``), or take one that
+    was not seen for more than ``ttl_steps`` training steps (``ttl``).
+    """
+
+    rows: Positive
+    buckets: Positive = 48
+    max_probe: Positive = 128
+    eviction: Literal["none", "lru", "ttl"] = "none"
+    ttl_steps: Positive | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.rows % self.buckets:
+            nearest = -(-self.rows // self.buckets) * self.buckets
+            raise ValueError(f"rows ({self.rows}) must be a multiple of buckets ({self.buckets}), such as {nearest}")
+        if (self.eviction == "ttl") != (self.ttl_steps is not None):
+            raise ValueError("ttl_steps goes with eviction = ttl, and only with it")
+        return self
+
+
 class ModelConfig(Settings):
     """The item tower and its heads. MTMH, MTSH, STMH and single-task differ in ``heads`` only."""
 
     embedding_dim: Annotated[int, Field(ge=4, multiple_of=4)] = 64
     feature_dims: dict[str, Annotated[int, Field(ge=4, multiple_of=4)]] = {}  # id features with another width
     embedding_dtype: Literal["fp32", "fp16"] = "fp32"
+    id_tables: dict[str, IdTableConfig] = {}  # tables of raw ids in place of the vocabulary
     dense_hidden: list[Positive] = [64]
     dense_dim: Positive = 32
     head_hidden: list[Positive] = [256]
@@ -54,6 +79,13 @@ class ModelConfig(Settings):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"model.heads needs at least one head and distinct names, got {names}")
         return heads
+
+    @field_validator("id_tables")
+    @classmethod
+    def _ids_are_kept(cls, tables: dict[str, IdTableConfig]) -> dict[str, IdTableConfig]:
+        if set(tables) - {"item_id"}:
+            raise ValueError(f"datasets keep the raw ids of item_id alone, got {', '.join(tables)}")
+        return tables
 
     @property
     def needs_teacher(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.data.arrays import open_array
-from mtmh.data.schema import ITEM_ID, ITEM_TABLE, FeatureSchema
+from mtmh.data.schema import ITEM_ID, ITEM_TABLE, RAW_IDS, FeatureSchema
 
 _SCAN_ROWS = 1 << 22  # bounds the memory of the checks at opening
 
@@ -66,6 +68,8 @@ class ItemTable:
             ValueError: a file is missing, of the wrong dtype or size, or holds rows outside the vocabulary.
         """
         folder = dataset_folder / ITEM_TABLE
+        self._raw_path = dataset_folder / RAW_IDS
+        self._num_items = num_items
         if ITEM_ID not in [feature.name for feature in schema.id_features]:
             raise ValueError(f"{folder}: the schema lacks the id feature {ITEM_ID}")
         self.schema = schema
@@ -85,20 +89,41 @@ class ItemTable:
         _check_finite(self.float_features, floats_path)
         self.train_count = open_array(folder / "train_count.npy", np.int64, (num_items,))
 
+    @cached_property
+    def raw_ids(self) -> npt.NDArray[np.int64]:
+        """[I] the items' raw ids (`mtmh.data.raw_ids`), memory-mapped.
+
+        Raises:
+            ValueError: the file is missing, as in datasets that were prepared before there were raw ids, or damaged.
+        """
+        if not self._raw_path.is_file():
+            raise ValueError(f"{self._raw_path}: missing; prepare the dataset again for model.id_tables (mtmh prepare)")
+        return open_array(self._raw_path, np.int64, (self._num_items,))
+
     def gather(
-        self, indices: npt.NDArray[np.integer[Any]], hide_id: npt.NDArray[np.bool_] | None = None
+        self,
+        indices: npt.NDArray[np.integer[Any]],
+        hide_id: npt.NDArray[np.bool_] | None = None,
+        *,
+        raw: Collection[str] = (),
     ) -> tuple[KeyedJaggedTensor, Tensor]:
         """Inputs of the item tower.
 
         Args:
             indices: [U] item indices.
-            hide_id: [U] items whose ``item_id`` is replaced by row 0, as if they were never seen.
+            hide_id: [U] items whose ``item_id`` is replaced by row 0, or left out if it is raw, as if they were never
+                seen.
+            raw: features whose raw ids are wanted instead of rows; only ``item_id`` has such.
 
         Returns:
             all id features in schema order, ``U`` bags each (int64 values and lengths); dense [U, F] float32.
         """
-        parts = {name: column.gather(indices) for name, column in self.columns.items()}
-        if hide_id is not None:
+        assert not set(raw) - {ITEM_ID}
+        parts: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {
+            name: self._raw_bags(indices, hide_id) if name in raw else column.gather(indices)
+            for name, column in self.columns.items()
+        }
+        if hide_id is not None and ITEM_ID not in raw:
             parts[ITEM_ID][0][hide_id] = 0
         # int64 throughout: nn.EmbeddingBag wants indices and offsets of one type.
         sparse = KeyedJaggedTensor(
@@ -107,6 +132,13 @@ class ItemTable:
             lengths=torch.from_numpy(np.concatenate([lengths for _, lengths in parts.values()])),
         )
         return sparse, torch.from_numpy(np.take(self.float_features, indices, axis=0))
+
+    def _raw_bags(
+        self, indices: npt.NDArray[np.integer[Any]], hide: npt.NDArray[np.bool_] | None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Raw ids of the items that are not hidden, and how many each item has."""
+        ids = self.raw_ids[indices]
+        return (ids, np.ones(len(ids), np.int64)) if hide is None else (ids[~hide], (~hide).astype(np.int64))
 
 
 def _check_rows(values: npt.NDArray[np.int32], num_rows: int, path: Path) -> None:

@@ -107,7 +107,7 @@ class PairLoader:
         trigger, positive, uniform_rows = np.split(rows, [len(pairs.trigger), 2 * len(pairs.trigger)])
         dropout = self._config.model.id_dropout
         hidden = chosen(items, dropout, Purpose.ID_DROPOUT, self._config.seed, step) if dropout else None
-        sparse, dense = self._table.gather(items, hidden)
+        sparse, dense = self._table.gather(items, hidden, raw=self._config.model.id_tables)
         content = torch.empty(len(items), 0) if self._content is None else self._content.gather(items)
         log_q = np.zeros(len(items), np.float32) if self._log_q is None else self._log_q(items)
         history_values, history_offsets, history_row = self._histories(step_pairs, distinct)

@@ -7,6 +7,7 @@
       float_features.npy        [I, num_floats] float32, standardised with T1 statistics, missing = 0
       <feature>.values.npy      [N] int32 rows of the feature's vocabulary, items one after another; 0 = unknown
       <feature>.offsets.npy     [I + 1] int64; item i owns values[offsets[i]:offsets[i + 1]]
+      item_id.raw.npy           [I] int64 raw ids (raw_ids.py), for tables that take such instead of rows
       train_count.npy           [I] int64
     vocabulary/               which row stands for which value:
       <feature>.parquet         value (int64 or string, as in the source), row int32, ascending from 1
@@ -33,6 +34,7 @@ ITEM_ID = "item_id"
 
 ITEMS = Path("items.parquet")
 ITEM_TABLE = Path("item_table")
+RAW_IDS = ITEM_TABLE / f"{ITEM_ID}.raw.npy"
 HISTORIES = Path("histories.parquet")
 HISTORY_LENGTHS = Path("histories.lengths.npy")
 TEST = Path("test.parquet")

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mtmh.config import SplitConfig
+from mtmh.data.raw_ids import sql_raw_id
 from mtmh.data.sources.base import literal, quoted
 
 ITEM_COLUMNS = {
@@ -252,6 +253,14 @@ def items() -> str:
         JOIN catalogue AS c ON f.item_code = c.item_code
         JOIN source_items AS s ON c.item_id = s.item_id
         WHERE s.drop_reason IS NULL
+        ORDER BY f.item_index"""
+
+
+def raw_ids(is_string: bool) -> str:
+    """Raw ids in item-index order."""
+    return f"""
+        SELECT {sql_raw_id("c.item_id") if is_string else "c.item_id"} AS raw_id
+        FROM item_facts AS f JOIN catalogue AS c ON f.item_code = c.item_code
         ORDER BY f.item_index"""
 
 

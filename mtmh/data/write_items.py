@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtmh.data import statements
-from mtmh.data.schema import ITEM_ID, ITEM_TABLE, ITEMS, VOCABULARY, FeatureSchema, IdFeature, vocabulary_file
+from mtmh.data.schema import ITEM_ID, ITEM_TABLE, ITEMS, RAW_IDS, VOCABULARY, FeatureSchema, IdFeature, vocabulary_file
 from mtmh.data.write_histories import NEVER, HistoryFacts
 
 BATCH_ITEMS = 65_536
@@ -107,6 +107,7 @@ def write_item_table(
     (folder / VOCABULARY).mkdir()
     seen = facts.train_count > 0
     np.save(table / "train_count.npy", facts.train_count)
+    _save_raw_ids(connection, folder, len(seen))
 
     item_rows = np.where(seen, np.cumsum(seen), 0).astype(np.int32)
     _save_lists(table, ITEM_ID, item_rows, np.arange(len(seen) + 1))
@@ -138,6 +139,20 @@ def write_item_table(
         floats[:, column] = _standardised(value, seen)
     floats.flush()
     return FeatureSchema(id_features=ids, float_features=names)
+
+
+def _save_raw_ids(connection: Any, folder: Path, num_items: int) -> None:
+    ids = np.lib.format.open_memmap(folder / RAW_IDS, mode="w+", dtype=np.int64, shape=(num_items,))
+    start = 0
+    for batch in connection.sql(statements.raw_ids(_id_is_string(connection))).to_arrow_reader(BATCH_ITEMS):
+        ids[start : start + len(batch)] = batch.column(0).to_numpy()
+        start += len(batch)
+    assert start == num_items
+    ids.flush()
+
+
+def _id_is_string(connection: Any) -> bool:
+    return bool(pa.types.is_string(_items_schema(connection, None).field(ITEM_ID).type))
 
 
 def item_facts(item_index: NDArray[np.int32], facts: HistoryFacts) -> pa.Table:

@@ -23,6 +23,7 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
 from mtmh.index.layout import EmbeddingsSummary, vectors_file
 from mtmh.index.row_file import RowFile
+from mtmh.modules.mtmh import MTMH
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.distributed import Ranks, join_ranks, on_first
 from mtmh.training.model import load_model, load_weights, model_of
@@ -82,24 +83,27 @@ class Embedder:
         heads: names, in the order of the model.
         dim: D.
         device: where the model takes its inputs.
+        raw: features that the model takes as raw ids.
     """
 
     model: nn.Module
     heads: list[str]
     dim: int
     device: torch.device
+    raw: frozenset[str] = frozenset()
 
     @classmethod
     def load(cls, checkpoint: Path, config: Config, ranks: Ranks) -> Embedder:
         """Reads a checkpoint: whole in a CPU process alone, its tables sharded over several ranks or on GPUs."""
         if ranks.world_size == 1 and ranks.device.type == "cpu":
             whole = load_model(checkpoint)
-            return cls(whole, [head.name for head in whole.heads], whole.head_dim, ranks.device)
+            heads, dim, raw = _interface(whole)
+            return cls(whole, heads, dim, ranks.device, raw)
         model = model_of(checkpoint, ranks.device, tables=torch.device("meta"))
-        heads, dim = [head.name for head in model.heads], model.head_dim
+        heads, dim, raw = _interface(model)
         sharded, _ = shard(model, config, ranks)
         load_weights(sharded, checkpoint)
-        return cls(sharded.eval(), heads, dim, ranks.device)
+        return cls(sharded.eval(), heads, dim, ranks.device, raw)
 
     def embed(self, table: ItemTable, items: Items) -> dict[str, Vectors]:
         """Embeds items.
@@ -114,7 +118,7 @@ class Embedder:
         Raises:
             ValueError: an embedding is not finite.
         """
-        sparse, dense = table.gather(items)
+        sparse, dense = table.gather(items, raw=self.raw)
         with torch.no_grad():  # FBGEMM's lookup of a sharded table has no form for inference mode
             embedded = self.model(sparse.to(self.device), dense.to(self.device))
             units = {
@@ -127,6 +131,11 @@ class Embedder:
                 item = items[int(finite.argmin())]
                 raise ValueError(f"head {head}: the embedding of item index {item} is not finite numbers")
         return units
+
+
+def _interface(model: MTMH) -> tuple[list[str], int, frozenset[str]]:
+    """Heads, width and raw features of a model, which sharding hides."""
+    return [head.name for head in model.heads], model.head_dim, model.sparse_nn.raw_keys
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def carry_over(
         ranks: this process among the others.
 
     Returns:
-        one entry an id feature.
+        one entry an id feature that has a vocabulary.
 
     Raises:
         ValueError: a vocabulary is missing or does not fit, or the checkpoint does not hold what the model needs.
@@ -111,7 +111,12 @@ def carry_over(
     state = training_state(model, optimizer)
     if config.training.continuation.optimizer_state == "reset":
         state = {name: value for name, value in state.items() if not name.startswith(OPTIMIZER)}
-    by_row = {name: feature for name in state if (feature := _table_of(name)) and state[name].dim() > 0}
+    # Tables of raw ids have no vocabulary: they go on as they are, their ids with them.
+    by_row = {
+        name: feature
+        for name in state
+        if (feature := _table_of(name)) and feature not in config.model.id_tables and state[name].dim() > 0
+    }
     folder = previous.path / STATE
     stored = stored_shapes(folder)
     for name, feature in by_row.items():
@@ -131,6 +136,7 @@ def carry_over(
         lambda: [
             CarriedRows(name, rows, rows_before[name], num_carried(name, previous.path, dataset.artifact.path))
             for name, rows in rows_now.items()
+            if name not in config.model.id_tables
         ],
     )
 

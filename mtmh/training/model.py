@@ -13,6 +13,7 @@ from mtmh.config import ModelConfig
 from mtmh.data.schema import FeatureSchema
 from mtmh.modules.dense_nn import DenseNN
 from mtmh.modules.heads import Head
+from mtmh.modules.id_tables import IdTable, build_managed_ebc
 from mtmh.modules.mtmh import MTMH
 from mtmh.modules.sparse_nn import SparseNN, build_ebc
 from mtmh.training.checkpoint import MODEL, STATE
@@ -39,16 +40,16 @@ def build_model(
     unknown = sorted(set(model.feature_dims) - set(names))
     if unknown:
         raise ValueError(f"model.feature_dims: no id feature {', '.join(unknown)}; the dataset has {', '.join(names)}")
-    ebc = build_ebc(
-        rows={feature.name: feature.num_rows for feature in schema.id_features},
-        dims={name: model.feature_dims.get(name, model.embedding_dim) for name in names},
-        data_type=TABLE_TYPES[model.embedding_dtype],
-        device=tables or device,
-    )
+    dims = {name: model.feature_dims.get(name, model.embedding_dim) for name in names}
+    data_type, where = TABLE_TYPES[model.embedding_dtype], tables or device
+    rows = {feature.name: feature.num_rows for feature in schema.id_features if feature.name not in model.id_tables}
+    ebc = build_ebc(rows, {name: dims[name] for name in rows}, data_type, where) if rows else None
+    raw = {name: IdTable(**table.model_dump()) for name, table in model.id_tables.items()}
+    managed = build_managed_ebc(raw, {name: dims[name] for name in raw}, data_type, where) if raw else None
     heads = [Head(**head.model_dump()) for head in model.heads]
     with device:
         dense_nn = DenseNN(len(schema.float_features), model.dense_hidden, model.dense_dim)
-        return MTMH(SparseNN(ebc, names), dense_nn, heads, model.head_hidden, model.head_dim, model.normalize)
+        return MTMH(SparseNN(ebc, names, managed), dense_nn, heads, model.head_hidden, model.head_dim, model.normalize)
 
 
 def load_model(checkpoint: Path) -> MTMH:

@@ -29,7 +29,7 @@ from mtmh.training.distributed import Ranks
 from mtmh.training.hardware import GIB, Cluster
 from mtmh.training.model import build_model
 from mtmh.training.optimizers import TABLE_KEY, fuse_optimizer
-from mtmh.training.sharding import MEMORY_MARGIN, TableSharder, table_constraints
+from mtmh.training.sharding import MEMORY_MARGIN, table_constraints, table_sharders, tables_of
 
 STAGES = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
 TOWER_COPIES = 4  # weight, gradient, Adagrad's sum, bucket of DDP's all-reduce
@@ -151,8 +151,7 @@ class _Search:
 
     def __init__(self, config: Config, schema: FeatureSchema, cluster: Cluster) -> None:
         self.model = build_model(config.model, schema, torch.device("meta"))
-        ebc: Any = self.model.sparse_nn.ebc
-        self.tables = {table.name: table for table in ebc.embedding_bag_configs()}
+        self.tables = tables_of(self.model)
         ranks = Ranks(0, cluster.world_size, cluster.ranks_per_host, torch.device(cluster.device.kind))
         constraints = {
             # Embeddings leave the kernels as fp32; unasked, the estimators take the type of the table.
@@ -166,7 +165,7 @@ class _Search:
         items = 2 * config.training.batch_size + config.loss.num_uniform_negatives
         self.rank_items = -(-items // cluster.world_size)
         self.usable = _usable(cluster)
-        self.sharders: list[Any] = [TableSharder()]
+        self.sharders = table_sharders(config.seed)
         topology = cluster.topology()
         self.enumerator = EmbeddingEnumerator(topology=topology, batch_size=self.rank_items, constraints=constraints)
         self.planner = EmbeddingShardingPlanner(

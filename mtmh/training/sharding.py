@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -22,8 +23,9 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
-from mtmh.config import Config, ShardingConfig
+from mtmh.config import Config, ModelConfig, ShardingConfig
 from mtmh.training.distributed import Ranks
+from mtmh.training.id_tables import IdTableSharder
 from mtmh.training.optimizers import fuse_optimizer
 
 MEMORY_MARGIN = 0.15  # share of a GPU that the tables leave to towers, batches and the loss
@@ -40,6 +42,11 @@ class TableSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
     def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
         """All types; `table_constraints` narrows them down table by table."""
         return [kind.value for kind in (ShardingType.DATA_PARALLEL, *ROW_TYPES, *COLUMN_TYPES)]
+
+
+def table_sharders(seed: int) -> list[Any]:
+    """A sharder for each kind of table."""
+    return [TableSharder(), IdTableSharder(TableSharder(), seed)]
 
 
 def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedModelParallel, ShardingPlan]:
@@ -59,10 +66,10 @@ def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedMo
     Raises:
         ValueError: a constraint names no table, cannot be honoured, or the tables do not fit.
     """
-    tables = {table.name: table for ebc in _collections(model) for table in ebc.embedding_bag_configs()}
+    tables = tables_of(model)
     constraints = table_constraints(tables, config, ranks)
-    fuse_optimizer(model, config.training, skip=_data_parallel_tables(tables, config.sharding))
-    sharders = [TableSharder()]
+    fuse_optimizer(model, config.training, skip=_data_parallel_tables(tables, config.sharding, config.model))
+    sharders = table_sharders(config.seed)
     planner = EmbeddingShardingPlanner(
         topology=_topology(ranks),
         # A rank embeds at most this many items a step.
@@ -101,6 +108,9 @@ def table_constraints(
     free += [] if rowwise else [ShardingType.COLUMN_WISE]
     constraints = {}
     for name, table in tables.items():
+        if name in config.model.id_tables:
+            constraints[name] = _id_table_constraint(name, config, ranks)
+            continue
         asked = config.sharding.tables.get(name, config.sharding.default)
         if rowwise and asked in {kind.value for kind in COLUMN_TYPES}:
             raise ValueError(
@@ -116,6 +126,22 @@ def table_constraints(
             min_partition=_column_width(table.embedding_dim) if asked in {k.value for k in COLUMN_TYPES} else None,
         )
     return constraints
+
+
+def _id_table_constraint(name: str, config: Config, ranks: Ranks) -> ParameterConstraints:
+    """By rows, whatever the default: TorchRec moves ids to the rank of their bucket."""
+    asked = config.sharding.tables.get(name, ShardingType.ROW_WISE.value)
+    if asked != ShardingType.ROW_WISE.value:
+        raise ValueError(f"sharding of table {name}: a table of raw ids (model.id_tables) is cut row_wise, not {asked}")
+    buckets = config.model.id_tables[name].buckets
+    if buckets % ranks.world_size:
+        raise ValueError(
+            f"{ranks.world_size} ranks cannot share the {buckets} buckets of table {name} evenly; run on a number of "
+            f"ranks that divides model.id_tables.{name}.buckets, or set it before the first training"
+        )
+    return ParameterConstraints(
+        sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+    )
 
 
 def plan_table(plan: ShardingPlan) -> Table:
@@ -140,12 +166,21 @@ def local_shards(value: Tensor | ShardedTensor) -> Iterator[tuple[tuple[int, ...
         yield (0,) * value.dim(), value
 
 
-def _collections(model: nn.Module) -> list[EmbeddingBagCollection]:
-    return [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+def tables_of(model: nn.Module) -> dict[str, EmbeddingBagConfig]:
+    """All tables of a model that is not sharded yet, by name."""
+    collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
+    return {table.name: table for ebc in collections for table in ebc.embedding_bag_configs()}
 
 
-def _data_parallel_tables(tables: dict[str, EmbeddingBagConfig], sharding: ShardingConfig) -> set[str]:
-    return {name for name in tables if sharding.tables.get(name, sharding.default) == ShardingType.DATA_PARALLEL.value}
+def _data_parallel_tables(
+    tables: dict[str, EmbeddingBagConfig], sharding: ShardingConfig, model: ModelConfig
+) -> set[str]:
+    return {
+        name
+        for name in tables
+        if name not in model.id_tables
+        and sharding.tables.get(name, sharding.default) == ShardingType.DATA_PARALLEL.value
+    }
 
 
 def _column_width(dim: int) -> int:

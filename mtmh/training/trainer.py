@@ -16,6 +16,7 @@ from mtmh.training.checkpoint import Checkpoints
 from mtmh.training.continuation import carried_table, carry_over, open_previous
 from mtmh.training.distributed import join_ranks
 from mtmh.training.frequencies import streaming_frequencies
+from mtmh.training.id_tables import IdTables
 from mtmh.training.metrics import TrainingLog, quiet_libraries
 from mtmh.training.model import build_model
 from mtmh.training.optimizers import build_optimizer, set_learning_rates
@@ -64,12 +65,15 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         optimizer = build_optimizer(sharded, config.training)
         step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
         carried = carry_over(previous, dataset, config, sharded, optimizer, ranks) if previous and not step else []
+        id_tables = IdTables(sharded)
 
         pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
         with TrainingLog(config, dataset, loader, optimizer, ranks, start_step=step) as log:
             log.show(plan_table(plan))
             if carried:
                 log.show(carried_table(carried))
+            if config.model.id_tables:
+                log.add("id_tables", id_tables.counts)
             every = config.training.checkpoint_every
             batches = of_one_size(log.timed(loader.batches(step)))
             while step < loader.num_steps:
@@ -78,6 +82,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
                 leg = islice(batches, stop - step)
                 while step < stop:
                     set_learning_rates(optimizer, config.training, step, continued=previous is not None)
+                    id_tables.tick()
                     losses = pipeline.progress(leg)
                     step += 1
                     log.record(step, losses, report=step == stop)  # raises before a bad state could be saved

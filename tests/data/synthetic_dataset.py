@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.raw_ids import raw_ids
 from mtmh.data.schema import (
     HISTORIES,
     HISTORY_LENGTHS,
     ITEM_TABLE,
     ITEMS,
+    RAW_IDS,
     TEST,
     DatasetSummary,
     FeatureSchema,
@@ -118,6 +120,7 @@ def write_dataset(
     arrays: dict[Path, npt.NDArray[Any]] = {
         ITEM_TABLE / "float_features.npy": rng.standard_normal((num_items, 2)).astype(np.float32),
         ITEM_TABLE / "train_count.npy": train_count,
+        RAW_IDS: raw_ids(ids),
         HISTORY_LENGTHS: np.array([len(history) for history in histories], np.int32),
     }
     for name, (values, offsets) in columns.items():
