@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import faiss
 import numpy as np
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from faiss.contrib.exhaustive_search import knn_ground_truth
 
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
-from mtmh.config import Config
+from mtmh.config import Config, IndexConfig
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.index import lists
 from mtmh.index.item_vectors import ItemVectors
@@ -27,12 +27,14 @@ from mtmh.index.layout import (
     exact_file,
     index_file,
     lists_file,
+    milvus_file,
     places_file,
     vectors_file,
 )
+from mtmh.index.milvus import MilvusCollection, MilvusIndex
 from mtmh.index.row_file import RowFile, open_rows
 from mtmh.index.storage import PRECISIONS, WHOLE, IvfSettings, VectorFile, train_ivf
-from mtmh.index.store import open_head
+from mtmh.index.store import open_head, release_collection
 from mtmh.index.vector_index import IvfIndex, VectorIndex
 from mtmh.training.distributed import Ranks, gather_rows, join_ranks, on_first
 
@@ -71,6 +73,11 @@ def build_index(config: Config, out: Path) -> Artifact:
         try:
             summary = _build_heads(config, dataset, made, embeddings.path, writer.folder, ranks)
             on_first(ranks, lambda: _finish(writer, config, dataset, embeddings, summary))
+        except BaseException:
+            if ranks.is_first:
+                for path in writer.folder.glob(str(milvus_file("*"))):
+                    release_collection(path)
+            raise
         finally:
             if ranks.is_first:
                 shutil.rmtree(writer.folder, ignore_errors=True)
@@ -91,12 +98,18 @@ def _build_heads(
         num_clusters=settings.clusters(made.num_items),
         ann_recall={},
         storage=config.index.storage,
-        vectors="lists" if config.index.storage in WHOLE else config.index.vectors,
+        backend=config.index.backend,
+        vectors=_vectors_kind(config.index),
         refine_factor=config.index.refine_factor,
     )
     for head in made.heads:
         vectors = open_rows(embeddings / vectors_file(head), np.float32, (made.num_items, made.dim))
-        _build_head(folder, head, vectors, config.index.shard_items, settings, summary, ranks)
+        if config.index.backend == "milvus":
+            assert config.index.milvus is not None
+            place = MilvusCollection.named(config.index.milvus, head, made.dim, summary.num_clusters)
+            _fill_collection(folder, head, vectors, config.index.shard_items, place, ranks)
+        else:
+            _build_head(folder, head, vectors, config.index.shard_items, settings, summary, ranks)
     for head in made.heads[ranks.rank :: ranks.world_size]:
         index, _ = open_head(folder, head, summary)
         vectors = RowFile(embeddings / vectors_file(head))
@@ -105,6 +118,34 @@ def _build_heads(
     dist.all_gather_object(measured, summary.ann_recall)
     found = {head: recall for part in measured for head, recall in part.items()}
     return summary.model_copy(update={"ann_recall": {head: found[head] for head in made.heads}})
+
+
+def _vectors_kind(config: IndexConfig) -> Literal["lists", "fp16", "fp32", "rows"]:
+    if config.backend == "milvus":
+        return "rows"
+    return "lists" if config.storage in WHOLE else config.vectors
+
+
+def _fill_collection(
+    folder: Path, head: str, vectors: RowFile, shard_items: int, place: MilvusCollection, ranks: Ranks
+) -> None:
+    """Puts the vectors of one head into a collection of Milvus; all ranks together, each its shards."""
+    if place.is_file and ranks.world_size > 1:
+        raise ValueError(f"index.milvus.uri is {place.uri}: Milvus Lite is for one process, and here are several ranks")
+
+    def create() -> MilvusCollection:
+        place.write(folder / milvus_file(head))  # first, so that a failed build finds what it has to delete
+        MilvusIndex.create(place)
+        return place
+
+    collection = MilvusIndex(on_first(ranks, create))
+    for start in range(ranks.rank * shard_items, len(vectors), ranks.world_size * shard_items):
+        for begin in range(start, min(start + shard_items, len(vectors)), _READ_ROWS):
+            end = min(begin + _READ_ROWS, start + shard_items, len(vectors))
+            collection.add(vectors.read(begin, end), np.arange(begin, end))
+    dist.barrier()
+    on_first(ranks, collection.seal)
+    on_first(ranks, lambda: shutil.copyfile(vectors.path, folder / vectors_file(head)))
 
 
 def _build_head(

@@ -35,6 +35,11 @@ def exact_file(head: str) -> Path:
     return Path(f"{head}.exact.faiss")
 
 
+def milvus_file(head: str) -> Path:
+    """Which collection of Milvus holds the vectors of one head."""
+    return Path(f"{head}.milvus.json")
+
+
 class EmbeddingsSummary(BaseModel):
     """The ``summary`` of an embeddings manifest; heads in the order of the model, the engagement head first."""
 

@@ -10,7 +10,16 @@ import numpy as np
 
 from mtmh.data.arrays import open_array
 from mtmh.index.item_vectors import ItemVectors, StoredVectors
-from mtmh.index.layout import IndexSummary, exact_file, index_file, lists_file, places_file, vectors_file
+from mtmh.index.layout import (
+    IndexSummary,
+    exact_file,
+    index_file,
+    lists_file,
+    milvus_file,
+    places_file,
+    vectors_file,
+)
+from mtmh.index.milvus import MilvusCollection, MilvusIndex, NoCollectionError
 from mtmh.index.storage import PRECISIONS, WHOLE, empty_flat
 from mtmh.index.vector_index import IvfIndex, VectorIndex, load_index, mapped_lists, read_faiss, without_prefetch
 
@@ -26,13 +35,17 @@ def open_head(folder: Path, head: str, summary: IndexSummary) -> tuple[VectorInd
     Raises:
         ValueError: files are missing, damaged, or do not belong together; the message names the file.
     """
-    if summary.vectors == "rows":
-        index: VectorIndex = load_index(folder / index_file(head))
+    name = index_file(head)
+    if summary.backend == "milvus":
+        name = milvus_file(head)
+        index: VectorIndex = MilvusIndex(MilvusCollection.read(folder / name))
+    elif summary.vectors == "rows":
+        index = load_index(folder / index_file(head))
     else:
         index = IvfIndex(open_lists(folder, head))
     if (index.num_items, index.dim) != (summary.num_items, summary.dim):
         raise ValueError(
-            f"{folder / index_file(head)}: {index.num_items} vectors of width {index.dim},"
+            f"{folder / name}: {index.num_items} vectors of width {index.dim},"
             f" the manifest says {summary.num_items} of width {summary.dim}"
         )
     if summary.vectors == "rows":
@@ -46,7 +59,23 @@ def open_head(folder: Path, head: str, summary: IndexSummary) -> tuple[VectorInd
 
 
 def release_head(folder: Path, head: str, summary: IndexSummary) -> None:
-    """Deletes what a head has outside the folder of its index; to be called before that folder is deleted."""
+    """Deletes what a head has outside the folder of its index; to be called before that folder is deleted.
+
+    Raises:
+        ValueError: Milvus does not answer.
+    """
+    if summary.backend == "milvus":
+        release_collection(folder / milvus_file(head))
+
+
+def release_collection(path: Path) -> None:
+    """Deletes the collection that a file names, if it is there."""
+    place = MilvusCollection.read(path)
+    try:
+        index = MilvusIndex(place)
+    except NoCollectionError:
+        return
+    index.drop()
 
 
 def open_lists(folder: Path, head: str) -> Any:
