@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mtmh.training.rendezvous import meet
+
 T = TypeVar("T")
 
 
@@ -55,7 +57,8 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         # On CUDA the counters and checkpoints still exchange CPU tensors, so both backends are there.
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         if "RANK" in os.environ:
-            dist.init_process_group(backend)
+            store, rank, world_size = meet()
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         else:
             os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it
             dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)

@@ -1,4 +1,7 @@
-"""Kills a torchrun job of 2 ranks with SIGKILL, resumes it, and compares with a run that was left alone."""
+"""Kills training with SIGKILL again and again, also while it writes, and compares with a run that was left alone.
+
+Twenty kills by default; ``MTMH_KILLS=200 pytest tests/distributed/test_kill.py`` for a long night.
+"""
 
 from __future__ import annotations
 
@@ -13,73 +16,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_run import losses_of, state_of, tiny_config, write_inputs
+from forked_ranks import PATIENCE, Job, Launcher
+from tiny_run import losses_of, random_state_of, state_of, tiny_config, write_inputs
 
 from mtmh.config import Config
 from mtmh.training.checkpoint import latest_checkpoint
-from mtmh.training.metrics import METRICS
 
+KILLS = int(os.environ.get("MTMH_KILLS", "20"))
 WORKER = """
 import sys
 from mtmh.config import load_config
 from mtmh.training.trainer import train
 train(load_config(sys.argv[1]))
 """
-PATIENCE = 120  # seconds, for a machine that is busy with other things
-
-
-def start(config: Config) -> subprocess.Popen[bytes]:
-    folder = config.paths.root / config.name
-    folder.mkdir(exist_ok=True)
-    (folder / "worker.py").write_text(WORKER)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.Popen(
-        [*torchrun, str(folder / "worker.py"), str(folder / "recipe.yaml")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "stderr").open("ab"),
-    )
-
-
-def finish(config: Config, job: subprocess.Popen[bytes]) -> None:
-    assert job.wait(PATIENCE) == 0, (config.paths.root / config.name / "stderr").read_text()[-4000:]
-
-
-def kill_after(config: Config, job: subprocess.Popen[bytes], step: int, delay: float) -> None:
-    """Kills torchrun and all its ranks at once, ``delay`` seconds after ``step`` shows in the metrics."""
-    deadline = time.monotonic() + PATIENCE
-    metrics = config.model_dir("checkpoints") / METRICS
-    while not (metrics.is_file() and f'"step": {step},' in metrics.read_text()):
-        assert time.monotonic() < deadline
-        assert job.poll() is None, (config.paths.root / config.name / "stderr").read_text()[-4000:]
-        time.sleep(0.005)
-    time.sleep(delay)
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    for pid in [job.pid, *map(int, children)]:
-        os.kill(pid, signal.SIGKILL)
-    job.wait(PATIENCE)
-
-
-def test_a_killed_run_equals_one_that_was_left_alone(tmp_path: Path) -> None:
-    write_inputs(tmp_path)
-    training = {"max_steps": 40, "checkpoint_every": 3}
-    alone, killed = (tiny_config(tmp_path, name, training=training) for name in ("alone", "killed"))
-    undisturbed = start(alone)
-    moment = random.Random(5)
-    for step in (7, 20):
-        kill_after(killed, start(killed), step, moment.uniform(0.0, 0.1))
-        assert max(losses_of(killed)) < 40
-    finish(killed, start(killed))
-    finish(alone, undisturbed)
-
-    expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (alone, killed))
-    assert state.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(state[name], value), name
-    losses, expected_losses = losses_of(killed), losses_of(alone)
-    assert list(losses) == list(range(1, 41)), "each step once and in order"
-    assert losses == expected_losses
+STEPS = 130
+EVERY = 3
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +38,92 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     """The jobs are ranks of their own torchrun, not of one that may run these tests."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Inputs, and a finished run ``alone`` on 2 ranks."""
+    root = tmp_path_factory.mktemp("kill")
+    write_inputs(root)
+    launcher = Launcher(world_size=2)
+    launcher.start(config_of(root, "alone", every=STEPS)).finish()
+    return root
+
+
+def config_of(root: Path, name: str, every: int = EVERY) -> Config:
+    """The same run, whatever its name and however often it saves."""
+    return tiny_config(root, name, training={"max_steps": STEPS, "checkpoint_every": every, "epochs": 6})
+
+
+def assert_equal_to_the_bit(one: Config, other: Config) -> None:
+    """Weights, optimizer, random state of each rank, and the loss of every step once and in order."""
+    newest, expected = (latest_checkpoint(config.model_dir("checkpoints")) for config in (one, other))
+    assert newest.name == expected.name == f"step-{STEPS:08d}"
+    for read in (state_of, random_state_of):
+        found, wanted = read(newest), read(expected)
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.equal(found[name], value), name
+    assert list(losses_of(one)) == list(range(1, STEPS + 1))
+    assert losses_of(one) == losses_of(other)
+
+
+def wait_for_writing(checkpoints: Path, job: Job) -> None:
+    """Returns when a checkpoint is being written."""
+    deadline = time.monotonic() + PATIENCE
+    while job.is_running() and not list(checkpoints.glob(".step-*.partial")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_run_killed_twenty_times_equals_one_that_was_left_alone(root: Path) -> None:
+    killed = config_of(root, "killed")
+    checkpoints = killed.model_dir("checkpoints")
+    launcher = Launcher(world_size=2)
+    moment = random.Random(5)
+    cut_off = 0  # kills that left a checkpoint half written
+    for number in range(KILLS):
+        job = launcher.start(killed)
+        if number % 2:
+            time.sleep(moment.uniform(0.0, 2.0))
+        else:
+            wait_for_writing(checkpoints, job)
+            time.sleep(moment.uniform(0.0, 0.05))
+        for victim in moment.sample(job.ranks, moment.randint(1, 2)):
+            victim.kill()
+        time.sleep(moment.uniform(0.0, 0.1))
+        job.end()
+        cut_off += bool(list(checkpoints.glob(".step-*.partial")))
+    assert cut_off > KILLS // 10
+    launcher.start(killed).finish()
+    assert_equal_to_the_bit(killed, config_of(root, "alone"))
+    kept = sorted(path.name for path in checkpoints.iterdir() if "step-" in path.name)
+    assert kept == [f"step-{STEPS - STEPS % EVERY:08d}", f"step-{STEPS:08d}"], (
+        "nothing of the interrupted saves is left"
+    )
+
+
+def test_torchrun_goes_on_by_itself_when_a_worker_is_killed(root: Path) -> None:
+    config = config_of(root, "elastic", every=STEPS // 4)
+    worker, recipe, log = (root / name for name in ("worker.py", "recipe.yaml", "elastic.log"))
+    worker.write_text(WORKER)
+    recipe.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    with log.open("ab") as output:
+        job = subprocess.Popen(
+            [*torchrun, str(worker), str(recipe)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=output,
+        )
+    deadline = time.monotonic() + PATIENCE
+    while not list(config.model_dir("checkpoints").glob("step-*")):
+        assert time.monotonic() < deadline
+        assert job.poll() is None, log.read_text()[-4000:]
+        time.sleep(0.01)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    ranks = [int(pid) for pid in children if str(worker).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(ranks) == 2
+    os.kill(ranks[1], signal.SIGKILL)
+    assert job.wait(2 * PATIENCE) == 0, log.read_text()[-4000:]
+    assert_equal_to_the_bit(config, config_of(root, "alone"))

@@ -65,13 +65,18 @@ def state_of(checkpoint: Path) -> dict[str, Tensor]:
     return read_whole(checkpoint / STATE)
 
 
-def read_whole(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a state on disk but the random states, whole."""
+def random_state_of(checkpoint: Path) -> dict[str, Tensor]:
+    """The random states of all ranks."""
+    return read_whole(checkpoint / STATE, random=True)
+
+
+def read_whole(folder: Path, *, random: bool = False) -> dict[str, Tensor]:
+    """All tensors of a state on disk, whole: the random states, or all others."""
     entries = SafeReader(folder).read_metadata().state_dict_metadata
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata) and not name.startswith("random.")
+        if isinstance(entry, TensorStorageMetadata) and name.startswith("random.") == random
     }
-    read_state(state, folder, prefixes=("model.", "optimizer."), distributed=False)
+    read_state(state, folder, prefixes=("random.",) if random else ("model.", "optimizer."), distributed=False)
     return state
