@@ -39,7 +39,14 @@ setup(
     ],
     package_dir={"mtmh": "mtmh", "mtmh.modules": "modules", "mtmh.torchx_apps": "torchx_apps"},
     package_data={
-        "mtmh": ["py.typed", "recipes/*.yaml", "recipes/variants/*.yaml", "data/sources/*.yaml", "evaluation/*.html"]
+        "mtmh": [
+            "py.typed",
+            "recipes/*.yaml",
+            "recipes/variants/*.yaml",
+            "data/sources/*.yaml",
+            "evaluation/*.html",
+            "serving/static/*",
+        ]
     },
     # TorchRec asks for fbgemm-gpu, whose CPU and CUDA builds exclude each other, so both sit behind an extra.
     install_requires=[pin.replace("==", ">=") for pin in pins("base")],

@@ -12,11 +12,12 @@ from rich.console import Console
 from mtmh.cli import about, stages
 from mtmh.cli.content import content_app
 from mtmh.cli.index import index_app
+from mtmh.cli.serving import serve
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Item-to-item retrieval: prepare, content, train, embed, build-index, retrieve, evaluate.",
+    help="Item-to-item retrieval: prepare, content, train, embed, build-index, retrieve, serve, evaluate.",
 )
 app.command()(stages.prepare)
 app.add_typer(content_app, name="content")
@@ -26,6 +27,7 @@ app.command()(stages.embed)
 app.command("build-index")(stages.build_index)
 app.add_typer(index_app, name="index")
 app.command()(stages.retrieve)
+app.command()(serve)
 app.command()(stages.evaluate)
 app.command()(about.doctor)
 app.command()(about.recipes)

@@ -5,6 +5,7 @@ from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfi
 from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns
 from mtmh.config.model import HeadConfig, IdTableConfig, ModelConfig
 from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
+from mtmh.config.service import ServiceConfig
 from mtmh.config.serving import EvaluationConfig, IndexConfig, MilvusConfig, PqConfig, RetrievalConfig
 from mtmh.config.training import (
     LossConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "PropensityConfig",
     "RetrievalConfig",
     "SemanticConfig",
+    "ServiceConfig",
     "Settings",
     "ShardingConfig",
     "ShardingType",

@@ -18,6 +18,7 @@ from mtmh.config.base import Settings
 from mtmh.config.content import ContentConfig
 from mtmh.config.data import DataConfig, PairsConfig
 from mtmh.config.model import ModelConfig
+from mtmh.config.service import ServiceConfig
 from mtmh.config.serving import EvaluationConfig, IndexConfig, RetrievalConfig
 from mtmh.config.training import LossConfig, PlanConfig, ShardingConfig, TrainingConfig
 
@@ -50,6 +51,7 @@ class Config(Settings):
     index: IndexConfig = IndexConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    service: ServiceConfig = ServiceConfig()
 
     @property
     def dataset_dir(self) -> Path:

@@ -1,0 +1,26 @@
+"""The verb that serves a recipe over HTTP: mtmh serve."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mtmh.cli.options import Overrides, Recipe
+from mtmh.config import load_config
+
+
+def serve(
+    recipe: Recipe,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; 0.0.0.0: all. Default: this machine only.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0: a free one.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Answers over HTTP from the published index; the explorer page is at /."""
+    from mtmh.serving.server import serve as run
+
+    given = {"host": host, "port": port}
+    settings = [f"service.{name}={value}" for name, value in given.items() if value is not None]
+    run(load_config(recipe, [*(overrides or []), *settings]))

@@ -1,0 +1,36 @@
+"""Settings of the HTTP service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from mtmh.config.base import NonNegative, Positive, Settings
+
+
+class ServiceConfig(Settings):
+    """The HTTP service: where it listens, how much it takes on, and the largest request it answers."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, lt=65_536)] = 8080  # 0: a free one
+    threads: Positive | None = None  # that search; None: one a core
+    queue_size: Positive = 128  # requests that may wait for a thread; one more is answered 429
+    batch_triggers: Positive = 64  # of waiting requests that are searched as one
+    timeout_ms: Positive = 1000  # budget of a request, waiting included; it may ask for less
+    max_connections: Positive = 2048
+    max_body_bytes: Positive = 262_144
+    max_triggers: Positive = 100  # a request
+    max_history: Positive = 500  # items of a user
+    max_filter_items: Positive = 2000  # ids in each list of a filter
+    max_k: Positive = 500
+    max_k_ann: Positive = 10_000
+    max_num_probes: Positive = 1024
+    max_new_items: Positive = 100  # a write
+    max_candidates: Positive = 250_000  # triggers times k_ann
+    cache_mb: Annotated[int, Field(ge=0)] = 64  # of answers kept; forgotten with the index version
+    reload_seconds: Annotated[float, Field(gt=0.0)] = 2.0  # how often a new index version is looked for
+    drain_seconds: NonNegative = 3.0  # after SIGTERM: /readyz says 503, requests are still answered
+    api_keys_file: Path | None = None  # a key a line, for the routes that write; beside those of MTMH_API_KEYS
+    access_log: bool = False  # a JSON line a request on stdout

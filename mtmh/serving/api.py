@@ -1,0 +1,220 @@
+"""The messages of the HTTP API, version 1: what OpenAPI documents and what a request is checked against."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
+
+from mtmh.config import ServiceConfig
+from mtmh.serving.problems import FieldProblem
+
+ItemId = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=256)]
+Count = Annotated[StrictInt, Field(ge=1)]
+Percent = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
+Topics = Annotated[list[Annotated[StrictStr, Field(max_length=256)]], Field(min_length=1, max_length=100)]
+
+
+class Message(BaseModel):
+    """Base of all messages: a misspelt field is an error, not silently ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class RequestFilters(Message):
+    """Which items may be in an answer."""
+
+    exclude: Annotated[list[ItemId], Field(description="Items that must not be in an answer.")] = []
+    allow: Annotated[list[ItemId] | None, Field(description="If given, only these items may be in an answer.")] = None
+    exclude_seen: Annotated[bool, Field(description="Items of the history are no answers.")] = True
+    min_first_seen: Annotated[
+        StrictInt | None, Field(ge=-(2**63), lt=2**63, description="Only items first seen at this time or later.")
+    ] = None
+    topic_l1: Annotated[Topics | None, Field(description="Only items of these coarse topics.")] = None
+    topic_l2: Annotated[Topics | None, Field(description="Only items of these fine topics.")] = None
+
+
+class RetrieveRequest(Message):
+    """Asks for items: either one list for each trigger, or one list for a user's history."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"triggers": [17], "k": 10, "alpha": 50},
+                {"history": [17, 4, 23], "k": 20, "filters": {"exclude": [99]}},
+            ]
+        }
+    )
+
+    triggers: Annotated[
+        list[ItemId] | None, Field(min_length=1, description="Item ids; each gets a list of its own.")
+    ] = None
+    history: Annotated[
+        list[ItemId] | None, Field(min_length=1, description="Items of one user, the latest last; they get one list.")
+    ] = None
+    k: Annotated[Count | None, Field(description="Answers a list; default: the index's.")] = None
+    k_ann: Annotated[Count | None, Field(description="Candidates a head; at least k.")] = None
+    num_probes: Annotated[Count | None, Field(description="Clusters searched a head.")] = None
+    alpha: Annotated[Percent | None, Field(description="Percent of the answers from the engagement head.")] = None
+    filters: RequestFilters = RequestFilters()
+    side_by_side: Annotated[bool, Field(description="With one trigger: also what each head alone answers.")] = False
+    describe: Annotated[bool, Field(description="Also text and topics of all items of the answer.")] = False
+    timeout_ms: Annotated[Count | None, Field(description="Time budget; at most the service's own.")] = None
+
+    @model_validator(mode="after")
+    def _one_question(self) -> RetrieveRequest:
+        if (self.triggers is None) == (self.history is None):
+            raise ValueError("expected either triggers or history")
+        if self.side_by_side and (self.triggers is None or len(self.triggers) != 1):
+            raise ValueError("side_by_side expects exactly one trigger")
+        return self
+
+
+class AnsweredItem(BaseModel):
+    """One item of an answer."""
+
+    item: int | str
+    score: Annotated[float, Field(description="Comparable over all items of a request.")]
+    similarity: Annotated[
+        float | None, Field(description="To the trigger, under the head that brought it; null: no head did.")
+    ]
+    head: Annotated[str, Field(description="The head that brought it, or popular.")]
+    trigger: Annotated[
+        int | str | None, Field(description="The trigger it answers; null: nothing of the history is known.")
+    ]
+
+
+class Answer(BaseModel):
+    """The list of one trigger, grouped by head; or of a history, sorted by score."""
+
+    trigger: Annotated[int | str | None, Field(description="null for a history.")]
+    items: list[AnsweredItem]
+    heads: Annotated[dict[str, list[AnsweredItem]] | None, Field(description="With side_by_side: each head alone.")] = (
+        None
+    )
+
+
+class ItemText(BaseModel):
+    """What a person wants to see of an item; empty where there is none."""
+
+    item: int | str
+    text: str
+    topic_l1: str
+    topic_l2: str
+
+
+class RetrieveResponse(BaseModel):
+    """Answers, all of one index version."""
+
+    version: Annotated[str, Field(description="Of the index that answered.")]
+    alpha: float
+    answers: list[Answer]
+    descriptions: Annotated[list[ItemText] | None, Field(description="With describe: each item once.")] = None
+
+
+class ItemsResponse(BaseModel):
+    """Items found by their text."""
+
+    version: str
+    items: list[ItemText]
+
+
+class NewItems(Message):
+    """Fresh items: each its id, the features of the model, and optional display columns."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"items": [{"item_id": 900001, "text": "blue enamel mug", "price": 12.5}]}]}
+    )
+
+    items: Annotated[
+        list[dict[Annotated[str, Field(max_length=256)], Any]],
+        Field(
+            min_length=1, description="Rows with item_id, every feature (null: not known), text, topic_l1, topic_l2."
+        ),
+    ]
+
+
+class Written(BaseModel):
+    """What a write did."""
+
+    version: str
+    items: Annotated[list[int | str], Field(description="Ids that were added or removed.")]
+
+
+class CurvePoint(BaseModel):
+    """One alpha of the evaluation."""
+
+    alpha: float
+    recall: float
+    match: float | None
+
+
+class Curve(BaseModel):
+    """Recall against topic match over alpha, as the evaluation measured it."""
+
+    recall_at: int
+    topic: Annotated[str, Field(description="Level of the topic match: topic_l1 or topic_l2.")]
+    same_index: Annotated[bool, Field(description="Whether it was measured on the index version that answers now.")]
+    points: list[CurvePoint]
+
+
+class IndexResponse(BaseModel):
+    """What the service answers from."""
+
+    model: str
+    version: str
+    num_items: int
+    heads: list[str]
+    k: int
+    k_ann: int
+    num_probes: int
+    alpha: float
+    max_k: int
+    max_history: int
+    writes: Annotated[bool, Field(description="Whether a key for the routes that write is configured.")]
+    curve: Curve | None
+
+
+# Field of RetrieveRequest -> the setting that bounds its value or its length.
+_LIMITS = {
+    ("triggers",): "max_triggers",
+    ("history",): "max_history",
+    ("k",): "max_k",
+    ("k_ann",): "max_k_ann",
+    ("num_probes",): "max_num_probes",
+    ("filters", "exclude"): "max_filter_items",
+    ("filters", "allow"): "max_filter_items",
+}
+
+
+def beyond_limits(request: RetrieveRequest, limits: ServiceConfig, default_k_ann: int) -> list[FieldProblem]:
+    """The fields of a request that ask for more than this service gives."""
+    found = []
+    for path, setting in _LIMITS.items():
+        value: Any = request
+        for name in path:
+            value = getattr(value, name)
+        most = getattr(limits, setting)
+        size = len(value) if isinstance(value, list) else value
+        if size is not None and size > most:
+            what = f"at most {most} items" if isinstance(value, list) else f"at most {most}"
+            found.append(FieldProblem(field=".".join(("body", *path)), expected=f"{what}, not {size}"))
+    num_triggers = len(request.triggers or request.history or ())
+    k_ann = request.k_ann or max(default_k_ann, request.k or 0)
+    if not found and num_triggers * k_ann > limits.max_candidates:
+        expected = f"at most {limits.max_candidates // num_triggers} for {num_triggers} triggers, not {k_ann}"
+        found.append(FieldProblem(field="body.k_ann", expected=expected))
+    return found
+
+
+def document_limits(schemas: dict[str, Any], limits: ServiceConfig) -> None:
+    """Writes the limits of this service into the schemas of its OpenAPI document."""
+    owners = {1: "RetrieveRequest", 2: "RequestFilters"}
+    for path, setting in _LIMITS.items():
+        schema = schemas[owners[len(path)]]["properties"][path[-1]]
+        most = getattr(limits, setting)
+        for choice in schema.get("anyOf", [schema]):
+            if choice.get("type") == "array":
+                choice["maxItems"] = most
+            elif choice.get("type") == "integer":
+                choice["maximum"] = most

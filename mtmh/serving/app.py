@@ -1,0 +1,216 @@
+"""The HTTP application: routes over the service, and errors in one form."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from mtmh import __version__
+from mtmh.config import Config, ServiceConfig
+from mtmh.serving.api import (
+    IndexResponse,
+    ItemsResponse,
+    RetrieveRequest,
+    RetrieveResponse,
+    document_limits,
+)
+from mtmh.serving.catalogue import UnknownItemError
+from mtmh.serving.curve import read_curve
+from mtmh.serving.guard import Guard
+from mtmh.serving.item_search import search_items
+from mtmh.serving.problems import Problem, Refused, documented, invalid_request, problem
+from mtmh.serving.service import Service
+from mtmh.serving.work_queue import DeadlineExceeded, QueueFull
+
+STATIC = Path(__file__).parent / "static"
+
+log = logging.getLogger("mtmh.serve")
+
+
+def create_app(config: Config) -> FastAPI:
+    """The application over the index of a recipe.
+
+    Raises:
+        ValueError: no index that could be used, or an unreadable file of keys.
+    """
+    service = Service(config)
+    app = FastAPI(
+        title="MTMH retrieval",
+        version=__version__,
+        summary="Items that go with an item, or with what a user engaged with.",
+        lifespan=_lifespan,
+        docs_url=None,  # both would load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.service = service
+    app.add_middleware(
+        Guard,
+        metrics=service.metrics,
+        max_body_bytes=config.service.max_body_bytes,
+        body_seconds=config.service.timeout_ms / 1000,
+        draining=lambda: service.draining,
+    )
+    _add_error_handlers(app, service)
+    _add_reading_routes(app, service)
+    _add_operating_routes(app, service)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    app.openapi = lambda: _openapi(app, config.service)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    service: Service = app.state.service
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(service.limits.reload_seconds):
+            try:
+                service.current.refresh()
+            except Exception:  # the watch goes on: the next version may be whole
+                log.exception("looking for a new index version failed")
+
+    watcher = threading.Thread(target=watch, name="index-watch", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        await asyncio.to_thread(watcher.join)
+        await asyncio.to_thread(service.close)
+
+
+def _add_reading_routes(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/retrieve",
+        response_model=RetrieveResponse,
+        responses=documented(400, 404, 408, 413, 422, 429, 504),
+        tags=["retrieve"],
+    )
+    async def retrieve(body: RetrieveRequest) -> Response:
+        """Items for each trigger, or for a user's history. `alpha` percent come from the engagement head."""
+        return await service.retrieve(body)
+
+    @app.get("/v1/items", response_model=ItemsResponse, responses=documented(422, 429, 504), tags=["items"])
+    async def find_items(
+        query: Annotated[
+            str, Query(max_length=200, description="Words of the text, or an id; empty: popular items.")
+        ] = "",
+        limit: Annotated[int, Query(ge=1, le=100)] = 10,
+    ) -> Response:
+        """Items whose text holds every word of the query."""
+        snapshot = service.current.snapshot
+        found = await service.compute(lambda: search_items(snapshot.retriever.catalogue.table, query, limit))
+        return _json({"version": snapshot.version, "items": found})
+
+    @app.get("/v1/index", response_model=IndexResponse, responses=documented(429, 504), tags=["items"])
+    async def index() -> Response:
+        """The index version that answers, the defaults of a request, and the evaluation's curve where there is one."""
+        retriever = service.current.snapshot.retriever
+        curve = await service.compute(lambda: read_curve(service.config))
+        content = IndexResponse(
+            model=service.config.name,
+            version=retriever.version,
+            num_items=retriever.num_items,
+            heads=retriever.heads,
+            **retriever.defaults.model_dump(include={"k", "k_ann", "num_probes", "alpha"}),
+            max_k=service.limits.max_k,
+            max_history=service.limits.max_history,
+            writes=bool(service.api_keys),
+            curve=curve,
+        )
+        return _json(content)
+
+
+def _add_operating_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/healthz", tags=["operate"])
+    async def healthz() -> dict[str, str]:
+        """Whether the process runs."""
+        return {"status": "ok"}
+
+    @app.get("/readyz", responses=documented(503), tags=["operate"])
+    async def readyz() -> dict[str, str]:
+        """Whether requests should be sent here; 503 once the service is about to end."""
+        if service.draining:
+            raise Refused(503, "the service is about to end")
+        return {"status": "ok", "version": service.current.snapshot.version}
+
+    @app.get("/metrics", tags=["operate"], response_class=Response, include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/", include_in_schema=False)
+    async def explorer() -> FileResponse:
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+
+def _add_error_handlers(app: FastAPI, service: Service) -> None:
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        del request
+        return invalid_request(error)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        del request
+        return problem(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        del request
+        return problem(error.status, error.detail, fields=error.fields, headers=error.headers)
+
+    @app.exception_handler(UnknownItemError)
+    async def unknown(request: Request, error: UnknownItemError) -> Response:
+        del request
+        return problem(404, str(error))
+
+    @app.exception_handler(ValueError)
+    async def not_fitting(request: Request, error: ValueError) -> Response:
+        del request
+        return problem(422, str(error))
+
+    @app.exception_handler(QueueFull)
+    async def full(request: Request, error: QueueFull) -> Response:
+        del request
+        service.metrics.rejected.labels("queue_full").inc()
+        return problem(429, str(error), headers={"Retry-After": str(error.retry_after)})
+
+    @app.exception_handler(DeadlineExceeded)
+    async def late(request: Request, error: DeadlineExceeded) -> Response:
+        del request
+        service.metrics.rejected.labels("deadline").inc()
+        return problem(504, str(error))
+
+
+def _json(content: Any) -> Response:
+    return Response(to_json(content), media_type="application/json")
+
+
+def _openapi(app: FastAPI, limits: ServiceConfig) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        schemas = schema["components"]["schemas"]
+        problem_schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(problem_schema.pop("$defs"))
+        schemas["Problem"] = problem_schema
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        document_limits(schemas, limits)
+        app.openapi_schema = schema
+    return app.openapi_schema

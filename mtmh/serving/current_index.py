@@ -1,0 +1,117 @@
+"""The index that answers now: one reference that every request reads once, and what replaces it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+
+from mtmh.serving.live import LiveIndex
+from mtmh.serving.retriever import Retriever
+from mtmh.serving.service_metrics import ServiceMetrics
+
+log = logging.getLogger("mtmh.serve")
+
+
+class AnswerCache:
+    """The answers used last, already encoded. For one thread: the event loop's.
+
+    Args:
+        capacity: bytes of questions and answers kept; 0: none.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._size = 0
+        self._answers: OrderedDict[str, bytes] = OrderedDict()
+
+    def get(self, question: str) -> bytes | None:
+        """The answer to a question, if it is there."""
+        answer = self._answers.get(question)
+        if answer is not None:
+            self._answers.move_to_end(question)
+        return answer
+
+    def put(self, question: str, answer: bytes) -> None:
+        """Keeps an answer; those not used for longest leave."""
+        if question in self._answers:
+            return
+        self._answers[question] = answer
+        self._size += len(question) + len(answer)
+        while self._size > self._capacity:
+            left, gone = self._answers.popitem(last=False)
+            self._size -= len(left) + len(gone)
+
+
+class Snapshot:
+    """One state of the index with the answers it gave: both go together.
+
+    Attributes:
+        retriever: answers.
+        cache: its answers.
+    """
+
+    def __init__(self, retriever: Retriever, cache_bytes: int) -> None:
+        self.retriever = retriever
+        self.cache = AnswerCache(cache_bytes)
+
+    @property
+    def version(self) -> str:
+        """Of the index."""
+        return self.retriever.version
+
+
+class CurrentIndex:
+    """Holds the snapshot in use and replaces it as a whole.
+
+    A request reads ``snapshot`` once and works with what it got, so its answer is of one version, and an old snapshot
+    lives until the last request that uses it ends.
+
+    Args:
+        index_dir: versioned folder of the index.
+        metrics: to count in.
+        cache_bytes: size of the cache of answers.
+    """
+
+    def __init__(self, index_dir: Path, metrics: ServiceMetrics, cache_bytes: int) -> None:
+        self._live = LiveIndex(index_dir)
+        self._metrics = metrics
+        self._cache_bytes = cache_bytes
+        self._swapping = threading.Lock()
+        self._refused = ""
+        self.snapshot = Snapshot(self._live.retriever, cache_bytes)
+        self._tell()
+
+    def refresh(self) -> None:
+        """Takes a new version or items of other processes into use; a bad one is refused and the old one stays."""
+        try:
+            changed = self._live.refresh()
+        except (ValueError, OSError) as error:
+            if str(error) != self._refused:  # said once, not at every look
+                self._refused = str(error)
+                self._metrics.index_refused.inc()
+                log.error("index version refused, %s stays: %s", self.snapshot.version, error)
+            return
+        self._refused = ""
+        if changed:
+            self._swap()
+
+    def _swap(self) -> str:
+        with self._swapping:
+            retriever = self._live.retriever
+            if retriever is not self.snapshot.retriever:
+                # Pages of a new index are on disk yet: the first question is ours, not a client's.
+                retriever.retrieve(retriever.catalogue.ids(np.zeros(1, np.int64)))
+                self.snapshot = Snapshot(retriever, self._cache_bytes)
+                self._metrics.index_swaps.inc()
+                self._tell()
+                log.info("index version %s answers, %d items", self.snapshot.version, retriever.num_items)
+            return self.snapshot.version
+
+    def _tell(self) -> None:
+        self._metrics.index_info.clear()
+        self._metrics.index_info.labels(self.snapshot.version).set(1)
+        self._metrics.index_items.set(self.snapshot.retriever.num_items)

@@ -1,0 +1,144 @@
+"""The outermost layer of the service: limits of the body before anything parses it, headers, times, access log."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mtmh.serving.problems import problem
+from mtmh.serving.service_metrics import ServiceMetrics
+
+access_log = logging.getLogger("mtmh.access")
+
+# The page needs its own script and style and nothing else; the API needs nothing.
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Guard:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: what it guards.
+        metrics: to count in.
+        max_body_bytes: a larger body is answered 413, before it is read to its end.
+        body_seconds: a body that takes longer to arrive is answered 408.
+        draining: whether the service is about to end; then clients are asked to close their connections.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: ServiceMetrics,
+        max_body_bytes: int,
+        body_seconds: float,
+        draining: Callable[[], bool],
+    ) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._body_seconds = body_seconds
+        self._draining = draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handles one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        status = 500
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+                if self._draining():
+                    headers["Connection"] = "close"
+            await send(message)
+
+        try:
+            await self._limited(scope, receive, send_with_headers)
+        finally:
+            self._record(scope, status, time.perf_counter() - start)
+
+    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] in ("GET", "HEAD"):
+            await self._app(scope, receive, send)
+            return
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                body = await self._read(scope, receive)
+        except TimeoutError:
+            self._metrics.rejected.labels("slow_body").inc()
+            answer = problem(
+                408, f"the body took longer than {self._body_seconds:g} s", headers={"Connection": "close"}
+            )
+            await answer(scope, receive, send)
+            return
+        if body is None:
+            self._metrics.rejected.labels("body_too_large").inc()
+            text = f"the body is larger than {self._max_body_bytes} bytes"
+            await problem(413, text, headers={"Connection": "close"})(scope, receive, send)
+            return
+        read = False
+
+        async def replay() -> Message:
+            nonlocal read
+            if not read:
+                read = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        await self._app(scope, replay, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body, or None as soon as it is known to be too large."""
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdecimal() and int(announced) > self._max_body_bytes:
+            return None
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b"".join(parts)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self._max_body_bytes:
+                return None
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        # Paths as declared, not as sent: a client must not be able to make new labels.
+        route = getattr(scope.get("route"), "path", "other")
+        self._metrics.requests.labels(route, str(status)).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        if access_log.isEnabledFor(logging.INFO):
+            client = scope.get("client") or ("", 0)
+            line = {
+                "time": round(time.time(), 3),
+                "client": client[0],
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status,
+                "ms": round(1000 * seconds, 3),
+            }
+            access_log.info(json.dumps(line))

@@ -1,0 +1,104 @@
+"""Runs the service: binds, says where, serves until told to end, and ends without dropping a request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from socket import socket
+from types import FrameType
+
+import uvicorn
+
+from mtmh.config import Config
+from mtmh.serving.app import create_app
+from mtmh.serving.service import Service
+
+_KEEP_ALIVE_SECONDS = 75  # longer than the usual idle time of a proxy's pool, so that the proxy closes first
+
+
+class DrainingServer(uvicorn.Server):
+    """On SIGTERM first says that it is not ready, keeps answering for a while, then ends as uvicorn does.
+
+    The while gives a load balancer the time to notice. SIGINT, or a second SIGTERM, ends at once; requests that are
+    being answered are finished in any case.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._end_at = float("inf")
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """Begins to listen, and says where."""
+        await super().startup(sockets)
+        for listening in sockets or []:
+            host, port = listening.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"serving http://{shown}:{port} (index version {self._service.current.snapshot.version})", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handles a signal."""
+        if sig == signal.SIGTERM and not self._service.draining:
+            self._service.draining = True
+            self._end_at = time.monotonic() + self._service.limits.drain_seconds
+            return
+        self._service.draining = True
+        super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end, asked ten times a second."""
+        return await super().on_tick(counter) or time.monotonic() >= self._end_at
+
+
+def serve(config: Config) -> None:
+    """Serves a recipe until a signal ends it.
+
+    Raises:
+        ValueError: no index that could be used, or the address cannot be bound.
+    """
+    _log_to_stderr()
+    if config.service.access_log:
+        _log_access_to_stdout()
+    app = create_app(config)
+    service: Service = app.state.service
+    server = DrainingServer(
+        uvicorn.Config(
+            app,
+            host=config.service.host,
+            port=config.service.port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            limit_concurrency=config.service.max_connections,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=config.service.timeout_ms // 1000 + 5,
+        ),
+        service,
+    )
+    try:
+        listening = server.config.bind_socket()
+    except SystemExit:
+        raise ValueError(f"cannot listen on {config.service.host}:{config.service.port}; see the line above") from None
+    asyncio.run(server.serve(sockets=[listening]))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("mtmh.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def _log_access_to_stdout() -> None:
+    logger = logging.getLogger("mtmh.access")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

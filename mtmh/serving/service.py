@@ -1,0 +1,161 @@
+"""The service behind the routes: the current index, the work queue, the answer cache, and how a batch is answered."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from mtmh.config import Config
+from mtmh.serving.api import RetrieveRequest, beyond_limits
+from mtmh.serving.api_keys import read_api_keys
+from mtmh.serving.current_index import CurrentIndex, Snapshot
+from mtmh.serving.filters import Filters
+from mtmh.serving.problems import Refused
+from mtmh.serving.service_metrics import ServiceMetrics
+from mtmh.serving.timings import Timings
+from mtmh.serving.work_queue import WorkQueue
+
+_WRITE_SECONDS = 60.0
+_WAITING_WRITES = 8
+
+
+class Service:
+    """What the routes share.
+
+    Args:
+        config: of the recipe that is served.
+
+    Attributes:
+        config: of the recipe that is served.
+        metrics: of this service.
+        current: the index that answers.
+        draining: whether the service is about to end.
+        api_keys: for the routes that write.
+
+    Raises:
+        ValueError: no index that could be used, or an unreadable file of keys.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.limits = config.service
+        self.metrics = ServiceMetrics()
+        self.draining = False
+        self.api_keys = read_api_keys(config.service)
+        self.current = CurrentIndex(config.model_dir("index"), self.metrics, config.service.cache_mb << 20)
+        self.queue = WorkQueue(
+            "search",
+            threads=config.service.threads or os.cpu_count() or 1,
+            capacity=config.service.queue_size,
+            max_batch=config.service.batch_triggers,
+            on_batch=self.metrics.batch_requests.observe,
+        )
+        # Writes wait for each other anyhow; apart from the queue, they hold up no answer.
+        self.writes = WorkQueue("write", threads=1, capacity=_WAITING_WRITES)
+        self.metrics.queue_depth.set_function(lambda: self.queue.depth)
+        self.metrics.running.set_function(lambda: self.queue.running)
+
+    async def compute(self, run: Callable[[], Any]) -> Any:
+        """Runs one function in a thread, within the budget of a request."""
+        deadline = time.monotonic() + self.limits.timeout_ms / 1000
+        finished = await self.queue.submit(lambda _: [run()], None, deadline=deadline)
+        return finished.result
+
+    async def write(self, run: Callable[[], Any]) -> Any:
+        """Runs one function that changes the index; writes run one after the other."""
+        finished = await self.writes.submit(lambda _: [run()], None, deadline=time.monotonic() + _WRITE_SECONDS)
+        return finished.result
+
+    async def retrieve(self, request: RetrieveRequest) -> Response:
+        """Answers from the cache or through the queue."""
+        problems = beyond_limits(request, self.limits, self.current.snapshot.retriever.defaults.k_ann)
+        if problems:
+            raise Refused(422, f"{problems[0].field}: {problems[0].expected}", fields=problems)
+        question = request.model_dump_json(exclude={"timeout_ms"})
+        cached = self.current.snapshot.cache.get(question)
+        self.metrics.cache.labels("miss" if cached is None else "hit").inc()
+        if cached is not None:
+            return Response(cached, media_type="application/json", headers={"Server-Timing": "cache"})
+        budget = min(request.timeout_ms or self.limits.timeout_ms, self.limits.timeout_ms)
+        batched = request.triggers is not None and not request.side_by_side
+        finished = await self.queue.submit(
+            self._answer_batch,
+            request,
+            deadline=time.monotonic() + budget / 1000,
+            key=request.model_dump_json(exclude={"triggers", "timeout_ms", "describe"}) if batched else None,
+            size=len(request.triggers or ()),
+        )
+        snapshot, body, seconds = finished.result
+        self.metrics.stages.labels("queue").observe(finished.waited)
+        snapshot.cache.put(question, body)
+        stages = {"queue": finished.waited, **seconds}
+        timing = ", ".join(f"{stage};dur={1000 * spent:.2f}" for stage, spent in stages.items())
+        return Response(body, media_type="application/json", headers={"Server-Timing": timing})
+
+    def close(self) -> None:
+        """Finishes what waits, and ends the threads."""
+        self.queue.close()
+        self.writes.close()
+
+    def _answer_batch(self, requests: list[RetrieveRequest]) -> list[tuple[Snapshot, bytes, dict[str, float]]]:
+        """Answers requests that differ in their triggers only, or one request of any form; all from one snapshot."""
+        snapshot = self.current.snapshot
+        timings = Timings()
+        answers = _answers(snapshot, requests, timings)
+        encoded = []
+        for request, lists in zip(requests, answers, strict=True):
+            with timings.stage("encode"):
+                encoded.append(_encode(snapshot, request, lists, timings))
+        for stage, seconds in timings.seconds.items():
+            self.metrics.stages.labels(stage).observe(seconds)
+        return [(snapshot, body, timings.seconds) for body in encoded]
+
+
+def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: Timings) -> list[list[dict[str, Any]]]:
+    """The answers of each request."""
+    retriever, first = snapshot.retriever, requests[0]
+    settings: dict[str, Any] = {
+        "k": first.k,
+        "k_ann": first.k_ann,
+        "num_probes": first.num_probes,
+        "alpha": first.alpha,
+        "filters": Filters(**{name: getattr(first.filters, name) for name in type(first.filters).model_fields}),
+        "timings": timings,
+    }
+    if first.history is not None:
+        return [[{"trigger": None, "items": retriever.retrieve_user(first.history, **settings)}]]
+    if first.side_by_side:
+        assert first.triggers is not None
+        shown = retriever.retrieve_side_by_side(first.triggers[0], **settings)
+        return [[{"trigger": shown.trigger, "items": shown.merged, "heads": shown.heads}]]
+    typed = retriever.catalogue.typed
+    triggers = [trigger for request in requests for trigger in request.triggers or ()]
+    lists = iter(retriever.retrieve(triggers, **settings))
+    return [
+        [{"trigger": typed(trigger, "trigger"), "items": next(lists)} for trigger in request.triggers or ()]
+        for request in requests
+    ]
+
+
+def _encode(snapshot: Snapshot, request: RetrieveRequest, answers: list[dict[str, Any]], timings: Timings) -> bytes:
+    """A ``RetrieveResponse`` as JSON."""
+    alpha = request.alpha if request.alpha is not None else snapshot.retriever.defaults.alpha
+    response: dict[str, Any] = {"version": snapshot.version, "alpha": alpha, "answers": answers}
+    if request.describe:
+        with timings.stage("describe"):
+            typed = snapshot.retriever.catalogue.typed
+            items = dict.fromkeys(typed(item, "item") for item in request.triggers or request.history or ())
+            for answer in answers:
+                lists = [answer["items"], *answer.get("heads", {}).values()]
+                items.update(dict.fromkeys(found.item for found_items in lists for found in found_items))
+            descriptions = snapshot.retriever.describe(list(items))
+            response["descriptions"] = [
+                {"item": item, **asdict(described)} for item, described in zip(items, descriptions, strict=True)
+            ]
+    return to_json(response, inf_nan_mode="null")

@@ -1,0 +1,94 @@
+"""A real `mtmh serve` process, and a plain HTTP client for it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+KEY = "correct horse"
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: http.client.HTTPMessage
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class ServiceProcess:
+    """Starts the verb on a free port; ``settings`` are of the service section."""
+
+    def __init__(self, recipe: Path, *, key: str | None = KEY, **settings: Any) -> None:
+        defaults = {"threads": 2, "drain_seconds": 0.3, "reload_seconds": 0.1, "timeout_ms": 20_000, "cache_mb": 0}
+        command = [sys.executable, "-m", "mtmh.cli", "serve", str(recipe), "--port", "0"]
+        for name, value in (defaults | settings).items():
+            command += ["--set", f"service.{name}={json.dumps(value)}"]
+        environment = {name: value for name, value in os.environ.items() if name != "MTMH_API_KEYS"}
+        environment |= {"OMP_NUM_THREADS": "1", **({"MTMH_API_KEYS": key} if key else {})}
+        self.log = recipe.parent / f"serve-{time.monotonic_ns()}.log"
+        with self.log.open("w") as stderr:
+            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"serving http://127\.0\.0\.1:(\d+)", line)
+        assert found, f"{line}\n{self.log.read_text()}"
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(sig)
+        return self.process.wait(timeout=30)
+
+    def call(
+        self, method: str, path: str, content: Any = None, *, raw: bytes | None = None, headers: Mapping[str, str] = {}
+    ) -> Reply:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            body = raw if raw is not None else None if content is None else json.dumps(content).encode()
+            connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+            answer = connection.getresponse()
+            return Reply(answer.status, answer.headers, answer.read())
+        finally:
+            connection.close()
+
+    def retrieve(self, **question: Any) -> Reply:
+        return self.call("POST", "/v1/retrieve", question)
+
+    def write(self, method: str, path: str, content: Any = None) -> Reply:
+        return self.call(method, path, content, headers={"X-API-Key": KEY})
+
+    def metric(self, name: str) -> float:
+        """The value of one line of /metrics, labels included in the name."""
+        for line in self.call("GET", "/metrics").body.decode().splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"no metric {name}")
+
+    def wait_for(self, version: str, seconds: float = 20.0) -> None:
+        end = time.monotonic() + seconds
+        while (now := self.call("GET", "/readyz").json["version"]) != version:
+            assert time.monotonic() < end, f"still version {now}, not {version}\n{self.log.read_text()}"
+            time.sleep(0.05)
