@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -81,7 +85,8 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with _without_advice():
+            super().__init__(*args, **kwargs)
         self.now = 1
         self.reset_counts()
 
@@ -90,6 +95,12 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
         """Name of the table."""
         assert self._name is not None
         return str(self._name)
+
+    @property
+    def bytes_a_row(self) -> int:
+        """Memory of the map, besides the weights."""
+        parts = [self.identities] if self.last_seen is None else [self.identities, self.last_seen]
+        return sum(part.element_size() for part in parts)
 
     @property
     def identities(self) -> Tensor:
@@ -256,6 +267,20 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
             rank = torch.where(free, probe, torch.where(last_seen < self.now, stale, _NEVER))
         best = rank.min(dim=1)
         return torch.where(best.values == _NEVER, NO_ROW, rows.gather(1, best.indices[:, None]).squeeze(1))
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Holds back what TorchRec always says when it makes such a module: nothing that its user could act on."""
+    logger = logging.getLogger("torchrec.modules.mc_modules")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="To copy construct from a tensor", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def scrambled(ids: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from mtmh.artifacts import MANIFEST
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.schema import FeatureSchema, IdFeature
+from mtmh.modules.id_tables import HashIdRows
 from mtmh.modules.mtmh import MTMH
 from mtmh.training.distributed import Ranks
 from mtmh.training.hardware import GIB, Cluster
@@ -55,17 +56,22 @@ class TablePlan:
 
 @dataclass
 class RankMemory:
-    """What one rank keeps, bytes. ``buffers``: ids that come in and pooled embeddings that go out, in one step."""
+    """What one rank keeps, bytes.
+
+    ``id_maps``: which raw id owns each row, and when it was last seen. ``buffers``: ids that come in and pooled
+    embeddings that go out, in one step.
+    """
 
     weights: int = 0
     optimizer: int = 0
+    id_maps: int = 0
     buffers: int = 0
     towers: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.optimizer + self.buffers + self.towers
+        return self.weights + self.optimizer + self.id_maps + self.buffers + self.towers
 
 
 @dataclass(frozen=True)
@@ -235,8 +241,11 @@ def _table_plan(option: ShardingOption) -> TablePlan:
 
 def _memory(options: list[ShardingOption], model: MTMH, cluster: Cluster) -> list[RankMemory]:
     towers = sum(
-        value.numel() * value.element_size() for name, value in model.named_parameters() if TABLE_KEY not in name
+        value.numel() * value.element_size()
+        for name, value in model.named_parameters()
+        if TABLE_KEY not in name and value.requires_grad
     )
+    maps = {rows.table: rows.bytes_a_row for rows in model.modules() if isinstance(rows, HashIdRows)}
     memory = [RankMemory(towers=TOWER_COPIES * towers) for _ in range(cluster.world_size)]
     for option, shard in _shards(options):
         rank = memory[shard.rank]
@@ -244,6 +253,7 @@ def _memory(options: list[ShardingOption], model: MTMH, cluster: Cluster) -> lis
         optimizer = round(weights * _optimizer_share(option))
         rank.weights += weights
         rank.optimizer += optimizer
+        rank.id_maps += shard.size[0] * maps.get(option.name, 0)
         rank.buffers += _bytes(shard.storage) - weights - optimizer
     return memory
 

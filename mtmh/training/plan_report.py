@@ -9,9 +9,16 @@ from rich.console import Group
 from rich.table import Table
 
 from mtmh.training.hardware import GIB
-from mtmh.training.plan import Plan, RankMemory
+from mtmh.training.plan import Plan
 
-MEMORY = ("weights", "optimizer", "buffers", "towers", "total")
+MEMORY = {
+    "weights": "weights",
+    "optimizer": "optimizer",
+    "id_maps": "id maps",
+    "buffers": "inputs + outputs",
+    "towers": "towers",
+    "total": "total",
+}
 
 
 def plan_report(plan: Plan) -> Group:
@@ -47,15 +54,16 @@ def _memory_view(plan: Plan) -> Table:
     room = f"{plan.usable / GIB:.2f} of {plan.cluster.rank_memory / GIB:.2f}"
     view = Table(title=f"Memory of a rank, GiB (tables may take {room})", box=box.SIMPLE)
     view.add_column("ranks")
-    for name in ("weights", "optimizer", "inputs + outputs", "towers", "total"):
-        view.add_column(name, justify="right")
+    shown = [key for key in MEMORY if key != "id_maps" or any(memory.id_maps for memory in plan.memory)]
+    for key in shown:
+        view.add_column(MEMORY[key], justify="right")
     alike: dict[tuple[str, ...], list[int]] = {}
     for rank, memory in enumerate(plan.memory):
-        alike.setdefault(_cells(memory), []).append(rank)
+        alike.setdefault(tuple(f"{getattr(memory, key) / GIB:.2f}" for key in shown), []).append(rank)
     for cells, ranks in alike.items():
         view.add_row(_ranges(ranks), *cells)
     view.add_section()
-    columns = [[getattr(memory, key) for memory in plan.memory] for key in MEMORY]
+    columns = [[getattr(memory, key) for memory in plan.memory] for key in shown]
     for name, summary in (("min", min), ("mean", fmean), ("max", max)):
         view.add_row(name, *(f"{summary(column) / GIB:.2f}" for column in columns))
     return view
@@ -69,10 +77,6 @@ def _stages_view(plan: Plan) -> Table:
     for stage in plan.stages:
         view.add_row(stage.name, str(stage.rank), stage.table, f"{stage.milliseconds:.3f}")
     return view
-
-
-def _cells(memory: RankMemory) -> tuple[str, ...]:
-    return tuple(f"{getattr(memory, key) / GIB:.2f}" for key in MEMORY)
 
 
 def _ranges(ranks: list[int]) -> str:

@@ -73,6 +73,21 @@ def test_fp16_halves_weights_and_the_optimizer_follows(tmp_path: Path, optimizer
     assert [rank.optimizer for rank in plan.memory] == [round(100_000 * 32 * 2 * share)] * 8
 
 
+@pytest.mark.parametrize(("eviction", "bytes_a_row"), [("none", 8), ("lru", 12)])
+def test_a_table_of_raw_ids_is_cut_by_rows_and_its_id_map_counts(
+    tmp_path: Path, eviction: str, bytes_a_row: int
+) -> None:
+    table = {"rows": 960_000, "eviction": eviction}
+    config = planned_config(tmp_path, model={"embedding_dim": 32, "id_tables": {"item_id": table}})
+    plan = make_plan(config, SMALL)
+    without = make_plan(planned_config(tmp_path, model={"embedding_dim": 32}), SMALL)
+    items = next(table for table in plan.tables if table.name == "item_id")
+    assert (items.num_rows, items.sharding_type, items.ranks) == (960_000, "row_wise", list(range(8)))
+    assert [rank.id_maps for rank in plan.memory] == [120_000 * bytes_a_row] * 8
+    assert [rank.towers for rank in plan.memory] == [rank.towers for rank in without.memory]
+    assert not any(rank.id_maps for rank in without.memory)
+
+
 def test_a_copied_table_counts_on_every_rank(tmp_path: Path) -> None:
     config = planned_config(tmp_path, sharding={"tables": {"tags": "data_parallel", "item_id": "row_wise"}})
     plan = make_plan(config, SMALL)

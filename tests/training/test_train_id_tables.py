@@ -11,7 +11,6 @@ import pytest
 import torch
 from mtmh.modules.id_tables import NO_ROW, HashIdRows, scrambled
 from prepare_helpers import prepare_tables
-from synthetic_dataset import write_dataset
 from tiny_run import NUM_ITEMS, losses_of, state_of, tiny_config, write_inputs
 from torchrec import KeyedJaggedTensor
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -228,10 +227,3 @@ def test_settings_that_cannot_be_honoured_are_named(root: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"a table of raw ids .* is cut row_wise, not column_wise"):
         train(column_wise)
-
-
-def test_a_dataset_without_raw_ids_says_so(tmp_path: Path) -> None:
-    dataset = write_dataset(tmp_path / "dataset", [[1, 2, 3]])
-    (tmp_path / "dataset" / "item_table" / "item_id.raw.npy").unlink()
-    with pytest.raises(ValueError, match="prepare the dataset again"):
-        dataset.item_table.gather(np.arange(3), raw={"item_id"})
