@@ -115,7 +115,7 @@ def carry_over(
     by_row = {
         name: feature
         for name in state
-        if (feature := _table_of(name)) and feature not in config.model.id_tables and state[name].dim() > 0
+        if (feature := table_of(name)) and feature not in config.model.id_tables and state[name].dim() > 0
     }
     folder = previous.path / STATE
     stored = stored_shapes(folder)
@@ -127,7 +127,7 @@ def carry_over(
                 f"keep their optimizer, and data-parallel ones stay data-parallel; or set "
                 f"training.continuation.optimizer_state=reset"
             )
-        move = _RowMover(feature, previous.path, dataset.artifact.path, rows_before[feature])
+        move = RowMover(feature, previous.path, dataset.artifact.path, rows_before[feature])
         for offsets, piece in local_shards(state[name]):
             move(folder, name, offsets, piece)
     read_state({name: value for name, value in state.items() if name not in by_row}, folder, prefixes=())
@@ -150,13 +150,28 @@ def carried_table(carried: list[CarriedRows]) -> Table:
     return view
 
 
-class _RowMover:
-    """Fills pieces of a table from the previous table, row by row of the vocabulary."""
+class RowMover:
+    """Fills pieces of a table from the table of the period before; a value's row is found by both vocabularies.
+
+    Args:
+        feature: whose table.
+        previous: folder that holds ``vocabulary/`` of the period before.
+        current: the same of this period.
+        previous_size: rows of the previous table.
+    """
 
     def __init__(self, feature: str, previous: Path, current: Path, previous_size: int) -> None:
         self._find = partial(previous_rows, feature, previous, current, previous_size=previous_size)
 
     def __call__(self, folder: Path, name: str, offsets: tuple[int, ...], piece: Tensor) -> None:
+        """Fills the rows of ``piece`` whose values are known, leaves the others.
+
+        Args:
+            folder: state on disk that holds the previous table.
+            name: the table there.
+            offsets: where ``piece`` lies in the present table: first row, and first column if it has columns.
+            piece: [rows] or [rows, columns], filled in place.
+        """
         rows = torch.from_numpy(self._find(offsets[0], offsets[0] + len(piece)))
         for (first, *columns), part in stored_pieces(folder, name):
             here = ((rows >= first) & (rows < first + len(part))).nonzero().squeeze(1)
@@ -172,6 +187,6 @@ class _RowMover:
                 ].to(piece)
 
 
-def _table_of(name: str) -> str | None:
-    """The table that an entry of the state belongs to."""
+def table_of(name: str) -> str | None:
+    """The table that an entry of a training state belongs to; ``None``: it belongs to none."""
     return name.split(TABLE_KEY)[1].split(".")[0] if TABLE_KEY in name else None

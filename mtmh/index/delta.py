@@ -1,0 +1,160 @@
+"""Which items must be embedded anew after a continued run: those whose inputs or table rows are no longer the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from mtmh.artifacts import Artifact, open_artifact
+from mtmh.config import Config
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.schema import ITEM_ID
+from mtmh.training.checkpoint import MODEL, STATE
+from mtmh.training.continuation import RowMover, table_of
+from mtmh.training.row_maps import previous_rows
+from mtmh.training.state_files import stored_pieces, stored_shapes
+
+NO_ITEM = -1
+_CHUNK_ITEMS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Where the vectors of this period's items come from.
+
+    Attributes:
+        embeddings: the embeddings artifact of the period before.
+        source: [I] int64; the item of ``embeddings`` whose vectors an item keeps, `NO_ITEM`: to be embedded anew.
+    """
+
+    embeddings: Artifact
+    source: NDArray[np.int64]
+
+    @property
+    def num_kept(self) -> int:
+        """Items that keep their vectors."""
+        return int((self.source != NO_ITEM).sum())
+
+
+def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, *, watch_floats: bool) -> Delta:
+    """Compares the model and the items of two periods.
+
+    An item keeps its vectors if the period before had it with the same values of all id features (and the same float
+    features, if ``watch_floats``) and training has changed none of the table rows that it reads. Rows are compared as
+    they are in the two checkpoints, so whatever moved a row counts.
+
+    Args:
+        dataset: of this period.
+        checkpoint: of this period, continued from ``previous``.
+        previous: the checkpoint of the period before; its dataset and embeddings must still be where it knows them.
+        watch_floats: popularity features and standardised ones change for all items every period.
+
+    Raises:
+        ValueError: an artifact is gone or belongs to something else; the message names it.
+    """
+    before = open_artifact(previous, "checkpoint")
+    if checkpoint.manifest.inputs.get("previous") != before.manifest.digest:
+        raise ValueError(f"{checkpoint.path}: was not continued from {previous}; embed the whole catalogue")
+    config = Config.model_validate(before.manifest.config)
+    if config.model.id_tables:
+        raise ValueError(
+            f"{previous}: {', '.join(config.model.id_tables)} goes by raw ids (model.id_tables), whose rows move when "
+            f"ids are evicted; embed the whole catalogue"
+        )
+    old = open_dataset(config.dataset_dir)
+    if old.artifact.manifest.digest != before.manifest.inputs["dataset"]:
+        raise ValueError(f"{old.artifact.path}: no longer the dataset of {previous}; embed the whole catalogue")
+    embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
+    if embeddings.manifest.inputs["checkpoint"] != before.manifest.digest:
+        raise ValueError(f"{embeddings.path}: not made from {previous}; embed the whole catalogue")
+
+    source = _same_items(dataset, old)
+    maps = {
+        feature.name: previous_rows(
+            feature.name, before.path, dataset.artifact.path, 0, feature.num_rows, previous_size=size
+        )
+        for feature, size in zip(
+            dataset.summary.features.id_features,
+            [feature.num_rows for feature in old.summary.features.id_features],
+            strict=True,
+        )
+    }
+    changed = _changed_rows(checkpoint, before, dataset, old)
+    for start in range(0, dataset.num_items, _CHUNK_ITEMS):
+        part = source[start : start + _CHUNK_ITEMS]
+        known = np.flatnonzero(part != NO_ITEM)
+        stale = np.zeros(len(known), np.bool_)
+        for name, rows in maps.items():
+            stale |= _differs(dataset, old, name, start + known, part[known], rows, changed[name])
+        if watch_floats:
+            now, then = (
+                table.item_table.float_features[items]
+                for table, items in ((dataset, start + known), (old, part[known]))
+            )
+            stale |= (now != then).any(axis=1)
+        part[known[stale]] = NO_ITEM
+    return Delta(embeddings, source)
+
+
+def _same_items(dataset: Dataset, old: Dataset) -> NDArray[np.int64]:
+    """[I] the index that an item had in the period before; `NO_ITEM`: it is new."""
+    now, then = (table.items([ITEM_ID]).column(ITEM_ID) for table in (dataset, old))
+    if now.type != then.type:
+        raise ValueError(f"{dataset.artifact.path}: item ids are {now.type}, in {old.artifact.path} {then.type}")
+    found: pa.ChunkedArray = pc.index_in(now, value_set=then)
+    return np.asarray(pc.fill_null(found, NO_ITEM).to_numpy(), dtype=np.int64)
+
+
+def _changed_rows(
+    checkpoint: Artifact, before: Artifact, dataset: Dataset, old: Dataset
+) -> dict[str, NDArray[np.bool_]]:
+    """For each table [R]: rows that are new or whose weights are no longer the same."""
+    folder = checkpoint.path / STATE
+    sizes = {feature.name: feature.num_rows for feature in old.summary.features.id_features}
+    changed = {f.name: np.zeros(f.num_rows, np.bool_) for f in dataset.summary.features.id_features}
+    for name in stored_shapes(folder):
+        feature = table_of(name)
+        if feature is None or not name.startswith(MODEL):
+            continue
+        move = RowMover(feature, before.path, dataset.artifact.path, sizes[feature])
+        for offsets, piece in stored_pieces(folder, name):
+            then = torch.full_like(piece, torch.nan)  # equals nothing
+            move(before.path / STATE, name, offsets, then)
+            changed[feature][offsets[0] : offsets[0] + len(piece)] |= (piece != then).any(dim=1).numpy()
+    return changed
+
+
+def _differs(
+    dataset: Dataset,
+    old: Dataset,
+    feature: str,
+    items: NDArray[np.int64],
+    old_items: NDArray[np.int64],
+    rows_before: NDArray[np.int64],
+    changed: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """[n] items whose values of one id feature are others, or have rows that changed."""
+    values, lengths = dataset.item_table.columns[feature].gather(items)
+    old_values, old_lengths = old.item_table.columns[feature].gather(old_items)
+    owner = np.repeat(np.arange(len(items)), lengths)
+    differs = np.bincount(owner, changed[values], len(items)) > 0
+    same_length = lengths == old_lengths
+    differs |= ~same_length
+    # In the order of the rows of the period before; the two vocabularies have orders of their own.
+    ours = _sorted_within(rows_before[values], owner)
+    theirs = _sorted_within(old_values, np.repeat(np.arange(len(items)), old_lengths))
+    keep, old_keep = np.repeat(same_length, lengths), np.repeat(same_length, old_lengths)
+    unequal = ours[keep] != theirs[old_keep]
+    differs |= np.bincount(owner[keep], unequal, len(items)) > 0
+    return differs
+
+
+def _sorted_within(values: NDArray[np.integer[Any]], owner: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
+    return values[np.lexsort((values, owner))]

@@ -1,0 +1,142 @@
+"""Which items a continued run leaves as they were: against a loop over items, values and rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from prepare_helpers import prepare_tables
+from tiny_run import state_of, tiny_config
+
+from mtmh.artifacts import open_artifact
+from mtmh.config import Config
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.schema import vocabulary_file
+from mtmh.index.delta import NO_ITEM, find_delta
+from mtmh.index.embed import embed_catalogue
+from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.trainer import train
+
+FEATURES = ("item_id", "brand", "tags")
+
+
+def write_period(root: Path, items: range, active: range, *, rebranded: int | None = None) -> None:
+    """Every item is seen once, by a user of its own; the other users keep to the active ones."""
+    rng = np.random.default_rng(3)
+    events: list[Any] = [(f"u{user}", f"i{rng.choice(active)}", t) for user in range(40) for t in range(12)]
+    events += [(f"v{item}", f"i{item}", t) for item in items for t in (0, 1)]
+    table = {
+        "item_id": [f"i{item}" for item in items],
+        "brand": [f"b{item if item == rebranded else item // 5}" for item in items],
+        "tags": [[f"t{item // 3}", f"t{item // 4}"] for item in items],
+        "price": [float(item % 7) for item in items],
+    }
+    prepare_tables(
+        root,
+        events,
+        table,
+        id_features=["brand", "tags"],
+        float_features=["price"],
+        popularity_features=False,
+        split={"kind": "user", "test_fraction": 0.1},
+        min_user_events=1,
+    )
+
+
+def config_of(root: Path, name: str = "tiny", **sections: Any) -> Config:
+    return tiny_config(
+        root,
+        name,
+        model={"heads": [{"name": "engagement"}], "id_dropout": 0.0},
+        loss={"num_uniform_negatives": 0},
+        training={"max_steps": 4, "warmup_steps": 0} | sections.pop("training", {}),
+        **sections,
+    )
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("delta")
+    write_period(root / "one", range(90), range(90))
+    write_period(root / "two", range(10, 100), range(60, 100), rebranded=30)
+    first = config_of(root / "one")
+    train(first)
+    embed_catalogue(first, first.model_dir("embeddings"))
+    frozen = config_of(root / "two", training={"continuation": {"freeze_towers": True}})
+    train(frozen, continue_from=previous(root))
+    return root
+
+
+def previous(root: Path) -> Path:
+    return latest_checkpoint(config_of(root / "one").model_dir("checkpoints"))
+
+
+def described(dataset: Dataset, vocabularies: Path) -> dict[str, dict[str, list[str]]]:
+    """item id -> feature -> sorted values; row 0 is the value ''."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for feature in FEATURES:
+        table = pq.read_table(vocabularies / vocabulary_file(feature)).to_pydict()
+        value_of = {0: ""} | dict(zip(table["row"], table["value"], strict=True))
+        for index, item in enumerate(dataset.item_ids.tolist()):
+            values, _ = dataset.item_table.columns[feature].gather(np.array([index]))
+            found.setdefault(item, {})[feature] = sorted(value_of[row] for row in values.tolist())
+    return found
+
+
+def weights_by_value(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
+    state = state_of(checkpoint)
+    found = {}
+    for feature in FEATURES:
+        (name,) = [key for key in state if key.startswith("model.") and f"embedding_bags.{feature}." in key]
+        table = pq.read_table(checkpoint / vocabulary_file(feature)).to_pydict()
+        found[feature] = {"": state[name][0]} | {
+            value: state[name][row] for value, row in zip(table["value"], table["row"], strict=True)
+        }
+    return found
+
+
+def test_equals_a_loop_over_items(root: Path) -> None:
+    config = config_of(root / "two")
+    checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
+    now, then = open_dataset(config.dataset_dir), open_dataset(root / "one" / "dataset")
+    delta = find_delta(now, checkpoint, previous(root), watch_floats=False)
+
+    items, old_items = described(now, checkpoint.path), described(then, previous(root))
+    weights, old_weights = weights_by_value(checkpoint.path), weights_by_value(previous(root))
+    expected = []
+    for item, features in items.items():
+        same = item in old_items and features == old_items[item]
+        for feature, values in features.items():
+            for value in values:
+                known = value in old_weights[feature]
+                same = same and known and torch.equal(weights[feature][value], old_weights[feature][value])
+        expected.append(then.item_ids.tolist().index(item) if same else NO_ITEM)
+    assert delta.source.tolist() == expected
+    assert 0 < delta.num_kept < len(expected)
+    assert delta.source[now.item_ids.tolist().index("i30")] == NO_ITEM  # another brand
+    assert delta.source[now.item_ids.tolist().index("i95")] == NO_ITEM  # new
+
+
+def test_watched_floats_change_with_the_statistics_of_the_period(root: Path) -> None:
+    config = config_of(root / "two")
+    checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
+    assert find_delta(open_dataset(config.dataset_dir), checkpoint, previous(root), watch_floats=True).num_kept == 0
+
+
+def test_what_does_not_belong_together_is_refused(root: Path, tmp_path: Path) -> None:
+    config = config_of(root / "two")
+    now = open_dataset(config.dataset_dir)
+    checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
+    with pytest.raises(ValueError, match="was not continued from"):
+        find_delta(now, checkpoint, checkpoint.path, watch_floats=False)
+    embeddings = config_of(root / "one").model_dir("embeddings")
+    embeddings.rename(tmp_path / "aside")
+    try:
+        with pytest.raises(ValueError, match="no embeddings artifact here"):
+            find_delta(now, checkpoint, previous(root), watch_floats=False)
+    finally:
+        (tmp_path / "aside").rename(embeddings)
