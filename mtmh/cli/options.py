@@ -16,8 +16,12 @@ Overrides = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Where the artifact goes; default: the recipe's folder for it.")]
 
 
+def say(line: str) -> None:
+    """Prints a line; one rank of torchrun speaks for all."""
+    if os.environ.get("RANK", "0") == "0":
+        Console().print(line, highlight=False, soft_wrap=True)
+
+
 def done(what: str, where: Path) -> None:
     """Says what was written and where."""
-    if os.environ.get("RANK", "0") != "0":  # one rank of torchrun speaks for all
-        return
-    Console().print(f"[green]wrote[/green] {what}: {where}", highlight=False, soft_wrap=True)
+    say(f"[green]wrote[/green] {what}: {where}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from mtmh.cli.options import Out, Overrides, Recipe, done
+from mtmh.cli.options import Out, Overrides, Recipe, done, say
 from mtmh.config import load_config
 
 
@@ -63,12 +63,28 @@ def plan(
     Console().print(plan_report(planned), highlight=False)
 
 
-def embed(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
+def embed(
+    recipe: Recipe,
+    out: Out = None,
+    delta_from: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint that the model was continued from: embeds only items whose rows have changed."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
     """Embeds the catalogue under every head of the newest checkpoint."""
     from mtmh.index.embed import embed_catalogue
+    from mtmh.index.layout import EmbeddingsSummary
 
     config = load_config(recipe, overrides)
-    done("item embeddings", embed_catalogue(config, out or config.model_dir("embeddings")).path)
+    artifact = embed_catalogue(config, out or config.model_dir("embeddings"), delta_from=delta_from)
+    made = EmbeddingsSummary.model_validate(artifact.summary)
+    if made.delta is not None:
+        say(
+            f"{made.num_items - made.delta.num_kept:,} of {made.num_items:,} items embedded anew; the others have "
+            f"drifted by {made.delta.mean_drift:.4f} on average (1 - cosine)"
+        )
+    done("item embeddings", artifact.path)
 
 
 def build_index(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:

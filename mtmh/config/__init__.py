@@ -6,7 +6,7 @@ from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConf
 from mtmh.config.model import HeadConfig, IdTableConfig, ModelConfig
 from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
 from mtmh.config.service import ServiceConfig
-from mtmh.config.serving import EvaluationConfig, IndexConfig, MilvusConfig, PqConfig, RetrievalConfig
+from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, MilvusConfig, PqConfig, RetrievalConfig
 from mtmh.config.training import (
     LossConfig,
     PlanConfig,
@@ -23,6 +23,7 @@ __all__ = [
     "ContentCheckConfig",
     "ContentConfig",
     "DataConfig",
+    "EmbeddingConfig",
     "EncoderConfig",
     "EncoderTrainingConfig",
     "EvaluationConfig",

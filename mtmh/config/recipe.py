@@ -19,7 +19,7 @@ from mtmh.config.content import ContentConfig
 from mtmh.config.data import DataConfig, PairsConfig
 from mtmh.config.model import ModelConfig
 from mtmh.config.service import ServiceConfig
-from mtmh.config.serving import EvaluationConfig, IndexConfig, RetrievalConfig
+from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, RetrievalConfig
 from mtmh.config.training import LossConfig, PlanConfig, ShardingConfig, TrainingConfig
 
 
@@ -48,6 +48,7 @@ class Config(Settings):
     sharding: ShardingConfig = ShardingConfig()
     plan: PlanConfig = PlanConfig()
     training: TrainingConfig = TrainingConfig()
+    embedding: EmbeddingConfig = EmbeddingConfig()
     index: IndexConfig = IndexConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

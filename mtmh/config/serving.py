@@ -24,6 +24,18 @@ class MilvusConfig(Settings):
     collection: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$")] = "mtmh"
 
 
+class EmbeddingConfig(Settings):
+    """What ``mtmh embed --delta-from`` takes for unchanged.
+
+    ``watch_floats``: an item whose float features changed is embedded anew. Standardised and popularity features
+    change for nearly all items every period. ``max_drift``: the largest mean of 1 - cosine between kept embeddings and
+    those that the new model would give, on a sample; above it nothing is written.
+    """
+
+    watch_floats: bool = False
+    max_drift: Annotated[float, Field(ge=0.0, le=2.0)] = 0.02
+
+
 class IndexConfig(Settings):
     """One inverted-file index a head."""
 

@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import Config
+from mtmh.data.arrays import open_array
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.item_table import ItemTable
 from mtmh.data.schema import ITEM_ID
+from mtmh.index.embedder import Embedder
+from mtmh.index.layout import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.training.checkpoint import MODEL, STATE
 from mtmh.training.continuation import RowMover, table_of
 from mtmh.training.row_maps import previous_rows
@@ -23,6 +27,9 @@ from mtmh.training.state_files import stored_pieces, stored_shapes
 
 NO_ITEM = -1
 _CHUNK_ITEMS = 1 << 20
+_SAMPLE_ITEMS = 2000
+
+Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,73 @@ class Delta:
     def num_kept(self) -> int:
         """Items that keep their vectors."""
         return int((self.source != NO_ITEM).sum())
+
+
+@dataclass(frozen=True)
+class DeltaEmbedder:
+    """Embeds what must be embedded anew and takes the rest from the period before.
+
+    Attributes:
+        model: embeds items; all ranks call it together.
+        delta: which items.
+        kept: head -> [I of the period before, D] float32.
+    """
+
+    model: Embedder
+    delta: Delta
+    kept: dict[str, Vectors]
+
+    @classmethod
+    def open(cls, model: Embedder, delta: Delta) -> DeltaEmbedder:
+        """Maps the previous embeddings.
+
+        Raises:
+            ValueError: they are of other heads or another width.
+        """
+        made = EmbeddingsSummary.model_validate(delta.embeddings.summary)
+        if (made.heads, made.dim) != (model.heads, model.dim):
+            raise ValueError(
+                f"{delta.embeddings.path}: heads {', '.join(made.heads)} of width {made.dim}, the model has "
+                f"{', '.join(model.heads)} of width {model.dim}; embed the whole catalogue"
+            )
+        shape = (made.num_items, made.dim)
+        kept = {head: open_array(delta.embeddings.path / vectors_file(head), np.float32, shape) for head in made.heads}
+        return cls(model, delta, kept)
+
+    @property
+    def heads(self) -> list[str]:
+        """As the model's."""
+        return self.model.heads
+
+    @property
+    def dim(self) -> int:
+        """As the model's."""
+        return self.model.dim
+
+    def embed(self, table: ItemTable, items: NDArray[np.int64]) -> dict[str, Vectors]:
+        """As `Embedder.embed`."""
+        source = self.delta.source[items]
+        anew = np.flatnonzero(source == NO_ITEM)
+        # A sharded model is computed by all ranks together, so no rank may leave a step out.
+        embedded = self.model.embed(table, items[anew] if len(anew) else items[:1])
+        vectors = {head: self.kept[head][source.clip(0)] for head in self.heads}
+        for head, rows in vectors.items():
+            rows[anew] = embedded[head][: len(anew)]
+        return vectors
+
+    def measure(self, table: ItemTable, seed: int) -> DeltaSummary:
+        """Compares a sample of kept embeddings with the model's; all ranks call it together and get the same."""
+        known = np.flatnonzero(self.delta.source != NO_ITEM)
+        sample = np.random.default_rng(seed).choice(known, min(_SAMPLE_ITEMS, len(known)), replace=False)
+        drift = np.zeros(1)
+        if len(sample):
+            now = self.model.embed(table, sample)
+            drift = np.concatenate(
+                [1.0 - (now[head] * self.kept[head][self.delta.source[sample]]).sum(axis=1) for head in self.heads]
+            )
+        return DeltaSummary(
+            num_kept=len(known), num_sampled=len(sample), mean_drift=float(drift.mean()), max_drift=float(drift.max())
+        )
 
 
 def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, *, watch_floats: bool) -> Delta:

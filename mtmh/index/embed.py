@@ -12,22 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import torch.distributed as dist
 from rich.progress import Progress
-from torch import nn
 
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import Config
-from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.dataset import open_dataset
 from mtmh.data.item_table import ItemTable
-from mtmh.index.layout import EmbeddingsSummary, vectors_file
+from mtmh.index.delta import DeltaEmbedder, find_delta
+from mtmh.index.embedder import Embedder
+from mtmh.index.layout import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.index.row_file import RowFile
-from mtmh.modules.mtmh import MTMH
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.distributed import Ranks, join_ranks, on_first
-from mtmh.training.model import load_model, load_weights, model_of
-from mtmh.training.sharding import shard
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +37,7 @@ Vectors = npt.NDArray[np.float32]
 Items = npt.NDArray[np.int64]
 
 
-def embed_catalogue(config: Config, out: Path) -> Artifact:
+def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None) -> Artifact:
     """Writes an embeddings artifact: ``<head>.npy``, [I, D] float32 unit length, for every head of the model.
 
     Alone, or as one rank of torchrun: then the embedding tables are sharded over the ranks, and each rank embeds its
@@ -50,10 +47,12 @@ def embed_catalogue(config: Config, out: Path) -> Artifact:
     Args:
         config: names the dataset and the model's checkpoints.
         out: folder of the artifact, on a disk that all ranks see; the same on all.
+        delta_from: the checkpoint that the model was continued from; items that are as they were keep the embeddings
+            that were made from it (`find_delta`).
 
     Raises:
-        ValueError: no dataset or checkpoint, the checkpoint was trained on other features, or an embedding that is not
-            finite.
+        ValueError: no dataset or checkpoint, the checkpoint was trained on other features, an embedding is not finite,
+            or kept embeddings have drifted from the model by more than ``embedding.max_drift``.
     """
     with join_ranks(config.training.device) as ranks:
         dataset = open_dataset(config.dataset_dir)
@@ -64,78 +63,22 @@ def embed_catalogue(config: Config, out: Path) -> Artifact:
                 f"{checkpoint.path}: trained on another dataset (digest {str(trained_on)[:12]}) than"
                 f" {dataset.artifact.path} (digest {dataset.artifact.manifest.digest[:12]}); train again"
             )
-        embedder = Embedder.load(checkpoint.path, config, ranks)
+        model = Embedder.load(checkpoint.path, config, ranks)
+        embedder: Embedder | DeltaEmbedder = model
+        inputs, measured = {"dataset": dataset.artifact, "checkpoint": checkpoint}, None
+        if delta_from is not None:
+            delta = find_delta(dataset, checkpoint, delta_from, watch_floats=config.embedding.watch_floats)
+            embedder = DeltaEmbedder.open(model, delta)
+            inputs["previous"] = delta.embeddings
+            measured = embedder.measure(dataset.item_table, config.seed)
+            _check_drift(measured, config, dataset.num_items)
         parts = Parts(out.with_name(f"{out.name}.parts"), embedder.heads, dataset.num_items, embedder.dim)
-        plan = {"dataset": dataset.artifact.manifest.digest, "checkpoint": checkpoint.manifest.digest}
+        plan = {name: artifact.manifest.digest for name, artifact in inputs.items()}
         todo = on_first(ranks, lambda: parts.begin(plan))
         write_shards(embedder, dataset.item_table, parts, todo, ranks)
         dist.barrier()
-        on_first(ranks, lambda: _finish(parts, config, dataset, checkpoint, out))
+        on_first(ranks, lambda: _finish(parts, config, inputs, measured, out))
         return open_artifact(out, "embeddings")
-
-
-@dataclass(frozen=True)
-class Embedder:
-    """A trained model that embeds items.
-
-    Attributes:
-        model: maps item features to embeddings; whole, or sharded, and then all ranks call it together.
-        heads: names, in the order of the model.
-        dim: D.
-        device: where the model takes its inputs.
-        raw: features that the model takes as raw ids.
-    """
-
-    model: nn.Module
-    heads: list[str]
-    dim: int
-    device: torch.device
-    raw: frozenset[str] = frozenset()
-
-    @classmethod
-    def load(cls, checkpoint: Path, config: Config, ranks: Ranks) -> Embedder:
-        """Reads a checkpoint: whole in a CPU process alone, its tables sharded over several ranks or on GPUs."""
-        if ranks.world_size == 1 and ranks.device.type == "cpu":
-            whole = load_model(checkpoint)
-            heads, dim, raw = _interface(whole)
-            return cls(whole, heads, dim, ranks.device, raw)
-        model = model_of(checkpoint, ranks.device, tables=torch.device("meta"))
-        heads, dim, raw = _interface(model)
-        sharded, _ = shard(model, config, ranks)
-        load_weights(sharded, checkpoint)
-        return cls(sharded.eval(), heads, dim, ranks.device, raw)
-
-    def embed(self, table: ItemTable, items: Items) -> dict[str, Vectors]:
-        """Embeds items.
-
-        Args:
-            table: their features.
-            items: [N] item indices.
-
-        Returns:
-            head -> [N, D] float32 of unit length, whatever the model's own setting: search is by cosine.
-
-        Raises:
-            ValueError: an embedding is not finite.
-        """
-        sparse, dense = table.gather(items, raw=self.raw)
-        with torch.no_grad():  # FBGEMM's lookup of a sharded table has no form for inference mode
-            embedded = self.model(sparse.to(self.device), dense.to(self.device))
-            units = {
-                head: torch.nn.functional.normalize(rows.float(), dim=1).cpu().numpy()
-                for head, rows in embedded.items()
-            }
-        for head, unit in units.items():
-            finite = np.isfinite(unit).all(axis=1)
-            if not finite.all():
-                item = items[int(finite.argmin())]
-                raise ValueError(f"head {head}: the embedding of item index {item} is not finite numbers")
-        return units
-
-
-def _interface(model: MTMH) -> tuple[list[str], int, frozenset[str]]:
-    """Heads, width and raw features of a model, which sharding hides."""
-    return [head.name for head in model.heads], model.head_dim, model.sparse_nn.raw_keys
 
 
 @dataclass(frozen=True)
@@ -197,7 +140,9 @@ class Parts:
         return self.folder / f"shard-{shard:06d}.done"
 
 
-def write_shards(embedder: Embedder, table: ItemTable, parts: Parts, shards: list[int], ranks: Ranks) -> None:
+def write_shards(
+    embedder: Embedder | DeltaEmbedder, table: ItemTable, parts: Parts, shards: list[int], ranks: Ranks
+) -> None:
     """Embeds shards, dealt out to the ranks; all ranks call this together.
 
     Args:
@@ -230,12 +175,23 @@ def _steps(parts: Parts, shards: list[int]) -> Iterator[tuple[range, int | None]
             yield range(start, stop), number if stop == items.stop else None
 
 
-def _finish(parts: Parts, config: Config, dataset: Dataset, checkpoint: Artifact, out: Path) -> None:
+def _check_drift(measured: DeltaSummary, config: Config, num_items: int) -> None:
+    if measured.mean_drift > config.embedding.max_drift:
+        raise ValueError(
+            f"embedding.max_drift: {measured.num_kept} of {num_items} items have the table rows they had, but their "
+            f"embeddings have moved by {measured.mean_drift:.4f} on average (1 - cosine, {measured.num_sampled} "
+            f"sampled), more than {config.embedding.max_drift}; embed the whole catalogue, or train with "
+            f"training.continuation.freeze_towers=true"
+        )
+
+
+def _finish(parts: Parts, config: Config, inputs: dict[str, Artifact], delta: DeltaSummary | None, out: Path) -> None:
     """Makes the artifact of the finished parts."""
     writer = ArtifactWriter(out, "embeddings")
     writer.begin()
     for head in parts.heads:
         (parts.folder / vectors_file(head)).rename(writer.folder / vectors_file(head))
-    writer.summary |= EmbeddingsSummary(heads=parts.heads, dim=parts.dim, num_items=parts.num_items).model_dump()
-    writer.commit(config.model_dump(mode="json"), {"dataset": dataset.artifact, "checkpoint": checkpoint})
+    summary = EmbeddingsSummary(heads=parts.heads, dim=parts.dim, num_items=parts.num_items, delta=delta)
+    writer.summary |= summary.model_dump()
+    writer.commit(config.model_dump(mode="json"), inputs)
     shutil.rmtree(parts.folder)

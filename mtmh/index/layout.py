@@ -40,6 +40,17 @@ def milvus_file(head: str) -> Path:
     return Path(f"{head}.milvus.json")
 
 
+class DeltaSummary(BaseModel):
+    """What was kept from the embeddings of the period before; drift is 1 - cosine to what the new model gives."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_kept: int
+    num_sampled: int
+    mean_drift: float
+    max_drift: float
+
+
 class EmbeddingsSummary(BaseModel):
     """The ``summary`` of an embeddings manifest; heads in the order of the model, the engagement head first."""
 
@@ -48,6 +59,7 @@ class EmbeddingsSummary(BaseModel):
     heads: list[str]
     dim: int
     num_items: int
+    delta: DeltaSummary | None = None  # None: all items were embedded
 
 
 class AnnRecall(BaseModel):

@@ -18,7 +18,8 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import ITEMS
 from mtmh.index import embed
 from mtmh.index.build import ann_recall, build_index
-from mtmh.index.embed import Embedder, Parts, embed_catalogue, write_shards
+from mtmh.index.embed import Parts, embed_catalogue, write_shards
+from mtmh.index.embedder import Embedder
 from mtmh.index.layout import EmbeddingsSummary, IndexSummary
 from mtmh.index.vector_index import IvfIndex
 from mtmh.serving.retriever import Retriever
@@ -142,7 +143,7 @@ def test_from_a_trained_checkpoint(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, training={"max_steps": 2})
     checkpoint = train(config)
     artifact = embed_catalogue(config, config.model_dir("embeddings"))
-    assert artifact.summary == {"heads": ["engagement", "relevance"], "dim": 8, "num_items": 200}
+    assert artifact.summary == {"heads": ["engagement", "relevance"], "dim": 8, "num_items": 200, "delta": None}
     sparse, dense = open_dataset(config.dataset_dir).item_table.gather(np.arange(200))
     with torch.no_grad():
         outputs = load_model(checkpoint)(sparse, dense)

@@ -9,15 +9,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from prepare_helpers import prepare_tables
 from tiny_run import state_of, tiny_config
+from typer.testing import CliRunner
 
 from mtmh.artifacts import open_artifact
+from mtmh.cli import app
 from mtmh.config import Config
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import vocabulary_file
 from mtmh.index.delta import NO_ITEM, find_delta
 from mtmh.index.embed import embed_catalogue
+from mtmh.index.layout import EmbeddingsSummary
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.trainer import train
 
@@ -140,3 +145,54 @@ def test_what_does_not_belong_together_is_refused(root: Path, tmp_path: Path) ->
             find_delta(now, checkpoint, previous(root), watch_floats=False)
     finally:
         (tmp_path / "aside").rename(embeddings)
+
+
+def embed(rank: int, world_size: int, root: Path, out: Path) -> None:
+    if world_size > 1:
+        store = dist.FileStore(str(out.with_suffix(".store")), world_size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    embed_catalogue(config_of(root / "two"), out, delta_from=previous(root))
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def test_kept_items_keep_their_vectors_and_the_others_get_the_models(root: Path, tmp_path: Path) -> None:
+    config = config_of(root / "two")
+    whole = embed_catalogue(config, tmp_path / "whole")
+    embed(0, 1, root, tmp_path / "one")
+    mp.spawn(embed, (2, root, tmp_path / "two"), nprocs=2)
+    checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
+    delta = find_delta(open_dataset(config.dataset_dir), checkpoint, previous(root), watch_floats=False)
+    kept = delta.source != NO_ITEM
+    full, one, two, old = (
+        np.load(path / "engagement.npy")
+        for path in (whole.path, tmp_path / "one", tmp_path / "two", config_of(root / "one").model_dir("embeddings"))
+    )
+    assert np.array_equal(one[kept], old[delta.source[kept]])
+    assert np.allclose(one[~kept], full[~kept], atol=1e-6)
+    assert np.allclose(two, one, atol=1e-6)
+    artifact = open_artifact(tmp_path / "one", "embeddings")
+    made = EmbeddingsSummary.model_validate(artifact.summary).delta
+    assert made is not None
+    assert (made.num_kept, made.num_sampled) == (kept.sum(), kept.sum())
+    drift = 1.0 - (full[kept].astype(np.float64) * one[kept]).sum(axis=1)
+    assert made.mean_drift == pytest.approx(drift.mean(), abs=1e-6)
+    assert made.max_drift == pytest.approx(drift.max(), abs=1e-6)
+    assert made.mean_drift > 0.0  # the prices were standardised anew
+    assert artifact.manifest.inputs["previous"] == delta.embeddings.manifest.digest
+
+
+def test_kept_embeddings_that_have_drifted_are_not_written(root: Path, tmp_path: Path) -> None:
+    config = config_of(root / "two", embedding={"max_drift": 0.0})
+    with pytest.raises(ValueError, match=r"training\.continuation\.freeze_towers=true"):
+        embed_catalogue(config, tmp_path / "out", delta_from=previous(root))
+    assert not (tmp_path / "out").exists()
+
+
+def test_verb_says_how_many(root: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(config_of(root / "two").model_dump_json())
+    words = ["embed", str(recipe), "--out", str(tmp_path / "out"), "--delta-from", str(previous(root))]
+    ran = CliRunner().invoke(app, words)
+    assert ran.exit_code == 0, ran.output
+    assert " of 90 items embedded anew" in ran.output
