@@ -14,13 +14,14 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 POLL_SECONDS = 0.02
 
 
-def meet(timeout: timedelta = default_pg_timeout) -> tuple[dist.Store, int, int]:
+def meet(timeout: timedelta = default_pg_timeout) -> tuple[Store, int, int]:
     """Meets the other ranks that the launcher started.
 
     Args:
@@ -33,11 +34,11 @@ def meet(timeout: timedelta = default_pg_timeout) -> tuple[dist.Store, int, int]
         TimeoutError: not all ranks came; the message names them.
     """
     store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-    name = agree(dist.PrefixStore("mtmh", store), rank, world_size, timeout)
-    return dist.PrefixStore(f"mtmh/{name}", store), rank, world_size
+    name = agree(PrefixStore("mtmh", store), rank, world_size, timeout)
+    return PrefixStore(f"mtmh/{name}", store), rank, world_size
 
 
-def agree(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+def agree(store: Store, rank: int, world_size: int, timeout: timedelta) -> str:
     """A name that these processes alone know, whatever others left in the store.
 
     Each rank makes up a word and shows it under its number; rank 0 answers under the word itself, where no earlier
