@@ -46,6 +46,7 @@ setup(
             "data/sources/*.yaml",
             "evaluation/*.html",
             "serving/static/*",
+            "chain/*.html",
         ]
     },
     # TorchRec asks for fbgemm-gpu, whose CPU and CUDA builds exclude each other, so both sit behind an extra.

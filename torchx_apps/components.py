@@ -34,6 +34,29 @@ def prepare(
     return job.app_def(["prepare"], recipe, overrides, None, h, image, max_retries, env, mounts)
 
 
+def content_simulate(
+    recipe: str,
+    *overrides: str,
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Draws pictures and concepts for a simulated catalogue; the verb is `mtmh content simulate`, one process.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    return job.app_def(["content", "simulate"], recipe, overrides, None, h, image, max_retries, env, mounts)
+
+
 def content_train(
     recipe: str,
     *overrides: str,
@@ -57,6 +80,29 @@ def content_train(
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
     """
     return job.app_def(["content", "train"], recipe, overrides, j, h, image, max_retries, env, mounts)
+
+
+def content_check(
+    recipe: str,
+    *overrides: str,
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Measures how well the teacher tells topics apart, with gates; the verb is `mtmh content check`, one process.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    return job.app_def(["content", "check"], recipe, overrides, None, h, image, max_retries, env, mounts)
 
 
 def content_embed(
@@ -143,8 +189,9 @@ def build_index(
     max_retries: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    publish: bool = True,
 ) -> specs.AppDef:
-    """Builds one inverted-file index a head; the verb is `mtmh build-index`, one process.
+    """Builds one index a head and publishes it as the next version; the verb is `mtmh build-index`, one process.
 
     Args:
         recipe: a recipe that ships with mtmh, or a YAML file that the job can read
@@ -154,14 +201,17 @@ def build_index(
         max_retries: times that the scheduler starts a failed job again
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+        publish: publish the version that was built; False leaves that to `mtmh index publish`
     """
-    return job.app_def(["build-index"], recipe, overrides, None, h, image, max_retries, env, mounts)
+    options = ["--publish" if publish else "--no-publish"]
+    return job.app_def(["build-index"], recipe, overrides, None, h, image, max_retries, env, mounts, options)
 
 
 def evaluate(
     recipe: str,
     *overrides: str,
     compare: Optional[List[str]] = None,
+    index_version: str = "",
     h: str = "cpu_small",
     image: str = "",
     max_retries: int = 0,
@@ -174,6 +224,7 @@ def evaluate(
         recipe: a recipe that ships with mtmh, or a YAML file that the job can read
         overrides: settings to change, KEY=VALUE each, after all options
         compare: evaluation folders of other models, shown beside, comma between them
+        index_version: of the index, as `mtmh index list` shows it; empty: the published one
         h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
         image: container image; local_cwd and slurm use none
         max_retries: times that the scheduler starts a failed job again
@@ -181,4 +232,33 @@ def evaluate(
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
     """
     options = [word for folder in compare or [] for word in ("--compare", folder)]
+    options += ["--index-version", index_version] if index_version else []
     return job.app_def(["evaluate"], recipe, overrides, None, h, image, max_retries, env, mounts, options)
+
+
+def chain(
+    recipe: str,
+    *overrides: str,
+    scheduler: str = "local_cwd",
+    scheduler_cfg: str = "",
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Runs every stage that has changed as a job of its own, then publishes; the verb is `mtmh chain`, one process.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that this job and those of the stages can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        scheduler: where the stages' jobs run; this job must be able to submit there
+        scheduler_cfg: settings of that scheduler, NAME=VALUE,NAME=VALUE
+        h: named resource of the host of this job: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image of this job; those of the stages' jobs is the recipe's chain.image
+        max_retries: times that the scheduler starts a failed job again; it goes on where it stopped
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    options = ["--scheduler", scheduler, *(["--cfg", scheduler_cfg] if scheduler_cfg else [])]
+    return job.app_def(["chain"], recipe, overrides, None, h, image, max_retries, env, mounts, options)

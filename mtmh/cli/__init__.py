@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from mtmh.cli import about, stages
+from mtmh.cli.chain import chain
 from mtmh.cli.content import content_app
 from mtmh.cli.index import index_app
 from mtmh.cli.serving import serve
@@ -29,6 +30,7 @@ app.add_typer(index_app, name="index")
 app.command()(stages.retrieve)
 app.command()(serve)
 app.command()(stages.evaluate)
+app.command()(chain)
 app.command()(about.doctor)
 app.command()(about.recipes)
 app.command()(about.show)

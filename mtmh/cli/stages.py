@@ -87,7 +87,12 @@ def embed(
     done("item embeddings", artifact.path)
 
 
-def build_index(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
+def build_index(
+    recipe: Recipe,
+    out: Out = None,
+    publish: Annotated[bool, typer.Option(help="Publish it; otherwise `mtmh index publish` does, later.")] = True,
+    overrides: Overrides = None,
+) -> None:
     """Builds one index a head and publishes it as the next version; exit code 1 if it misses the recall gate."""
     from mtmh.cli.index import missed_gate
     from mtmh.index.build import build_index as run
@@ -99,7 +104,7 @@ def build_index(recipe: Recipe, out: Out = None, overrides: Overrides = None) ->
         done("index", run(config, out).path)
         return
     try:
-        done("published index", build_version(config))
+        done("published index" if publish else "unpublished index", build_version(config, publish=publish))
     except BelowGateError as error:
         missed_gate(error)
 
@@ -127,13 +132,18 @@ def evaluate(
     compare: Annotated[
         list[Path] | None, typer.Option(help="Evaluation folder of another model, shown beside; repeatable.")
     ] = None,
+    index_version: Annotated[
+        str | None, typer.Option(help="A version of `mtmh index list`; default: the published one.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Measures recall and topic match by the paper's protocol and writes report.html."""
     from mtmh.evaluation.evaluate import evaluate as run
     from mtmh.evaluation.results import load_evaluation, results_table
+    from mtmh.index.versions import find_version
 
     config = load_config(recipe, overrides)
-    artifact = run(config, out or config.model_dir("evaluation"), compare=compare or [])
+    index = find_version(config.model_dir("index"), index_version) if index_version else None
+    artifact = run(config, out or config.model_dir("evaluation"), compare=compare or [], index=index)
     Console().print(results_table([load_evaluation(path) for path in (artifact.path, *(compare or []))]))
     done("report", artifact.path / "report.html")

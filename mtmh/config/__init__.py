@@ -1,6 +1,7 @@
 """The settings of a run: one validated tree, a section a stage, filled by recipes (``recipe.py``)."""
 
 from mtmh.config.base import Fraction, NonNegative, Positive, Settings
+from mtmh.config.chain import ChainConfig, JobConfig, StageName
 from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfig, EncoderConfig, EncoderTrainingConfig
 from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns
 from mtmh.config.model import HeadConfig, IdTableConfig, ModelConfig
@@ -19,6 +20,7 @@ from mtmh.config.training import (
 
 __all__ = [
     "BackboneConfig",
+    "ChainConfig",
     "Config",
     "ContentCheckConfig",
     "ContentConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "HeadConfig",
     "IdTableConfig",
     "IndexConfig",
+    "JobConfig",
     "LossConfig",
     "MilvusConfig",
     "ModelConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "ShardingType",
     "SimWeightConfig",
     "SplitConfig",
+    "StageName",
     "TableColumns",
     "TrainingConfig",
     "load_config",

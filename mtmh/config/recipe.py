@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from mtmh.config.base import Settings
+from mtmh.config.chain import ChainConfig
 from mtmh.config.content import ContentConfig
 from mtmh.config.data import DataConfig, PairsConfig
 from mtmh.config.model import ModelConfig
@@ -53,6 +54,7 @@ class Config(Settings):
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     service: ServiceConfig = ServiceConfig()
+    chain: ChainConfig = ChainConfig()
 
     @property
     def dataset_dir(self) -> Path:
@@ -74,7 +76,12 @@ class Config(Settings):
         """Images and concepts of a simulated catalogue, shared by all models of a root."""
         return self.paths.media or self.paths.root / "media"
 
-    def model_dir(self, stage: Literal["checkpoints", "embeddings", "index", "evaluation"]) -> Path:
+    @property
+    def needs_content(self) -> bool:
+        """Whether any loss or weight of the recipe compares content embeddings."""
+        return self.model.needs_teacher or self.pairs.sim.kind == "content"
+
+    def model_dir(self, stage: Literal["checkpoints", "embeddings", "index", "evaluation", "chain"]) -> Path:
         """The folder of one stage of this model."""
         return self.paths.root / self.name / stage
 

@@ -329,5 +329,7 @@ def _is_finished(out: Path, facts: dict[str, Any]) -> bool:
 
 def _write(teacher: Teacher, config: Config, dataset: Dataset, out: Path, summary: dict[str, Any]) -> None:
     inputs = {"dataset": dataset.artifact}
+    if encoder_config(config).concepts is None:  # then the concepts are those of the recipe's media
+        inputs["media"] = open_artifact(config.media_dir, "media")
     with write_artifact(out, "encoder", config=config.model_dump(mode="json"), inputs=inputs) as writer:
         writer.summary |= teacher.save(writer.folder) | summary

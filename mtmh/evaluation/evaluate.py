@@ -45,22 +45,23 @@ from mtmh.serving.preranker import HeadScorePreranker, Preranker
 from mtmh.serving.retriever import Retriever
 
 
-def evaluate(config: Config, out: Path, compare: Sequence[Path] = ()) -> Artifact:
+def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: Path | None = None) -> Artifact:
     """Writes an evaluation artifact: ``metrics.json``, ``report.html`` and per-user values.
 
     Args:
         config: names dataset, index and content embeddings; ``evaluation`` and ``retrieval`` set the protocol.
         out: folder of the artifact.
         compare: evaluation artifacts of other models, shown in the same tables and curve.
+        index: a version of the index, or another index; None: the published version.
 
     Raises:
         ValueError: an input is missing, belongs to another dataset, or was evaluated by another protocol.
     """
     dataset = open_dataset(config.dataset_dir)
-    index = open_artifact(current_version(config.model_dir("index")), "index")
-    if index.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
-        raise ValueError(f"{index.path}: index of another dataset than {dataset.artifact.path}; run mtmh embed again")
-    retriever = Retriever.load(index.path)
+    opened = open_artifact(index or current_version(config.model_dir("index")), "index")
+    if opened.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
+        raise ValueError(f"{opened.path}: index of another dataset than {dataset.artifact.path}; run mtmh embed again")
+    retriever = Retriever.load(opened.path)
     settings = config.evaluation
     cohort = make_cohort(
         dataset.evaluation_users(settings.num_users, config.seed),
@@ -68,7 +69,7 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = ()) -> Artifac
         exclude_seen=settings.exclude_seen,
     )
     measure = Measure(dataset, cohort, settings.recall_at, config.seed)
-    inputs = {"dataset": dataset.artifact, "index": index}
+    inputs = {"dataset": dataset.artifact, "index": opened}
     found = Evaluation(
         model=config.name,
         description=config.description,

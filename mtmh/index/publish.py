@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtmh.config import Config
+from mtmh.index import versions
 from mtmh.index.build import build_index
-from mtmh.index.versions import new_version, publish
 from mtmh.training.distributed import join_ranks, on_first
 
 
-def build_version(config: Config) -> Path:
+def build_version(config: Config, *, publish: bool = True) -> Path:
     """Builds an index from the recipe's embeddings and makes it the published one; alone, or as one rank of torchrun.
+
+    Args:
+        config: the recipe.
+        publish: with ``False`` the version stays unpublished, and its recall is not compared with the gate.
 
     Returns:
         Folder of the version.
@@ -20,14 +24,18 @@ def build_version(config: Config) -> Path:
         BelowGateError: a head's ANN recall is below ``index.min_recall``; the version that was published stays so.
         ValueError: an input is missing or does not fit.
     """
+    settings = config.index
     with join_ranks("cpu") as ranks:
-        version = on_first(ranks, lambda: new_version(config.model_dir("index")))
+        version = on_first(ranks, lambda: versions.new_version(config.model_dir("index")))
         try:
             build_index(config, version)
         except BaseException:
             if ranks.is_first and not any(version.iterdir()):  # the name that was reserved
                 version.rmdir()
             raise
+        if not publish:
+            return version
         return on_first(
-            ranks, lambda: publish(version, min_recall=config.index.min_recall, keep=config.index.keep_versions)
+            ranks,
+            lambda: versions.publish(version, min_recall=settings.min_recall, keep=settings.keep_versions),
         )

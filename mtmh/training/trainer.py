@@ -46,7 +46,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
     """
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
         dataset = open_dataset(config.dataset_dir)
-        content = open_content(config.content_dir, dataset) if needs_content(config) else None
+        content = open_content(config.content_dir, dataset) if config.needs_content else None
         inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
         features = dataset.summary.features
         previous = open_previous(continue_from, config, features) if continue_from else None
@@ -90,8 +90,3 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             log.show(f"Trained {step} steps; checkpoint {checkpoint}")
         assert checkpoint is not None
         return checkpoint
-
-
-def needs_content(config: Config) -> bool:
-    """Whether any loss or weight of the recipe compares content embeddings."""
-    return config.model.needs_teacher or config.pairs.sim.kind == "content"

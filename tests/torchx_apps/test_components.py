@@ -19,7 +19,15 @@ from mtmh.cli import app
 
 COMPONENTS = Path(__file__).parents[2] / "torchx_apps" / "components.py"
 RANKS = {"train": "train", "content_train": "content train", "content_embed": "content embed"}
-ALONE = {"prepare": "prepare", "embed": "embed", "build_index": "build-index", "evaluate": "evaluate"}
+ALONE = {
+    "prepare": "prepare",
+    "content_simulate": "content simulate",
+    "content_check": "content check",
+    "embed": "embed",
+    "build_index": "build-index",
+    "evaluate": "evaluate",
+    "chain": "chain",
+}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +86,8 @@ def test_a_verb_of_several_ranks_runs_under_torchrun(runner: Runner, component: 
 @pytest.mark.parametrize(("component", "verb"), ALONE.items())
 def test_a_verb_of_one_process_runs_plainly(runner: Runner, component: str, verb: str) -> None:
     role = role_of(runner, f"mtmh.{component}", "--recipe", "demo", "--max_retries", "2", "seed=4")
-    assert words_of(role) == ["python", "-m", "mtmh.cli", verb, "demo", "--set", "seed=4"]
+    expected = ["python", "-m", "mtmh.cli", *verb.split(), "demo", "--set", "seed=4"]
+    assert words_of(role)[: len(expected)] == expected
     assert parsed(verb_of(words_of(role)))["recipe"] == "demo"
     assert role.num_replicas == 1
     assert role.max_retries == 2
@@ -89,7 +98,9 @@ def test_every_heavy_verb_has_a_component_that_explains_its_arguments() -> None:
     found = {name: c for name, c in get_components().items() if name.startswith("mtmh.")}
     assert set(found) == {f"mtmh.{name}" for name in RANKS | ALONE}
     for component in found.values():
-        assert component.description.startswith(("Turns", "Trains", "Embeds", "Builds", "Measures"))
+        assert component.description.startswith(
+            ("Turns", "Trains", "Embeds", "Builds", "Measures", "Draws", "Runs", "Serves")
+        )
         assert "the verb is `mtmh" in component.description
 
 
@@ -114,6 +125,16 @@ def test_train_resumes_unless_told_otherwise(runner: Runner) -> None:
 def test_evaluate_compares_with_other_folders(runner: Runner) -> None:
     role = role_of(runner, "mtmh.evaluate", "--recipe", "demo", "--compare", "runs/a,runs/b", "seed=1")
     assert parsed(verb_of(words_of(role)))["compare"] == [Path("runs/a"), Path("runs/b")]
+
+
+def test_a_stage_of_a_chain_leaves_publishing_to_it(runner: Runner) -> None:
+    built = role_of(runner, "mtmh.build_index", "--recipe", "demo", "--publish", "False")
+    assert parsed(verb_of(words_of(built)))["publish"] is False
+    judged = role_of(runner, "mtmh.evaluate", "--recipe", "demo", "--index_version", "000004")
+    assert parsed(verb_of(words_of(judged)))["index_version"] == "000004"
+    chain = role_of(runner, "mtmh.chain", "--recipe", "demo", "--scheduler", "slurm", "--scheduler_cfg", "partition=a")
+    options = parsed(verb_of(words_of(chain)))
+    assert (options["scheduler"], options["cfg"]) == ("slurm", "partition=a")
 
 
 def test_torchrun_reads_the_restarts(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,351 @@
+"""Runs the chain of a recipe: the story of a release, from raw data to the published index."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torchx.specs import AppState
+
+from mtmh.artifacts import Artifact
+from mtmh.chain.gates import GATES, published_index
+from mtmh.chain.jobs import Jobs, end_processes
+from mtmh.chain.page import save
+from mtmh.chain.record import RECORD, Record, Result, StageRecord, load_record, now
+from mtmh.chain.stages import Finding, Stage, examine, must_start_anew, stages_of, stamp
+from mtmh.chain.state import Figures, StageState, State
+from mtmh.config import Config, load_config
+from mtmh.evaluation.results import load_evaluation
+from mtmh.index.versions import BelowGateError, publish
+
+Say = Callable[[str], None]
+
+_FORGOTTEN = 60.0  # seconds without news of a job, after which it counts as failed
+
+
+class StoppedError(Exception):
+    """The chain ends here: a gate, a job that failed, or Ctrl-C. The record has it all."""
+
+
+def run_chain(recipe: str, overrides: list[str], scheduler: str, cfg: str, say: Say) -> tuple[Record, Path]:
+    """Runs what has changed, stage after stage, and publishes the index if every gate passes.
+
+    Only this process talks to the scheduler; the stages' artifacts must be on a file system that it shares with the
+    jobs, at the same paths.
+
+    Args:
+        recipe: as the verbs take it.
+        overrides: ``KEY=VALUE`` each, for every stage.
+        scheduler: name of one of TorchX's: ``local_cwd``, ``slurm``, ``kubernetes``.
+        cfg: its settings, ``partition=gpu,time=60``.
+        say: takes a line for people.
+
+    Returns:
+        What happened, and the folder with its page.
+
+    Raises:
+        ValueError: recipe, scheduler or state do not fit, or another chain of this recipe is running.
+    """
+    config = load_config(recipe, overrides)
+    chain_dir = config.model_dir("chain")
+    with _only_chain(chain_dir), _ctrl_c() as stop:
+        left = _left_behind(chain_dir)
+        folder = _new_folder(chain_dir)
+        with Jobs(config, recipe, overrides, scheduler, cfg, folder / "logs") as jobs:
+            record = Record(recipe=recipe, overrides=overrides, scheduler=scheduler, started_at=now())
+            Chain(config, jobs, record, folder, State.load(chain_dir), stop, say).run(left)
+    return record, folder
+
+
+class Chain:
+    """One run over all stages.
+
+    Args:
+        config: the recipe.
+        jobs: the scheduler.
+        record: to fill.
+        folder: of record and page.
+        state: what earlier chains noted; kept up to date.
+        stop: set by Ctrl-C.
+        say: takes a line for people.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        jobs: Jobs,
+        record: Record,
+        folder: Path,
+        state: State,
+        stop: threading.Event,
+        say: Say,
+    ) -> None:
+        self._config = config
+        self._jobs = jobs
+        self._record = record
+        self._folder = folder
+        self._state = state
+        self._stop = stop
+        self._say = say
+        self._found: dict[str, Artifact] = {}
+        self._begun = time.monotonic()
+
+    def run(self, left: StageRecord | None) -> None:
+        """All stages, their gates, then publication; never raises for what the record can tell.
+
+        Args:
+            left: the stage that was running when the chain before this one was killed.
+        """
+        stages = stages_of(self._config)
+        self._record.stages = [StageRecord(stage=stage.name) for stage in stages]
+        self._save()
+        try:
+            if left is not None:
+                self._await_left(left)
+            for stage in stages:
+                self._run_stage(stage)
+                self._pass_gate(stage)
+            self._publish()
+        except StoppedError:
+            pass
+        except ValueError as error:
+            self._end("failed", str(error))
+        self._save()
+        self._say(f"{self._record.outcome}: {self._record.message}")
+
+    def _await_left(self, left: StageRecord) -> None:
+        """Gets a killed chain's job out of the way: it would write where ours will."""
+        assert left.job is not None
+        if left.job.handle.startswith("local"):
+            if left.job.host == socket.gethostname():
+                ended = end_processes(left.processes)
+                self._say(f"{left.stage}: ended {ended} processes that a killed chain had left")
+            return
+        if self._jobs.state(left.job) in (AppState.SUBMITTED, AppState.PENDING, AppState.RUNNING):
+            self._say(f"{left.stage}: waiting for {left.job.handle}, which a killed chain had submitted")
+            line = self._record.of(left.stage)
+            line.job, line.result = left.job, "running"
+            self._save()
+            self._wait(line)
+            line.job, line.result = None, "waiting"
+
+    def _run_stage(self, stage: Stage) -> None:
+        line = self._record.of(stage.name)
+        inputs = {name: self._found[source] for name, source in stage.inputs.items()}
+        finding = examine(stage, self._config, inputs, self._state, just_ran=False)
+        # Before the job: a file that changes while the job reads makes the next chain run it again.
+        files = stamp(stage.files(self._config))
+        if finding.reasons:
+            self._check_stop(line)
+            self._prepare_to_run(stage, finding, inputs)
+            line.reasons = finding.reasons
+            ended = self._run_job(stage, line)
+            finding = examine(stage, self._config, inputs, self._state, just_ran=True)
+            # The check of the teacher ends with an error if it misses a gate; its artifact tells the gate all.
+            if ended is not AppState.SUCCEEDED and (finding.reasons or stage.name != "content_check"):
+                assert line.job is not None
+                line.result, line.tail = "failed", self._jobs.tail(line.job)
+                self._end("failed", f"the job of {stage.name} ended as {ended.name}; logs: {line.logs}")
+                raise StoppedError
+            if finding.reasons:
+                line.result = "failed"
+                self._end("failed", f"{stage.name} ended with success, but {'; '.join(finding.reasons)}")
+                raise StoppedError
+            line.result = "ran"
+            self._say(f"{stage.name}: ran, {line.seconds:.0f} s")
+        else:
+            line.result = "unchanged"
+            self._say(f"{stage.name}: unchanged")
+        assert finding.artifact is not None
+        line.output = str(finding.artifact.path)
+        self._found[stage.name] = finding.artifact
+        self._state.stages[stage.name] = StageState(digest=finding.artifact.manifest.digest, files=files)
+        self._state.save(self._config.model_dir("chain"))
+        self._save()
+
+    def _prepare_to_run(self, stage: Stage, finding: Finding, inputs: dict[str, Artifact]) -> None:
+        latest = finding.artifact
+        if stage.name == "train" and latest is not None and must_start_anew(self._config, latest, inputs):
+            folder = self._config.model_dir("checkpoints")
+            aside = folder.with_name(f"{folder.name}.before")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+            self._say(f"train: another run; the checkpoints of the one before are in {aside}")
+
+    def _run_job(self, stage: Stage, line: StageRecord) -> AppState:
+        self._say(f"{stage.name}: {'; '.join(line.reasons)}")
+        line.started_at, begun = now(), time.monotonic()
+        line.job = self._jobs.submit(stage.name, self._options(stage))
+        line.result, line.logs = "running", self._jobs.where_logs_are(line.job)
+        self._save()
+        try:
+            return self._wait(line)
+        finally:
+            line.seconds = round(time.monotonic() - begun, 1)
+            line.processes = []
+
+    def _options(self, stage: Stage) -> list[str]:
+        if stage.name == "build_index":
+            return ["--publish", "False"]
+        if stage.name == "evaluate":
+            return ["--index_version", self._found["build_index"].path.name]
+        return []
+
+    def _wait(self, line: StageRecord) -> AppState:
+        """Follows a job to its end; failures must be seen twice, because a scheduler may start the job again."""
+        assert line.job is not None
+        pause, last_news, failed_before = 0.2, time.monotonic(), False
+        while True:
+            if self._stop.wait(pause):
+                self._say(f"{line.stage}: cancelling {line.job.handle}")
+                self._jobs.cancel(line.job)
+                line.result = "cancelled"
+                self._end("cancelled", f"cancelled during {line.stage}; the same command goes on from there")
+                raise StoppedError
+            state = self._jobs.state(line.job)
+            if state is AppState.SUCCEEDED or (state in (AppState.FAILED, AppState.CANCELLED) and failed_before):
+                return state
+            failed_before = state in (AppState.FAILED, AppState.CANCELLED)
+            if state is not AppState.UNKNOWN:
+                last_news = time.monotonic()
+            elif time.monotonic() - last_news > _FORGOTTEN:
+                return state
+            there = self._jobs.processes()
+            if there != line.processes:
+                line.processes = there
+                self._save()
+            pause = min(1.5 * pause, 2.0)
+
+    def _pass_gate(self, stage: Stage) -> None:
+        gate = GATES.get(stage.name)
+        if gate is None:
+            return
+        if stage.name == "build_index":
+            self._record.version = self._found[stage.name].path.name
+        verdict = gate(self._config, self._found[stage.name], self._state)
+        self._record.gates.append(verdict)
+        self._say(f"gate, {verdict.gate}: {'passed' if verdict.passed else 'MISSED'}: {'; '.join(verdict.figures)}")
+        if not verdict.passed:
+            self._end("stopped", f"gate missed: {verdict.gate}. {'; '.join(verdict.figures)}")
+            raise StoppedError
+        if stage.name == "evaluate":
+            index = self._found["build_index"]
+            evaluation = load_evaluation(self._found[stage.name].path)
+            self._state.figures[index.manifest.digest] = Figures.of(evaluation, index.path.name)
+            self._state.save(self._config.model_dir("chain"))
+
+    def _publish(self) -> None:
+        index, before = self._found["build_index"], published_index(self._config)
+        digest = index.manifest.digest
+        if before is not None and before.manifest.digest == digest:
+            self._end("unchanged", f"index {before.path.name} is the published one already")
+            return
+        if digest in self._state.published:
+            self._end(
+                "unchanged",
+                f"index {index.path.name} was published before and taken back since, so it is not published again;"
+                f" `mtmh index publish {self._record.recipe} {index.path.name}` does",
+            )
+            return
+        settings = self._config.index
+        try:
+            published = publish(index.path, min_recall=settings.min_recall, keep=settings.keep_versions)
+        except BelowGateError as error:
+            self._end("stopped", str(error))
+            return
+        self._state.published.append(digest)
+        self._state.save(self._config.model_dir("chain"))
+        was = f", after {before.path.name}" if before else ""
+        self._end("published", f"index {published.name}{was}")
+
+    def _check_stop(self, line: StageRecord) -> None:
+        if self._stop.is_set():
+            line.result = "cancelled"
+            self._end("cancelled", f"cancelled before {line.stage}; the same command goes on from there")
+            raise StoppedError
+
+    def _end(self, outcome: Any, message: str) -> None:
+        self._record.outcome, self._record.message = outcome, message
+
+    def _save(self) -> None:
+        self._record.seconds = round(time.monotonic() - self._begun, 1)
+        save(self._record, self._folder)
+
+
+def plan_chain(config: Config) -> list[tuple[str, Result, list[str]]]:
+    """What a chain would do now: name, ``unchanged`` or ``waiting`` and why, for each stage; starts nothing.
+
+    A stage behind one that must run is compared with the artifacts that are there, so it may yet turn out unchanged.
+    """
+    state, found = State.load(config.model_dir("chain")), dict[str, Artifact]()
+    rows: list[tuple[str, Result, list[str]]] = []
+    running: set[str] = set()
+    for stage in stages_of(config):
+        first = [source for source in stage.inputs.values() if source in running]
+        missing = [source for source in stage.inputs.values() if source not in found]
+        inputs = {name: found[source] for name, source in stage.inputs.items() if source in found}
+        finding = examine(stage, config, inputs, state, just_ran=False)
+        reasons = [*finding.reasons, *(f"after {source}" for source in dict.fromkeys([*first, *missing]))]
+        if reasons:
+            running.add(stage.name)
+        if finding.artifact is not None:
+            found[stage.name] = finding.artifact
+        rows.append((stage.name, "waiting" if reasons else "unchanged", reasons))
+    return rows
+
+
+@contextmanager
+def _only_chain(folder: Path) -> Iterator[None]:
+    """Two chains of one recipe would write the same artifacts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another chain of this recipe is running") from None
+        yield
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """Set by SIGINT or SIGTERM: a signal that raises could get between a job and its handle."""
+    stop = threading.Event()
+
+    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _left_behind(chain_dir: Path) -> StageRecord | None:
+    """The stage that the last chain was running when it was killed."""
+    for folder in sorted(chain_dir.glob("[0-9]*"))[-1:]:
+        if (folder / RECORD).is_file():
+            running = [line for line in load_record(folder).stages if line.result == "running" and line.job]
+            return running[0] if running else None
+    return None
+
+
+def _new_folder(chain_dir: Path) -> Path:
+    name = datetime.now(UTC).strftime("%Y-%m-%d_%H%M%S")
+    folder, number = chain_dir / name, 1
+    while folder.exists():
+        number += 1
+        folder = chain_dir / f"{name}-{number}"
+    folder.mkdir()
+    return folder

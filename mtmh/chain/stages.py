@@ -1,0 +1,286 @@
+"""The stages of a recipe: what each writes, what it is made from, and whether that is still so.
+
+A stage is unchanged when its artifact is whole, was made by this version of mtmh from the inputs that are there now (by
+digest), and with the same values of the settings that the stage reads. All of this is in manifests, so it does not
+matter whether a chain or a person ran the stage. Only two facts are in no manifest, and kept by the chain
+(``state.py``): that a training run came to its end, and which raw files a dataset was read from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mtmh import __version__
+from mtmh.artifacts import Artifact, Kind, open_artifact
+from mtmh.chain.state import State
+from mtmh.config import Config, StageName
+from mtmh.index.versions import find_version, list_versions
+
+Find = Callable[[Config], list[Path]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        name: also that of its component, ``mtmh.NAME``.
+        kind: of its artifact.
+        find: the folders where its artifact may be, the likeliest first.
+        inputs: name of an input in its manifest -> the stage that makes it.
+        settings: dotted keys that it reads; a section stands for all below it.
+        ignored: dotted keys below those that do not change what it writes.
+        files: raw files and folders that it reads.
+    """
+
+    name: StageName
+    kind: Kind
+    find: Find
+    inputs: dict[str, StageName] = field(default_factory=dict)
+    settings: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    files: Find = lambda _: []
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a look at a stage's artifact has found.
+
+    Attributes:
+        artifact: of the stage, whole but perhaps outdated; None: there is none.
+        reasons: why the stage must run; empty: it is unchanged.
+    """
+
+    artifact: Artifact | None
+    reasons: list[str]
+
+
+def stages_of(config: Config) -> list[Stage]:
+    """The stages that a recipe needs, each after those it reads from."""
+    with_content: dict[str, StageName] = {"content": "content_embed"} if config.needs_content else {}
+    return [
+        Stage("prepare", "dataset", lambda c: [c.dataset_dir], settings=("data", "seed"), files=_raw_data),
+        *(_content_stages(config) if config.needs_content else []),
+        Stage(
+            "train",
+            "checkpoint",
+            _checkpoints,
+            inputs={"dataset": "prepare", **with_content},
+            settings=("seed", "pairs", "model", "loss", "training"),
+        ),
+        Stage(
+            "embed",
+            "embeddings",
+            lambda c: [c.model_dir("embeddings")],
+            inputs={"dataset": "prepare", "checkpoint": "train"},
+        ),
+        Stage(
+            "build_index",
+            "index",
+            _index_versions,
+            inputs={"dataset": "prepare", "embeddings": "embed"},
+            settings=("index", "retrieval", "seed"),
+            ignored=("index.min_recall", "index.keep_versions"),
+        ),
+        Stage(
+            "evaluate",
+            "evaluation",
+            lambda c: [c.model_dir("evaluation")],
+            inputs={"dataset": "prepare", "index": "build_index"},
+            settings=("evaluation", "retrieval", "seed"),
+        ),
+    ]
+
+
+def examine(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: State, *, just_ran: bool) -> Finding:
+    """Looks whether a stage must run.
+
+    Args:
+        stage: the stage.
+        config: the recipe as it is now.
+        inputs: the artifacts that the stage would read, by their name in its manifest.
+        state: what earlier chains noted.
+        just_ran: its job has ended with success: what no manifest tells is taken from that.
+    """
+    finding = Finding(None, ["nothing there yet"])
+    for path in stage.find(config):
+        try:
+            artifact = open_artifact(path, stage.kind)
+        except ValueError as error:
+            if path.exists() and any(path.iterdir()):
+                finding = finding if finding.artifact else Finding(None, [str(error)])
+            continue
+        reasons = list(_reasons(stage, config, artifact, inputs))
+        if not just_ran:
+            reasons += _unknown_to_manifests(stage, config, artifact, state)
+        if not reasons:
+            return Finding(artifact, [])
+        if finding.artifact is None:
+            finding = Finding(artifact, reasons)
+    return finding
+
+
+def stamp(paths: list[Path]) -> str:
+    """Identity of raw files: digest over name, size and time of change of all files in the folders."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                facts = file.stat()
+                digest.update(f"{file}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def must_start_anew(config: Config, latest: Artifact, inputs: Mapping[str, Artifact]) -> bool:
+    """Whether a training run cannot go on from its newest checkpoint: other data, or settings that decide numbers."""
+    before, now = latest.manifest.config, config.model_dump(mode="json")
+    shorter = any(_limit(before, key) > _limit(now, key) for key in _LIMITS)
+    others = latest.manifest.inputs != {name: artifact.manifest.digest for name, artifact in inputs.items()}
+    return shorter or others or bool(_changes(*_decisive(before, now)))
+
+
+_LIMITS = ("epochs", "max_steps")
+
+
+def _content_stages(config: Config) -> list[Stage]:
+    """The teacher: a trained encoder is checked before it embeds, any other by what it embedded."""
+    settings, ignored = ("content", "seed"), ("content.check",)
+    gated = any(
+        value is not None for name, value in config.content.check.model_dump().items() if name.startswith("min_")
+    )
+    trained = config.content.kind == "encoder"
+    teacher: dict[str, StageName] = {"encoder": "content_train"} if trained else {"content": "content_embed"}
+    check = Stage(
+        "content_check",
+        "check",
+        lambda c: [c.paths.root / "content-check"],
+        inputs={"dataset": "prepare", **teacher},
+        settings=settings,
+    )
+    embed = Stage(
+        "content_embed",
+        "content",
+        lambda c: [c.content_dir],
+        inputs={"dataset": "prepare", **(teacher if trained else {})},
+        settings=settings,
+        ignored=ignored,
+    )
+    checks = [check] if gated else []
+    if config.content.encoder is None:
+        return [embed, *checks]
+    simulated = config.data.source == "synthetic" and config.content.encoder.concepts is None
+    media: dict[str, StageName] = {"media": "content_simulate"} if simulated else {}
+    draw = Stage("content_simulate", "media", lambda c: [c.media_dir], inputs={"dataset": "prepare"})
+    train = Stage(
+        "content_train",
+        "encoder",
+        lambda c: [c.encoder_dir],
+        inputs={"dataset": "prepare", **media},
+        settings=settings,
+        ignored=ignored,
+        files=_content_files,
+    )
+    return [*([draw] if simulated else []), train, *checks, embed]
+
+
+def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[str, Artifact]) -> Iterator[str]:
+    manifest = artifact.manifest
+    for name, used in inputs.items():
+        if manifest.inputs.get(name) != used.manifest.digest:
+            yield f"made from another {name}"
+    before, now = manifest.config, config.model_dump(mode="json")
+    changes = _changes(*(_chosen(tree, stage.settings, stage.ignored) for tree in (before, now)))
+    if changes and stage.name == "train":
+        # Most of training's settings change nothing that a run computes; training knows which.
+        limits = ({f"training.{key}": tree["training"].get(key) for key in _LIMITS} for tree in (before, now))
+        changes = [*_changes(*_decisive(before, now)), *_changes(*limits)]
+    yield from changes
+    if manifest.mtmh_version != __version__:
+        yield f"made by mtmh {manifest.mtmh_version}, this is {__version__}"
+
+
+def _decisive(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    # Brings torch with it, which a chain without a change does without.
+    from mtmh.training.checkpoint import decisive_settings
+
+    return decisive_settings(before), decisive_settings(now)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} was {before.get(key, 'not set')}, is {now.get(key, 'not set')}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, "not set") != now.get(key, "not set")
+    ]
+
+
+def _unknown_to_manifests(stage: Stage, config: Config, artifact: Artifact, state: State) -> list[str]:
+    noted = state.stages.get(stage.name)
+    known = noted is not None and noted.digest == artifact.manifest.digest
+    if stage.name == "train" and not known:
+        return ["not known to have come to its end"]
+    files = stage.files(config)
+    if not files:
+        return []
+    if known:
+        assert noted is not None
+        return [] if noted.files == stamp(files) else ["raw files have changed"]
+    made_at = datetime.fromisoformat(artifact.manifest.created_at).timestamp()
+    newer = [
+        file
+        for path in files
+        for file in (path.rglob("*") if path.is_dir() else [path])
+        if file.is_file() and file.stat().st_mtime > made_at
+    ]
+    return [f"{newer[0]} is newer"] if newer else []
+
+
+def _raw_data(config: Config) -> list[Path]:
+    return [config.data.input] if config.data.input is not None else []
+
+
+def _content_files(config: Config) -> list[Path]:
+    encoder = config.content.encoder
+    return [path for path in (encoder.images, encoder.concepts) if path is not None] if encoder else []
+
+
+def _checkpoints(config: Config) -> list[Path]:
+    """The newest checkpoint; steps have eight digits at least."""
+    found = [p for p in config.model_dir("checkpoints").glob("step-*") if p.name.removeprefix("step-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)[:1]
+
+
+def _index_versions(config: Config) -> list[Path]:
+    """All versions, the newest first: an unpublished one that was built from the same inputs will do."""
+    folder = config.model_dir("index")
+    if not folder.is_dir():
+        return []
+    return [find_version(folder, version.name) for version in list_versions(folder)]
+
+
+def _chosen(tree: Mapping[str, Any], keys: tuple[str, ...], ignored: tuple[str, ...]) -> dict[str, Any]:
+    """The leaves of a tree below some keys, by dotted key."""
+    return {key: value for key, value in _flat(tree) if _below(key, keys) and not _below(key, ignored)}
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _below(key: str, sections: tuple[str, ...]) -> bool:
+    return any(key == section or key.startswith(f"{section}.") for section in sections)
+
+
+def _limit(config: Mapping[str, Any], key: str) -> float:
+    value = config["training"].get(key)
+    return math.inf if value is None else float(value)

@@ -1,0 +1,42 @@
+"""Settings of the chain: what each stage's job asks for, and how much worse a new index may be."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mtmh.config.base import NonNegative, Settings
+
+StageName = Literal[
+    "prepare",
+    "content_simulate",
+    "content_train",
+    "content_check",
+    "content_embed",
+    "train",
+    "embed",
+    "build_index",
+    "train_preranker",
+    "evaluate",
+]
+
+
+class JobConfig(Settings):
+    """What one stage's job asks of the scheduler; what is left out is the component's default."""
+
+    j: Annotated[str, Field(pattern=r"^\d+x\d+$")] | None = None  # nodes x processes
+    h: str | None = None  # named host
+    max_retries: Annotated[int, Field(ge=0)] = 0
+    cfg: dict[str, str] = {}  # of the scheduler, over those of the command line: partition, time, queue
+
+
+class ChainConfig(Settings):
+    """``mtmh chain``. The drops are differences of shares: 0.01 lets recall@500 fall from 0.46 to 0.45."""
+
+    stages: dict[StageName, JobConfig] = {}
+    image: str = ""  # container image of all jobs (kubernetes)
+    env: dict[str, str] = {}
+    mounts: list[str] = []  # as the components take them, one word each: type=volume,src=runs,dst=/work/runs
+    max_recall_drop: NonNegative = 0.01  # of recall at the largest cut-off, against the published version
+    max_match_drop: NonNegative = 0.02  # of topic match, L1 and L2 each

@@ -1,0 +1,247 @@
+"""A chain on this machine, by the verb: killed, cancelled, finished, run again, changed, and stopped by gates."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mtmh.chain.record import PAGE, RECORD, Record, load_record
+from mtmh.chain.run import plan_chain
+from mtmh.config import load_config
+from mtmh.index.versions import current_version, list_versions
+
+RECIPE = """
+name: mtmh
+paths: {root: runs}
+data:
+  source: synthetic
+  options: {num_users: 200, num_items: 300, num_events: 8000, num_topics_l1: 4, num_topics_l2: 3}
+model: {embedding_dim: 8, dense_hidden: [8], dense_dim: 4, head_hidden: [16], head_dim: 8}
+loss: {num_uniform_negatives: 48}
+training: {batch_size: 384, max_steps: 20, checkpoint_every: 20, learning_rate: 0.5, dense_learning_rate: 0.05}
+evaluation: {num_users: 50, recall_at: [5, 50]}
+chain:
+  stages: {content_embed: {j: 1x1}, train: {j: 1x2}}
+"""
+SLOW = ["--set", "training.max_steps=100000"]  # a run that lasts until it is stopped
+PATIENCE = 120.0  # seconds, on a machine that is busy with other things
+STAGES = ["prepare", "content_embed", "train", "embed", "build_index", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("chain")
+    (path / "tiny.yaml").write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_behind(folder: Path) -> Iterator[None]:
+    yield
+    for process in of_this_chain(folder):
+        process.kill()
+
+
+def test_a_killed_chain_leaves_what_the_next_one_ends(folder: Path) -> None:
+    killed = start(folder, *SLOW)
+    training = wait_for(killed, lambda: ranks_of(folder), 2)
+    assert "another chain of this recipe is running" in run(folder, 2)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert len([process for process in training if process.is_running()]) == 2, "SIGKILL lets nobody clean up"
+
+    after = start(folder, *SLOW)
+    wait_for(after, lambda: [process for process in ranks_of(folder) if process not in training], 2)
+    assert not [process for process in training if process.is_running()]
+    after.send_signal(signal.SIGINT)  # what Ctrl-C sends
+    printed = after.communicate(timeout=PATIENCE)[0]
+    assert after.returncode == 130, printed
+    assert "that a killed chain had left" in printed
+    assert "train: cancelling local_cwd://" in printed
+    assert not of_this_chain(folder), "processes without a parent"
+    record = last_record(folder)
+    assert record.outcome == "cancelled"
+    assert results(record) == ["unchanged", "unchanged", "cancelled", "waiting", "waiting", "waiting"]
+
+
+def test_the_same_command_goes_on_to_a_published_index(folder: Path) -> None:
+    printed = run(folder, 0)
+    record = last_record(folder)
+    assert record.outcome == "published"
+    assert results(record) == ["unchanged", "unchanged", "ran", "ran", "ran", "ran"]
+    assert [gate.passed for gate in record.gates] == [True, True]
+    assert current_version(folder / "runs/mtmh/index").name == record.version == "000001"
+    page = last_page(folder)
+    assert str(page.relative_to(folder)) in printed
+    text = page.read_text()
+    assert "nothing is published yet" in text
+    assert all(f"<td>{stage}</td>" in text for stage in STAGES)
+    assert "http" not in text.replace('http-equiv="refresh"', ""), "the page needs nothing from elsewhere"
+    assert (Path(folder, record.of("train").logs) / "train/0/stderr.log").is_file()
+
+
+def test_nothing_changed_nothing_runs(folder: Path) -> None:
+    run(folder, 0)
+    record = last_record(folder)
+    assert record.outcome == "unchanged"
+    assert results(record) == ["unchanged"] * 6
+    assert all(line.job is None for line in record.stages)
+
+
+def test_what_would_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    same = plan_chain(load_config("tiny.yaml", ["training.log_every=7", "chain.max_match_drop=0.5"]))
+    assert same == [(stage, "unchanged", []) for stage in STAGES], "no stage reads these"
+    assert [line.split() for line in run(folder, 0, "--dry-run").splitlines()] == [[s, "unchanged"] for s in STAGES]
+
+    other = plan_chain(load_config("tiny.yaml", ["model.head_dim=12"]))
+    assert other == [
+        ("prepare", "unchanged", []),
+        ("content_embed", "unchanged", []),
+        ("train", "waiting", ["model.head_dim was 8, is 12"]),
+        ("embed", "waiting", ["after train"]),
+        ("build_index", "waiting", ["after embed"]),
+        ("evaluate", "waiting", ["after build_index"]),
+    ]
+
+
+def test_an_index_below_its_recall_stops_the_chain(folder: Path) -> None:
+    printed = run(folder, 1, "--set", "index.min_recall=1.0", "--set", "retrieval.num_probes=1")
+    record = last_record(folder)
+    assert record.outcome == "stopped"
+    assert "gate missed: recall of the index" in printed
+    assert results(record) == ["unchanged"] * 4 + ["ran", "waiting"]
+    assert record.of("build_index").reasons == ["retrieval.num_probes was 32, is 1"]
+    assert record.version == "000002"
+    assert current_version(folder / "runs/mtmh/index").name == "000001"
+
+
+def test_worse_figures_than_the_published_ones_stop_the_chain(folder: Path) -> None:
+    settings = ["--set", "index.min_recall=0", "--set", "retrieval.num_probes=1"]
+    printed = run(folder, 1, *settings, "--set", "chain.max_match_drop=0")
+    record = last_record(folder)
+    assert results(record) == ["unchanged"] * 5 + ["ran"], "the index that missed a gate is still there"
+    assert record.outcome == "stopped"
+    assert "gate missed: against the published version" in printed
+    assert "too low" in record.message
+    text = last_page(folder).read_text()
+    assert "Stopped at a gate" in text
+    assert "may drop by 0 points: too low" in text
+    assert current_version(folder / "runs/mtmh/index").name == "000001"
+
+    run(folder, 0, *settings, "--set", "chain.max_recall_drop=1", "--set", "chain.max_match_drop=1")
+    record = last_record(folder)
+    assert results(record) == ["unchanged"] * 6, "the gate alone was in the way"
+    assert record.outcome == "published"
+    assert record.message == "index 000002, after 000001"
+    assert [version.state for version in list_versions(folder / "runs/mtmh/index")] == ["current", "published"]
+
+
+def test_an_index_that_was_taken_back_is_not_published_again(folder: Path) -> None:
+    subprocess.run([program("mtmh"), "index", "rollback", "tiny.yaml"], cwd=folder, check=True, timeout=PATIENCE)
+    settings = ["--set", "index.min_recall=0", "--set", "retrieval.num_probes=1"]
+    drops = ["--set", "chain.max_recall_drop=1", "--set", "chain.max_match_drop=1"]
+    printed = run(folder, 0, *settings, *drops)
+    assert "was published before and taken back since" in printed
+    assert current_version(folder / "runs/mtmh/index").name == "000001"
+
+
+def test_a_failing_job_says_where_its_logs_are(folder: Path) -> None:
+    printed = run(folder, 1, "--set", "data.split.test_fraction=0.999999")
+    record = last_record(folder)
+    assert record.outcome == "failed"
+    assert results(record)[0] == "failed"
+    assert f"the job of prepare ended as FAILED; logs: {record.of('prepare').logs}" in printed
+    assert "error: " in record.of("prepare").tail
+    assert "Last lines of prepare" in last_page(folder).read_text()
+    assert (folder / "runs/dataset/manifest.json").is_file(), "what was there stays"
+
+
+def test_a_scheduler_that_does_not_exist(folder: Path) -> None:
+    assert "--scheduler nowhere: not one of" in run(folder, 2, "--scheduler", "nowhere")
+
+
+def program(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def environment() -> dict[str, str]:
+    programs = Path(sys.executable).parent
+    return os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [program("mtmh"), "chain", "tiny.yaml", *arguments],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(folder: Path, code: int, *arguments: str) -> str:
+    job = start(folder, *arguments)
+    printed = job.communicate(timeout=2 * PATIENCE)[0]
+    assert job.returncode == code, printed
+    return printed
+
+
+def wait_for(job: subprocess.Popen[str], found: Callable[[], list], number: int) -> list:
+    deadline = time.monotonic() + PATIENCE
+    while len(there := found()) < number:
+        assert time.monotonic() < deadline
+        if job.poll() is not None:
+            raise AssertionError(job.communicate()[0])
+        time.sleep(0.1)
+    return there
+
+
+def of_this_chain(folder: Path) -> list[psutil.Process]:
+    """All processes that work in the folder."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and Path(process.cwd()) == folder:
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def ranks_of(folder: Path) -> list[psutil.Process]:
+    """The processes that train, known by what torchrun tells them."""
+    ranks = []
+    for process in of_this_chain(folder):
+        try:
+            if "RANK" in process.environ() and "train" in process.cmdline():
+                ranks.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return ranks
+
+
+def last_folder(folder: Path) -> Path:
+    return max(path for path in (folder / "runs/mtmh/chain").iterdir() if path.is_dir())
+
+
+def last_record(folder: Path) -> Record:
+    assert (last_folder(folder) / RECORD).is_file()
+    return load_record(last_folder(folder))
+
+
+def last_page(folder: Path) -> Path:
+    return last_folder(folder) / PAGE
+
+
+def results(record: Record) -> list[str]:
+    return [line.result for line in record.stages]
