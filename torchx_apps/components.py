@@ -66,6 +66,7 @@ def content_train(
     max_retries: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    log_dir: str = "",
 ) -> specs.AppDef:
     """Trains the content encoder on nodes x processes; the verb is `mtmh content train`.
 
@@ -78,8 +79,9 @@ def content_train(
         max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+        log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
     """
-    return job.app_def(["content", "train"], recipe, overrides, j, h, image, max_retries, env, mounts)
+    return job.app_def(["content", "train"], recipe, overrides, j, h, image, max_retries, env, mounts, log_dir=log_dir)
 
 
 def content_check(
@@ -114,6 +116,7 @@ def content_embed(
     max_retries: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    log_dir: str = "",
 ) -> specs.AppDef:
     """Embeds the catalogue with the trained encoder on nodes x processes; the verb is `mtmh content embed`.
 
@@ -126,8 +129,9 @@ def content_embed(
         max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+        log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
     """
-    return job.app_def(["content", "embed"], recipe, overrides, j, h, image, max_retries, env, mounts)
+    return job.app_def(["content", "embed"], recipe, overrides, j, h, image, max_retries, env, mounts, log_dir=log_dir)
 
 
 def train(
@@ -139,7 +143,9 @@ def train(
     max_retries: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    log_dir: str = "",
     resume: bool = True,
+    continue_from: str = "",
 ) -> specs.AppDef:
     """Trains a recipe on nodes x processes; the verb is `mtmh train`. The paper's 48 A100: -j 6x8 -h a100x8.
 
@@ -152,59 +158,70 @@ def train(
         max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+        log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
         resume: go on from the newest checkpoint; False: an error if there is one, so a restart ends with it
+        continue_from: checkpoint of the period before, whose model a fresh run starts from
     """
     options = ["--resume" if resume else "--no-resume"]
-    return job.app_def(["train"], recipe, overrides, j, h, image, max_retries, env, mounts, options)
+    options += ["--continue-from", continue_from] if continue_from else []
+    return job.app_def(["train"], recipe, overrides, j, h, image, max_retries, env, mounts, options, log_dir)
 
 
 def embed(
     recipe: str,
     *overrides: str,
+    j: str = "1x2",
     h: str = "cpu_small",
     image: str = "",
     max_retries: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    log_dir: str = "",
 ) -> specs.AppDef:
-    """Embeds the catalogue under every head of the newest checkpoint; the verb is `mtmh embed`, one process.
+    """Embeds the catalogue under every head of the newest checkpoint, on nodes x processes; the verb is `mtmh embed`.
 
     Args:
         recipe: a recipe that ships with mtmh, or a YAML file that the job can read
         overrides: settings to change, KEY=VALUE each, after all options
-        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        j: nodes x processes a node
+        h: named resource of a node: cpu_small, a100x8, h100x8, h200x8 or your own
         image: container image; local_cwd and slurm use none
-        max_retries: times that the scheduler starts a failed job again
+        max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+        log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
     """
-    return job.app_def(["embed"], recipe, overrides, None, h, image, max_retries, env, mounts)
+    return job.app_def(["embed"], recipe, overrides, j, h, image, max_retries, env, mounts, log_dir=log_dir)
 
 
 def build_index(
     recipe: str,
     *overrides: str,
+    j: str = "1x2",
     h: str = "cpu_small",
     image: str = "",
     max_retries: int = 0,
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
+    log_dir: str = "",
     publish: bool = True,
 ) -> specs.AppDef:
-    """Builds one index a head and publishes it as the next version; the verb is `mtmh build-index`, one process.
+    """Builds one index a head and publishes it, on nodes x processes; the verb is `mtmh build-index`.
 
     Args:
         recipe: a recipe that ships with mtmh, or a YAML file that the job can read
         overrides: settings to change, KEY=VALUE each, after all options
-        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        j: nodes x processes a node
+        h: named resource of a node: cpu_small, a100x8, h100x8, h200x8 or your own
         image: container image; local_cwd and slurm use none
-        max_retries: times that the scheduler starts a failed job again
+        max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+        log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
         publish: publish the version that was built; False leaves that to `mtmh index publish`
     """
     options = ["--publish" if publish else "--no-publish"]
-    return job.app_def(["build-index"], recipe, overrides, None, h, image, max_retries, env, mounts, options)
+    return job.app_def(["build-index"], recipe, overrides, j, h, image, max_retries, env, mounts, options, log_dir)
 
 
 def evaluate(

@@ -15,6 +15,7 @@ def app_def(
     env: dict[str, str] | None,
     mounts: list[str] | None,
     options: list[str] | None = None,
+    log_dir: str = "",
 ) -> specs.AppDef:
     """The AppDef of ``mtmh VERB RECIPE``: under torchrun where ``j`` is given, else one plain process.
 
@@ -44,9 +45,11 @@ def app_def(
         (role,) = app.roles
         # dist.ddp names it after the module, the same for all verbs. On Kubernetes the name becomes part of a shell
         # variable, the rendezvous host's: one word, without a hyphen.
-        role.name = verb[-1]
+        role.name = verb[-1].replace("-", "")
         # dist.ddp hands max_retries to the scheduler alone; this is torchrun's own --max_restarts.
         role.env["PET_MAX_RESTARTS"] = str(max_retries)
+        if log_dir:
+            role.env["PET_LOG_DIR"] = log_dir
     gpus = role.resource.gpu
     if gpus and procs > gpus:
         raise ValueError(f"-j {j} asks for {procs} processes on a host of {gpus} GPUs ({h}); use at most one a GPU")

@@ -29,7 +29,7 @@ loss: {num_uniform_negatives: 48}
 training: {batch_size: 384, max_steps: 20, checkpoint_every: 20, learning_rate: 0.5, dense_learning_rate: 0.05}
 evaluation: {num_users: 50, recall_at: [5, 50]}
 chain:
-  stages: {content_embed: {j: 1x1}, train: {j: 1x2}}
+  stages: {content_embed: {j: 1x1}, train: {j: 1x2}, embed: {j: 1x1}, build_index: {j: 1x1}}
 """
 SLOW = ["--set", "training.max_steps=100000"]  # a run that lasts until it is stopped
 PATIENCE = 120.0  # seconds, on a machine that is busy with other things

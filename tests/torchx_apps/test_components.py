@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jsonschema
+import kubernetes_validate
 import pytest
 import typer.main
+from kubernetes.client import ApiClient
 from torch.distributed.run import get_args_parser
 from torchx.runner import Runner, get_runner
 from torchx.specs import AppState, BindMount, Role, VolumeMount, named_resources
@@ -18,13 +21,17 @@ from torchx.specs.finder import get_component, get_components
 from mtmh.cli import app
 
 COMPONENTS = Path(__file__).parents[2] / "torchx_apps" / "components.py"
-RANKS = {"train": "train", "content_train": "content train", "content_embed": "content embed"}
+RANKS = {
+    "content_train": "content train",
+    "content_embed": "content embed",
+    "train": "train",
+    "embed": "embed",
+    "build_index": "build-index",
+}
 ALONE = {
     "prepare": "prepare",
     "content_simulate": "content simulate",
     "content_check": "content check",
-    "embed": "embed",
-    "build_index": "build-index",
     "evaluate": "evaluate",
     "chain": "chain",
 }
@@ -120,6 +127,8 @@ def test_train_resumes_unless_told_otherwise(runner: Runner) -> None:
     off = role_of(runner, "mtmh.train", "--recipe", "demo", "--resume", "False")
     assert parsed(verb_of(words_of(on)))["resume"] is True
     assert parsed(verb_of(words_of(off)))["resume"] is False
+    onward = role_of(runner, "mtmh.train", "--recipe", "demo", "--continue_from", "runs/before/step-00000010")
+    assert parsed(verb_of(words_of(onward)))["continue_from"] == Path("runs/before/step-00000010")
 
 
 def test_evaluate_compares_with_other_folders(runner: Runner) -> None:
@@ -144,9 +153,16 @@ def test_torchrun_reads_the_restarts(runner: Runner, monkeypatch: pytest.MonkeyP
     assert get_args_parser().parse_args(words_of(role)[1:]).max_restarts == 3
 
 
+def test_torchrun_reads_the_log_folder(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "PET_LOG_DIR" not in role_of(runner, "mtmh.train", "--recipe", "demo").env
+    role = role_of(runner, "mtmh.train", "--recipe", "demo", "--log_dir", "runs/logs")
+    monkeypatch.setenv("PET_LOG_DIR", role.env["PET_LOG_DIR"])
+    assert get_args_parser().parse_args(words_of(role)[1:]).log_dir == "runs/logs"
+
+
 def test_the_users_environment_wins(runner: Runner) -> None:
     given = "OMP_NUM_THREADS=5,NCCL_SOCKET_IFNAME=eth0"
-    for component in ("mtmh.train", "mtmh.embed"):
+    for component in ("mtmh.train", "mtmh.prepare"):
         role = role_of(runner, component, "--recipe", "demo", "--env", given)
         assert role.env["OMP_NUM_THREADS"] == "5"
         assert role.env["NCCL_SOCKET_IFNAME"] == "eth0"
@@ -154,7 +170,7 @@ def test_the_users_environment_wins(runner: Runner) -> None:
 
 def test_mounts_reach_the_role(runner: Runner) -> None:
     mounts = "type=volume,src=runs,dst=/work/runs,type=bind,src=/data,dst=/data,readonly"
-    for component in ("mtmh.train", "mtmh.embed"):
+    for component in ("mtmh.train", "mtmh.prepare"):
         assert role_of(runner, component, "--recipe", "demo", "--mounts", mounts).mounts == [
             VolumeMount(src="runs", dst_path="/work/runs"),
             BindMount(src_path="/data", dst_path="/data", read_only=True),
@@ -216,7 +232,7 @@ def test_slurm_script(runner: Runner) -> None:
 def test_slurm_script_of_one_process(runner: Runner, component: str) -> None:
     args = ["-h", "h100x8", "--recipe", "demo"]
     script = runner.dryrun_component(f"mtmh.{component}", args, "slurm", {}, workspace="").request.materialize()
-    assert f"python -m mtmh.cli {ALONE[component]} demo" in script
+    assert f"python -m mtmh.cli {ALONE[component]} demo" in script.replace("'", "")
     assert "--cpus-per-task=184 --mem=1887436 --gpus-per-task=8" in script
     assert "OMP_NUM_THREADS=184" in script
     assert "hetjob" not in script
@@ -224,7 +240,6 @@ def test_slurm_script_of_one_process(runner: Runner, component: str) -> None:
 
 @pytest.mark.parametrize("component", RANKS)
 def test_kubernetes_manifest(runner: Runner, component: str) -> None:
-    pytest.importorskip("kubernetes", reason="TorchX needs the package kubernetes for this scheduler")
     args = ["-j", "2x8", "-h", "h100x8", "--image", "registry/mtmh:1", "--max_retries", "2", "--mounts",
             "type=volume,src=runs,dst=/work/runs", "--recipe", "demo"]  # fmt: skip
     cfg = {"queue": "gpu", "namespace": "ml"}
@@ -232,12 +247,15 @@ def test_kubernetes_manifest(runner: Runner, component: str) -> None:
     assert job["spec"]["queue"] == "gpu"
     assert job["spec"]["maxRetry"] == 2
     assert len(job["spec"]["tasks"]) == 2
-    name = component.split("_")[-1]
+    name = RANKS[component].split()[-1].replace("-", "")
     for index, task in enumerate(job["spec"]["tasks"]):
         assert task["name"] == f"{name}-{index}"
         pod = task["template"].spec
         assert pod.node_selector == {"node.kubernetes.io/instance-type": "p5.48xlarge"}
-        assert {volume.name for volume in pod.volumes} == {"dshm", "mount-0"}
+        shared, mounted = pod.volumes
+        # In memory without a size of its own: Kubernetes bounds it by the pod's memory limit, asked for below.
+        assert (shared.name, shared.empty_dir.medium, shared.empty_dir.size_limit) == ("dshm", "Memory", None)
+        assert mounted.persistent_volume_claim.claim_name == "runs"
         (container,) = pod.containers
         assert container.image == "registry/mtmh:1"
         assert {mount.mount_path for mount in container.volume_mounts} == {"/dev/shm", "/work/runs"}
@@ -249,9 +267,105 @@ def test_kubernetes_manifest(runner: Runner, component: str) -> None:
         environment = {variable.name: variable.value for variable in container.env}
         assert environment["OMP_NUM_THREADS"] == "23"
         assert environment["NCCL_DEBUG"] == "WARN"
+    check_schema(job)
     # Volcano writes the host of task NAME-0 to this variable of the other pods.
     host = f"${{VC_{name.upper()}_0_HOSTS:=localhost}}:29500"
     assert host in job["spec"]["tasks"][1]["template"].spec.containers[0].command[2]
+
+
+@pytest.mark.parametrize("component", ALONE)
+def test_kubernetes_manifest_of_one_process(runner: Runner, component: str) -> None:
+    args = ["-h", "a100x8", "--image", "registry/mtmh:1", "--mounts", "type=bind,src=/data,dst=/data", "--env",
+            "NCCL_SOCKET_IFNAME=eth0", "--recipe", "demo", "seed=2"]  # fmt: skip
+    dry = runner.dryrun_component(f"mtmh.{component}", args, "kubernetes", {"queue": "q"}, workspace="")
+    job = dry.request.resource
+    check_schema(job)
+    (task,) = job["spec"]["tasks"]
+    assert task["template"].spec.node_selector == {"node.kubernetes.io/instance-type": "p4d.24xlarge"}
+
+
+def test_a_wrong_manifest_is_noticed(runner: Runner) -> None:
+    args = ["--image", "registry/mtmh:1", "--recipe", "demo"]
+    job = runner.dryrun_component("mtmh.train", args, "kubernetes", {"queue": "q"}, workspace="").request.resource
+    manifest = ApiClient().sanitize_for_serialization(job)
+    manifest["spec"]["tasks"][0]["template"]["spec"]["nodeSelectors"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check_schema(manifest)
+
+
+def check_schema(job: Any) -> None:
+    """Compares a manifest with the schemas of Volcano's Job and, strictly, of Kubernetes' Pod."""
+    manifest = ApiClient().sanitize_for_serialization(job)
+    jsonschema.validate(manifest, VOLCANO_JOB)
+    for task in manifest["spec"]["tasks"]:
+        pod = {"apiVersion": "v1", "kind": "Pod", **task["template"]}
+        kubernetes_validate.validate(pod, kubernetes_validate.latest_version(), strict=True)
+
+
+# Of Volcano's API batch.volcano.sh/v1alpha1: names and types of all fields that a job may have, its pods apart.
+VOLCANO_POLICIES = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "properties": {
+            "event": {"type": "string"},
+            "events": {"type": "array", "items": {"type": "string"}},
+            "action": {"type": "string"},
+            "exitCode": {"type": "integer"},
+            "timeout": {"type": "string"},
+        },
+        "additionalProperties": False,
+    },
+}
+VOLCANO_JOB = {
+    "type": "object",
+    "required": ["apiVersion", "kind", "metadata", "spec"],
+    "additionalProperties": False,
+    "properties": {
+        "apiVersion": {"const": "batch.volcano.sh/v1alpha1"},
+        "kind": {"const": "Job"},
+        "metadata": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"}},
+        },
+        "spec": {
+            "type": "object",
+            "required": ["tasks"],
+            "additionalProperties": False,
+            "properties": {
+                "schedulerName": {"type": "string"},
+                "queue": {"type": "string"},
+                "priorityClassName": {"type": "string"},
+                "minAvailable": {"type": "integer"},
+                "maxRetry": {"type": "integer"},
+                "ttlSecondsAfterFinished": {"type": "integer"},
+                "plugins": {
+                    "type": "object",
+                    "additionalProperties": {"type": "array", "items": {"type": "string"}},
+                },
+                "policies": VOLCANO_POLICIES,
+                "tasks": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": {
+                        "type": "object",
+                        "required": ["name", "replicas", "template"],
+                        "additionalProperties": False,
+                        "properties": {
+                            "name": {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"},
+                            "replicas": {"type": "integer", "minimum": 0},
+                            "minAvailable": {"type": "integer"},
+                            "maxRetry": {"type": "integer"},
+                            "policies": VOLCANO_POLICIES,
+                            "template": {"type": "object", "required": ["metadata", "spec"]},
+                        },
+                    },
+                },
+            },
+        },
+    },
+}
 
 
 def test_a_job_on_this_machine_runs_and_a_wrong_one_fails(
