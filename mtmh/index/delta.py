@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.config import Config
+from mtmh.config import Config, EmbeddingConfig
 from mtmh.data.arrays import open_array
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
@@ -117,18 +117,18 @@ class DeltaEmbedder:
         )
 
 
-def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, *, watch_floats: bool) -> Delta:
+def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, watch: EmbeddingConfig) -> Delta:
     """Compares the model and the items of two periods.
 
     An item keeps its vectors if the period before had it with the same values of all id features (and the same float
-    features, if ``watch_floats``) and training has changed none of the table rows that it reads. Rows are compared as
-    they are in the two checkpoints, so whatever moved a row counts.
+    features, if those are watched) and training has changed none of the rows that it reads in the watched tables. Rows
+    are compared as they are in the two checkpoints, so whatever moved a row counts.
 
     Args:
         dataset: of this period.
         checkpoint: of this period, continued from ``previous``.
         previous: the checkpoint of the period before; its dataset and embeddings must still be where it knows them.
-        watch_floats: popularity features and standardised ones change for all items every period.
+        watch: ``watch_tables`` and ``watch_floats``.
 
     Raises:
         ValueError: an artifact is gone or belongs to something else; the message names it.
@@ -160,14 +160,19 @@ def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, *, watch_
             strict=True,
         )
     }
+    unknown = sorted(set(watch.watch_tables or []) - set(maps))
+    if unknown:
+        raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {', '.join(maps)}")
     changed = _changed_rows(checkpoint, before, dataset, old)
+    for name in set(maps) - set(watch.watch_tables or maps):
+        changed[name][:] = False
     for start in range(0, dataset.num_items, _CHUNK_ITEMS):
         part = source[start : start + _CHUNK_ITEMS]
         known = np.flatnonzero(part != NO_ITEM)
         stale = np.zeros(len(known), np.bool_)
         for name, rows in maps.items():
             stale |= _differs(dataset, old, name, start + known, part[known], rows, changed[name])
-        if watch_floats:
+        if watch.watch_floats:
             now, then = (
                 table.item_table.float_features[items]
                 for table, items in ((dataset, start + known), (old, part[known]))

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from mtmh.artifacts import open_artifact
 from mtmh.cli import app
-from mtmh.config import Config
+from mtmh.config import Config, EmbeddingConfig
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import vocabulary_file
 from mtmh.index.delta import NO_ITEM, find_delta
@@ -104,11 +104,12 @@ def weights_by_value(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-def test_equals_a_loop_over_items(root: Path) -> None:
+@pytest.mark.parametrize("watched", [None, ["item_id"]])
+def test_equals_a_loop_over_items(root: Path, watched: list[str] | None) -> None:
     config = config_of(root / "two")
     checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
     now, then = open_dataset(config.dataset_dir), open_dataset(root / "one" / "dataset")
-    delta = find_delta(now, checkpoint, previous(root), watch_floats=False)
+    delta = find_delta(now, checkpoint, previous(root), EmbeddingConfig(watch_tables=watched))
 
     items, old_items = described(now, checkpoint.path), described(then, previous(root))
     weights, old_weights = weights_by_value(checkpoint.path), weights_by_value(previous(root))
@@ -116,12 +117,14 @@ def test_equals_a_loop_over_items(root: Path) -> None:
     for item, features in items.items():
         same = item in old_items and features == old_items[item]
         for feature, values in features.items():
-            for value in values:
+            for value in values if watched is None or feature in watched else ():
                 known = value in old_weights[feature]
                 same = same and known and torch.equal(weights[feature][value], old_weights[feature][value])
         expected.append(then.item_ids.tolist().index(item) if same else NO_ITEM)
     assert delta.source.tolist() == expected
     assert 0 < delta.num_kept < len(expected)
+    every = find_delta(now, checkpoint, previous(root), EmbeddingConfig()).num_kept
+    assert delta.num_kept == every if watched is None else delta.num_kept > every
     assert delta.source[now.item_ids.tolist().index("i30")] == NO_ITEM  # another brand
     assert delta.source[now.item_ids.tolist().index("i95")] == NO_ITEM  # new
 
@@ -129,7 +132,12 @@ def test_equals_a_loop_over_items(root: Path) -> None:
 def test_watched_floats_change_with_the_statistics_of_the_period(root: Path) -> None:
     config = config_of(root / "two")
     checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
-    assert find_delta(open_dataset(config.dataset_dir), checkpoint, previous(root), watch_floats=True).num_kept == 0
+    assert (
+        find_delta(
+            open_dataset(config.dataset_dir), checkpoint, previous(root), EmbeddingConfig(watch_floats=True)
+        ).num_kept
+        == 0
+    )
 
 
 def test_what_does_not_belong_together_is_refused(root: Path, tmp_path: Path) -> None:
@@ -137,12 +145,14 @@ def test_what_does_not_belong_together_is_refused(root: Path, tmp_path: Path) ->
     now = open_dataset(config.dataset_dir)
     checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
     with pytest.raises(ValueError, match="was not continued from"):
-        find_delta(now, checkpoint, checkpoint.path, watch_floats=False)
+        find_delta(now, checkpoint, checkpoint.path, EmbeddingConfig())
+    with pytest.raises(ValueError, match="no id feature shop; there are item_id, brand, tags"):
+        find_delta(now, checkpoint, previous(root), EmbeddingConfig(watch_tables=["shop"]))
     embeddings = config_of(root / "one").model_dir("embeddings")
     embeddings.rename(tmp_path / "aside")
     try:
         with pytest.raises(ValueError, match="no embeddings artifact here"):
-            find_delta(now, checkpoint, previous(root), watch_floats=False)
+            find_delta(now, checkpoint, previous(root), EmbeddingConfig())
     finally:
         (tmp_path / "aside").rename(embeddings)
 
@@ -162,7 +172,7 @@ def test_kept_items_keep_their_vectors_and_the_others_get_the_models(root: Path,
     embed(0, 1, root, tmp_path / "one")
     mp.spawn(embed, (2, root, tmp_path / "two"), nprocs=2)
     checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
-    delta = find_delta(open_dataset(config.dataset_dir), checkpoint, previous(root), watch_floats=False)
+    delta = find_delta(open_dataset(config.dataset_dir), checkpoint, previous(root), EmbeddingConfig())
     kept = delta.source != NO_ITEM
     full, one, two, old = (
         np.load(path / "engagement.npy")
