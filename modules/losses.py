@@ -20,22 +20,27 @@ Missing content is a zero row of the teacher. A row whose trigger or positive ha
 negative that has none is left out of both ``Q`` and ``P`` in ``L_r`` (and only there): the teacher says nothing about
 it, so neither pushing it away nor pulling it in would be right.
 
-How it works. Logits of a few rows at a time are turned into probabilities, those into the gradient of the logits,
-``(a + b) P - a onehot_+ - b Q``, and that into the gradients of the embeddings, in reused buffers. The backward only
-scales what the forward has formed: ``M x D``, ``M x D`` and ``L x D`` a head.
+How it works on any device (``losses_triton.py`` is the way on GPUs). Logits of a few rows at a time are turned into
+probabilities, those into the gradient of the logits, ``(a + b) P - a onehot_+ - b Q``, and that into the gradients of
+the embeddings, in reused buffers. The backward only scales what the forward has formed: ``M x D``, ``M x D`` and ``L x
+D`` a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import importlib.util
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .heads import Head
+
+Kernel = Literal["auto", "torch", "triton"]
 
 # Stands for minus infinity in logits: exp gives exactly 0, and 0 times it is 0 where infinity would give nan.
 EXCLUDED = -1e30
@@ -104,6 +109,7 @@ def contrastive_losses(
     hits: tuple[Tensor, Tensor] | None = None,
     similar: Similar | None = None,
     chunk_rows: int = 256,
+    kernel: Kernel = "auto",
 ) -> LossOutput:
     """Computes the losses of all heads; formulas in the module's docstring.
 
@@ -123,13 +129,15 @@ def contrastive_losses(
         hits: rows and columns ``[K]`` int64 of the pairs to leave out, as from ``accidental_hits``; any order.
         similar: further pairs to leave out, by their content rather than by a list. No gradient.
         chunk_rows: rows whose logits are held at a time, at most; on CPU fewer if there are many negatives.
+        kernel: ``torch``: the pass in chunks, on any device; ``triton``: tiles in registers, see ``losses_triton.py``,
+            float32 on GPUs; ``auto``: Triton where it can be had.
 
     Returns:
         The sums over rows. A row whose negatives are all left out has loss 0 and no gradient.
 
     Raises:
-        ValueError: shapes do not fit each other, a teacher is needed and missing, a temperature is not positive, or a
-            hit points outside ``M x L``.
+        ValueError: shapes do not fit each other, a teacher is needed and missing, a temperature is not positive, a
+            hit points outside ``M x L``, or Triton is asked for and cannot be had.
 
     Example::
 
@@ -150,30 +158,33 @@ def contrastive_losses(
         raise ValueError("a head with a relevance_weight needs a teacher")
     if row_weight is None:
         row_weight = trigger[0].new_ones(num_rows)
-    problem = _Problem(
+    problem = Problem(
         heads=tuple(heads),
         temperature=temperature,
         row_weight=row_weight.detach().to(dtype),
         log_weight=None if log_weight_negative is None else log_weight_negative.detach().to(dtype),
         distillation=_prepare_teacher(teacher, dtype, num_rows, num_negatives) if teacher and relevance else None,
-        hits=_Hits.sort(hits, num_rows, num_negatives) if hits is not None else None,
+        hits=Hits.sort(hits, num_rows, num_negatives) if hits is not None else None,
         similar=_prepare_similar(similar, dtype, num_rows, num_negatives) if similar is not None else None,
         chunk_rows=_rows_at_a_time(chunk_rows, num_negatives, trigger[0].device),
         with_gradients=torch.is_grad_enabled()
         and any(tensor.requires_grad for tensor in (*trigger, *positive, *negative)),
     )
     embeddings = [tensor.to(dtype) for tensor in (*trigger, *positive, *negative)]
+    uses_triton = _uses_triton(kernel, embeddings[0])  # said before the pass, which may have nothing to do
+    problem = replace(problem, uses_triton=uses_triton and num_rows > 0 and num_negatives > 0)
     return LossOutput(*_ContrastiveLosses.apply(problem, *embeddings))  # type: ignore[no-untyped-call]
 
 
-class _Hits(NamedTuple):
+class Hits(NamedTuple):
     """Pairs to leave out, sorted by row."""
 
     rows: Tensor
     columns: Tensor
 
     @staticmethod
-    def sort(hits: tuple[Tensor, Tensor], num_rows: int, num_negatives: int) -> _Hits:
+    def sort(hits: tuple[Tensor, Tensor], num_rows: int, num_negatives: int) -> Hits:
+        """Checks and sorts the pairs as they are given."""
         rows, columns = hits
         if rows.shape != columns.shape or rows.dim() != 1:
             raise ValueError(f"hits: expected rows and columns of one length, got {rows.shape} and {columns.shape}")
@@ -182,7 +193,7 @@ class _Hits(NamedTuple):
             if min(low) < 0 or high[0] >= num_rows or high[1] >= num_negatives:
                 raise ValueError(f"hits: row or column out of range for {num_rows} rows and {num_negatives} negatives")
         rows, order = torch.sort(rows, stable=True)
-        return _Hits(rows, columns[order])
+        return Hits(rows, columns[order])
 
 
 class _Distillation(NamedTuple):
@@ -197,7 +208,7 @@ class _Distillation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """All that the pass needs beside the embeddings."""
 
     heads: tuple[Head, ...]
@@ -205,19 +216,20 @@ class _Problem:
     row_weight: Tensor
     log_weight: Tensor | None  # [L], of the negatives
     distillation: _Distillation | None
-    hits: _Hits | None
+    hits: Hits | None
     similar: Similar | None
     chunk_rows: int
     with_gradients: bool
+    uses_triton: bool = False
 
 
 class _ContrastiveLosses(torch.autograd.Function):
     """The pass as an autograd function: gradients are formed in the forward and scaled in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, problem: _Problem, *embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, problem: Problem, *embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
-            engagement, relevance, gradients = _one_pass(problem, embeddings)
+            engagement, relevance, gradients = _path(problem)(problem, embeddings)
         ctx.save_for_backward(*gradients)
         weights = engagement.new_tensor([(head.engagement_weight, head.relevance_weight) for head in problem.heads])
         total = (torch.stack([engagement, relevance], dim=1) * weights).sum()
@@ -230,7 +242,31 @@ class _ContrastiveLosses(torch.autograd.Function):
         return None, *(gradient * grad_total for gradient in ctx.saved_tensors)
 
 
-def _one_pass(problem: _Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _uses_triton(kernel: Kernel, embedding: Tensor) -> bool:
+    """Whether to take Triton; its interpreter, for tests, runs on the CPU."""
+    if kernel == "torch":
+        return False
+    installed = importlib.util.find_spec("triton") is not None
+    reachable = embedding.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1"
+    if kernel == "auto":
+        return installed and embedding.device.type == "cuda" and embedding.dtype == torch.float32
+    if not (installed and reachable and embedding.dtype == torch.float32):
+        raise ValueError(
+            f"kernel triton: needs the package triton ({'there' if installed else 'missing'}), a GPU (the embeddings "
+            f"are on {embedding.device.type}) and float32 or less (they are {embedding.dtype}); take auto or torch"
+        )
+    return True
+
+
+def _path(problem: Problem) -> Callable[[Problem, Sequence[Tensor]], tuple[Tensor, Tensor, list[Tensor]]]:
+    if problem.uses_triton:
+        from .losses_triton import one_pass  # imports triton, which only GPUs need
+
+        return one_pass
+    return _one_pass
+
+
+def _one_pass(problem: Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Losses ``[num_heads]`` and gradients of the embeddings, in their order (none if not asked for)."""
     num_heads = len(problem.heads)
     triggers, positives, negatives = (embeddings[i * num_heads : (i + 1) * num_heads] for i in range(3))
@@ -286,7 +322,7 @@ def _fill_logits(
     scaled_trigger: Tensor,
     positive: Tensor,
     negative: Tensor,
-    problem: _Problem,
+    problem: Problem,
     left_out: tuple[Tensor | None, Tensor | None],
 ) -> None:
     """Writes ``[s_1, ..., s_L, s_+]`` of a chunk's rows.
@@ -412,7 +448,7 @@ def _rows_at_a_time(chunk_rows: int, num_negatives: int, device: torch.device) -
     return min(chunk_rows, max(32, CPU_CHUNK_ELEMENTS // (num_negatives + 1)))
 
 
-def _hit_bounds(hits: _Hits | None, starts: range) -> list[int]:
+def _hit_bounds(hits: Hits | None, starts: range) -> list[int]:
     """Where each chunk's hits begin, and where the last one's end."""
     if hits is None:
         return []

@@ -45,6 +45,7 @@ class LossConfig(Settings):
     propensity: PropensityConfig | None = None
     semantic: SemanticConfig = SemanticConfig()
     chunk_rows: Positive = 256
+    kernel: Literal["auto", "torch", "triton"] = "auto"  # auto: Triton on GPUs where it is installed
 
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:

@@ -264,7 +264,7 @@ def decisive_settings(config: Mapping[str, Any], sections: Sequence[str] = DECIS
     """The settings that decide which numbers a run computes, by dotted key."""
     tree = {section: config[section] for section in sections if section in config}
     tree["training"] = {key: value for key, value in config["training"].items() if key in DECISIVE_TRAINING}
-    return {key: value for key, value in _flat(tree) if key != "loss.chunk_rows"}
+    return {key: value for key, value in _flat(tree) if key not in ("loss.chunk_rows", "loss.kernel")}
 
 
 def _flat(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

@@ -110,6 +110,7 @@ class GlobalLoss(nn.Module):
             teacher=teacher,
             hits=hits_of(batch, negatives.items),
             chunk_rows=config.chunk_rows,
+            kernel=config.kernel,
         )
         # Pairs of an item with itself weigh nothing. With no others there is nothing to learn, rather than 0 / 0.
         scale = 1.0 / negatives.total_weight if negatives.total_weight else 0.0
@@ -151,6 +152,7 @@ class GlobalLoss(nn.Module):
                 batch.content.index_select(0, pairs.trigger), negatives.content, self._config.semantic.threshold
             ),
             chunk_rows=self._config.chunk_rows,
+            kernel=self._config.kernel,
         )
         total_weight = sum(weight for (weight,) in gather_numbers(pairs.weight.sum(dtype=torch.float64)[None]))
         scale = 1.0 / total_weight if total_weight else 0.0
