@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from mtmh.artifacts import Artifact, open_artifact
@@ -30,6 +31,7 @@ from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.randomness import Purpose, generator
 from mtmh.data.schema import HISTORIES, ITEM_ID, ITEMS, TEST, DatasetSummary
 
+_COPY_ROWS = 1 << 20
 _NAMED_IDS = 5  # of unknown ids, in an error message
 
 
@@ -71,16 +73,30 @@ class Dataset:
         Raises:
             ValueError: no such column, or the table does not have one row an item.
         """
+        return self._items_file(columns).read(columns=None if columns is None else list(columns))
+
+    def copy_items(self, columns: Sequence[str], path: Path) -> None:
+        """Writes columns of the items table to a Parquet file of its own, some rows at a time.
+
+        Raises:
+            ValueError: as ``items``.
+        """
+        file = self._items_file(columns)
+        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
+        with pq.ParquetWriter(path, schema) as writer:
+            for batch in file.iter_batches(_COPY_ROWS, columns=list(columns)):
+                writer.write_batch(batch.select(list(columns)))
+
+    def _items_file(self, columns: Sequence[str] | None) -> pq.ParquetFile:
         path = self.artifact.path / ITEMS
         file = open_parquet(path)
         names = file.schema_arrow.names
         missing = [name for name in columns or [] if name not in names]
         if missing:
             raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
-        table = file.read(columns=None if columns is None else list(columns))
-        if table.num_rows != self.num_items:
-            raise ValueError(f"{path}: {table.num_rows} rows, the manifest says {self.num_items} items")
-        return table
+        if file.metadata.num_rows != self.num_items:
+            raise ValueError(f"{path}: {file.metadata.num_rows} rows, the manifest says {self.num_items} items")
+        return file
 
     @cached_property
     def item_ids(self) -> npt.NDArray[Any]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import faiss
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from faiss.contrib.exhaustive_search import knn_ground_truth
@@ -224,7 +223,7 @@ def _finish(
     writer: ArtifactWriter, config: Config, dataset: Dataset, embeddings: Artifact, summary: IndexSummary
 ) -> None:
     """Writes what serving needs of the items, and the manifest."""
-    pq.write_table(dataset.items(DISPLAY_COLUMNS), writer.folder / ITEMS)
+    dataset.copy_items(DISPLAY_COLUMNS, writer.folder / ITEMS)
     writer.summary |= summary.model_dump()
     writer.commit(config.model_dump(mode="json"), {"dataset": dataset.artifact, "embeddings": embeddings})
 

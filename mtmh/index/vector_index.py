@@ -145,12 +145,16 @@ class IvfIndex(_FaissIndex):
         exact: a flat faiss index of the same vectors, to compare the best codes again; None: scores are those of the
             codes.
         refine_factor: codes an answer that are compared again.
+
+    Attributes:
+        refine_factor: 0 where nothing is compared again.
+        refined_index: the ``faiss.IndexRefine`` over both, or None.
     """
 
     def __init__(self, index: Any, exact: Any = None, refine_factor: int = 0) -> None:
         super().__init__(index)
-        self._refine_factor = refine_factor if exact is not None else 0
-        self._refined = faiss.IndexRefine(index, exact) if self._refine_factor else None
+        self.refine_factor = refine_factor if exact is not None else 0
+        self.refined_index = faiss.IndexRefine(index, exact) if self.refine_factor else None
         self._exact = exact  # faiss only points to it
 
     @property
@@ -213,11 +217,11 @@ class IvfIndex(_FaissIndex):
         check_search(queries, k, num_probes, self.dim)
         # Parameters of the call, not of the index: concurrent requests share no state.
         params = _made(faiss.SearchParametersIVF, sel=selector(allowed), nprobe=min(num_probes, self.num_clusters))
-        if self._refined is None:
+        if self.refined_index is None:
             return self._search(self._index, queries, k, params)
-        factor = min(self._refine_factor, math.ceil(max(self.num_items, 1) / k))
+        factor = min(self.refine_factor, math.ceil(max(self.num_items, 1) / k))
         refined = _made(faiss.IndexRefineSearchParameters, k_factor=factor, base_index_params=params)
-        return self._search(self._refined, queries, k, refined)
+        return self._search(self.refined_index, queries, k, refined)
 
     def drop_pages(self) -> None:
         """Gives the pages of memory-mapped lists back to the system's cache; the next search maps what it needs."""
