@@ -30,6 +30,15 @@ def test_items_come_in_index_order_with_the_columns_asked_for(tmp_path: Path) ->
         dataset.items(["colour"])
 
 
+def test_columns_are_copied_some_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtmh.data.dataset._COPY_ROWS", 7)
+    dataset = write_dataset(tmp_path / "dataset", HISTORY_LISTS)
+    dataset.copy_items(["text", "item_id"], tmp_path / "copy.parquet")
+    assert pq.read_table(tmp_path / "copy.parquet").equals(dataset.items(["text", "item_id"]))
+    with pytest.raises(ValueError, match=r"items.parquet: no column colour"):
+        dataset.copy_items(["colour"], tmp_path / "other.parquet")
+
+
 @pytest.mark.parametrize(
     "item_ids",
     [
