@@ -40,6 +40,7 @@ from mtmh.data.schema import (
     HISTORY_LENGTHS,
     ITEM_TABLE,
     ITEMS,
+    RAW_IDS,
     DatasetSummary,
     FeatureSchema,
     IdFeature,
@@ -215,6 +216,7 @@ def build_dataset(path: Path, num_items: int, num_users: int, mean_length: float
             np.save(table / f"{name}.offsets.npy", starts.astype(np.int64))
         np.save(table / "float_features.npy", rng.standard_normal((num_items, num_floats), np.float32))
         np.save(table / "train_count.npy", train_count)
+        np.save(writer.folder / RAW_IDS, np.arange(num_items))
         np.save(writer.folder / HISTORY_LENGTHS, lengths)
         pq.write_table(pa.table({"item_id": np.arange(num_items)}), writer.folder / ITEMS)
         lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(items))

@@ -28,6 +28,7 @@ from .sparse_nn import build_ebc
 NO_ROW = -1  # the slot of an id without a row, and the identity of a row without an id
 _BITS = 2**63 - 1  # negative numbers mark what is absent
 _CHUNK_IDS = 16_384  # bounds the memory of a search for free rows: this many ids times ``max_probe``
+_NEAR = 8  # rows that are looked at first: in a table with room one of them is free
 _NEVER = torch.iinfo(torch.int64).max
 
 
@@ -255,18 +256,30 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
 
     def _choose(self, home: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
         """The row that each id would take now, `NO_ROW` if there is none: a free one before one to evict."""
-        probe = torch.arange(self._max_probe)
-        rows = offsets[:, None] + (home[:, None] + probe) % sizes[:, None]  # [N, max_probe]
+        chosen, cost = self._cheapest(home, sizes, offsets, min(_NEAR, self._max_probe))
+        (far,) = torch.nonzero(cost >= self._max_probe, as_tuple=True)  # nothing free near by
+        if len(far):
+            chosen[far] = self._cheapest(home[far], sizes[far], offsets[far], self._max_probe)[0]
+        return chosen
+
+    def _cheapest(self, home: Tensor, sizes: Tensor, offsets: Tensor, width: int) -> tuple[Tensor, Tensor]:
+        """The best of the first ``width`` rows that each id may take, and its cost.
+
+        The cost of a free row, or one past its time, is its distance, so below ``max_probe``; to evict the least
+        recently seen costs more, the more the later it was seen.
+        """
+        distance = torch.arange(width)
+        rows = offsets[:, None] + (home[:, None] + distance) % sizes[:, None]  # [N, width]
         free = self.identities[rows] == NO_ROW
         if self.last_seen is None:
-            rank = torch.where(free, probe, _NEVER)
+            cost = torch.where(free, distance, _NEVER)
         else:
             last_seen = self.last_seen[rows].long()
             lru = self._eviction_policy_name is HashZchEvictionPolicyName.LRU_EVICTION
-            stale = (1 + last_seen) * self._max_probe + probe if lru else probe
-            rank = torch.where(free, probe, torch.where(last_seen < self.now, stale, _NEVER))
-        best = rank.min(dim=1)
-        return torch.where(best.values == _NEVER, NO_ROW, rows.gather(1, best.indices[:, None]).squeeze(1))
+            stale = (1 + last_seen) * self._max_probe + distance if lru else distance
+            cost = torch.where(free, distance, torch.where(last_seen < self.now, stale, _NEVER))
+        best = cost.min(dim=1)
+        return torch.where(best.values == _NEVER, NO_ROW, rows.gather(1, best.indices[:, None]).squeeze(1)), best.values
 
 
 @contextmanager
