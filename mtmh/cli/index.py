@@ -1,7 +1,8 @@
-"""Verbs of the built index: mtmh index list, verify, publish, rollback."""
+"""Verbs of the built index: mtmh index list, verify, publish, rollback, add, remove, compact."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -74,6 +75,48 @@ def rollback(
 
     index_dir = load_config(recipe, overrides).model_dir("index")
     done("published index", run(index_dir, find_version(index_dir, to).name if to else None))
+
+
+@index_app.command("add")
+def add(
+    recipe: Recipe,
+    items: Annotated[Path, typer.Argument(help="New items: .parquet, .jsonl or .csv, one row an item.")],
+    overrides: Overrides = None,
+) -> None:
+    """Embeds new items from their features and makes them answers, without a new build."""
+    from mtmh.index.item_rows import read_rows
+    from mtmh.serving.live import LiveIndex
+
+    live = LiveIndex(load_config(recipe, overrides).model_dir("index"))
+    added = live.add(read_rows(items))
+    Console().print(f"added {len(added)} items: index {live.retriever.version}", highlight=False)
+
+
+@index_app.command("remove")
+def remove(
+    recipe: Recipe,
+    ids: Annotated[list[str], typer.Argument(help="Ids of the items that shall be in no answer.")],
+    overrides: Overrides = None,
+) -> None:
+    """Removes items from all answers, whatever version is published, until they are added again."""
+    from mtmh.serving.live import LiveIndex
+
+    live = LiveIndex(load_config(recipe, overrides).model_dir("index"))
+    live.remove(ids)
+    Console().print(f"removed {len(ids)} items: index {live.retriever.version}", highlight=False)
+
+
+@index_app.command("compact")
+def compact(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Builds a version out of the published one with all that was added and removed since, and publishes it."""
+    from mtmh.index.versions import BelowGateError
+    from mtmh.serving.compact import compact as run
+
+    config = load_config(recipe, overrides)
+    try:
+        done("published index", run(config))
+    except BelowGateError as error:
+        missed_gate(error)
 
 
 def missed_gate(error: ValueError) -> NoReturn:

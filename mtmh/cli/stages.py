@@ -118,10 +118,10 @@ def retrieve(
 ) -> None:
     """Prints what each head and the merge return for one trigger, side by side."""
     from mtmh.serving.display import retrieval_table
-    from mtmh.serving.retriever import Retriever
+    from mtmh.serving.live import LiveIndex
 
     config = load_config(recipe, overrides)
-    retriever = Retriever.load(config.model_dir("index"))
+    retriever = LiveIndex(config.model_dir("index")).retriever
     side_by_side = retriever.retrieve_side_by_side(trigger, k=k, alpha=alpha)
     Console().print(retrieval_table(side_by_side))
 

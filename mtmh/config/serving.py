@@ -52,6 +52,7 @@ class IndexConfig(Settings):
     refine_factor: Annotated[int, Field(ge=0)] = 4  # sq8 and pq: codes an answer that are compared again by vector
     shard_items: Positive = 131_072  # filed at a time; the memory of a process follows it
     milvus: MilvusConfig | None = None
+    tower: Literal["int8", "fp16"] = "int8"  # tables of the tower that embeds items the index does not know
     # The gate: a new index is not published where a head finds less than this share of the exact neighbours.
     min_recall: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
     keep_versions: Positive = 3  # published versions that stay on disk, for rollback

@@ -2,12 +2,14 @@
 
     items.parquet             one row an item of the catalogue, in item-index order (the row number is the item index):
                               item_id (int64 or string), text, image, topic_l1, topic_l2 (string, null: none),
-                              train_count int64 (events in T1), content_embedding fixed-size list<float32> (if any)
+                              train_count int64 (events in T1), first_seen int64 (first of them, in the events' unit;
+                              null: none), content_embedding fixed-size list<float32> (if any)
     item_table/               the model's inputs of every item, memory-mapped by the loader:
       float_features.npy        [I, num_floats] float32, standardised with T1 statistics, missing = 0
       <feature>.values.npy      [N] int32 rows of the feature's vocabulary, items one after another; 0 = unknown
       <feature>.offsets.npy     [I + 1] int64; item i owns values[offsets[i]:offsets[i + 1]]
       item_id.raw.npy           [I] int64 raw ids (raw_ids.py), for tables that take such instead of rows
+      float_features.json       mean and standard deviation of each float feature over the items of T1
       train_count.npy           [I] int64
     vocabulary/               which row stands for which value:
       <feature>.parquet         value (int64 or string, as in the source), row int32, ascending from 1
@@ -28,6 +30,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 ITEM_ID = "item_id"
@@ -40,6 +44,10 @@ HISTORY_LENGTHS = Path("histories.lengths.npy")
 TEST = Path("test.parquet")
 USERS = Path("users.parquet")
 VOCABULARY = Path("vocabulary")
+FLOAT_SCALES = ITEM_TABLE / "float_features.json"
+# Float features that prepare derives from T1 events; an item without such events has the mean of both.
+TRAIN_COUNT = "log_train_count"
+TRAIN_AGE = "train_age"
 
 
 def vocabulary_file(feature: str) -> Path:
@@ -59,6 +67,35 @@ class IdFeature(BaseModel):
 
     name: str
     num_rows: Annotated[int, Field(ge=1)]
+
+
+class FloatScale(BaseModel):
+    """How a float feature became an input of the tower.
+
+    Attributes:
+        name: of the feature.
+        mean: over the items of T1 that have a value.
+        deviation: standard deviation likewise; 0: the feature tells nothing, its input is always 0.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    mean: float
+    deviation: Annotated[float, Field(ge=0.0)]
+
+    def standardise(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """``(x - mean) / deviation``; NaN (missing) becomes 0, the mean."""
+        scaled = (values - self.mean) / self.deviation if self.deviation > 0.0 else np.zeros_like(values)
+        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+
+
+class FloatScales(BaseModel):
+    """The scales of all float features, in the order of the schema."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    features: list[FloatScale]
 
 
 class FeatureSchema(BaseModel):

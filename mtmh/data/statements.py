@@ -248,7 +248,7 @@ def items() -> str:
     """The catalogue in item-index order, as items.parquet holds it."""
     columns = ", ".join(f"s.{name}" for name in ITEM_COLUMNS)
     return f"""
-        SELECT c.item_id, {columns}, f.train_count
+        SELECT c.item_id, {columns}, f.train_count, f.first_seen
         FROM item_facts AS f
         JOIN catalogue AS c ON f.item_code = c.item_code
         JOIN source_items AS s ON c.item_id = s.item_id

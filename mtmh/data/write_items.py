@@ -15,12 +15,24 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtmh.data import statements
-from mtmh.data.schema import ITEM_ID, ITEM_TABLE, ITEMS, RAW_IDS, VOCABULARY, FeatureSchema, IdFeature, vocabulary_file
+from mtmh.data.schema import (
+    FLOAT_SCALES,
+    ITEM_ID,
+    ITEM_TABLE,
+    ITEMS,
+    RAW_IDS,
+    TRAIN_AGE,
+    TRAIN_COUNT,
+    VOCABULARY,
+    FeatureSchema,
+    FloatScale,
+    FloatScales,
+    IdFeature,
+    vocabulary_file,
+)
 from mtmh.data.write_histories import NEVER, HistoryFacts
 
 BATCH_ITEMS = 65_536
-TRAIN_COUNT = "log_train_count"
-TRAIN_AGE = "train_age"
 
 
 def choose_features(kind: str, wanted: list[str] | None, offered: tuple[str, ...]) -> tuple[str, ...]:
@@ -134,10 +146,13 @@ def write_item_table(
     floats = np.lib.format.open_memmap(
         table / "float_features.npy", mode="w+", dtype=np.float32, shape=(len(seen), len(names))
     )
+    scales: list[FloatScale] = []
     for column, name in enumerate(names):
         value = values[name] if name in values else _float_column(connection, name, len(seen))
-        floats[:, column] = _standardised(value, seen)
+        scales.append(_scale(name, value, seen))
+        floats[:, column] = scales[-1].standardise(value)
     floats.flush()
+    (folder / FLOAT_SCALES).write_text(FloatScales(features=scales).model_dump_json(indent=2))
     return FeatureSchema(id_features=ids, float_features=names)
 
 
@@ -167,12 +182,11 @@ def item_facts(item_index: NDArray[np.int32], facts: HistoryFacts) -> pa.Table:
     )
 
 
-def _standardised(values: NDArray[np.float64], seen: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """``(x - mean) / standard deviation`` of the T1 items' values; missing becomes 0, the mean."""
+def _scale(name: str, values: NDArray[np.float64], seen: NDArray[np.bool_]) -> FloatScale:
+    """Mean and standard deviation of the T1 items' values."""
     known = values[seen & ~np.isnan(values)]
-    mean, deviation = (known.mean(), known.std()) if len(known) else (0.0, 0.0)
-    scaled = (values - mean) / deviation if deviation > 0.0 else np.zeros_like(values)
-    return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+    mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+    return FloatScale(name=name, mean=mean, deviation=deviation)
 
 
 def _float_column(connection: Any, name: str, num_items: int) -> NDArray[np.float64]:
@@ -198,7 +212,7 @@ def _items_schema(connection: Any, embedding_dim: int | None) -> pa.Schema:
     item_id = connection.sql("SELECT item_id FROM catalogue LIMIT 0").to_arrow_table().schema.field(0).type
     fields = [("item_id", item_id)]
     fields += [(name, pa.string()) for name in ("text", "image", "topic_l1", "topic_l2")]
-    fields.append(("train_count", pa.int64()))
+    fields += [("train_count", pa.int64()), ("first_seen", pa.int64())]
     if embedding_dim is not None:
         fields.append(("content_embedding", pa.list_(pa.float32(), embedding_dim)))
     return pa.schema(fields)

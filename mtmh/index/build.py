@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import Config, IndexConfig
-from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.dataset import open_dataset
 from mtmh.index import lists
 from mtmh.index.item_vectors import ItemVectors
 from mtmh.index.layout import (
@@ -34,10 +35,11 @@ from mtmh.index.milvus import MilvusCollection, MilvusIndex
 from mtmh.index.row_file import RowFile, open_rows
 from mtmh.index.storage import PRECISIONS, WHOLE, IvfSettings, VectorFile, train_ivf
 from mtmh.index.store import open_head, release_collection
+from mtmh.index.tower import write_tower
 from mtmh.index.vector_index import IvfIndex, VectorIndex
 from mtmh.training.distributed import Ranks, gather_rows, join_ranks, on_first
 
-DISPLAY_COLUMNS = ["item_id", "text", "topic_l1", "topic_l2", "train_count"]
+DISPLAY_COLUMNS = ["item_id", "text", "topic_l1", "topic_l2", "train_count", "first_seen"]
 
 _RECALL_K = 100
 _RECALL_QUERIES = 1000
@@ -66,25 +68,66 @@ def build_index(config: Config, out: Path) -> Artifact:
             raise ValueError(
                 f"{embeddings.path}: embeddings of another dataset than {dataset.artifact.path}; run mtmh embed again"
             )
+        inputs = {"dataset": dataset.artifact, "embeddings": embeddings}
         made = EmbeddingsSummary.model_validate(embeddings.summary)
-        writer = ArtifactWriter(out, "index")
-        on_first(ranks, writer.begin)
-        try:
-            summary = _build_heads(config, dataset, made, embeddings.path, writer.folder, ranks)
-            on_first(ranks, lambda: _finish(writer, config, dataset, embeddings, summary))
-        except BaseException:
-            if ranks.is_first:
-                for path in writer.folder.glob(str(milvus_file("*"))):
-                    release_collection(path)
-            raise
-        finally:
-            if ranks.is_first:
-                shutil.rmtree(writer.folder, ignore_errors=True)
-        return open_artifact(out, "index")
+
+        def finish(folder: Path) -> dict[str, Any]:
+            dataset.copy_items(DISPLAY_COLUMNS, folder / ITEMS)
+            return {"tower": write_tower(folder, config, dataset, embeddings)}
+
+        return write_index(config, dataset.summary.id_type, made, embeddings.path, out, ranks, inputs, finish)
+
+
+def write_index(
+    config: Config,
+    id_type: Literal["int64", "string"],
+    made: EmbeddingsSummary,
+    embeddings: Path,
+    out: Path,
+    ranks: Ranks,
+    inputs: Mapping[str, Artifact],
+    finish: Callable[[Path], dict[str, Any]],
+) -> Artifact:
+    """Writes an index artifact over vectors in files; all ranks together.
+
+    Args:
+        config: ``index`` sets clusters and storage.
+        id_type: of the item ids.
+        made: heads and sizes.
+        embeddings: folder with the vectors, a file a head.
+        out: folder of the artifact.
+        ranks: this process among the others.
+        inputs: recorded in the manifest.
+        finish: writes what else serving needs into the folder, on the first rank; gives more of the summary.
+    """
+    writer = ArtifactWriter(out, "index")
+    on_first(ranks, writer.begin)
+    try:
+        summary = _build_heads(config, id_type, made, embeddings, writer.folder, ranks)
+
+        def commit() -> None:
+            writer.summary |= summary.model_copy(update=finish(writer.folder)).model_dump()
+            writer.commit(config.model_dump(mode="json"), inputs)
+
+        on_first(ranks, commit)
+    except BaseException:
+        if ranks.is_first:
+            for path in writer.folder.glob(str(milvus_file("*"))):
+                release_collection(path)
+        raise
+    finally:
+        if ranks.is_first:
+            shutil.rmtree(writer.folder, ignore_errors=True)
+    return open_artifact(out, "index")
 
 
 def _build_heads(
-    config: Config, dataset: Dataset, made: EmbeddingsSummary, embeddings: Path, folder: Path, ranks: Ranks
+    config: Config,
+    id_type: Literal["int64", "string"],
+    made: EmbeddingsSummary,
+    embeddings: Path,
+    folder: Path,
+    ranks: Ranks,
 ) -> IndexSummary:
     """Writes the files of all heads and measures each."""
     settings = IvfSettings.of(config.index, config.seed)
@@ -93,7 +136,7 @@ def _build_heads(
         heads=made.heads,
         dim=made.dim,
         num_items=made.num_items,
-        id_type=dataset.summary.id_type,
+        id_type=id_type,
         num_clusters=settings.clusters(made.num_items),
         ann_recall={},
         storage=config.index.storage,
@@ -217,15 +260,6 @@ def _read_sample(vectors: RowFile, items: npt.NDArray[np.int64], ranks: Ranks) -
             first, last = int(own[begin]), int(own[end - 1])
             found[begin:end] = vectors.read(first, last + 1)[own[begin:end] - first]
     return gather_rows(torch.from_numpy(found), np.diff(cuts).tolist()).numpy()
-
-
-def _finish(
-    writer: ArtifactWriter, config: Config, dataset: Dataset, embeddings: Artifact, summary: IndexSummary
-) -> None:
-    """Writes what serving needs of the items, and the manifest."""
-    dataset.copy_items(DISPLAY_COLUMNS, writer.folder / ITEMS)
-    writer.summary |= summary.model_dump()
-    writer.commit(config.model_dump(mode="json"), {"dataset": dataset.artifact, "embeddings": embeddings})
 
 
 def ann_recall(index: VectorIndex, vectors: ItemVectors | RowFile, num_probes: int, seed: int) -> AnnRecall:

@@ -73,6 +73,24 @@ class AnnRecall(BaseModel):
     recall: float
 
 
+class TowerFacts(BaseModel):
+    """What the build measured: cosine of the exported tower to the trained one, over sampled items as if unseen.
+
+    Attributes:
+        tables: precision of the embedding tables.
+        num_items: of the sample.
+        mean_cosine: by head.
+        least_cosine: by head.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    tables: Literal["int8", "fp16"]
+    num_items: int
+    mean_cosine: dict[str, float]
+    least_cosine: dict[str, float]
+
+
 class IndexSummary(BaseModel):
     """The ``summary`` of an index manifest."""
 
@@ -89,3 +107,5 @@ class IndexSummary(BaseModel):
     # Where the vector of an item is: in the lists; in this precision beside them; or in rows of <head>.npy.
     vectors: Literal["lists", "fp16", "fp32", "rows"] = "rows"
     refine_factor: int = 0
+    tower: TowerFacts | None = None
+    segments_through: int = 0  # the last segment whose changes are part of this index

@@ -144,13 +144,14 @@ def new_version(index_dir: Path) -> Path:
         return path
 
 
-def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3) -> Path:
+def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str | None = None) -> Path:
     """Makes a version the one that readers take, after it passed every check.
 
     Args:
         version: a folder that ``new_version`` reserved and a build filled, or an earlier version.
         min_recall: the gate: ANN recall against exact search that every head must reach.
         keep: published versions that stay on disk, this one included.
+        over: the version that must be the published one until now; None: any.
 
     Returns:
         The folder of the version (a rejected one loses its suffix).
@@ -166,6 +167,8 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3) -> Path:
     with writing(index_dir):
         before = read_pointer(index_dir) if (index_dir / CURRENT).is_file() else None
         earlier = [] if before is None else [before.version, *before.before]
+        if over is not None and (before is None or before.version != over):
+            raise ValueError(f"{version}: not published: it is made of {over}, and another version took its place")
         try:
             check_gate(artifact, min_recall)
         except BelowGateError:

@@ -68,11 +68,12 @@ class Catalogue:
         """The catalogue with more items, or with new rows of items that were removed.
 
         Args:
-            items: the same columns; the ids are not among the answerable ones.
+            items: ``item_id`` and display columns, of which some may be absent; the ids are not among the answerable
+                ones.
             answerable: False: they only serve as triggers.
         """
         changed = self._copy()
-        changed._added = pa.concat_tables([self._added, items.select(self._added.column_names)])
+        changed._added = pa.concat_tables([self._added, _of_schema(items, self._added.schema)])
         ids = items.column("item_id").to_pylist()
         changed._added_at = self._added_at | {item: len(self) + place for place, item in enumerate(ids)}
         if self.answerable is not None or not answerable:
@@ -102,6 +103,13 @@ class Catalogue:
         if self._added_at:
             for place, item in enumerate(typed):
                 found[place] = self._added_at.get(item, found[place])
+        return found
+
+    def find_answerable(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:
+        """As ``find``; -1 also for items that are no answers (any more)."""
+        found = self.find(ids, role)
+        if self.answerable is not None and len(found):
+            found[~self.answerable[found]] = -1
         return found
 
     def indices(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:
@@ -252,6 +260,19 @@ class _Base:
     def by_popularity(self) -> npt.NDArray[np.int64]:
         """[I] item indices, most events first."""
         return np.argsort(-self.train_count, kind="stable")
+
+
+def _of_schema(items: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema; no events were counted of new items, and other absent columns are empty."""
+    columns = []
+    for field in schema:
+        if field.name in items.column_names:
+            columns.append(items.column(field.name).cast(field.type))
+        elif field.name == "train_count":
+            columns.append(pa.array(np.zeros(len(items)), field.type))
+        else:
+            columns.append(pa.nulls(len(items), field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
 
 
 def _first_seen(items: pa.Table) -> npt.NDArray[np.int64]:

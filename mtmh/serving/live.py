@@ -1,46 +1,188 @@
-"""The index as it is now: the published version of a folder, and how a new one is taken into use."""
+"""The published index with what was added and removed since: durable on disk, one reference to swap in memory."""
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from mtmh.artifacts import open_artifact
-from mtmh.index.versions import current_version
+from mtmh.data.schema import ITEM_ID
+from mtmh.index.layout import IndexSummary
+from mtmh.index.segments import Segment, last_change, read_segments, write_segment
+from mtmh.index.tower import Tower
+from mtmh.index.versions import current_version, writing
+from mtmh.serving.catalogue import ItemId
 from mtmh.serving.retriever import Retriever
 
 
-class LiveIndex:
-    """Follows the published version of an index folder.
-
-    Args:
-        index_dir: versioned folder of the index.
+@dataclass(frozen=True)
+class _State:
+    """What is in use.
 
     Attributes:
-        retriever: over the version in use; one reference, to be read once a request.
+        folder: of the version.
+        change: number of the last change applied to it.
+        retriever: answers.
+    """
+
+    folder: Path
+    change: int
+    retriever: Retriever
+
+
+class LiveIndex:
+    """An index that items are added to and removed from while it answers.
+
+    A change is written first (``segments.py``) and then put in the place of the old state by one assignment: who reads
+    ``retriever`` once a request sees one state throughout. Several threads may use one ``LiveIndex``, and several
+    processes one folder; ``refresh`` shows the changes of the others.
+
+    Args:
+        index_dir: versioned folder of an index.
 
     Raises:
-        ValueError: no version that could be used.
+        ValueError: nothing is published there, or a file is missing, truncated or altered.
     """
 
     def __init__(self, index_dir: Path) -> None:
         self._index_dir = index_dir
-        self._version = current_version(index_dir)
-        self.retriever = _open(self._version)
+        self._changing = threading.RLock()
+        self._state = _open(index_dir, current_version(index_dir))
+
+    @property
+    def retriever(self) -> Retriever:
+        """Answers requests; to be read once a request."""
+        return self._state.retriever
+
+    @property
+    def folder(self) -> Path:
+        """Of the version in use."""
+        return self._state.folder
+
+    @property
+    def change(self) -> int:
+        """Number of the last change applied to it."""
+        return self._state.change
 
     def refresh(self) -> bool:
-        """Takes a newly published version into use, if there is one; whether it did.
+        """Takes a newly published version, and changes of other processes, into use.
+
+        Returns:
+            Whether there is another retriever now.
 
         Raises:
-            ValueError: the new version is damaged; the old one stays.
+            ValueError: the new version or a change is damaged; what was in use stays so.
         """
-        version = current_version(self._index_dir)
-        if version == self._version:
-            return False
-        self.retriever = _open(version)
-        self._version = version
-        return True
+        with self._changing:
+            state = self._state
+            folder = current_version(self._index_dir)
+            if folder != state.folder:
+                self._state = _open(self._index_dir, folder)
+            elif last_change(self._index_dir) > state.change:
+                self._state = _with_changes(state, read_segments(self._index_dir, state.change))
+            return self._state is not state
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> list[ItemId]:
+        """Adds fresh items: embedded from their features, on the disk, and answers from here on.
+
+        Args:
+            rows: ``item_id``, every feature of the model (null: not known), and optionally ``text``, ``topic_l1``,
+                ``topic_l2``, ``first_seen``.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            ValueError: a row does not fit, or an id is in the index already; nothing is added then.
+        """
+        with self._changing, writing(self._index_dir):
+            state = self._caught_up()
+            if not len(rows):
+                return []
+            table = _tower(state).features.table(rows)
+            ids: list[ItemId] = table.column(ITEM_ID).to_pylist()
+            repeated = [item for item, count in Counter(ids).items() if count > 1]
+            if repeated:
+                raise ValueError(f"item {repeated[0]!r} comes more than once")
+            there = state.retriever.catalogue.find_answerable(ids, "item")
+            if (there >= 0).any():
+                raise ValueError(f"item {ids[int((there >= 0).argmax())]!r} is in the index already; remove it first")
+            added = Segment(state.change + 1, state.change + 1, table, [])
+            changed = _with_changes(state, [added])  # before it is written: what cannot be embedded is not kept
+            number = write_segment(self._index_dir, table, [])
+            assert number == changed.change
+            self._state = changed
+            return ids
+
+    def remove(self, ids: Sequence[ItemId]) -> None:
+        """Removes items: they are in no answer from here on, whatever version is published, until they are added again.
+
+        Raises:
+            UnknownItemError: an id is not in the index; nothing is removed then.
+            ValueError: an id of the wrong type.
+        """
+        with self._changing, writing(self._index_dir):
+            state = self._caught_up()
+            catalogue = state.retriever.catalogue
+            found = catalogue.find_answerable(ids, "item")
+            if (found < 0).any():
+                raise catalogue.unknown([ids[place] for place in np.flatnonzero(found < 0).tolist()], "item")
+            if not len(ids):
+                return
+            typed = list(dict.fromkeys(catalogue.typed(item, "item") for item in ids))
+            nothing = catalogue.table.slice(0, 0).select([ITEM_ID])
+            changed = _with_changes(state, [Segment(state.change + 1, state.change + 1, nothing, typed)])
+            number = write_segment(self._index_dir, nothing, typed)
+            assert number == changed.change
+            self._state = changed
+
+    def _caught_up(self) -> _State:
+        """The version in use with the changes of other processes."""
+        return _with_changes(self._state, read_segments(self._index_dir, self._state.change))
 
 
-def _open(version: Path) -> Retriever:
-    open_artifact(version, "index").verify()
-    return Retriever.load(version)
+def _open(index_dir: Path, folder: Path) -> _State:
+    artifact = open_artifact(folder, "index")
+    artifact.verify()
+    through = IndexSummary.model_validate(artifact.summary).segments_through
+    state = _State(folder, through, Retriever.load(folder))
+    if folder == index_dir:  # one index without versions: there is nowhere to write changes
+        return state
+    return _with_changes(state, read_segments(index_dir, through))
+
+
+def _with_changes(state: _State, segments: Sequence[Segment]) -> _State:
+    """The state after some changes."""
+    retriever, change = state.retriever, state.change
+    for segment in segments:
+        there = retriever.catalogue.find_answerable(segment.removed, "removed item") >= 0
+        if there.any():
+            retriever = retriever.with_removed([segment.removed[place] for place in np.flatnonzero(there)])
+        # Items that the index holds, because it was built from data that know them, keep its rows.
+        new = retriever.catalogue.find_answerable(segment.added.column(ITEM_ID).to_pylist(), "added item") < 0
+        rows = segment.added.filter(pa.array(new))
+        if len(rows):
+            vectors = _tower(state).embed(rows)
+            for head, of in vectors.items():
+                if not np.isfinite(of).all():
+                    raise ValueError(f"head {head}: an embedding of the new items is not finite numbers")
+            retriever = retriever.with_added(rows, vectors)
+        change = segment.last
+    if change == state.change:
+        return state
+    retriever = retriever.with_version(f"{state.folder.name}+{change}")
+    return _State(state.folder, change, retriever)
+
+
+def _tower(state: _State) -> Tower:
+    tower = state.retriever.tower
+    if tower is None:
+        raise ValueError(f"{state.folder}: no tower, so features cannot be embedded; build the index again")
+    return tower

@@ -6,8 +6,9 @@ on the item embeddings alone and stand behind the interface that a learned one i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +75,18 @@ class Preranker(Protocol):
         """
 
 
+@runtime_checkable
+class Extensible(Protocol):
+    """A preranker that holds something of every item of the built index, and can take in items added since."""
+
+    def extended(self, stand_ins: Indices) -> Preranker:
+        """One for ``N`` more items at the end of the catalogue.
+
+        Args:
+            stand_ins: [N] items of the built index that they are to be scored as.
+        """
+
+
 class HeadScorePreranker:
     """The similarity of candidate and trigger, under the head that found it or under one judging head for all.
 
@@ -91,6 +104,10 @@ class HeadScorePreranker:
 
     def __init__(self, judge: tuple[str, ItemVectors] | None = None) -> None:
         self._judge = judge
+
+    def over(self, vectors: Mapping[str, ItemVectors]) -> HeadScorePreranker:
+        """The same over other vectors: head -> [I, D]."""
+        return self if self._judge is None else HeadScorePreranker((self._judge[0], vectors[self._judge[0]]))
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
         """As ``Preranker.score``."""
@@ -121,6 +138,10 @@ class HistoryPreranker:
     def __init__(self, vectors: ItemVectors, temperature: float) -> None:
         self._vectors = vectors
         self._temperature = np.float32(temperature)
+
+    def over(self, vectors: ItemVectors) -> HistoryPreranker:
+        """The same over other vectors of the engagement head."""
+        return HistoryPreranker(vectors, float(self._temperature))
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
         """As ``Preranker.score``; one product a user, of the history and the user's distinct candidates."""

@@ -17,16 +17,26 @@ import pyarrow.parquet as pq
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config, RetrievalConfig
+from mtmh.index.item_features import Row
 from mtmh.index.item_vectors import ItemVectors
 from mtmh.index.layout import ITEMS, IndexSummary
 from mtmh.index.store import open_head
+from mtmh.index.tower import TOWER, Tower
 from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
 from mtmh.serving.catalogue import Catalogue, Indices, ItemDescription, ItemId, Mask
 from mtmh.serving.filters import Filters
 from mtmh.serving.head_search import HeadSearch
 from mtmh.serving.merge import Merged, head_quotas, head_shares, named_shares, quota_merge
-from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, prerank
+from mtmh.serving.preranker import (
+    Candidates,
+    Extensible,
+    HeadScorePreranker,
+    HistoryPreranker,
+    Preranker,
+    Requests,
+    prerank,
+)
 from mtmh.serving.stacked_vectors import StackedVectors
 from mtmh.serving.timings import Timings
 from mtmh.serving.user_list import UserList, user_list
@@ -81,7 +91,8 @@ class Retriever:
         defaults: of a request.
         preranker: ranks each head's candidates.
         sorter: scores the answers of all heads.
-        version: name of the index version, with the number of the last change applied to it (``000003+000012``).
+        tower: embeds items from their features; None: the index has none.
+        version: name of the index version, with the number of the last change applied to it (``000003+12``).
     """
 
     def __init__(
@@ -93,6 +104,7 @@ class Retriever:
         *,
         preranker: Preranker,
         sorter: Preranker,
+        tower: Tower | None = None,
         version: str = "",
     ) -> None:
         self.heads = list(indexes)
@@ -100,7 +112,9 @@ class Retriever:
         self.defaults = defaults
         self.preranker = preranker
         self.sorter = sorter
+        self.tower = tower
         self.version = version
+        self._built_rankers = (preranker, sorter)
         stacked = {head: of if isinstance(of, StackedVectors) else StackedVectors(of) for head, of in vectors.items()}
         self.vectors = stacked
         self._searches = {head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}
@@ -129,6 +143,7 @@ class Retriever:
             Config.model_validate(artifact.manifest.config).retrieval,
             preranker=HeadScorePreranker(),
             sorter=HeadScorePreranker((summary.heads[0], vectors[summary.heads[0]])),
+            tower=Tower(index_dir) if (index_dir / TOWER).is_dir() else None,
             version=index_dir.name,
         )
 
@@ -148,7 +163,7 @@ class Retriever:
         """A retriever that has more items.
 
         Args:
-            items: N rows with the columns of ``items.parquet`` of the index; none of the ids may be answered yet.
+            items: N rows, ``item_id`` and display columns; none of the ids is in an answer yet.
             vectors: head -> [N, D] float32, unit length.
             answerable: False: the items only serve as triggers.
         """
@@ -163,6 +178,12 @@ class Retriever:
         """
         return self._changed(self.catalogue.with_removed(self.catalogue.indices(ids, "item")), self.vectors)
 
+    def with_version(self, version: str) -> Retriever:
+        """This retriever under another version name."""
+        changed = self._changed(self.catalogue, self.vectors)
+        changed.version = version
+        return changed
+
     def retrieve(
         self,
         triggers: Sequence[ItemId],
@@ -173,6 +194,7 @@ class Retriever:
         alpha: float | None = None,
         shares: Mapping[str, float] | None = None,
         filters: Filters | None = None,
+        features: Mapping[ItemId, Row] | None = None,
         timings: Timings | None = None,
     ) -> list[list[RetrievedItem]]:
         """Answers each trigger with ``k`` items, or with all that are allowed if these are fewer.
@@ -185,6 +207,8 @@ class Retriever:
             alpha: percent of the answers from the engagement head; the other heads share the rest equally.
             shares: share of each head instead, summing to 1; heads that are not named have none.
             filters: what may be an answer; a trigger is never in its own.
+            features: features of triggers that the index may not know, by id; they are embedded on the fly. What the
+                index knows it answers from its own vectors.
             timings: seconds by stage are added here.
 
         Returns:
@@ -195,6 +219,19 @@ class Retriever:
             ValueError: a setting out of range.
         """
         timings = timings or Timings()
+        if features:
+            with timings.stage("embed"):
+                knowing = self._knowing(triggers, features)
+            return knowing.retrieve(
+                triggers,
+                k=k,
+                k_ann=k_ann,
+                num_probes=num_probes,
+                alpha=alpha,
+                shares=shares,
+                filters=filters,
+                timings=timings,
+            )
         settings = self._settings(k, k_ann, num_probes, alpha)
         quotas = self._quotas(settings, alpha, shares)
         with timings.stage("embed"):
@@ -223,6 +260,7 @@ class Retriever:
         alpha: float | None = None,
         shares: Mapping[str, float] | None = None,
         filters: Filters | None = None,
+        features: Mapping[ItemId, Row] | None = None,
         timings: Timings | None = None,
     ) -> list[RetrievedItem]:
         """Answers a user with one list.
@@ -240,6 +278,7 @@ class Retriever:
             alpha: percent of the answers from the engagement head; the other heads share the rest equally.
             shares: share of each head instead, summing to 1.
             filters: what may be an answer.
+            features: features of items of the history that the index may not know, by id.
             timings: seconds by stage are added here.
 
         Returns:
@@ -253,6 +292,20 @@ class Retriever:
         timings = timings or Timings()
         if not len(history):
             raise ValueError("history is empty, expected at least one item")
+        if features:
+            with timings.stage("embed"):
+                knowing = self._knowing(history, features)
+            return knowing.retrieve_user(
+                history,
+                k=k,
+                k_trigger=k_trigger,
+                k_ann=k_ann,
+                num_probes=num_probes,
+                alpha=alpha,
+                shares=shares,
+                filters=filters,
+                timings=timings,
+            )
         settings = self._settings(k, k_ann, num_probes, alpha)
         quotas = self._quotas(settings, alpha, shares)
         with timings.stage("embed"):
@@ -423,6 +476,25 @@ class Retriever:
             for item, share in zip(self.catalogue.ids(items), shares, strict=True)
         ]
 
+    def _knowing(self, triggers: Sequence[ItemId], features: Mapping[ItemId, Row]) -> Retriever:
+        """A retriever for one request that knows the unknown triggers by their features.
+
+        Raises:
+            ValueError: features that do not fit, or there is no tower.
+        """
+        typed = {self.catalogue.typed(item, "trigger"): row for item, row in features.items()}
+        ids = list(dict.fromkeys(self.catalogue.typed(item, "trigger") for item in triggers))
+        unknown = self.catalogue.find(ids, "trigger") < 0
+        rows = [
+            {**typed[item], "item_id": item} for item, new in zip(ids, unknown, strict=True) if new and item in typed
+        ]
+        if not rows:
+            return self
+        if self.tower is None:
+            raise ValueError("features: this index has no tower to embed them; build it again from a checkpoint")
+        table = self.tower.features.table(rows)
+        return self.with_added(table, self.tower.embed(table), answerable=False)
+
     def _triggers(self, ids: Sequence[ItemId]) -> npt.NDArray[np.int64]:
         """Item indices; -1: unknown, where that is answered with popular items."""
         if self.defaults.unknown == "error":
@@ -466,12 +538,29 @@ class Retriever:
             vectors,
             catalogue,
             self.defaults,
-            preranker=self.preranker,
-            sorter=self.sorter,
+            preranker=self._built_rankers[0],
+            sorter=self._built_rankers[1],
+            tower=self.tower,
             version=self.version,
         )
         changed._threads = self._threads
+        if vectors[self.heads[0]].num_added:
+            changed.preranker, changed.sorter = (changed._extended(ranker) for ranker in self._built_rankers)
         return changed
+
+    def _extended(self, ranker: Preranker) -> Preranker:
+        """A ranker of the built version's items, over the added ones too."""
+        engagement = self.heads[0]
+        if isinstance(ranker, HeadScorePreranker):
+            return ranker.over(self.vectors)
+        if isinstance(ranker, HistoryPreranker):
+            return ranker.over(self.vectors[engagement])
+        if isinstance(ranker, Extensible):
+            # A model of users knows no new items: the nearest item that it knows stands in for each.
+            search = self._searches[engagement]
+            nearest = search.index.search(search.vectors.added, 1, self.defaults.num_probes)[1][:, 0]
+            return ranker.extended(np.maximum(nearest, 0))
+        return ranker
 
 
 def merge_heads(kept: Sequence[Candidates], alpha: float, k: int) -> Merged:

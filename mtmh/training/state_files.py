@@ -102,6 +102,25 @@ def stored_pieces(folder: Path, name: str) -> Iterator[tuple[tuple[int, ...], Te
         yield tuple(chunk.offsets), piece
 
 
+def stored_rows(folder: Path, name: str, start: int, end: int) -> Tensor:
+    """Rows ``start`` to ``end - 1`` of one table; nothing else of it is held.
+
+    Args:
+        folder: as given to `write_state`.
+        name: one of `stored_shapes`, of two dimensions.
+        start: first row.
+        end: behind the last.
+    """
+    reader = SafeReader(folder)
+    entry = reader.read_metadata().state_dict_metadata[name]
+    assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
+    rows = torch.empty(end - start, entry.size[1], dtype=entry.properties.dtype)
+    chunk = ChunkStorageMetadata(torch.Size([start, 0]), rows.size())
+    with _quiet_about_one_process():
+        load({name: rows}, storage_reader=reader, planner=_PiecePlanner(name, chunk, rows), no_dist=True)
+    return rows
+
+
 class _PiecePlanner(DefaultLoadPlanner):
     """Asks for one region of one tensor."""
 

@@ -16,15 +16,20 @@ from mtmh.config import Config
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.raw_ids import raw_ids
 from mtmh.data.schema import (
+    FLOAT_SCALES,
     HISTORIES,
     HISTORY_LENGTHS,
     ITEM_TABLE,
     ITEMS,
     RAW_IDS,
     TEST,
+    VOCABULARY,
     DatasetSummary,
     FeatureSchema,
+    FloatScale,
+    FloatScales,
     IdFeature,
+    vocabulary_file,
 )
 
 NUM_ITEMS = 60
@@ -67,6 +72,8 @@ def write_dataset(
     changes: dict[Path, npt.NDArray[Any]] | None = None,
 ) -> Dataset:
     """A dataset artifact with features item_id, brand (single), tags (0 to 3 values) and two floats.
+
+    The raw value of brand row ``r`` is ``100 * r``, that of tags row ``r`` is ``"tag r"``; floats are as they are.
 
     Args:
         path: where.
@@ -131,7 +138,26 @@ def write_dataset(
         for file, array in (arrays | (changes or {})).items():
             np.save(writer.folder / file, array)
         texts = [f"item {item}" for item in range(num_items)]
-        pq.write_table(pa.table({"item_id": ids, "text": texts}), writer.folder / ITEMS)
+        first_seen = pa.array([1000 + item if known[item] else None for item in range(num_items)], pa.int64())
+        items = {
+            "item_id": ids,
+            "text": texts,
+            **{level: pa.nulls(num_items, pa.string()) for level in ("topic_l1", "topic_l2")},
+            "train_count": train_count,
+            "first_seen": first_seen,
+        }
+        pq.write_table(pa.table(items), writer.folder / ITEMS)
+        (writer.folder / VOCABULARY).mkdir()
+        values = {
+            "item_id": np.array(ids)[known].tolist(),
+            "brand": list(range(100, 100 * NUM_BRANDS, 100)),
+            "tags": [f"tag {row}" for row in range(1, NUM_TAGS)],
+        }
+        for name, of in values.items():
+            rows = pa.array(range(1, len(of) + 1), pa.int32())
+            pq.write_table(pa.table({"value": of, "row": rows}), writer.folder / vocabulary_file(name))
+        scales = FloatScales(features=[FloatScale(name=name, mean=0.0, deviation=1.0) for name in ("price", "age")])
+        (writer.folder / FLOAT_SCALES).write_text(scales.model_dump_json())
         lists = pa.array([list(history) for history in histories], pa.list_(pa.int32()))
         pq.write_table(
             pa.table({"user_index": users, "items": lists}), writer.folder / HISTORIES, row_group_size=row_group_size

@@ -327,6 +327,7 @@ def test_items_file_keeps_text_topics_and_embeddings(tmp_path: Path) -> None:
         "topic_l1": "T",
         "topic_l2": "U",
         "train_count": 0,
+        "first_seen": 1,
         "content_embedding": [1.0, 2.0],
     }
     assert rows["b"]["text"] is None

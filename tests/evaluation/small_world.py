@@ -41,8 +41,7 @@ def make_world(root: Path, *, topics: bool = True, seed: int = 0) -> Dataset:
         for name, count in (("topic_l1", 3), ("topic_l2", 6)):
             codes = rng.integers(0, count, NUM_ITEMS)
             labels = [f"{name} {code}" if topics and item % 9 else None for item, code in enumerate(codes)]
-            items = items.append_column(name, pa.array(labels, pa.string()))
-        items = items.append_column("train_count", pa.array(plain.item_table.train_count))
+            items = items.set_column(items.column_names.index(name), name, pa.array(labels, pa.string()))
         pq.write_table(items, writer.folder / ITEMS)
         writer.summary.update(plain.artifact.summary | {"has_topics": topics})
     shutil.rmtree(root / "plain")

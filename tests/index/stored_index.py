@@ -35,8 +35,8 @@ def write_world(root: Path) -> None:
     plain = write_dataset(root / "dataset", random_histories(5), num_items=NUM_ITEMS)
     items = pq.read_table(plain.artifact.path / ITEMS)
     for name in ("topic_l1", "topic_l2"):
-        items = items.append_column(name, pa.array([f"{name} {item % 3}" for item in range(NUM_ITEMS)]))
-    items = items.append_column("train_count", pa.array(plain.item_table.train_count))
+        labels = pa.array([f"{name} {item % 3}" for item in range(NUM_ITEMS)])
+        items = items.set_column(items.column_names.index(name), name, labels)
     files = {path.relative_to(plain.artifact.path): path.read_bytes() for path in _files(plain.artifact.path)}
     summary = plain.artifact.summary
     with write_artifact(root / "dataset", "dataset", config={}) as writer:

@@ -108,8 +108,8 @@ def with_topics(root: Path, plain: Dataset) -> Dataset:
         (writer.folder / "manifest.json").unlink()
         table = pq.read_table(plain.artifact.path / ITEMS)
         for name in ("topic_l1", "topic_l2"):
-            table = table.append_column(name, pa.array([f"{name} {item % 3}" for item in range(NUM_ITEMS)]))
-        table = table.append_column("train_count", pa.array(plain.item_table.train_count))
+            labels = pa.array([f"{name} {item % 3}" for item in range(NUM_ITEMS)])
+            table = table.set_column(table.column_names.index(name), name, labels)
         pq.write_table(table, writer.folder / ITEMS)
         writer.summary |= plain.artifact.summary
     return open_dataset(root / "dataset")

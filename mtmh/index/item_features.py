@@ -1,0 +1,209 @@
+"""Raw features of an item that is in no dataset, as inputs of the item tower: as prepare made them of the others."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from mtmh.data.dataset import Dataset
+from mtmh.data.schema import (
+    FLOAT_SCALES,
+    ITEM_ID,
+    TRAIN_AGE,
+    TRAIN_COUNT,
+    FeatureSchema,
+    FloatScale,
+    FloatScales,
+    vocabulary_file,
+)
+
+FEATURES = "features.json"
+# Columns of a row that are no features: for display and for filters.
+DISPLAY = {"text": pa.string(), "topic_l1": pa.string(), "topic_l2": pa.string(), "first_seen": pa.int64()}
+
+Row = Mapping[str, Any]
+
+
+class IdFacts(BaseModel):
+    """An id feature and the type of its values."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    value_type: Literal["int64", "string"]
+
+
+class FeatureFacts(BaseModel):
+    """What a raw row holds and how it becomes inputs; the order is that of the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id_type: Literal["int64", "string"]
+    id_features: list[IdFacts]  # item_id not among them: no unseen item has a row of its own
+    float_features: list[FloatScale]
+    hidden_rows: int  # values of item_id that stand for an unseen item: row 0, or none where ids are hashed
+
+
+class ItemFeatures:
+    """Checks raw rows and turns them into inputs of the tower.
+
+    Args:
+        folder: that ``write_features`` wrote.
+
+    Attributes:
+        facts: what a row holds.
+
+    Raises:
+        ValueError: files are missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            self.facts = FeatureFacts.model_validate_json((folder / FEATURES).read_text())
+        except FileNotFoundError:
+            raise ValueError(
+                f"{folder}: no tower here, so features cannot be embedded; build the index again"
+            ) from None
+
+    @property
+    def names(self) -> list[str]:
+        """The features that a row must have; null stands for a missing value."""
+        derived = (TRAIN_COUNT, TRAIN_AGE)
+        return [feature.name for feature in self.facts.id_features] + [
+            feature.name for feature in self.facts.float_features if feature.name not in derived
+        ]
+
+    def table(self, rows: Sequence[Row]) -> pa.Table:
+        """Checks new items and lays them out as columns: item_id, display columns, features.
+
+        Raises:
+            ValueError: a missing or unknown field, or a value of another type; the message names row and field.
+        """
+        for number, row in enumerate(rows):
+            missing = [name for name in (ITEM_ID, *self.names) if name not in row]
+            unknown = sorted(set(row) - {ITEM_ID, *self.names, *DISPLAY})
+            if missing or unknown:
+                problem = f"{', '.join(missing)} is missing (null: not known)" if missing else "unknown"
+                raise ValueError(
+                    f"item {row.get(ITEM_ID, f'in row {number}')!r}: {problem if missing else ', '.join(unknown)}"
+                    f"{'' if missing else ' is no field of an item'}; expected {', '.join((ITEM_ID, *self.names))}"
+                    f" and perhaps {', '.join(DISPLAY)}"
+                )
+        types = {ITEM_ID: arrow_type(self.facts.id_type)} | DISPLAY
+        columns = {
+            name: pa.array([_checked(row, name, str(of), row.get(name)) for row in rows], of)
+            for name, of in types.items()
+        }
+        for facts in self.facts.id_features:
+            values = [_values(row, facts) for row in rows]
+            columns[facts.name] = pa.array(values, pa.list_(arrow_type(facts.value_type)))
+        for name in self.names[len(self.facts.id_features) :]:
+            columns[name] = pa.array([_checked(row, name, "double", row[name]) for row in rows], pa.float64())
+        table = pa.table(columns)
+        if table.column(ITEM_ID).null_count:
+            raise ValueError(
+                f"item in row {table.column(ITEM_ID).is_valid().to_pylist().index(False)}: item_id is null"
+            )
+        return table
+
+    def encode(self, rows: pa.Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Inputs of the tower for N rows that ``table`` laid out.
+
+        A column that the rows lack, as after a change of the features, counts as missing in all of them.
+
+        Returns:
+            Vocabulary rows of all id features, one feature after another; their number for each feature and item
+            [num_features, N] (``item_id`` first); float features [N, num_floats].
+        """
+        lengths = [np.full(len(rows), self.facts.hidden_rows)]
+        values = [np.zeros(len(rows) * self.facts.hidden_rows, np.int64)]
+        for facts in self.facts.id_features:
+            known = self._vocabularies[facts.name]
+            there = facts.name in rows.column_names
+            column = rows.column(facts.name).to_pylist() if there else [None] * len(rows)
+            # As prepare has it: distinct rows, ascending; row 0 where no value is known.
+            found = [sorted({known[value] for value in item or () if value in known}) or [0] for item in column]
+            lengths.append(np.array([len(item) for item in found], np.int64))
+            values.append(np.array([row for item in found for row in item], np.int64))
+        dense = np.zeros((len(rows), len(self.facts.float_features)), np.float32)
+        for place, scale in enumerate(self.facts.float_features):
+            if scale.name in rows.column_names:
+                raw = rows.column(scale.name).cast(pa.float64()).to_numpy()
+                dense[:, place] = scale.standardise(np.where(np.isfinite(raw), raw, np.nan))
+        return np.concatenate(values), np.stack(lengths).astype(np.int64), dense
+
+    @cached_property
+    def _vocabularies(self) -> dict[str, dict[Any, int]]:
+        vocabularies = {}
+        for facts in self.facts.id_features:
+            table = pq.read_table(self._folder / f"{facts.name}.parquet", columns=["value", "row"])
+            values, rows = (table.column(name).to_pylist() for name in ("value", "row"))
+            vocabularies[facts.name] = dict(zip(values, rows, strict=True))
+        return vocabularies
+
+
+def write_features(folder: Path, dataset: Dataset, hidden_rows: int) -> None:
+    """Copies what ``ItemFeatures`` needs out of a dataset.
+
+    Raises:
+        ValueError: the dataset was prepared before it held this; prepare it again.
+    """
+    schema: FeatureSchema = dataset.summary.features
+    path = dataset.artifact.path
+    if not (path / FLOAT_SCALES).is_file():
+        raise ValueError(f"{path / FLOAT_SCALES}: missing; prepare the dataset again")
+    scales = FloatScales.model_validate_json((path / FLOAT_SCALES).read_text())
+    assert [scale.name for scale in scales.features] == schema.float_features
+    facts = []
+    assert schema.id_features[0].name == ITEM_ID
+    for feature in schema.id_features[1:]:
+        source = path / vocabulary_file(feature.name)
+        numbers = pa.types.is_integer(pq.read_schema(source).field("value").type)
+        facts.append(IdFacts(name=feature.name, value_type="int64" if numbers else "string"))
+        shutil.copyfile(source, folder / f"{feature.name}.parquet")
+    found = FeatureFacts(
+        id_type=dataset.summary.id_type, id_features=facts, float_features=scales.features, hidden_rows=hidden_rows
+    )
+    (folder / FEATURES).write_text(found.model_dump_json(indent=2))
+
+
+def arrow_type(name: Literal["int64", "string"]) -> pa.DataType:
+    """The Arrow type of ids and of values of id features."""
+    return pa.int64() if name == "int64" else pa.string()
+
+
+def _values(row: Row, facts: IdFacts) -> list[Any] | None:
+    """The values of an id feature: one, several, or none."""
+    value = row[facts.name]
+    if value is None:
+        return None
+    several = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
+    return [_checked(row, facts.name, facts.value_type, one) for one in several]
+
+
+def _checked(row: Row, name: str, kind: str, value: Any) -> Any:
+    """The value, if it is of its column's type."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        return None
+    fits = {
+        "string": isinstance(value, str),
+        "int64": isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63,
+        "double": isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+    }[kind]
+    if not fits:
+        expected = {"string": "a string", "int64": "a 64-bit integer", "double": "a finite number"}[kind]
+        raise ValueError(f"item {row.get(ITEM_ID)!r}: {name} is {value!r}, expected {expected}")
+    return value

@@ -1,0 +1,45 @@
+"""Reads new items from a file: Parquet, JSON lines or CSV."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, one dict an item.
+
+    Args:
+        path: ``.parquet``, ``.jsonl`` or ``.csv`` (with a header; an empty cell is null, a cell holds one value).
+
+    Raises:
+        ValueError: missing, another kind of file, or not readable; the message names the file and, if it is known, the
+            line.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
+        if path.suffix == ".csv":
+            options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+            return pyarrow.csv.read_csv(path, convert_options=options).to_pylist()  # type: ignore[no-any-return]
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not readable: {error}") from None
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path}: expected a file that ends in .parquet, .jsonl or .csv")
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: line {number}: no JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: line {number}: expected an object, one field a feature")
+        rows.append(row)
+    return rows

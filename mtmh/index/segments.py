@@ -1,0 +1,145 @@
+"""Segments: what was added to and removed from an index since it was built, as small immutable artifacts in order.
+
+    segments/000012/          one change: items.parquet (raw rows of new items) and removed.parquet (ids)
+    segments/000001-000011/   changes 1 to 11 as one, in the place of these
+
+A segment holds raw features, no vectors: each version embeds them with its own tower when it is opened, so that a newly
+trained version takes over all fresh items. To apply a segment: first its removals, then its items, but for those that
+the index holds by then. Applying it twice changes nothing, and neither does applying a run of changes to an index
+that has a part of them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mtmh.artifacts import fsync, open_artifact, write_artifact
+from mtmh.data.schema import ITEM_ID
+
+SEGMENTS = "segments"
+ADDED = "items.parquet"
+REMOVED = "removed.parquet"
+
+_NAME = re.compile(r"(\d{6,})(?:-(\d{6,}))?")
+_LOOKS = 20
+
+ItemId = int | str
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of changes.
+
+    Attributes:
+        first: number of the first change.
+        last: number of the last one.
+        added: raw rows of new items.
+        removed: ids, removed before the items came.
+    """
+
+    first: int
+    last: int
+    added: pa.Table
+    removed: list[ItemId]
+
+
+def last_change(index_dir: Path) -> int:
+    """Number of the latest change; 0: there is none."""
+    return max((last for _, last, _ in _runs(index_dir)), default=0)
+
+
+def read_segments(index_dir: Path, after: int) -> list[Segment]:
+    """The changes after number ``after`` in order; the first run may begin before it.
+
+    Raises:
+        ValueError: a segment is missing, truncated or altered; the message names it.
+    """
+    for look in range(_LOOKS):
+        runs = _runs(index_dir)
+        try:
+            return [_read(first, last, folder) for first, last, folder in runs if last > after]
+        except (ValueError, FileNotFoundError) as error:
+            # Another process may have put one segment in the place of several meanwhile: then look again.
+            if runs == _runs(index_dir) or look == _LOOKS - 1:
+                raise ValueError(str(error)) from None
+    raise AssertionError("unreachable")
+
+
+def write_segment(index_dir: Path, added: pa.Table, removed: Sequence[ItemId]) -> int:
+    """Writes the next change; the caller holds the lock of the folder (``versions.writing``).
+
+    Args:
+        index_dir: the versioned folder.
+        added: raw rows, as ``ItemFeatures.table`` lays them out.
+        removed: ids.
+
+    Returns:
+        The number of the change. By then it is on the disk.
+    """
+    number = last_change(index_dir) + 1
+    _write(index_dir / SEGMENTS / f"{number:06d}", added, removed)
+    return number
+
+
+def merge_segments(index_dir: Path, through: int) -> None:
+    """Puts one segment in the place of all changes up to ``through``; the caller holds the lock of the folder."""
+    runs = [run for run in _runs(index_dir) if run[1] <= through]
+    if len(runs) < 2:
+        return
+    added: list[pa.Table] = []
+    removed: dict[ItemId, None] = {}
+    for run in runs:
+        segment = _read(*run)
+        removed |= dict.fromkeys(segment.removed)
+        gone = pa.array(segment.removed, segment.added.schema.field(ITEM_ID).type)
+        added = [rows.filter(pc.invert(pc.is_in(rows.column(ITEM_ID), value_set=gone))) for rows in added]
+        added.append(segment.added)
+    rows = pa.concat_tables(added, promote_options="default")
+    _write(index_dir / SEGMENTS / f"{runs[0][0]:06d}-{runs[-1][1]:06d}", rows, list(removed))
+    for _, _, folder in runs:
+        shutil.rmtree(folder)
+
+
+def _read(first: int, last: int, folder: Path) -> Segment:
+    artifact = open_artifact(folder, "segment")
+    artifact.verify()
+    removed = pq.read_table(folder / REMOVED).column(ITEM_ID).to_pylist()
+    return Segment(first, last, pq.read_table(folder / ADDED), removed)
+
+
+def _write(folder: Path, added: pa.Table, removed: Sequence[ItemId]) -> None:
+    with write_artifact(folder, "segment", config={}) as writer:
+        pq.write_table(added, writer.folder / ADDED)
+        ids = pa.array(removed, added.schema.field(ITEM_ID).type)
+        pq.write_table(pa.table({ITEM_ID: ids}), writer.folder / REMOVED)
+        for name in (ADDED, REMOVED):
+            fsync(writer.folder / name)
+        writer.summary |= {"added": len(added), "removed": len(removed)}
+
+
+def _runs(index_dir: Path) -> list[tuple[int, int, Path]]:
+    """The runs of changes in order: first, last, folder. One that a longer run covers is left out.
+
+    Raises:
+        ValueError: a change is missing in the sequence.
+    """
+    folder = index_dir / SEGMENTS
+    names = [_NAME.fullmatch(path.name) for path in (folder.iterdir() if folder.is_dir() else ())]
+    found = [(int(name[1]), int(name[2] or name[1]), folder / name[0]) for name in names if name is not None]
+    runs: list[tuple[int, int, Path]] = []
+    for first, last, path in sorted(found, key=lambda run: (run[0], -run[1])):
+        expected = runs[-1][1] + 1 if runs else 1
+        if last < expected:
+            continue
+        if first != expected:
+            raise ValueError(f"{folder}: change {expected} is missing, the next one there is {path.name}")
+        runs.append((first, last, path))
+    return runs

@@ -1,0 +1,76 @@
+"""Compaction: one new version out of the published one, with all that was added and removed since."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mtmh.artifacts import open_artifact
+from mtmh.config import Config
+from mtmh.index.build import write_index
+from mtmh.index.layout import ITEMS, EmbeddingsSummary, IndexSummary, vectors_file
+from mtmh.index.segments import merge_segments
+from mtmh.index.tower import TOWER
+from mtmh.index.versions import new_version, publish, writing
+from mtmh.serving.live import LiveIndex
+from mtmh.training.distributed import join_ranks
+
+_COPIED_ROWS = 65_536
+
+
+def compact(config: Config) -> Path:
+    """Builds and publishes a version of the items that may be answers now.
+
+    Vectors are taken as they are; the tower goes along. Items that come or go meanwhile are applied to the new version
+    like to any other. The changes stay on disk as one segment: a version that is built from data later takes them
+    over, and so does one that is rolled back to.
+
+    Args:
+        config: ``index`` sets clusters, storage and the gate.
+
+    Returns:
+        Folder of the version; the published one, if nothing was added or removed since it was built.
+
+    Raises:
+        BelowGateError: a head's recall is below the gate.
+        ValueError: nothing is published, a file is damaged, or another version was published meanwhile.
+    """
+    index_dir = config.model_dir("index")
+    live = LiveIndex(index_dir)
+    base, through, retriever = live.folder, live.change, live.retriever
+    artifact = open_artifact(base, "index")
+    before = IndexSummary.model_validate(artifact.summary)
+    if through == before.segments_through:
+        return base
+    catalogue = retriever.catalogue
+    rows = np.arange(len(catalogue)) if catalogue.answerable is None else np.flatnonzero(catalogue.answerable)
+    made = EmbeddingsSummary(heads=retriever.heads, dim=before.dim, num_items=len(rows))
+
+    def finish(folder: Path) -> dict[str, Any]:
+        pq.write_table(catalogue.table, folder / ITEMS)
+        if (base / TOWER).is_dir():
+            shutil.copytree(base / TOWER, folder / TOWER)
+        return {"tower": before.tower, "segments_through": through}
+
+    with join_ranks("cpu") as ranks, tempfile.TemporaryDirectory(dir=index_dir, prefix=".compact-") as scratch:
+        if ranks.world_size != 1:
+            raise ValueError(f"compaction runs in one process, not in {ranks.world_size}")
+        for head in retriever.heads:
+            vectors = np.lib.format.open_memmap(
+                Path(scratch) / vectors_file(head), mode="w+", dtype=np.float32, shape=(len(rows), before.dim)
+            )
+            for start in range(0, len(rows), _COPIED_ROWS):
+                part = slice(start, start + _COPIED_ROWS)
+                vectors[part] = retriever.vectors[head][rows[part]]
+            vectors.flush()
+        version = new_version(index_dir)
+        write_index(config, before.id_type, made, Path(scratch), version, ranks, {"index": artifact}, finish)
+    published = publish(version, min_recall=config.index.min_recall, keep=config.index.keep_versions, over=base.name)
+    with writing(index_dir):
+        merge_segments(index_dir, through)
+    return published
