@@ -170,7 +170,7 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
         found = rows != NO_ROW
         if self.training:
             self.num_lookups += len(ids)
-            self.num_collisions += (~found).sum()
+            self.num_collisions = (~found).sum() + self.num_collisions
         lengths = torch.ops.fbgemm.segment_sum_csr(1, feature.offsets(), found.to(feature.lengths().dtype))
         rows = rows[found]
         return JaggedTensor(values=rows if first is None else rows + first, lengths=lengths)
