@@ -31,10 +31,10 @@ from mtmh.index.layout import (
     places_file,
     vectors_file,
 )
-from mtmh.index.milvus import MilvusCollection, MilvusIndex
+from mtmh.index.milvus import MilvusCollection, MilvusIndex, drop_collections
 from mtmh.index.row_file import RowFile, open_rows
 from mtmh.index.storage import PRECISIONS, WHOLE, IvfSettings, VectorFile, train_ivf
-from mtmh.index.store import open_head, release_collection
+from mtmh.index.store import open_head
 from mtmh.index.tower import write_tower
 from mtmh.index.vector_index import IvfIndex, VectorIndex
 from mtmh.training.distributed import Ranks, gather_rows, join_ranks, on_first
@@ -112,8 +112,7 @@ def write_index(
         on_first(ranks, commit)
     except BaseException:
         if ranks.is_first:
-            for path in writer.folder.glob(str(milvus_file("*"))):
-                release_collection(path)
+            drop_collections(writer.folder)
         raise
     finally:
         if ranks.is_first:

@@ -7,6 +7,7 @@ in one process, for tests.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import uuid
@@ -18,7 +19,10 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh.config import MilvusConfig
+from mtmh.index.layout import milvus_file
 from mtmh.index.vector_index import Allowed, Items, Vectors, check_search
+
+logger = logging.getLogger(__name__)
 
 TOKEN = "MILVUS_TOKEN"  # environment variable
 
@@ -195,6 +199,20 @@ class MilvusIndex:
     def _count(self) -> int:
         rows = self._client.query(self._place.collection, filter="item >= 0", output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
+
+
+def drop_collections(folder: Path) -> None:
+    """Deletes the collections that an index folder names, as far as they are there; before the folder is deleted.
+
+    A Milvus that does not answer is a warning: the folder's end must not depend on it.
+    """
+    for path in sorted(folder.glob(str(milvus_file("*")))):
+        try:
+            MilvusIndex(MilvusCollection.read(path)).drop()
+        except NoCollectionError:
+            continue
+        except ValueError as error:
+            logger.warning("%s: its collection was not deleted: %s", path, error)
 
 
 def filter_expression(allowed: npt.NDArray[np.bool_]) -> str:

@@ -19,7 +19,7 @@ from mtmh.index.layout import (
     places_file,
     vectors_file,
 )
-from mtmh.index.milvus import MilvusCollection, MilvusIndex, NoCollectionError
+from mtmh.index.milvus import MilvusCollection, MilvusIndex
 from mtmh.index.storage import PRECISIONS, WHOLE, empty_flat
 from mtmh.index.vector_index import IvfIndex, VectorIndex, load_index, mapped_lists, read_faiss, without_prefetch
 
@@ -56,26 +56,6 @@ def open_head(folder: Path, head: str, summary: IndexSummary) -> tuple[VectorInd
         return index, _vectors_in_lists(folder, head, summary, index)
     exact, vectors = _vectors_beside(folder, head, summary)
     return IvfIndex(index.faiss_index, exact, summary.refine_factor), vectors
-
-
-def release_head(folder: Path, head: str, summary: IndexSummary) -> None:
-    """Deletes what a head has outside the folder of its index; to be called before that folder is deleted.
-
-    Raises:
-        ValueError: Milvus does not answer.
-    """
-    if summary.backend == "milvus":
-        release_collection(folder / milvus_file(head))
-
-
-def release_collection(path: Path) -> None:
-    """Deletes the collection that a file names, if it is there."""
-    place = MilvusCollection.read(path)
-    try:
-        index = MilvusIndex(place)
-    except NoCollectionError:
-        return
-    index.drop()
 
 
 def open_lists(folder: Path, head: str) -> Any:

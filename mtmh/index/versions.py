@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtmh.artifacts import MANIFEST, Artifact, fsync, open_artifact, write_atomically
 from mtmh.index.layout import IndexSummary
+from mtmh.index.milvus import drop_collections
 
 CURRENT = "CURRENT"
 VERSIONS = "versions"
@@ -272,6 +273,7 @@ def _point(index_dir: Path, pointer: Pointer) -> None:
 
 def _reject(version: Path) -> None:
     for older in version.parent.glob(f"*{_REJECTED}"):
+        drop_collections(older)
         shutil.rmtree(older)
     version.rename(version.with_name(version.name + _REJECTED))
 
@@ -284,6 +286,7 @@ def _remove_old(index_dir: Path, keep: set[str]) -> None:
             # Steps aside first: a reader that comes late finds no folder rather than half of one.
             aside = path.with_name(f".{path.name}.old")
             path.rename(aside)
+            drop_collections(aside)
             shutil.rmtree(aside)
 
 

@@ -15,8 +15,8 @@ from mtmh.config import Config, MilvusConfig
 from mtmh.index import build
 from mtmh.index.build import build_index
 from mtmh.index.layout import IndexSummary, milvus_file
-from mtmh.index.milvus import MilvusCollection, MilvusIndex, filter_expression
-from mtmh.index.store import open_head, release_head
+from mtmh.index.milvus import MilvusCollection, MilvusIndex, drop_collections, filter_expression
+from mtmh.index.store import open_head
 from mtmh.serving.retriever import Retriever
 
 pytest.importorskip("pymilvus", reason="the extra mtmh[milvus] is not installed")
@@ -115,7 +115,9 @@ def built(root: Path) -> tuple[Artifact, IndexSummary]:
     return artifact, IndexSummary.model_validate(artifact.summary)
 
 
-def test_from_embeddings_to_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_embeddings_to_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(build, "_RECALL_QUERIES", 50)
     artifact, summary = built(tmp_path)
     assert summary.backend == "milvus"
@@ -129,18 +131,22 @@ def test_from_embeddings_to_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     similarity[5] = -1
     assert [answer.item for answer in answers] == [10 * item for item in np.argsort(-similarity)[:6].tolist()]
 
-    release_head(artifact.path, HEADS[0], summary)
-    release_head(artifact.path, HEADS[0], summary)  # what is gone is gone
-    with pytest.raises(ValueError, match=r"no collection mtmh_engagement_\w+; build the index again"):
-        open_head(artifact.path, HEADS[0], summary)
     other, _ = open_head(artifact.path, HEADS[1], summary)
     assert isinstance(other, MilvusIndex)
     other.remove(np.arange(5))
     with pytest.raises(ValueError, match=rf"{NUM_ITEMS - 5} vectors of width 16, the manifest says {NUM_ITEMS}"):
         open_head(artifact.path, HEADS[1], summary)
-    (artifact.path / milvus_file(HEADS[1])).write_text("{}")
+    # The collections go with the folder; what is gone already, or unreadable, is passed over.
+    other.drop()
+    broken = milvus_file("broken")
+    (artifact.path / broken).write_text("{}")
+    drop_collections(artifact.path)
+    assert "broken.milvus.json: its collection was not deleted: " in caplog.text
+    for head in HEADS:
+        with pytest.raises(ValueError, match=rf"no collection mtmh_{head}_\w+; build the index again"):
+            open_head(artifact.path, head, summary)
     with pytest.raises(ValueError, match="not a description of a collection"):
-        open_head(artifact.path, HEADS[1], summary)
+        MilvusCollection.read(artifact.path / broken)
 
 
 def test_a_failed_build_leaves_no_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
