@@ -109,7 +109,7 @@ def contrastive_losses(
     hits: tuple[Tensor, Tensor] | None = None,
     similar: Similar | None = None,
     chunk_rows: int = 256,
-    kernel: Kernel = "auto",
+    kernel: Kernel = "torch",
 ) -> LossOutput:
     """Computes the losses of all heads; formulas in the module's docstring.
 

@@ -45,7 +45,8 @@ class LossConfig(Settings):
     propensity: PropensityConfig | None = None
     semantic: SemanticConfig = SemanticConfig()
     chunk_rows: Positive = 256
-    kernel: Literal["auto", "torch", "triton"] = "auto"  # auto: Triton on GPUs where it is installed
+    # auto: Triton on GPUs where it is installed. Not the default before a GPU has run it.
+    kernel: Literal["auto", "torch", "triton"] = "torch"
 
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:
