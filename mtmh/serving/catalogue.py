@@ -98,7 +98,12 @@ class Catalogue:
         Raises:
             ValueError: an id of the wrong type.
         """
-        typed = [self.typed(item, role) for item in ids]
+        plain = int if self.id_type == "int64" else str
+        # A list of plain ids is checked at once, however long; what is wrong with others the slow path names.
+        simple = set(map(type, ids)) <= {plain}
+        if simple and plain is int and len(ids):
+            simple = -(2**63) <= min(map(int, ids)) <= max(map(int, ids)) < 2**63
+        typed = ids if simple else [self.typed(item, role) for item in ids]
         found = self._base.find(typed)
         if self._added_at:
             for place, item in enumerate(typed):

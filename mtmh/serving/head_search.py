@@ -17,6 +17,7 @@ Found = tuple[Scores, npt.NDArray[np.int64]]
 
 _SCANNED_ITEMS = 16_384  # up to so many allowed items, comparing all of them costs less than the index
 _MORE_PROBES = 8
+_COMPARED = 16_777_216  # scores of added items at a time: bounds memory
 
 
 class HeadSearch:
@@ -48,13 +49,11 @@ class HeadSearch:
         """
         queries = self.vectors[triggers]
         # One more than asked for: a trigger is its own nearest neighbour.
-        scores, items = self._search_base(queries, k + 1, num_probes, needed + 1, allowed)
+        found = self._search_base(queries, k + 1, num_probes, needed + 1, allowed)
         if self.vectors.num_added:
-            scores, items = _merged((scores, items), self._search_added(queries, k + 1, allowed))
-        itself = items == triggers[:, None]
-        place = np.where(itself.any(axis=1), itself.argmax(axis=1), k)
-        columns = np.arange(k) + (np.arange(k) >= place[:, None])
-        return np.take_along_axis(items.astype(np.int32), columns, axis=1), np.take_along_axis(scores, columns, axis=1)
+            found = self._with_added(queries, found, allowed)
+        scores, items = _without_self(found, triggers)
+        return items.astype(np.int32), scores
 
     def _search_base(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask | None) -> Found:
         num_items = self.index.num_items
@@ -81,10 +80,19 @@ class HeadSearch:
             scores[short], items[short] = self.index.search(queries[short], width, probes, allowed)
         return _padded((scores, items), k)
 
-    def _search_added(self, queries: Scores, k: int, allowed: Mask | None) -> Found:
+    def _with_added(self, queries: Scores, found: Found, allowed: Mask | None) -> Found:
+        """The best of what was found and of the added items, as many as were found."""
         first = self.index.num_items
         places = np.arange(self.vectors.num_added) if allowed is None else np.flatnonzero(allowed[first:])
-        return _nearest(queries, self.vectors.added[places], places + first, k)
+        if not len(places):
+            return found
+        added = self.vectors.added[places]
+        block = max(1, _COMPARED // len(places))
+        parts = [
+            _merged((found[0][rows], found[1][rows]), queries[rows] @ added.T, places + first)
+            for rows in (slice(start, start + block) for start in range(0, len(queries), block))
+        ]
+        return np.concatenate([scores for scores, _ in parts]), np.concatenate([items for _, items in parts])
 
 
 def _nearest(queries: Scores, vectors: Scores, items: npt.NDArray[np.int64], k: int) -> Found:
@@ -95,11 +103,32 @@ def _nearest(queries: Scores, vectors: Scores, items: npt.NDArray[np.int64], k: 
     return scores, items[places]
 
 
-def _merged(one: Found, other: Found) -> Found:
-    """The best of two answers, as wide as the first."""
-    scores, items = np.concatenate([one[0], other[0]], axis=1), np.concatenate([one[1], other[1]], axis=1)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, : one[0].shape[1]]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(items, order, axis=1)
+def _merged(found: Found, scores: Scores, items: npt.NDArray[np.int64]) -> Found:
+    """The best of answers [Q, k] and of others with scores [Q, N] of ``items`` [N]; [Q, k]."""
+    width = found[0].shape[1]
+    # Few of the others, if any, are better than the last answer.
+    better = min(width, int((scores > found[0][:, -1:]).sum(axis=1).max(initial=0)))
+    if better == 0:
+        return found
+    columns = np.argpartition(-scores, better - 1, axis=1)[:, :better]
+    scores = np.concatenate([found[0], np.take_along_axis(scores, columns, axis=1)], axis=1)
+    merged = np.concatenate([found[1], items[columns]], axis=1)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(merged, order, axis=1)
+
+
+def _without_self(found: Found, triggers: Indices) -> Found:
+    """Drops each trigger from its own answers [T, k + 1], or the last answer where it is not there; [T, k]."""
+    scores, items = found
+    k = items.shape[1] - 1
+    if len(triggers) and (items[:, 0] == triggers).all():  # its own nearest neighbour, as a rule
+        return scores[:, 1:], items[:, 1:]
+    itself = items == triggers[:, None]
+    if not itself.any():
+        return scores[:, :k], items[:, :k]
+    place = np.where(itself.any(axis=1), itself.argmax(axis=1), k)
+    columns = np.arange(k) + (np.arange(k) >= place[:, None])
+    return np.take_along_axis(scores, columns, axis=1), np.take_along_axis(items, columns, axis=1)
 
 
 def _padded(found: Found, k: int) -> Found:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from tiny_run import tiny_config, write_inputs
 
+from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.index.embed import embed_catalogue
 from mtmh.index.publish import build_version
 from mtmh.index.segments import last_change, merge_segments, read_segments
 from mtmh.index.versions import current_version, new_version, publish, rollback
 from mtmh.serving.catalogue import UnknownItemError
+from mtmh.serving.compact import compact
 from mtmh.serving.filters import Filters
 from mtmh.serving.live import LiveIndex
 from mtmh.serving.retriever import Retriever
@@ -250,3 +252,35 @@ def test_requests_go_on_while_items_come_and_go(index_dir: Path) -> None:
     assert live.retriever.num_items == 212
     assert last_change(index_dir) == 36
     assert sorted(answers(LiveIndex(index_dir).retriever, 30)) == sorted(answers(live.retriever, 30))
+
+
+def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, index_dir: Path) -> None:
+    config = built.model_copy(update={"paths": built.paths.model_copy(update={"root": index_dir.parent})})
+    renamed = config.model_dir("index")
+    renamed.parent.mkdir()
+    index_dir.rename(renamed)
+    assert compact(config).name == "000001", "nothing to compact"
+    live = LiveIndex(renamed)
+    live.add([row(1, text="new one"), row(2)])
+    live.remove([2, 20])
+    expected = live.retriever.retrieve([30, 1], k=150)
+    version = compact(config)
+    assert version == current_version(renamed)
+    summary = open_artifact(version, "index").summary
+    assert (summary["num_items"], summary["segments_through"]) == (200, 2)
+    assert sorted(path.name for path in (renamed / "segments").iterdir()) == ["000001-000002"]
+    compacted = Retriever.load(version)
+    for before, after in zip(expected, compacted.retrieve([30, 1], k=150), strict=True):
+        np.testing.assert_allclose([one.score for one in before], [one.score for one in after], atol=1e-5)
+        assert {one.item for one in before} == {one.item for one in after}
+    assert live.refresh()
+    assert (live.retriever.version, live.retriever.num_items) == ("000002", 200)
+    assert live.retriever.describe([1])[0].text == "new one"
+    live.add([row(3)])
+    assert live.retriever.version == "000002+3"
+    # Neither a version of before nor one that is built of old data loses what was added and removed.
+    rollback(renamed)
+    assert live.refresh()
+    assert live.retriever.version == "000001+3"
+    assert {1, 3} <= set(answers(live.retriever, 30))
+    assert not {2, 20} & set(answers(live.retriever, 30))

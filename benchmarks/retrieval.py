@@ -1,0 +1,210 @@
+"""How long does a user's request take, stage by stage, and what of it is faiss?
+
+    python -m benchmarks.retrieval                                   # 1M items, 2 heads, 50 triggers: some minutes
+    python -m benchmarks.retrieval --items 50000 --requests 20       # half a minute
+
+One user is a history of triggers that lie together; the answer is one list. Each request is timed beside the bare faiss
+calls that it contains: the same queries against the same inverted lists, called directly, one head after the other in
+the same thread. The other cases are the same request with filters, and with items added and removed since the build.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from mtmh.config import RetrievalConfig
+from mtmh.index.vector_index import IvfIndex
+from mtmh.serving.catalogue import Catalogue
+from mtmh.serving.filters import Filters
+from mtmh.serving.preranker import HeadScorePreranker
+from mtmh.serving.retriever import Retriever
+from mtmh.serving.timings import Timings
+
+HEADS = ["engagement", "relevance"]
+STAGES = ["embed", "search", "prerank", "merge", "describe"]
+
+Vectors = npt.NDArray[np.float32]
+
+
+def main() -> None:
+    """Prints the table and writes it as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--triggers", type=int, default=50)
+    parser.add_argument("--k", type=int, default=30)
+    parser.add_argument("--k-ann", type=int, default=1000)
+    parser.add_argument("--num-probes", type=int, default=32)
+    parser.add_argument("--added", type=int, default=10_000, help="items added since the build")
+    parser.add_argument("--requests", type=int, default=200)
+    parser.add_argument("--iterations", type=int, default=8, help="of k-means")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/retrieval.json"))
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+
+    vectors = {head: simulated(arguments.items, arguments.dim, seed) for seed, head in enumerate(HEADS)}
+    indexes = {head: IvfIndex.build(vectors[head], iterations=arguments.iterations) for head in HEADS}
+    retriever = make_retriever(indexes, vectors, arguments)
+    result: dict[str, Any] = {
+        "settings": {name: value for name, value in vars(arguments).items() if name != "out"},
+        "num_clusters": indexes[HEADS[0]].num_clusters,
+        "threads": faiss.omp_get_max_threads(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "cases": {},
+    }
+    changed = with_changes(retriever, arguments)
+    excluded = [int(item) for item in np.random.default_rng(5).integers(0, arguments.items, 5000)]
+    cases: dict[str, tuple[Retriever, Filters]] = {
+        "no filter": (retriever, Filters(exclude_seen=False)),
+        "seen items excluded": (retriever, Filters()),
+        "5,000 items excluded": (retriever, Filters(exclude=excluded)),
+        "one of 10 topics": (retriever, Filters(topic_l1=["topic 3"])),
+        "one of 1,000 topics": (retriever, Filters(topic_l2=["topic 33"])),
+        "first seen in the last tenth": (retriever, Filters(min_first_seen=arguments.items * 9 // 10)),
+        f"{arguments.added:,} added, as many removed": (changed, Filters()),
+    }
+    for name, (of, filters) in cases.items():
+        result["cases"][name] = measure(of, filters, indexes, vectors, arguments)
+        arguments.out.write_text(json.dumps(result, indent=2))
+        Console().print(f"[dim]{name}: {result['cases'][name]['total']['p50_ms']:.1f} ms[/dim]", highlight=False)
+    Console(width=170).print(report(result))
+
+
+def simulated(num_items: int, dim: int, seed: int) -> Vectors:
+    """[I, D] unit vectors in clumps of unequal size, as embeddings are."""
+    rng = np.random.default_rng(seed)
+    num_clumps = max(2, num_items // 200)
+    centres = rng.normal(size=(num_clumps, dim)).astype(np.float32)
+    clump = (num_clumps * rng.random(num_items) ** 2).astype(np.int64)
+    vectors = centres[clump]
+    for start in range(0, num_items, 65_536):
+        vectors[start : start + 65_536] += 0.7 * rng.standard_normal(
+            (len(vectors[start : start + 65_536]), dim), np.float32
+        )
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def make_retriever(
+    indexes: dict[str, IvfIndex], vectors: dict[str, Vectors], arguments: argparse.Namespace
+) -> Retriever:
+    """A retriever over simulated items."""
+    items = np.arange(arguments.items)
+    table = pa.table(
+        {
+            "item_id": items,
+            "text": pa.array([f"item {item}" for item in items]),
+            "topic_l1": pa.array([f"topic {topic}" for topic in range(10)]).take(pa.array(items % 10)),
+            "topic_l2": pa.array([f"topic {topic}" for topic in range(1000)]).take(pa.array(items % 1000)),
+            "train_count": items % 97,
+            "first_seen": items,
+        }
+    )
+    return Retriever(
+        indexes,
+        vectors,
+        Catalogue(table),
+        RetrievalConfig(k=arguments.k, k_ann=arguments.k_ann, num_probes=arguments.num_probes),
+        preranker=HeadScorePreranker(),
+        sorter=HeadScorePreranker((HEADS[0], vectors[HEADS[0]])),
+    )
+
+
+def with_changes(retriever: Retriever, arguments: argparse.Namespace) -> Retriever:
+    """Many items added, and as many removed."""
+    added = pa.table({"item_id": np.arange(arguments.added) + arguments.items})
+    vectors = {head: simulated(arguments.added, arguments.dim, 9 + place) for place, head in enumerate(HEADS)}
+    gone = np.random.default_rng(3).choice(arguments.items, min(arguments.added, arguments.items // 2), replace=False)
+    return retriever.with_added(added, vectors).with_removed(gone.tolist())
+
+
+def measure(
+    retriever: Retriever,
+    filters: Filters,
+    indexes: dict[str, IvfIndex],
+    vectors: dict[str, Vectors],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Milliseconds of a request, of its stages, and of the bare faiss calls; all taken in turn, request by request."""
+    rng = np.random.default_rng(1)
+    parameters: Any = faiss.SearchParametersIVF()
+    parameters.nprobe = arguments.num_probes
+    taken: dict[str, list[float]] = {name: [] for name in ("total", "faiss", *STAGES)}
+    # A user's items lie near each other: neighbours of one item.
+    starts = rng.integers(0, arguments.items, arguments.requests + 3)
+    histories = indexes[HEADS[0]].search(vectors[HEADS[0]][starts], arguments.triggers, arguments.num_probes)[1]
+    for number, history in enumerate(histories):
+        items = history[history >= 0].tolist()
+        queries = {head: np.ascontiguousarray(vectors[head][items]) for head in HEADS}
+
+        def bare(queries: dict[str, Vectors] = queries) -> None:
+            for head in HEADS:
+                indexes[head].faiss_index.search(queries[head], arguments.k_ann + 1, params=parameters)
+
+        timings = Timings()
+
+        def request(items: list[int] = items, timings: Timings = timings) -> None:
+            retriever.retrieve_user(items, filters=filters, timings=timings)
+
+        spent = {"total": seconds(request), "faiss": seconds(bare)}
+        if number < 3:  # threads start, pages come in
+            continue
+        for name, value in (spent | timings.seconds).items():
+            taken[name].append(1000 * value)
+    return {
+        name: {
+            "p50_ms": float(np.percentile(values, 50)),
+            "p99_ms": float(np.percentile(values, 99)),
+            "per_second": 1000 / float(np.mean(values)),
+        }
+        for name, values in taken.items()
+    } | {"times_faiss": float(np.median(np.array(taken["total"]) / np.array(taken["faiss"])))}
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Wall time."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def report(result: dict[str, Any]) -> Table:
+    """A row a case."""
+    settings = result["settings"]
+    title = (
+        f"One user: {settings['triggers']} triggers, {len(HEADS)} heads, k_ann {settings['k_ann']}, K {settings['k']}, "
+        f"{settings['num_probes']} of {result['num_clusters']} clusters, {settings['items']:,} items; "
+        f"p50 / p99 in ms; {result['threads']} faiss threads"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in ("case", "whole request", "a second", "bare faiss", "x faiss", *STAGES):
+        table.add_column(name, justify="left" if name == "case" else "right")
+    for name, case in result["cases"].items():
+        cells = {of: f"{case[of]['p50_ms']:.2f} / {case[of]['p99_ms']:.2f}" for of in ("total", "faiss", *STAGES)}
+        table.add_row(
+            name,
+            cells["total"],
+            f"{case['total']['per_second']:.1f}",
+            cells["faiss"],
+            f"{case['times_faiss']:.2f}",
+            *(cells[stage] for stage in STAGES),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
