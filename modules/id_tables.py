@@ -59,7 +59,9 @@ class IdTable:
             raise ValueError(f"IdTable: rows ({self.rows}) must be a positive multiple of buckets ({self.buckets})")
         if self.max_probe < 1:
             raise ValueError(f"IdTable: max_probe must be at least 1, got {self.max_probe}")
-        if (self.eviction == "ttl") != (self.ttl_steps is not None) or (self.ttl_steps or 1) < 1:
+        if (self.eviction == "ttl") != (self.ttl_steps is not None) or (
+            self.ttl_steps is not None and self.ttl_steps < 1
+        ):
             raise ValueError(
                 f"IdTable: ttl_steps, at least 1, goes with eviction = ttl and only with it; got {self.ttl_steps} with "
                 f"{self.eviction}"

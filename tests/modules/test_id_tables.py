@@ -213,6 +213,7 @@ def test_scrambled_is_one_to_one_and_fills_buckets_evenly() -> None:
         ({"rows": 50}, r"rows \(50\) must be a positive multiple of buckets \(48\)"),
         ({"rows": 48, "max_probe": 0}, "max_probe must be at least 1"),
         ({"rows": 48, "eviction": "ttl"}, "ttl_steps, at least 1, goes with eviction = ttl"),
+        ({"rows": 48, "eviction": "ttl", "ttl_steps": 0}, r"at least 1, .* got 0 with ttl"),
         ({"rows": 48, "ttl_steps": 3}, "only with it; got 3 with none"),
     ],
 )
