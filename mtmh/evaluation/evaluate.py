@@ -59,7 +59,12 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     """
     dataset = open_dataset(config.dataset_dir)
     opened = open_artifact(index or current_version(config.model_dir("index")), "index")
-    if opened.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
+    if "dataset" not in opened.manifest.inputs:
+        raise ValueError(
+            f"{opened.path}: a compacted index, whose rows are not those of {dataset.artifact.path}; evaluate a version"
+            " that was built (mtmh index list, mtmh evaluate --index-version)"
+        )
+    if opened.manifest.inputs["dataset"] != dataset.artifact.manifest.digest:
         raise ValueError(f"{opened.path}: index of another dataset than {dataset.artifact.path}; run mtmh embed again")
     retriever = Retriever.load(opened.path)
     settings = config.evaluation

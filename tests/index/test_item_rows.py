@@ -1,0 +1,39 @@
+"""New items from files."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mtmh.index.item_rows import read_rows
+
+ROWS = [{"item_id": 1, "brand": "a", "price": 1.5}, {"item_id": 2, "brand": None, "price": None}]
+
+
+def test_the_three_kinds_of_files_give_the_same_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "items.parquet")
+    (tmp_path / "items.csv").write_text("item_id,brand,price\n1,a,1.5\n2,,\n")
+    (tmp_path / "items.jsonl").write_text(
+        '{"item_id": 1, "brand": "a", "price": 1.5}\n{"item_id": 2, "brand": null, "price": null}\n'
+    )
+    for kind in ("parquet", "csv", "jsonl"):
+        assert read_rows(tmp_path / f"items.{kind}") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"item_id": 1}\n{"item', "a.jsonl: line 2: no JSON"),
+        ("a.jsonl", "[1]\n", "a.jsonl: line 1: expected an object"),
+        ("a.parquet", "no parquet", "a.parquet: not readable"),
+        ("a.csv", "", "a.csv: not readable"),
+        ("a.txt", "x", "expected a file that ends in"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path / name)
+    with pytest.raises(ValueError, match="no such file"):
+        read_rows(tmp_path / "none.csv")
