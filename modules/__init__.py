@@ -7,6 +7,7 @@ from .id_tables import HashIdRows, IdTable, build_managed_ebc
 from .losses import LossOutput, Similar, Teacher, contrastive_losses
 from .masks import accidental_hits
 from .mtmh import MTMH
+from .preranker import Preranker, UserTower, task_probability
 from .semantic import pseudo_labels
 from .sparse_nn import SparseNN, build_ebc
 
@@ -21,12 +22,15 @@ __all__ = [
     "IdTable",
     "LossOutput",
     "PooledEncoder",
+    "Preranker",
     "Similar",
     "SparseNN",
     "Teacher",
+    "UserTower",
     "accidental_hits",
     "build_ebc",
     "build_managed_ebc",
     "contrastive_losses",
     "pseudo_labels",
+    "task_probability",
 ]

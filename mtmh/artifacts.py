@@ -21,7 +21,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mtmh import __version__
 
 Kind = Literal[
-    "dataset", "media", "encoder", "content", "checkpoint", "embeddings", "index", "segment", "evaluation", "check"
+    "dataset",
+    "media",
+    "encoder",
+    "content",
+    "checkpoint",
+    "embeddings",
+    "index",
+    "segment",
+    "preranker",
+    "evaluation",
+    "check",
 ]
 
 FORMAT_VERSION = 1

@@ -9,7 +9,7 @@ import sys
 import typer
 from rich.console import Console
 
-from mtmh.cli import about, stages
+from mtmh.cli import about, preranker, stages
 from mtmh.cli.chain import chain
 from mtmh.cli.content import content_app
 from mtmh.cli.index import index_app
@@ -27,6 +27,7 @@ app.command()(stages.plan)
 app.command()(stages.embed)
 app.command("build-index")(stages.build_index)
 app.add_typer(index_app, name="index")
+app.command("train-preranker")(preranker.train_preranker)
 app.command()(stages.retrieve)
 app.command()(serve)
 app.command()(stages.evaluate)

@@ -5,6 +5,7 @@ from mtmh.config.chain import ChainConfig, JobConfig, StageName
 from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfig, EncoderConfig, EncoderTrainingConfig
 from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns
 from mtmh.config.model import HeadConfig, IdTableConfig, ModelConfig
+from mtmh.config.preranker import PrerankerConfig, PrerankerTrainingConfig, TaskConfig
 from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
 from mtmh.config.service import ServiceConfig
 from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, MilvusConfig, PqConfig, RetrievalConfig
@@ -43,6 +44,8 @@ __all__ = [
     "PlanConfig",
     "Positive",
     "PqConfig",
+    "PrerankerConfig",
+    "PrerankerTrainingConfig",
     "PropensityConfig",
     "RetrievalConfig",
     "SemanticConfig",
@@ -54,6 +57,7 @@ __all__ = [
     "SplitConfig",
     "StageName",
     "TableColumns",
+    "TaskConfig",
     "TrainingConfig",
     "load_config",
     "recipe_names",

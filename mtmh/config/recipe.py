@@ -19,6 +19,7 @@ from mtmh.config.chain import ChainConfig
 from mtmh.config.content import ContentConfig
 from mtmh.config.data import DataConfig, PairsConfig
 from mtmh.config.model import ModelConfig
+from mtmh.config.preranker import PrerankerConfig
 from mtmh.config.service import ServiceConfig
 from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, RetrievalConfig
 from mtmh.config.training import LossConfig, PlanConfig, ShardingConfig, TrainingConfig
@@ -51,6 +52,7 @@ class Config(Settings):
     training: TrainingConfig = TrainingConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     index: IndexConfig = IndexConfig()
+    preranker: PrerankerConfig = PrerankerConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     service: ServiceConfig = ServiceConfig()
@@ -81,7 +83,9 @@ class Config(Settings):
         """Whether any loss or weight of the recipe compares content embeddings."""
         return self.model.needs_teacher or self.pairs.sim.kind == "content"
 
-    def model_dir(self, stage: Literal["checkpoints", "embeddings", "index", "evaluation", "chain"]) -> Path:
+    def model_dir(
+        self, stage: Literal["checkpoints", "embeddings", "index", "preranker", "evaluation", "chain"]
+    ) -> Path:
         """The folder of one stage of this model."""
         return self.paths.root / self.name / stage
 

@@ -73,6 +73,10 @@ class RetrievalConfig(Settings):
     k_ann: Positive = 1000  # candidates a head (K_ann)
     num_probes: Positive = 32  # clusters searched (C)
     alpha: Annotated[float, Field(ge=0.0, le=100.0)] = 50.0  # share of the engagement head, percent
+    # Who ranks candidates: the head's own similarity, the similarity to the history, or the model of train-preranker.
+    preranker: Literal["head-score", "history", "learned"] = "head-score"
+    # Each head's candidates ranked and cut alone, then merged by quota; or all heads' candidates in one ranking.
+    preranking: Literal["per-head", "shared"] = "per-head"
     unknown: Literal["error", "popular"] = (
         "error"  # triggers that the index does not know and that come without features
     )

@@ -165,3 +165,48 @@ def _free(candidates: Sequence[Lists], taken: Sequence[npt.NDArray[np.bool_]], h
 def _first(free: npt.NDArray[np.bool_], count: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """The first ``count[t]`` True entries of each row."""
     return free & (np.cumsum(free, axis=1) <= count[:, None])
+
+
+def shared_merge(candidates: Sequence[Lists], scores: Sequence[npt.NDArray[np.float32]], k: int) -> Merged:
+    """One ranking of all heads' candidates, in place of a cut and a quota for each head.
+
+    The papers argue against it: a score that favours engagement pushes out what the relevance head found. It is here so
+    that this can be measured.
+
+    Args:
+        candidates: one array a head, [T, C_h] item indices, -1: no candidate.
+        scores: of the candidates, comparable over heads; -inf: must not be taken.
+        k: answers a trigger.
+
+    Returns:
+        the K best, each item once, best first; an item that several heads brought counts for the one that scored it
+        best, the earlier head in a tie.
+
+    Example:
+        >>> items, scores = [np.array([[7, 8]]), np.array([[8, 5]])], [np.array([[0.9, 0.3]]), np.array([[0.4, 0.5]])]
+        >>> merged = shared_merge(items, [one.astype(np.float32) for one in scores], k=3)
+        >>> merged.items.tolist(), merged.heads.tolist(), merged.ranks.tolist()
+        ([[7, 5, 8]], [[0, 1, 1]], [[0, 1, 0]])
+    """
+    widths = [lists.shape[1] for lists in candidates]
+    items = np.concatenate(candidates, axis=1).astype(np.int64)
+    heads = np.repeat(np.arange(len(candidates), dtype=np.int8), widths)
+    ranks = np.concatenate([np.arange(width, dtype=np.int32) for width in widths])
+    merged = [np.full((len(items), k), -1, dtype) for dtype in (np.int64, np.int8, np.int32)]
+    by_score = np.where(items >= 0, -np.concatenate(scores, axis=1), np.float32(np.inf))
+    order = np.argsort(by_score, axis=1, kind="stable")
+    ranked = np.take_along_axis(items, order, axis=1)
+    # Stably by item: of equal items the first is the best one.
+    by_item = np.argsort(ranked, axis=1, kind="stable")
+    in_order = np.take_along_axis(ranked, by_item, axis=1)
+    first = np.ones(items.shape, dtype=bool)
+    first[:, 1:] = in_order[:, 1:] != in_order[:, :-1]
+    chosen = np.empty_like(first)
+    np.put_along_axis(chosen, by_item, first, axis=1)
+    chosen &= np.isfinite(np.take_along_axis(by_score, order, axis=1))
+    slots = np.cumsum(chosen, axis=1) - 1
+    rows, columns = np.nonzero(chosen & (slots < k))
+    places = order[rows, columns]
+    for out, values in zip(merged, (items[rows, places], heads[places], ranks[places]), strict=True):
+        out[rows, slots[rows, columns]] = values
+    return Merged(*merged)

@@ -84,6 +84,10 @@ class Checkpoints:
         inputs: the artifacts that the run reads, by name.
         ranks: this process among the others.
         decisive: sections of the settings that must be those of the run before, beside some of ``training``.
+
+    Attributes:
+        root: the folder of the checkpoints.
+        facts: more for the summary of every checkpoint, JSON values only.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class Checkpoints:
         self._ranks = ranks
         self._decisive = decisive
         self._parts: dict[str, Part] = {}
+        self.facts: dict[str, Any] = {}
 
     def add(self, name: str, part: Part) -> None:
         """From now on the state of ``part`` is saved and restored too, under names that begin with ``name``.
@@ -143,6 +148,7 @@ class Checkpoints:
                 "epoch": epoch,
                 "world_size": self._ranks.world_size,
                 "features": self._features.model_dump(mode="json"),
+                **self.facts,
             }
             # A run of the next period finds the rows of its values by these, when this dataset may be gone.
             link_folder(self._inputs["dataset"].path / VOCABULARY, writer[0].folder / VOCABULARY)

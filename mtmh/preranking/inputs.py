@@ -1,0 +1,63 @@
+"""What the preranker knows of an item: id and float features, and the frozen embeddings of the heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from mtmh.artifacts import Artifact, open_artifact
+from mtmh.config import Config
+from mtmh.data.arrays import open_array
+from mtmh.data.dataset import Dataset
+from mtmh.index.layout import EmbeddingsSummary, vectors_file
+
+
+class ItemInputs:
+    """Inputs of all items, memory-mapped.
+
+    Attributes:
+        frozen_dim: width of the heads' embeddings side by side, 0 without.
+    """
+
+    def __init__(self, dataset: Dataset, heads: list[npt.NDArray[np.float32]]) -> None:
+        """Takes the embeddings [I, D] of some heads."""
+        self._table = dataset.item_table
+        self._heads = heads
+        self.frozen_dim = sum(vectors.shape[1] for vectors in heads)
+
+    def gather(
+        self, items: npt.NDArray[np.integer[Any]], hide_id: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
+        """Id features, float features [U, F] and frozen embeddings [U, E] of items [U]."""
+        sparse, dense = self._table.gather(items, hide_id)
+        parts = [np.empty((len(items), 0), np.float32), *(np.take(vectors, items, axis=0) for vectors in self._heads)]
+        return sparse, dense, torch.from_numpy(np.concatenate(parts, axis=1))
+
+
+def open_inputs(config: Config, dataset: Dataset) -> tuple[ItemInputs, dict[str, Artifact]]:
+    """The inputs that a recipe asks for, and the artifacts that they come from.
+
+    Args:
+        config: the recipe.
+        dataset: its dataset.
+
+    Raises:
+        ValueError: there are no embeddings, or they are of another dataset.
+    """
+    artifacts = {"dataset": dataset.artifact}
+    if not config.preranker.head_embeddings:
+        return ItemInputs(dataset, []), artifacts
+    embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
+    if embeddings.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
+        raise ValueError(
+            f"{embeddings.path}: embeddings of another dataset than {dataset.artifact.path}; run mtmh embed again"
+        )
+    made = EmbeddingsSummary.model_validate(embeddings.summary)
+    shape = (dataset.num_items, made.dim)
+    heads = [open_array(embeddings.path / vectors_file(head), np.float32, shape) for head in made.heads]
+    return ItemInputs(dataset, heads), artifacts | {"embeddings": embeddings}

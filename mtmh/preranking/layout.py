@@ -1,0 +1,68 @@
+"""The files of a preranker artifact, and what its manifest's summary records.
+
+states.npy                [I, S] float32: every item as part of a history
+vectors.npy               [I, D] float32: every item as a candidate
+user_tower.safetensors    weights of the user tower
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+VECTORS = Path("vectors.npy")
+USER_TOWER = Path("user_tower.safetensors")
+
+
+class TaskSummary(BaseModel):
+    """One task of the score.
+
+    Attributes:
+        name: of the task.
+        label: number of its query among the labels, from 0; ``None``: the engagement itself.
+        weight: of its probability in the score.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    label: int | None
+    weight: float
+
+
+class TaskQuality(BaseModel):
+    """How well a task's probabilities foretell T2 (`quality.measure`).
+
+    Attributes:
+        auc: area under the ROC curve, over T2 items and uniform draws of the catalogue; None: only one class.
+        normalized_entropy: cross-entropy over that of the mean; below 1 the model knows more than the mean.
+        rate: share of the rows in which the task is fulfilled.
+        engaged_auc: the same among T2 items alone, by the probability given the engagement; None for the engagement.
+        engaged_normalized_entropy: likewise.
+        engaged_rate: likewise.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    auc: float | None
+    normalized_entropy: float | None
+    rate: float
+    engaged_auc: float | None = None
+    engaged_normalized_entropy: float | None = None
+    engaged_rate: float | None = None
+
+
+class PrerankerSummary(BaseModel):
+    """The ``summary`` of a preranker manifest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    num_items: int
+    dim: int
+    temperature: float
+    hidden: list[int]
+    history_length: int
+    prior: list[float]
+    tasks: list[TaskSummary]
+    quality: dict[str, TaskQuality]  # by task

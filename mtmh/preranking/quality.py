@@ -1,0 +1,109 @@
+"""How well the tasks foretell T2, from histories of T1 alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mtmh.config import Config
+from mtmh.data.dataset import Dataset
+from mtmh.data.histories import Histories
+from mtmh.data.randomness import Purpose, generator
+from mtmh.modules.preranker import task_probability
+from mtmh.preranking.labels import Labels
+from mtmh.preranking.layout import TaskQuality
+from mtmh.preranking.metrics import auc, normalized_entropy
+from mtmh.preranking.scorer import Scorer
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked about T2, one row a <user, item>.
+
+    Attributes:
+        histories: [U, H] the last items of T1, latest first, -1: padding.
+        users: [N] row of the user.
+        items: [N] items of T2, then uniform draws.
+        labels: [N, 1 + L] whether the row is of T2, and its labels.
+        negatives: draws for each item of T2.
+    """
+
+    histories: npt.NDArray[np.int64]
+    users: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.float32]
+    negatives: int
+
+
+def questions(config: Config, dataset: Dataset, labels: Labels) -> Questions:
+    """Items of T2 and draws from the whole catalogue, fresh items included.
+
+    Args:
+        config: the recipe; ``preranker`` and ``seed`` matter here.
+        dataset: the dataset artifact.
+        labels: of the tasks.
+    """
+    settings = config.preranker
+    users = dataset.evaluation_users(settings.check_users, config.seed, labels=True)
+    row = np.repeat(np.arange(len(users.user_index)), np.diff(users.test.offsets))
+    rng = generator(Purpose.PRERANKER_CHECK, config.seed)
+    drawn = rng.integers(0, dataset.num_items, len(row) * settings.check_negatives)
+    answers = np.zeros((len(row) + len(drawn), 1 + len(labels.names)), np.float32)
+    answers[: len(row)] = np.concatenate([np.ones((len(row), 1), np.float32), labels(users.test)], axis=1)
+    return Questions(
+        latest_first(users.histories, settings.history_length),
+        np.concatenate([row, np.repeat(row, settings.check_negatives)]),
+        np.concatenate([users.test.items, drawn]).astype(np.int64),
+        answers,
+        settings.check_negatives,
+    )
+
+
+def measure(scorer: Scorer, asked: Questions) -> dict[str, TaskQuality]:
+    """AUC and normalised entropy of each task.
+
+    The draws are uniform, ``negatives`` for each item of T2, so that the probability of a row to be of T2 is the
+    sigmoid of its logit less ``log(negatives / I)``, the same correction as in training.
+    """
+    triggers = asked.histories[:, 0]
+    queries, biases = scorer.queries(asked.histories, np.arange(len(triggers)), triggers)
+    shift = float(np.log(asked.negatives / len(scorer.vectors)))
+    logits = np.empty((len(asked.items), queries.shape[1]), np.float32)
+    for start in range(0, len(asked.items), _ROWS):
+        part = slice(start, start + _ROWS)
+        users = torch.from_numpy(asked.users[part])
+        vectors = torch.from_numpy(scorer.vectors[asked.items[part]])
+        logits[part] = (torch.einsum("nkd,nd->nk", queries[users], vectors) + biases[users]).numpy()
+    logits[:, 0] -= shift
+    engaged = asked.labels[:, 0] > 0.5
+    found: dict[str, TaskQuality] = {}
+    for task in scorer.tasks:
+        label = task.label
+        chance = task_probability(torch.from_numpy(logits.T), label).numpy()
+        truth = asked.labels[:, 0] if label is None else asked.labels[:, 1 + label]
+        quality = TaskQuality(
+            auc=auc(chance, truth), normalized_entropy=normalized_entropy(chance, truth), rate=float(truth.mean())
+        )
+        if label is not None:
+            given = torch.from_numpy(logits[engaged, 1 + label]).sigmoid().numpy()
+            quality.engaged_auc = auc(given, truth[engaged])
+            quality.engaged_normalized_entropy = normalized_entropy(given, truth[engaged])
+            quality.engaged_rate = float(truth[engaged].mean())
+        found[task.name] = quality
+    return found
+
+
+def latest_first(histories: Histories, length: int) -> npt.NDArray[np.int64]:
+    """The last ``length`` items of each history [U, length], latest first, -1: padding."""
+    counts = np.minimum(np.diff(histories.offsets), length)
+    places = histories.offsets[1:, None] - 1 - np.arange(length)
+    there = np.arange(length) < counts[:, None]
+    items: npt.NDArray[Any] = np.where(there, histories.items[np.where(there, places, 0)], -1).astype(np.int64)
+    return items
+
+
+_ROWS = 65_536  # rows whose queries are gathered at a time

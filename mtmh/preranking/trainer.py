@@ -1,0 +1,79 @@
+"""Trains the preranker: the same story as `mtmh.training.trainer`, with examples instead of pairs."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from mtmh.config import Config
+from mtmh.data.dataset import open_dataset
+from mtmh.preranking.examples import ExampleLoader
+from mtmh.preranking.inputs import open_inputs
+from mtmh.preranking.labels import Labels
+from mtmh.preranking.model import build_preranker, priors, run_config
+from mtmh.preranking.task import PrerankerTask
+from mtmh.training.checkpoint import DECISIVE, Checkpoints
+from mtmh.training.distributed import join_ranks, on_first
+from mtmh.training.metrics import LossNames, TrainingLog, quiet_libraries
+from mtmh.training.optimizers import build_optimizer, set_learning_rates
+from mtmh.training.padding import of_one_size
+from mtmh.training.sharding import plan_table, shard
+
+
+def train_preranker(config: Config, *, resume: bool = True) -> Path:
+    """Trains the preranker of a recipe on T1; alone in this process, or as one rank of torchrun.
+
+    Resuming, sharding, optimizers and checkpoints are those of `mtmh.training.trainer.train`.
+
+    Args:
+        config: the recipe; the dataset must exist, and the item embeddings if they are inputs.
+        resume: with ``False``, existing checkpoints are an error: nothing is ever overwritten.
+
+    Returns:
+        The folder of the last checkpoint.
+
+    Raises:
+        ValueError: an artifact or setting does not fit; the message says which.
+        NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
+    """
+    run = run_config(config)
+    with quiet_libraries(), join_ranks(run.training.device) as ranks:
+        dataset = open_dataset(config.dataset_dir)
+        inputs, artifacts = open_inputs(config, dataset)
+        labels = Labels(config.preranker.tasks, dataset.summary)
+        features = dataset.summary.features
+        checkpoints = Checkpoints(run, features, artifacts, ranks, decisive=(*DECISIVE, "preranker"))
+        checkpoint = checkpoints.find(resume)
+        on_gpu = ranks.device.type == "cuda"
+        loader = ExampleLoader(dataset, run, inputs, labels, ranks.rank, ranks.world_size, pin_memory=on_gpu)
+        prior = on_first(ranks, lambda: priors(dataset, labels))
+        checkpoints.facts["preranker"] = {"prior": prior, "frozen_dim": inputs.frozen_dim}
+
+        torch.manual_seed(run.seed)
+        model = build_preranker(run, features, inputs.frozen_dim, prior, ranks.device, tables=torch.device("meta"))
+        sharded, plan = shard(PrerankerTask(model, run.loss.in_batch_negatives), run, ranks)
+        optimizer = build_optimizer(sharded, run.training)
+        step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
+
+        pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
+        columns = ("engagement", *labels.names)
+        names = LossNames(("cross_entropy",), columns, ((1.0,) * len(columns),), noun="task")
+        with TrainingLog(run, dataset, loader, optimizer, ranks, start_step=step, names=names) as log:
+            log.show(plan_table(plan))
+            every = run.training.checkpoint_every
+            batches = of_one_size(log.timed(loader.batches(step)))
+            while step < loader.num_steps:
+                stop = min(loader.num_steps, step + every - step % every)
+                leg = islice(batches, stop - step)
+                while step < stop:
+                    set_learning_rates(optimizer, run.training, step)
+                    losses = pipeline.progress(leg)
+                    step += 1
+                    log.record(step, losses, report=step == stop)
+                checkpoint = checkpoints.save(step, step // loader.steps_per_epoch, sharded, optimizer)
+            log.show(f"Trained {step} steps; checkpoint {checkpoint}")
+        assert checkpoint is not None
+        return checkpoint

@@ -1,0 +1,186 @@
+"""Training, artifact and scores of the preranker: against the formulas, after a break, and on two gloo ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from mtmh.modules import task_probability
+from test_examples import loader_of
+from tiny_preranker import tiny_config, write_embeddings, write_inputs
+from tiny_run import losses_of, state_of
+
+from mtmh.config import Config
+from mtmh.data.dataset import open_dataset
+from mtmh.preranking import task as task_module
+from mtmh.preranking.examples import ExampleBatch
+from mtmh.preranking.inputs import open_inputs
+from mtmh.preranking.model import load_preranker, run_config
+from mtmh.preranking.publish import write_preranker
+from mtmh.preranking.scorer import Scorer, read_summary
+from mtmh.preranking.task import PrerankerLoss
+from mtmh.preranking.trainer import train_preranker
+from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.distributed import join_ranks
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("preranker")
+    write_inputs(root)
+    for name in ("tiny", "one", "two", "whole", "broken"):
+        write_embeddings(tiny_config(root, name))
+    return root
+
+
+@pytest.fixture
+def _alone() -> Iterator[None]:
+    with join_ranks("cpu"):
+        yield
+
+
+def naive_loss(
+    queries: torch.Tensor, biases: torch.Tensor, vectors: torch.Tensor, batch: ExampleBatch, in_batch: bool
+) -> torch.Tensor:
+    """The loss example by example and draw by draw."""
+    log_q = batch.log_q.double()
+    total = torch.zeros((), dtype=torch.float64)
+    for example in range(len(batch.positive)):
+        others = [row for other, row in enumerate(batch.positive.tolist()) if other != example] if in_batch else []
+        draws = torch.tensor([*others, *batch.uniform.tolist()])
+        positive = vectors[batch.positive[example]]
+        found = queries[example, 0] @ positive
+        noise = vectors[draws] @ queries[example, 0] - log_q[draws] - math.log(len(draws))
+        log_z = torch.cat([found[None], noise]).exp().sum().log()
+        total = total + log_z - found + (log_z.detach() + biases[example, 0]) ** 2
+        for label in range(batch.labels.shape[1]):
+            chance = torch.sigmoid(queries[example, 1 + label] @ positive + biases[example, 1 + label])
+            true = bool(batch.labels[example, label])
+            total = total - (chance if true else 1.0 - chance).log()
+    return total / len(batch.positive)
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.parametrize("in_batch", [True, False])
+@pytest.mark.parametrize("chunk", [4_194_304, 300])
+def test_loss_and_gradients_equal_the_formulas(
+    root: Path, in_batch: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_module, "CHUNK_LOGITS", chunk)
+    batch = next(loader_of(tiny_config(root, in_batch_negatives=in_batch)).iterate())
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(48, 3, 5), (48, 3), (len(batch.item_index), 5)]
+    leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    loss, reported = PrerankerLoss(in_batch)(*leaves, batch)
+    expected = naive_loss(*leaves, batch, in_batch)
+    torch.testing.assert_close(loss, expected.reshape(1), rtol=1e-6, atol=1e-8)
+    assert reported.shape == (1, 3)
+    gradients = torch.autograd.grad(loss.sum(), leaves)
+    for found, wanted in zip(gradients, torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
+
+
+def test_training_learns_and_its_artifact_scores_as_the_model_does(root: Path) -> None:
+    config = tiny_config(root, training={"epochs": 6, "checkpoint_every": 1000})
+    checkpoint = train_preranker(config)
+    losses = losses_of(run_config(config))
+    for task in ("engagement", "like", "long_view"):
+        first, last = (
+            np.mean([losses[s][task]["total"] for s in steps]) for steps in (list(losses)[:8], list(losses)[-8:])
+        )
+        assert last < first, task
+    artifact = write_preranker(config, config.model_dir("preranker"))
+    summary = read_summary(artifact)
+    assert set(summary.quality) == {"click", "like", "long_view"}
+    assert summary.quality["long_view"].engaged_auc is not None
+    assert summary.quality["long_view"].engaged_auc > 0.55
+    assert set(artifact.manifest.inputs) == {"dataset", "embeddings", "checkpoint"}
+
+    model = load_preranker(checkpoint).double()
+    dataset = open_dataset(config.dataset_dir)
+    sparse, dense, frozen = open_inputs(config, dataset)[0].gather(np.arange(dataset.num_items))
+    rng = np.random.default_rng(0)
+    histories = np.where(rng.random((5, 8)) < 0.8, rng.integers(0, dataset.num_items, (5, 8)), -1)
+    histories[4] = -1  # nothing is known of this user but the trigger
+    users, triggers = np.array([0, 1, 1, 4, 2]), rng.integers(0, dataset.num_items, 5)
+    scorer = Scorer.load(config.model_dir("preranker"))
+    for width in (7, 190):  # gathered vectors, and products with the whole catalogue
+        items = rng.integers(-1, dataset.num_items, (5, width))
+        scores = scorer.score(histories, users, triggers, items)
+        with torch.no_grad():
+            vectors = model(sparse, dense.double(), frozen.double())
+            for row, (user, trigger) in enumerate(zip(users, triggers, strict=True)):
+                history = histories[user][histories[user] >= 0]
+                history = history if len(history) else np.array([trigger])
+                queries, biases = model.user_tower(
+                    vectors[:, :8], torch.from_numpy(history), torch.tensor([0, len(history)]), torch.tensor([trigger])
+                )
+                logits = queries[0] @ vectors.T + biases[0][:, None]
+                chances = (
+                    task_probability(logits, None) + 2.0 * task_probability(logits, 0) + task_probability(logits, 1)
+                )
+                expected = np.where(items[row] >= 0, chances.numpy()[items[row]], -np.inf)
+                np.testing.assert_allclose(scores[row], expected, rtol=2e-4)
+    assert scores.dtype == np.float32
+
+
+def test_a_resumed_run_equals_one_without_a_break(root: Path) -> None:
+    whole, broken = tiny_config(root, "whole", {"max_steps": 9}), tiny_config(root, "broken", {"max_steps": 4})
+    train_preranker(whole)
+    train_preranker(broken)
+    again = tiny_config(root, "broken", {"max_steps": 9})
+    train_preranker(again)
+    expected, state = (state_of(latest_checkpoint(run_config(c).model_dir("checkpoints"))) for c in (whole, again))
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+    assert losses_of(run_config(again)) == losses_of(run_config(whole))
+    with pytest.raises(ValueError, match=r"preranker.window was 3, is 2"):
+        train_preranker(tiny_config(root, "broken", {"max_steps": 12}, window=2))
+
+
+def rank_config(root: Path, world_size: int) -> Config:
+    return tiny_config(root, "one" if world_size == 1 else "two", {"max_steps": 6})
+
+
+def work(rank: int, world_size: int, root: Path) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=world_size)
+    train_preranker(rank_config(root, world_size))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_compute_what_one_does(root: Path) -> None:
+    mp.spawn(work, args=(2, root), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    train_preranker(rank_config(root, 1))
+    one, two = (run_config(rank_config(root, world_size)) for world_size in (1, 2))
+    losses, expected = losses_of(two), losses_of(one)
+    assert losses.keys() == expected.keys() == set(range(1, 7))
+    for step, tasks in expected.items():
+        for task, parts in tasks.items():
+            assert losses[step][task] == pytest.approx(parts, rel=1e-5)
+    weights, wanted = (load_preranker(latest_checkpoint(c.model_dir("checkpoints"))).state_dict() for c in (two, one))
+    for name, value in wanted.items():
+        torch.testing.assert_close(weights[name], value, rtol=2e-4, atol=2e-5)
+
+
+def test_artifacts_of_other_data_are_refused(root: Path, tmp_path: Path) -> None:
+    config = tiny_config(root, "other", {"max_steps": 2}, head_embeddings=False)
+    train_preranker(config)
+    write_preranker(config, tmp_path / "preranker")
+    Scorer.load(tmp_path / "preranker", open_dataset(config.dataset_dir).artifact.manifest.digest)
+    with pytest.raises(ValueError, match="preranker of another dataset than the index"):
+        Scorer.load(tmp_path / "preranker", "another")
+    with pytest.raises(ValueError, match="no embeddings artifact"):
+        train_preranker(tiny_config(root, "nothing"))
+    manifest = json.loads((root / "dataset" / "manifest.json").read_text())
+    assert "like" in manifest["summary"]["event_kinds"]
