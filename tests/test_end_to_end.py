@@ -72,7 +72,7 @@ def test_the_rest_of_the_path_ends_in_a_report(trained: Path) -> None:
         "http://creativecommons.org", ""
     )
     found = load_evaluation(folder)
-    assert {row.kind for row in found.rows} == {"merged", "head", "alpha", "exact", "yardstick"}
+    assert {row.kind for row in found.rows} == {"merged", "head", "alpha", "preranking", "exact", "yardstick"}
     assert found.merged.recall[50].value > 0.0
 
 

@@ -41,7 +41,9 @@ from mtmh.evaluation.protocol import (
 from mtmh.evaluation.report import write_report
 from mtmh.evaluation.results import METRICS, REPORT, USERS, Difference, Evaluation, Kind, Protocol, Row, load_evaluation
 from mtmh.index.versions import current_version
+from mtmh.preranking.scorer import Scorer
 from mtmh.serving.preranker import HeadScorePreranker, Preranker
+from mtmh.serving.prerankers import LearnedPreranker
 from mtmh.serving.retriever import Retriever
 
 
@@ -75,6 +77,12 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     )
     measure = Measure(dataset, cohort, settings.recall_at, config.seed)
     inputs = {"dataset": dataset.artifact, "index": opened}
+    learned = None
+    if (config.model_dir("preranker") / MANIFEST).is_file():
+        inputs["preranker"] = open_artifact(config.model_dir("preranker"), "preranker")
+        learned = LearnedPreranker(
+            Scorer.load(inputs["preranker"].path, dataset_digest=dataset.artifact.manifest.digest)
+        )
     found = Evaluation(
         model=config.name,
         description=config.description,
@@ -100,15 +108,17 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     )
     others = [_comparable(path, found) for path in compare]
     with Progress(transient=True) as progress:
-        task = progress.add_task("evaluating", total=4)
+        task = progress.add_task("evaluating", total=5)
         progress.update(task, description="the model's heads and merges")
         model_rows, values = _model_rows(config, retriever, cohort, measure)
+        progress.update(task, advance=1, description="other ways of preranking")
+        preranking_rows = _preranking_rows(config, retriever, learned, cohort, measure)
         progress.update(task, advance=1, description="the same with exact search")
         exact_row = _exact_row(config, retriever, cohort, measure)
         progress.update(task, advance=1, description="yardsticks")
         yardsticks = _yardsticks(config, dataset, cohort, measure)
         progress.update(task, advance=1, description="comparing and writing the report")
-        found.rows += [*model_rows, exact_row, *yardsticks]
+        found.rows += [*model_rows, *preranking_rows, exact_row, *yardsticks]
         for path, other in zip(compare, others, strict=True):
             difference = _difference(values, UserValues.read(path / USERS), max(settings.recall_at), config.seed)
             if difference is not None:
@@ -230,6 +240,7 @@ def _model_rows(config: Config, retriever: Retriever, cohort: Cohort, measure: M
         num_items=len(retriever.catalogue),
         k_ann=settings.k_ann,
         k=settings.k,
+        shared=settings.preranking == "shared",
     )
     merge = partial(merged_answers, kept, scores, requests, k=settings.k)
     if len(retriever.heads) == 1:
@@ -262,9 +273,40 @@ def _exact_row(config: Config, retriever: Retriever, cohort: Cohort, measure: Me
         num_items=len(retriever.catalogue),
         k_ann=settings.k_ann,
         k=settings.k,
+        shared=settings.preranking == "shared",
     )
     answers = merged_answers(kept, scores, requests, alpha=settings.alpha, k=settings.k)
     return measure.row(f"{config.name}, exact search", "exact", answers)[0]
+
+
+def _preranking_rows(
+    config: Config, retriever: Retriever, learned: Preranker | None, cohort: Cohort, measure: Measure
+) -> list[Row]:
+    """The merge under the other ways of preranking that the recipe does not choose."""
+    settings = config.retrieval
+    ways: dict[str, tuple[Preranker, Preranker, bool]] = {}
+    if len(retriever.heads) > 1 and settings.preranking == "per-head":
+        ways["shared preranking"] = (retriever.preranker, retriever.sorter, True)
+    if learned is not None and settings.preranker != "learned":
+        ways["learned preranker"] = (learned, learned, False)
+        ways["learned sorter"] = (retriever.preranker, learned, False)
+        if len(retriever.heads) > 1:
+            ways["learned preranker, shared"] = (learned, learned, True)
+    rows = []
+    for name, (preranker, sorter, shared) in ways.items():
+        kept, scores, requests = prerank_users(
+            cohort,
+            _searches(config, retriever),
+            preranker,
+            sorter,
+            num_items=len(retriever.catalogue),
+            k_ann=settings.k_ann,
+            k=settings.k,
+            shared=shared,
+        )
+        answers = merged_answers(kept, scores, requests, alpha=settings.alpha, k=settings.k)
+        rows.append(measure.row(f"{config.name}, {name}", "preranking", answers)[0])
+    return rows
 
 
 def _searches(config: Config, retriever: Retriever) -> dict[str, Search]:

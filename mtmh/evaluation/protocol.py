@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mtmh.data.dataset import EvaluationUsers
 from mtmh.data.histories import Histories
-from mtmh.serving.preranker import Candidates, Preranker, Requests, prerank
+from mtmh.serving.preranker import Candidates, Preranker, Requests, prerank, shared_prerank
 from mtmh.serving.retriever import merge_heads
 
 Indices = npt.NDArray[np.integer[Any]]
@@ -123,6 +123,7 @@ def prerank_users(
     num_items: int,
     k_ann: int,
     k: int,
+    shared: bool = False,
 ) -> tuple[list[Candidates], list[npt.NDArray[np.float32]], Requests]:
     """The K preranked candidates of every <user, trigger> and head.
 
@@ -136,29 +137,34 @@ def prerank_users(
         num_items: size of the catalogue.
         k_ann: width of the searches' answers.
         k: candidates kept.
+        shared: keep the K best of all heads together, by the sorter's score.
 
     Returns:
         by head: candidates [P, K], and their scores [P, K] that compare over heads; the P requests.
     """
     kept: dict[str, list[Candidates]] = {head: [] for head in searches}
     scores: dict[str, list[npt.NDArray[np.float32]]] = {head: [] for head in searches}
-    users_a_block = max(1, _BLOCK_CANDIDATES // (cohort.triggers.shape[1] * k_ann))
+    users_a_block = max(1, _BLOCK_CANDIDATES // (cohort.triggers.shape[1] * k_ann * len(searches)))
     users_a_chunk = max(1, min(_CHUNK_CANDIDATES // (cohort.triggers.shape[1] * k_ann), _SEEN_FLAGS // num_items))
     for block in range(0, cohort.num_users, users_a_block):
         block_end = min(block + users_a_block, cohort.num_users)
         in_block = cohort.triggers[block:block_end]
         distinct = np.unique(in_block[in_block >= 0])
-        for head, search in searches.items():
-            found = search(distinct)
-            for start in range(block, block_end, users_a_chunk):
-                end = min(start + users_a_chunk, block_end)
-                requests = _requests(cohort, start, end)
-                places = np.searchsorted(distinct, requests.triggers)
-                candidates = Candidates(head, found.items[places], found.scores[places])
-                banned = _seen_flags(cohort, start, end, num_items)[requests.users[:, None], candidates.items]
-                best = prerank(preranker, requests, candidates, k, banned)
-                kept[head].append(best)
-                scores[head].append(sorter.score(requests, best))
+        found = {head: search(distinct) for head, search in searches.items()}
+        for start in range(block, block_end, users_a_chunk):
+            end = min(start + users_a_chunk, block_end)
+            requests = _requests(cohort, start, end)
+            places = np.searchsorted(distinct, requests.triggers)
+            candidates = [Candidates(head, one.items[places], one.scores[places]) for head, one in found.items()]
+            seen = _seen_flags(cohort, start, end, num_items)
+            banned = [seen[requests.users[:, None], one.items] for one in candidates]
+            if shared:
+                best = shared_prerank(sorter, requests, candidates, k, banned)
+            else:
+                best = [prerank(preranker, requests, one, k, out) for one, out in zip(candidates, banned, strict=True)]
+            for one in best:
+                kept[one.head].append(one)
+                scores[one.head].append(sorter.score(requests, one))
     joined = [
         Candidates(head, np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
         for head, parts in kept.items()

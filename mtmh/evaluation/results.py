@@ -18,7 +18,7 @@ METRICS = Path("metrics.json")
 USERS = Path("users.parquet")  # per-user values of the model's merged answers, for paired comparisons
 REPORT = Path("report.html")
 
-Kind = Literal["merged", "head", "alpha", "exact", "yardstick"]
+Kind = Literal["merged", "head", "alpha", "preranking", "exact", "yardstick"]
 
 
 class Row(BaseModel):
@@ -26,8 +26,9 @@ class Row(BaseModel):
 
     Attributes:
         name: for people.
-        kind: ``merged`` at the recipe's alpha; ``head`` alone; ``alpha``: another merge; ``exact``: as merged, with
-            exact search in place of the index; ``yardstick``: no model of ours.
+        kind: ``merged`` at the recipe's alpha; ``head`` alone; ``alpha``: another merge; ``preranking``: as merged,
+            ranked in another way; ``exact``: as merged, with exact search in place of the index; ``yardstick``: no
+            model of ours.
         alpha: percent of the engagement head, where there is a choice.
         recall: by cut-off.
         match_l1: share of <trigger, candidate> pairs of the same coarse topic; None without topics.

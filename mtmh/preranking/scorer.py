@@ -87,7 +87,7 @@ class Scorer:
         if max(histories.max(initial=-1), triggers.max(initial=-1)) >= len(self.vectors):
             raise ValueError(f"the preranker knows {len(self.vectors)} items; it was asked about a newer one")
         histories = histories[:, : self._history_length]
-        there = np.greater_equal(histories, 0).astype(np.bool_)
+        there = histories >= 0
         pooled = np.empty((len(histories), self._directions.shape[1]), np.float32)
         block = max(1, _BLOCK_FLOATS // max(1, histories.shape[1] * self._directions.shape[1]))
         for start in range(0, len(histories), block):
@@ -95,7 +95,7 @@ class Scorer:
             sums = np.where(known, self._directions[part], np.float32(0.0)).sum(axis=1)
             pooled[start : start + block] = sums / np.maximum(known.sum(axis=1), 1)
         own = self._directions[triggers]
-        history = np.where(there.any(axis=1)[users, None], pooled[users], own)
+        history = np.where(np.count_nonzero(there, axis=1)[users, None] > 0, pooled[users], own)
         out: tuple[Tensor, Tensor] = self._user_tower.queries(torch.from_numpy(history), torch.from_numpy(own))
         return out
 

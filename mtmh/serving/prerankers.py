@@ -6,16 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mtmh.config import RetrievalConfig
+from mtmh.index.item_vectors import ItemVectors
 from mtmh.preranking.scorer import Indices, Scorer
-from mtmh.serving.preranker import (
-    Candidates,
-    HeadScorePreranker,
-    HistoryPreranker,
-    Preranker,
-    Requests,
-    Scores,
-    Vectors,
-)
+from mtmh.serving.preranker import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests, Scores
 
 
 class LearnedPreranker:
@@ -50,7 +43,7 @@ class LearnedPreranker:
 def open_prerankers(
     settings: RetrievalConfig,
     heads: Sequence[str],
-    vectors: Mapping[str, Vectors],
+    vectors: Mapping[str, ItemVectors],
     *,
     folder: Path,
     temperature: float,

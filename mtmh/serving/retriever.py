@@ -36,7 +36,9 @@ from mtmh.serving.preranker import (
     Preranker,
     Requests,
     prerank,
+    shared_prerank,
 )
+from mtmh.serving.prerankers import open_prerankers
 from mtmh.serving.stacked_vectors import StackedVectors
 from mtmh.serving.timings import Timings
 from mtmh.serving.user_list import UserList, user_list
@@ -136,13 +138,22 @@ class Retriever:
         items = pq.read_table(index_dir / ITEMS)
         if len(items) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
+        config = Config.model_validate(artifact.manifest.config)
+        preranker, sorter = open_prerankers(
+            config.retrieval,
+            summary.heads,
+            vectors,
+            folder=config.model_dir("preranker"),
+            temperature=config.loss.temperature,
+            dataset_digest=artifact.manifest.inputs.get("dataset"),
+        )
         return cls(
             indexes,
             vectors,
             Catalogue(items),
-            Config.model_validate(artifact.manifest.config).retrieval,
-            preranker=HeadScorePreranker(),
-            sorter=HeadScorePreranker((summary.heads[0], vectors[summary.heads[0]])),
+            config.retrieval,
+            preranker=preranker,
+            sorter=sorter,
             tower=Tower(index_dir) if (index_dir / TOWER).is_dir() else None,
             version=index_dir.name,
         )
@@ -431,6 +442,8 @@ class Retriever:
             found = [search(head) for head in heads if head not in others]
             found += [one.result() for one in running]
         with timings.stage("prerank"):
+            if settings.preranking == "shared":
+                return shared_prerank(self.sorter, requests, found, settings.k)
             return [prerank(self.preranker, requests, one, settings.k) for one in found]
 
     def _pooled(

@@ -30,8 +30,8 @@ def two(tmp_path: Path) -> Config:
 def test_rows_of_a_model_with_two_heads(two: Config) -> None:
     evaluation = load_evaluation(evaluate(two, two.model_dir("evaluation")).path)
     assert [(row.kind, row.alpha) for row in evaluation.rows] == [
-        ("merged", 50), ("head", 100), ("head", 0), ("alpha", 25), ("exact", None),
-        ("yardstick", None), ("yardstick", None),
+        ("merged", 50), ("head", 100), ("head", 0), ("alpha", 25), ("preranking", None),
+        ("exact", None), ("yardstick", None), ("yardstick", None),
     ]  # fmt: skip
     assert [row.alpha for row in evaluation.sweep()] == [0, 25, 50, 100]
     assert evaluation.num_users + evaluation.num_users_without_truth <= 20
