@@ -19,6 +19,7 @@ class ServiceConfig(Settings):
     queue_size: Positive = 128  # requests that may wait for a thread; one more is answered 429
     batch_triggers: Positive = 64  # of waiting requests that are searched as one
     timeout_ms: Positive = 1000  # budget of a request, waiting included; it may ask for less
+    max_lag_ms: Positive = 500  # of the event loop; a longer one means that requests wait unseen: they get 429 as well
     max_connections: Positive = 2048
     max_body_bytes: Positive = 262_144
     max_triggers: Positive = 100  # a request

@@ -123,7 +123,9 @@ class NewItems(Message):
     """Fresh items: each its id, the features of the model, and optional display columns."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"items": [{"item_id": 900001, "text": "blue enamel mug", "price": 12.5}]}]}
+        json_schema_extra={
+            "examples": [{"items": [{"item_id": 900001, "text": "blue enamel mug", "brand": None, "price": 12.5}]}]
+        }
     )
 
     items: Annotated[
@@ -171,6 +173,7 @@ class IndexResponse(BaseModel):
     alpha: float
     max_k: int
     max_history: int
+    features: Annotated[list[str], Field(description="Fields that a new item must have beside item_id; may be null.")]
     writes: Annotated[bool, Field(description="Whether a key for the routes that write is configured.")]
     curve: Curve | None
 
@@ -218,3 +221,4 @@ def document_limits(schemas: dict[str, Any], limits: ServiceConfig) -> None:
                 choice["maxItems"] = most
             elif choice.get("type") == "integer":
                 choice["maximum"] = most
+    schemas["NewItems"]["properties"]["items"]["maxItems"] = limits.max_new_items

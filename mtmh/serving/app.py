@@ -36,6 +36,7 @@ from mtmh.serving.item_search import search_items
 from mtmh.serving.problems import Problem, Refused, documented, invalid_request, problem
 from mtmh.serving.service import Service
 from mtmh.serving.work_queue import DeadlineExceeded, QueueFull
+from mtmh.serving.writing_routes import add_writing_routes
 
 STATIC = Path(__file__).parent / "static"
 
@@ -64,9 +65,11 @@ def create_app(config: Config) -> FastAPI:
         max_body_bytes=config.service.max_body_bytes,
         body_seconds=config.service.timeout_ms / 1000,
         draining=lambda: service.draining,
+        overloaded=lambda: service.overloaded,
     )
     _add_error_handlers(app, service)
     _add_reading_routes(app, service)
+    add_writing_routes(app, service)
     _add_operating_routes(app, service)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.openapi = lambda: _openapi(app, config.service)  # type: ignore[method-assign]
@@ -87,9 +90,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
     watcher = threading.Thread(target=watch, name="index-watch", daemon=True)
     watcher.start()
+    lag = asyncio.create_task(service.lag.watch())
     try:
         yield
     finally:
+        lag.cancel()
         ended.set()
         await asyncio.to_thread(watcher.join)
         await asyncio.to_thread(service.close)
@@ -131,6 +136,7 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
             **retriever.defaults.model_dump(include={"k", "k_ann", "num_probes", "alpha"}),
             max_k=service.limits.max_k,
             max_history=service.limits.max_history,
+            features=retriever.tower.features.names if retriever.tower is not None else [],
             writes=bool(service.api_keys),
             curve=curve,
         )

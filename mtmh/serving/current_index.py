@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from mtmh.serving.catalogue import ItemId
 from mtmh.serving.live import LiveIndex
 from mtmh.serving.retriever import Retriever
 from mtmh.serving.service_metrics import ServiceMetrics
@@ -98,6 +101,16 @@ class CurrentIndex:
         self._refused = ""
         if changed:
             self._swap()
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[ItemId]]:
+        """Adds fresh items; version that has them, and their ids."""
+        added = self._live.add(rows)
+        return self._swap(), added
+
+    def remove(self, items: Sequence[ItemId]) -> str:
+        """Removes items; version that lacks them."""
+        self._live.remove(items)
+        return self._swap()
 
     def _swap(self) -> str:
         with self._swapping:

@@ -16,6 +16,8 @@ from mtmh.serving.service_metrics import ServiceMetrics
 
 access_log = logging.getLogger("mtmh.access")
 
+_QUESTIONS = "/v1/retrieve"
+
 # The page needs its own script and style and nothing else; the API needs nothing.
 _HEADERS = {
     "Content-Security-Policy": (
@@ -37,6 +39,7 @@ class Guard:
         max_body_bytes: a larger body is answered 413, before it is read to its end.
         body_seconds: a body that takes longer to arrive is answered 408.
         draining: whether the service is about to end; then clients are asked to close their connections.
+        overloaded: whether questions are to be refused.
     """
 
     def __init__(
@@ -47,12 +50,14 @@ class Guard:
         max_body_bytes: int,
         body_seconds: float,
         draining: Callable[[], bool],
+        overloaded: Callable[[], bool],
     ) -> None:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
         self._draining = draining
+        self._overloaded = overloaded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -81,6 +86,10 @@ class Guard:
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
+            return
+        if scope["path"] == _QUESTIONS and self._overloaded():
+            self._metrics.rejected.labels("overloaded").inc()
+            await problem(429, "the service is overloaded", headers={"Retry-After": "1"})(scope, receive, send)
             return
         try:
             async with asyncio.timeout(self._body_seconds):

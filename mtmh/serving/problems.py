@@ -85,7 +85,7 @@ def invalid_request(error: RequestValidationError) -> Response:
 def _expected(error: Mapping[str, Any]) -> str:
     if error["type"] == "json_invalid":
         return f"valid JSON; {error.get('ctx', {}).get('error', 'it is not')}"
-    return str(error["msg"])
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

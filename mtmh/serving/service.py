@@ -16,6 +16,7 @@ from mtmh.serving.api import RetrieveRequest, beyond_limits
 from mtmh.serving.api_keys import read_api_keys
 from mtmh.serving.current_index import CurrentIndex, Snapshot
 from mtmh.serving.filters import Filters
+from mtmh.serving.loop_lag import LoopLag
 from mtmh.serving.problems import Refused
 from mtmh.serving.service_metrics import ServiceMetrics
 from mtmh.serving.timings import Timings
@@ -36,6 +37,7 @@ class Service:
         metrics: of this service.
         current: the index that answers.
         draining: whether the service is about to end.
+        lag: of the event loop.
         api_keys: for the routes that write.
 
     Raises:
@@ -47,6 +49,7 @@ class Service:
         self.limits = config.service
         self.metrics = ServiceMetrics()
         self.draining = False
+        self.lag = LoopLag()
         self.api_keys = read_api_keys(config.service)
         self.current = CurrentIndex(config.model_dir("index"), self.metrics, config.service.cache_mb << 20)
         self.queue = WorkQueue(
@@ -60,6 +63,12 @@ class Service:
         self.writes = WorkQueue("write", threads=1, capacity=_WAITING_WRITES)
         self.metrics.queue_depth.set_function(lambda: self.queue.depth)
         self.metrics.running.set_function(lambda: self.queue.running)
+        self.metrics.loop_lag.set_function(lambda: self.lag.seconds)
+
+    @property
+    def overloaded(self) -> bool:
+        """Whether one more question would wait too long; the cheapest moment to refuse it is before it is read."""
+        return self.queue.is_full or self.lag.seconds > self.limits.max_lag_ms / 1000
 
     async def compute(self, run: Callable[[], Any]) -> Any:
         """Runs one function in a thread, within the budget of a request."""

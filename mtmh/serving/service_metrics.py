@@ -17,6 +17,7 @@ class ServiceMetrics:
         stages: time of each stage of a retrieval; ``queue`` is the wait for a thread, a batch counts once.
         queue_depth: requests that wait for a thread.
         running: requests that a thread works on.
+        loop_lag: delay of the event loop.
         batch_requests: requests that were searched as one batch.
         rejected: requests that were turned away, by reason.
         cache: look-ups of the answer cache, by result.
@@ -44,6 +45,7 @@ class ServiceMetrics:
         self.stages = histogram("stage_seconds", "Time of a stage of retrieval.", "stage")
         self.queue_depth = gauge("queue_depth", "Requests that wait for a thread.")
         self.running = gauge("running_requests", "Requests that a thread works on.")
+        self.loop_lag = gauge("event_loop_lag_seconds", "Delay of the event loop.")
         self.batch_requests = histogram(
             "batch_requests", "Requests searched as one batch.", buckets=(1, 2, 4, 8, 16, 32, 64)
         )
@@ -53,7 +55,7 @@ class ServiceMetrics:
         self.index_items = gauge("index_items", "Items of the index.")
         self.index_swaps = counter("index_swaps", "Index versions and item changes taken into use.")
         self.index_refused = counter("index_refused", "Index versions that were refused.")
-        for reason in ("queue_full", "deadline", "body_too_large", "slow_body"):
+        for reason in ("overloaded", "queue_full", "deadline", "body_too_large", "slow_body"):
             self.rejected.labels(reason)
         for result in ("hit", "miss"):
             self.cache.labels(result)

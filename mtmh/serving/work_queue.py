@@ -92,6 +92,11 @@ class WorkQueue:
         return len(self._waiting)
 
     @property
+    def is_full(self) -> bool:
+        """Whether one more job would be refused."""
+        return len(self._waiting) >= self._capacity
+
+    @property
     def running(self) -> int:
         """Jobs that a thread works on."""
         return self._running

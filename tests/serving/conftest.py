@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from service_process import ServiceProcess
+
+from mtmh.config import Config
+
+HOSTILE_ITEM = 23
+HOSTILE_TEXT = "<img src=x onerror='window.attacked=1'><script>window.attacked=1</script>"
 
 RECIPE = """
 name: served
@@ -41,8 +49,31 @@ def make_served_recipe(folder: Path) -> Path:
     train(config, resume=False)
     embed_catalogue(config, config.model_dir("embeddings"))
     build_version(config)
+    write_hostile_text(config)
     evaluate(config, config.model_dir("evaluation"), compare=[])
     return recipe
+
+
+def write_hostile_text(config: Config) -> None:
+    """Publishes a version in which the text and topics of one item are an attack on a page that shows them."""
+    from mtmh.artifacts import open_artifact, write_artifact
+    from mtmh.index.layout import ITEMS
+    from mtmh.index.versions import current_version, new_version, publish
+
+    old = open_artifact(current_version(config.model_dir("index")), "index")
+    folder = new_version(config.model_dir("index"))
+    inputs = {"dataset": open_artifact(config.dataset_dir, "dataset")}
+    with write_artifact(folder, "index", config=old.manifest.config, inputs=inputs) as writer:
+        shutil.copytree(old.path, writer.folder, dirs_exist_ok=True)
+        (writer.folder / "manifest.json").unlink()
+        writer.summary.update(old.summary)
+        items = pq.read_table(old.path / ITEMS)
+        is_hostile = pc.equal(items.column("item_id"), HOSTILE_ITEM)
+        for name in ("text", "topic_l1", "topic_l2"):
+            column = pc.if_else(is_hostile, HOSTILE_TEXT, items.column(name))
+            items = items.set_column(items.column_names.index(name), name, column)
+        pq.write_table(items, writer.folder / ITEMS)
+    publish(folder)
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+
+from benchmarks.serving.server import ServerProcess
 
 KEY = "correct horse"
 
@@ -29,38 +26,20 @@ class Reply:
         return json.loads(self.body)
 
 
-class ServiceProcess:
-    """Starts the verb on a free port; ``settings`` are of the service section."""
+class ServiceProcess(ServerProcess):
+    """With settings under which a busy machine refuses nothing unless a test wants it."""
 
     def __init__(self, recipe: Path, *, key: str | None = KEY, **settings: Any) -> None:
-        defaults = {"threads": 2, "drain_seconds": 0.3, "reload_seconds": 0.1, "timeout_ms": 20_000, "cache_mb": 0}
-        command = [sys.executable, "-m", "mtmh.cli", "serve", str(recipe), "--port", "0"]
-        for name, value in (defaults | settings).items():
-            command += ["--set", f"service.{name}={json.dumps(value)}"]
-        environment = {name: value for name, value in os.environ.items() if name != "MTMH_API_KEYS"}
-        environment |= {"OMP_NUM_THREADS": "1", **({"MTMH_API_KEYS": key} if key else {})}
-        self.log = recipe.parent / f"serve-{time.monotonic_ns()}.log"
-        with self.log.open("w") as stderr:
-            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"serving http://127\.0\.0\.1:(\d+)", line)
-        assert found, f"{line}\n{self.log.read_text()}"
-        self.port = int(found[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.process.poll() is None:
-            self.stop()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(sig)
-        return self.process.wait(timeout=30)
+        defaults = {
+            "threads": 2,
+            "drain_seconds": 0.3,
+            "reload_seconds": 0.1,
+            "timeout_ms": 20_000,
+            "max_lag_ms": 20_000,
+            "cache_mb": 0,
+        }
+        log = recipe.parent / f"serve-{time.monotonic_ns()}.log"
+        super().__init__(recipe, log=log, settings=defaults | settings, key=key)
 
     def call(
         self, method: str, path: str, content: Any = None, *, raw: bytes | None = None, headers: Mapping[str, str] = {}

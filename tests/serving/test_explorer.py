@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
+from conftest import HOSTILE_ITEM, HOSTILE_TEXT
 from service_process import ServiceProcess
 
 from mtmh.serving.merge import head_quotas, head_shares, quota_merge
@@ -189,6 +190,19 @@ def test_errors_are_shown(browser: Browser, service: ServiceProcess) -> None:
     browser.problems[:] = [
         problem for problem in browser.problems if "the server responded with a status of 4" not in problem
     ]
+
+
+def test_text_of_items_is_shown_as_text(browser: Browser, service: ServiceProcess) -> None:
+    open_page(browser, service, f"#item={HOSTILE_ITEM}")
+    assert HOSTILE_TEXT in browser.evaluate("document.querySelector('#asked h2').textContent")
+    browser.evaluate("document.getElementById('query').focus()")
+    browser.type("onerror=")
+    browser.wait("!document.getElementById('suggestions').hidden")
+    assert HOSTILE_TEXT in browser.evaluate("document.getElementById('suggestions').textContent")
+    open_page(browser, service, f"#view=user&history={HOSTILE_ITEM}")
+    assert HOSTILE_TEXT in browser.evaluate("document.querySelector('.chips').textContent")
+    assert browser.evaluate("document.querySelectorAll('img, main script').length") == 0
+    assert browser.evaluate("typeof window.attacked") == "undefined"
 
 
 def test_every_control_has_a_name(browser: Browser, service: ServiceProcess) -> None:

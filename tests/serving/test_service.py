@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
-from service_process import Reply, ServiceProcess
+from service_process import KEY, Reply, ServiceProcess
 
 from mtmh.config import load_config
 from mtmh.serving.api import IndexResponse, RetrieveResponse
@@ -247,6 +247,19 @@ def test_openapi_has_examples_limits_and_errors(service: ServiceProcess) -> None
     assert "application/problem+json" in responses["429"]["content"]
 
 
+def test_writes_need_a_key(service: ServiceProcess, served_recipe: Path) -> None:
+    row = {"items": [{"item_id": 5000}]}
+    problem_of(service.call("POST", "/v1/items", row), 401)
+    problem_of(service.call("POST", "/v1/items", row, headers={"X-API-Key": KEY + "x"}), 401)
+    problem_of(service.call("DELETE", "/v1/items/17"), 401)
+    problem_of(service.call("DELETE", "/v1/items/17", headers={"X-API-Key": "é"}), 401)
+    with ServiceProcess(served_recipe, key=None) as closed:
+        found = problem_of(closed.write("POST", "/v1/items", row), 403)
+        assert "MTMH_API_KEYS" in found["detail"]
+        problem_of(closed.write("DELETE", "/v1/items/17"), 403)
+        assert not closed.call("GET", "/v1/index").json["writes"]
+
+
 def test_overload_is_refused_and_the_accepted_are_answered(served_recipe: Path) -> None:
     with ServiceProcess(served_recipe, threads=1, queue_size=2, batch_triggers=1) as small:
         question = {"triggers": [*range(1, 101)], "k": 100, "k_ann": 400, "num_probes": 20}
@@ -255,7 +268,8 @@ def test_overload_is_refused_and_the_accepted_are_answered(served_recipe: Path) 
         statuses = [reply.status for reply in replies]
         assert set(statuses) == {200, 429}
         assert all(int(reply.headers["Retry-After"]) >= 1 for reply in replies if reply.status == 429)
-        assert small.metric('mtmh_rejected_total{reason="queue_full"}') == statuses.count(429)
+        reasons = [small.metric(f'mtmh_rejected_total{{reason="{name}"}}') for name in ("queue_full", "overloaded")]
+        assert sum(reasons) == statuses.count(429)
         late = problem_of(small.retrieve(**question, timeout_ms=1), 504)
         assert "budget" in late["detail"]
         assert valid(small.retrieve(triggers=[17]))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from service_process import ServiceProcess
 
-from mtmh.artifacts import write_artifact
+from mtmh.artifacts import write_artifact, write_atomically
 from mtmh.config import Config, load_config
 from mtmh.index.layout import vectors_file
 from mtmh.index.publish import build_version
@@ -146,7 +146,7 @@ def test_a_bad_version_is_refused_and_the_old_one_stays(own_recipe: Path, swappe
     items = [one["item"] for one in swapped.call("GET", "/v1/items?limit=6").json["items"]]
     with Load(swapped, items) as load:
         # What `publish` would never do.
-        (index_dir / "CURRENT").write_text(f'{{"version": "{bad.name}"}}')
+        write_atomically(index_dir / "CURRENT", f'{{"version": "{bad.name}"}}')
         end = time.monotonic() + 20
         while swapped.metric("mtmh_index_refused_total") == refused:
             assert time.monotonic() < end
@@ -156,6 +156,6 @@ def test_a_bad_version_is_refused_and_the_old_one_stays(own_recipe: Path, swappe
     assert {content["version"] for _, content in load.answers} == {good.name}
     assert swapped.metric("mtmh_index_refused_total") == refused + 1  # said once, looked at many times
     assert f"{good.name} stays" in swapped.log.read_text()
-    (index_dir / "CURRENT").write_text(pointer)
+    write_atomically(index_dir / "CURRENT", pointer)
     another = build_another(config, seed=99)
     swapped.wait_for(another.name)

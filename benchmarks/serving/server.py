@@ -1,0 +1,58 @@
+"""A `mtmh serve` process on a free port."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+
+class ServerProcess:
+    """Starts the verb and waits until it listens; ends it at the end of the block.
+
+    Args:
+        recipe: to serve.
+        log: file for what it says on stderr.
+        settings: of the service section.
+        key: for the routes that write; None: nobody may write.
+    """
+
+    def __init__(self, recipe: Path, *, log: Path, settings: Mapping[str, Any], key: str | None = None) -> None:
+        command = [sys.executable, "-m", "mtmh.cli", "serve", str(recipe), "--port", "0"]
+        for name, value in settings.items():
+            command += ["--set", f"service.{name}={json.dumps(value)}"]
+        environment = {name: value for name, value in os.environ.items() if name != "MTMH_API_KEYS"}
+        environment |= {"OMP_NUM_THREADS": "1", **({"MTMH_API_KEYS": key} if key else {})}
+        self.key = key
+        self.log = log
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"serving http://127\.0\.0\.1:(\d+)", line)
+        if not found:
+            self.process.wait(timeout=30)
+            self.process.stdout.close()
+        assert found, f"{line}\n{log.read_text()}"
+        self.port = int(found[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> int:
+        """Ends it by a signal; its exit code."""
+        self.process.send_signal(sig)
+        return self.process.wait(timeout=60)
