@@ -35,11 +35,14 @@ def train(
     continue_from: Annotated[
         Path | None, typer.Option(help="Checkpoint of the period before, whose model a fresh run starts from.")
     ] = None,
+    profile: Annotated[
+        int, typer.Option(min=0, help="Steps to trace, for ui.perfetto.dev; into checkpoints/trace.")
+    ] = 0,
 ) -> None:
     """Trains the model; alone, or as one rank of torchrun or `torchx run mtmh.train`."""
     from mtmh.training.trainer import train as run
 
-    run(load_config(recipe, overrides), resume=resume, continue_from=continue_from)
+    run(load_config(recipe, overrides), resume=resume, continue_from=continue_from, profile=profile)
 
 
 def plan(

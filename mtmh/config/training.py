@@ -112,6 +112,7 @@ class TrainingConfig(Settings):
     continuation: ContinuationConfig = ContinuationConfig()
     checkpoint_every: Positive = 500
     keep_checkpoints: Positive = 2
+    async_checkpoint: bool = False  # train on while files are written, from a copy of the state in host memory
     log_every: Positive = 20
     prefetch_batches: Positive = 2
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -6,10 +6,13 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -18,7 +21,7 @@ from mtmh.artifacts import Artifact, ArtifactWriter, link_folder, open_artifact
 from mtmh.config import Config
 from mtmh.data.schema import VOCABULARY, FeatureSchema
 from mtmh.training.distributed import Ranks, on_first
-from mtmh.training.state_files import State, read_state, stored_names, write_state
+from mtmh.training.state_files import State, begin_write_state, read_state, stored_names, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +109,22 @@ class Checkpoints:
         self._decisive = decisive
         self._parts: dict[str, Part] = {}
         self.facts: dict[str, Any] = {}
+        self._group: dist.ProcessGroup | None = None  # of saving in the background
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mtmh-checkpoint")
+        self._behind: tuple[Path, Future[Any]] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Lets a save in the background end; after an error its own failure is only logged."""
+        if error is None:
+            self.wait()
+        elif self._behind is not None and (failure := self._behind[1].exception()):
+            logger.warning("CHECKPOINT NOT WRITTEN: %s: %s", self._behind[0], failure)
+        self._thread.shutdown()
 
     def add(self, name: str, part: Part) -> None:
         """From now on the state of ``part`` is saved and restored too, under names that begin with ``name``.
@@ -128,12 +147,30 @@ class Checkpoints:
         """
         return on_first(self._ranks, lambda: self._find(resume))
 
-    def save(self, step: int, epoch: int, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> Path:
+    def save(
+        self,
+        step: int,
+        epoch: int,
+        model: DistributedModelParallel,
+        optimizer: CombinedOptimizer,
+        *,
+        behind: bool = False,
+    ) -> Path:
         """Writes the state after ``step`` finished steps; the folder appears when all ranks have written.
+
+        Args:
+            step: finished steps.
+            epoch: finished epochs.
+            model: with its weights.
+            optimizer: with its state.
+            behind: return when the state is copied, and write in the background. A failure is raised by the next
+                `save` or `wait`. One save at a time: a second one waits for the first.
 
         Raises:
             ValueError: the folder is taken by something that is no checkpoint.
+            OSError: the files could not be written, now or in the background before.
         """
+        self.wait()
         path = self.root / f"step-{step:08d}"
         writer: list[ArtifactWriter] = []  # filled on the first rank only
 
@@ -157,8 +194,37 @@ class Checkpoints:
             return path
 
         folder = on_first(self._ranks, begin)
-        write_state(self._state(model, optimizer) | self._random_state(), folder)
-        return on_first(self._ranks, commit)
+        state = self._state(model, optimizer) | self._random_state()
+        if not behind:
+            write_state(state, folder)
+            return on_first(self._ranks, commit)
+        self._group = self._group or dist.new_group(backend="gloo")
+        written = begin_write_state(state, folder, self._group)
+
+        def end() -> None:
+            written.result()
+            if self._ranks.is_first:
+                commit()
+
+        self._behind = (path, self._thread.submit(end))
+        return path
+
+    def wait(self) -> None:
+        """Waits for a save in the background; all ranks call it together.
+
+        Raises:
+            OSError: the files could not be written.
+        """
+        if self._behind is None:
+            return
+        path, end = self._behind
+        self._behind = None
+        failures: list[str | None] = [None] * self._ranks.world_size
+        failure = end.exception()
+        dist.all_gather_object(failures, None if failure is None else f"{type(failure).__name__}: {failure}")
+        found = next((text for text in failures if text is not None), None)
+        if found is not None:
+            raise OSError(f"{path}: the checkpoint could not be written in the background: {found}") from failure
 
     def restore(self, path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> int:
         """Puts weights, optimizer, parts and random state back.

@@ -9,7 +9,7 @@ import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils.tensorboard import SummaryWriter
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -28,6 +29,8 @@ from mtmh.config import Config, HeadConfig
 from mtmh.data.batch import ItemBatch
 from mtmh.data.dataset import Dataset
 from mtmh.training.distributed import Ranks
+from mtmh.training.gradients import GradientNorms
+from mtmh.training.waiting import CollectiveClock
 
 METRICS = "metrics.jsonl"
 NAMED_ITEMS = 8  # of a batch, in an error message
@@ -111,7 +114,7 @@ class TrainingLog:
         config: the recipe.
         dataset: names the items of a batch whose loss is not finite.
         loader: makes that batch again.
-        optimizer: whose ``towers`` have their gradient norm shown.
+        optimizer: whose gradient norms are shown; has a part ``towers``.
         ranks: only rank 0 prints and writes.
         names: of the losses; default: those of the model's heads.
         start_step: finished steps; lines of later ones, of a run that was killed, are dropped.
@@ -133,7 +136,9 @@ class TrainingLog:
         self._loader = loader
         self._ranks = ranks
         self._names = names or LossNames.of_heads(config.model.heads)
-        self._towers = dict(optimizer.optimizers)["towers"].params.values()
+        self._gradients = GradientNorms(optimizer)
+        self._collectives = CollectiveClock()
+        self._open = ExitStack()
         self._window: list[Tensor] = []
         self._waited = 0.0
         self._step = start_step
@@ -142,11 +147,14 @@ class TrainingLog:
         self._began = time.perf_counter()
 
     def __enter__(self) -> Self:
+        if self._ranks.device.type == "cpu":
+            self._open.enter_context(self._collectives.running())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._open.close()
         if self._view is not None:
             self._view.close()
 
@@ -169,7 +177,8 @@ class TrainingLog:
         """The same batches; measures how long the step waits for them."""
         while True:
             began = time.perf_counter()
-            batch = next(batches, None)
+            with record_function("data wait"):
+                batch = next(batches, None)
             self._waited += time.perf_counter() - began
             if batch is None:
                 return
@@ -200,23 +209,27 @@ class TrainingLog:
             self._view.write(line)
         self._window.clear()
         self._waited = 0.0
+        self._collectives.seconds = 0.0
         self._step = step
         self._began = time.perf_counter()
 
     def _line(self, step: int, total: Tensor) -> dict[str, Any]:
         seconds = time.perf_counter() - self._began
         peak = 0 if self._ranks.device.type == "cpu" else torch.cuda.max_memory_allocated(self._ranks.device)
-        worst = torch.tensor([self._waited, _resident_bytes(), _peak_bytes(), peak], device=self._ranks.device)
+        own = (self._waited, self._collectives.seconds, _resident_bytes(), _peak_bytes(), peak)
+        worst = torch.tensor(own, device=self._ranks.device, dtype=torch.float64)
         dist.all_reduce(worst, dist.ReduceOp.MAX)
-        waited, resident, peak_resident, peak_gpu = worst.tolist()
+        waited, exchanged, resident, peak_resident, peak_gpu = worst.tolist()
         steps = len(self._window)
+        exchange = {"collective_wait_share": min(1.0, exchanged / seconds)} if self._ranks.device.type == "cpu" else {}
         return {
             "step": step,
             "epoch": (step - 1) // self._loader.steps_per_epoch,
             "loss": self._names.tree(total.mean(dim=0).tolist()),
             "pairs_per_s": steps * self._config.training.batch_size / seconds,
             "data_wait_share": min(1.0, waited / seconds),
-            "dense_grad_norm": _norm([p.grad for p in self._towers if p.grad is not None]),
+            **exchange,
+            "grad_norm": self._gradients.read(steps),
             "rss_gb": resident / 1e9,
             "peak_rss_gb": peak_resident / 1e9,
             "peak_gpu_gb": peak_gpu / 1e9,
@@ -312,10 +325,6 @@ def _drop_lines_after(path: Path, step: int) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text("".join(kept))
     aside.replace(path)
-
-
-def _norm(gradients: list[Tensor]) -> float:
-    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])))
 
 
 def _resident_bytes() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 State = dict[str, Tensor]  # name -> tensor or ShardedTensor, written and filled in place
 
@@ -32,6 +34,28 @@ def write_state(state: State, folder: Path) -> None:
         folder: existing or not, seen by all ranks.
     """
     save(state, storage_writer=FileSystemWriter(folder))
+
+
+def begin_write_state(state: State, folder: Path, group: dist.ProcessGroup) -> Future[Any]:
+    """The same in the background, from a copy of the state that is made before this returns.
+
+    Args:
+        state: as for `write_state`; may change as soon as this returns.
+        folder: as for `write_state`.
+        group: all ranks, for CPU tensors, used for nothing else: its collectives run beside those of training.
+
+    Returns:
+        Done when all ranks have written.
+    """
+    written = async_save(
+        state,
+        storage_writer=FileSystemWriter(folder),
+        process_group=group,
+        # PyTorch's other stager fails on ShardedTensor.
+        async_stager=BlockingAsyncStager(),
+    )
+    assert isinstance(written, Future)
+    return written
 
 
 def read_state(state: State, folder: Path, *, prefixes: tuple[str, ...], distributed: bool = True) -> None:

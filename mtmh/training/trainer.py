@@ -21,11 +21,12 @@ from mtmh.training.metrics import TrainingLog, quiet_libraries
 from mtmh.training.model import build_model
 from mtmh.training.optimizers import build_optimizer, set_learning_rates
 from mtmh.training.padding import of_one_size
+from mtmh.training.profile import tracing
 from mtmh.training.sharding import plan_table, shard
 from mtmh.training.task import TrainTask
 
 
-def train(config: Config, *, resume: bool = True, continue_from: Path | None = None) -> Path:
+def train(config: Config, *, resume: bool = True, continue_from: Path | None = None, profile: int = 0) -> Path:
     """Trains the model of a recipe; alone in this process, or as one rank of torchrun.
 
     Goes on from the newest whole checkpoint of the recipe if there is one. A run that was killed and resumed on the
@@ -36,6 +37,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         resume: with ``False``, existing checkpoints are an error: nothing is ever overwritten.
         continue_from: a checkpoint of the period before; a fresh run starts from its model (`carry_over`), a resumed
             one must name it again.
+        profile: so many steps are traced into the folder ``trace`` beside the checkpoints (`tracing`).
 
     Returns:
         The folder of the last checkpoint.
@@ -68,7 +70,8 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         id_tables = IdTables(sharded)
 
         pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-        with TrainingLog(config, dataset, loader, optimizer, ranks, start_step=step) as log:
+        log = TrainingLog(config, dataset, loader, optimizer, ranks, start_step=step)
+        with log, checkpoints, tracing(profile, checkpoints.root / "trace", ranks) as traced:
             log.show(plan_table(plan))
             if carried:
                 log.show(carried_table(carried))
@@ -85,8 +88,11 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
                     id_tables.tick()
                     losses = pipeline.progress(leg)
                     step += 1
+                    traced()
                     log.record(step, losses, report=step == stop)  # raises before a bad state could be saved
-                checkpoint = checkpoints.save(step, step // loader.steps_per_epoch, sharded, optimizer)
+                behind = config.training.async_checkpoint and step < loader.num_steps
+                epoch = step // loader.steps_per_epoch
+                checkpoint = checkpoints.save(step, epoch, sharded, optimizer, behind=behind)
             log.show(f"Trained {step} steps; checkpoint {checkpoint}")
         assert checkpoint is not None
         return checkpoint

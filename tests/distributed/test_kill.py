@@ -85,12 +85,13 @@ def wait_for_writing(checkpoints: Path, job: Job) -> None:
 
 def test_a_run_killed_twenty_times_equals_one_that_was_left_alone(root: Path) -> None:
     killed = config_of(root, "killed")
+    behind = killed.model_copy(update={"training": killed.training.model_copy(update={"async_checkpoint": True})})
     checkpoints = killed.model_dir("checkpoints")
     launcher = Launcher(world_size=2)
     moment = random.Random(5)
     cut_off = 0  # kills that left a checkpoint half written
     for number in range(KILLS):
-        job = launcher.start(killed)
+        job = launcher.start(moment.choice([killed, behind]))
         if number % 2:
             time.sleep(moment.uniform(0.0, 2.0))
         else:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import pickle
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,18 @@ from tiny_run import losses_of, state_of, tiny_config, write_inputs
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
+from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.distributed import join_ranks
+from mtmh.training.gradients import GradientNorms
 from mtmh.training.metrics import METRICS, NonFiniteLossError
 from mtmh.training.model import build_model, load_model
+from mtmh.training.optimizers import build_optimizer
+from mtmh.training.sharding import shard
 from mtmh.training.state_files import SafeReader
+from mtmh.training.task import TrainTask
 from mtmh.training.trainer import train
 
 
@@ -243,7 +251,14 @@ def test_metrics_tell_what_a_window_was_like(root: Path) -> None:
         assert loss["total"] == pytest.approx(loss["engagement"] + 0.5 * loss["relevance"])
         assert line["pairs_per_s"] > 0
         assert 0.0 <= line["data_wait_share"] <= 1.0
-        assert line["dense_grad_norm"] > 0
+        assert line["grad_norm"].keys() == {
+            *("towers", "towers/dense_nn", "towers/engagement", "towers/relevance"),
+            *("tables/item_id", "tables/brand", "tables/tags"),
+        }
+        assert all(norm > 0 for norm in line["grad_norm"].values())
+        parts = [norm for name, norm in line["grad_norm"].items() if name.startswith("towers/")]
+        assert line["grad_norm"]["towers"] == pytest.approx(np.linalg.norm(parts))
+        assert 0.0 <= line["collective_wait_share"] <= 1.0
         assert line["peak_rss_gb"] > 0.1
     assert list((folder / "tensorboard").glob("events.*"))
 
@@ -261,3 +276,77 @@ def test_halves_are_stored_and_loaded(root: Path) -> None:
     config = trained(root, 3, model={"embedding_dtype": "fp16"})
     model = load_model(latest_checkpoint(config.model_dir("checkpoints")))
     assert model.state_dict()["sparse_nn.ebc.embedding_bags.item_id.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("optimizer", ["rowwise_adagrad", "adagrad"])
+@pytest.mark.parametrize("plan", ["table_wise", "data_parallel"])
+def test_norms_of_tables_are_those_of_their_gradients(root: Path, plan: str, optimizer: str) -> None:
+    """Copied tables keep their gradients, so the norm can be taken from them."""
+    config = tiny_config(root, sharding={"default": "data_parallel"}, training={"max_steps": 2})
+    dataset = open_dataset(config.dataset_dir)
+    with join_ranks("cpu") as ranks:
+        content = open_content(config.content_dir, dataset)
+        batch = next(PairLoader(dataset, config, content=content).iterate())
+        norms = []
+        for kind in ("data_parallel", plan):
+            of_kind = tiny_config(root, sharding={"default": kind}, training={"optimizer": optimizer})
+            torch.manual_seed(0)
+            features = dataset.summary.features
+            model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
+            sharded, _ = shard(TrainTask(model, config.loss, config.seed), of_kind, ranks)
+            built = build_optimizer(sharded, of_kind.training)
+            reader = GradientNorms(built)
+            built.zero_grad()
+            sharded(batch)[0].sum().backward()
+            built.step()
+            norms.append(reader.read(1))
+            if kind == "data_parallel":
+                for name, parameter in built.params.items():
+                    if name.startswith("copies."):
+                        table = name.split(".")[-2]
+                        assert norms[0][f"tables/{table}"] == pytest.approx(parameter.grad.norm().item(), rel=1e-4)
+        assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_a_profile_is_a_trace_of_named_ranges(root: Path) -> None:
+    config = tiny_config(root, training={"max_steps": 8})
+    train(config, profile=2)
+    with gzip.open(config.model_dir("checkpoints") / "trace" / "rank-0.json.gz", "rt") as file:
+        events = json.load(file)["traceEvents"]
+    names = [event["name"] for event in events if event.get("ph") == "X"]
+    for part in ("forward", "backward", "optimizer"):
+        assert len([name for name in names if name.startswith(f"## {part} ")]) == 2, part
+    assert "data wait" in names
+    assert {"name", "ph", "ts", "dur", "pid", "tid"} <= next(event for event in events if event.get("ph") == "X").keys()
+    assert [path.name for path in (config.model_dir("checkpoints") / "trace").iterdir()] == ["rank-0.json.gz"]
+
+
+def test_saving_in_the_background_gives_the_same_run(root: Path) -> None:
+    expected = state_of(latest_checkpoint(trained(root, 9).model_dir("checkpoints")))
+    shutil.rmtree(root / "tiny")
+    trained(root, 9, training={"async_checkpoint": True})
+    assert names(root) == ["step-00000008", "step-00000009"]
+    state = state_of(root / "tiny" / "checkpoints" / "step-00000009")
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+    # The one before the last was written in the background; the run goes on from it to the same end.
+    shutil.rmtree(root / "tiny" / "checkpoints" / "step-00000009")
+    open_artifact(root / "tiny" / "checkpoints" / "step-00000008", "checkpoint").verify()
+    trained(root, 9, training={"async_checkpoint": True})
+    state = state_of(root / "tiny" / "checkpoints" / "step-00000009")
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+def test_a_failure_of_writing_in_the_background_is_raised(root: Path) -> None:
+    """Files must not grow past a limit of the operating system, as on a full disk."""
+    training = {"max_steps": 40, "checkpoint_every": 5, "log_every": 5, "async_checkpoint": True}
+    config = tiny_config(root, model={"embedding_dim": 64}, training=training)  # a table is larger than the log
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"step-00000005: the checkpoint could not be written in the background"):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [name for name in names(root) if name.startswith("step")]
+    train(config)
+    assert names(root) == ["step-00000035", "step-00000040"]
