@@ -59,7 +59,7 @@ class ModelConfig(Settings):
 
     embedding_dim: Annotated[int, Field(ge=4, multiple_of=4)] = 64
     feature_dims: dict[str, Annotated[int, Field(ge=4, multiple_of=4)]] = {}  # id features with another width
-    embedding_dtype: Literal["fp32", "fp16"] = "fp32"
+    embedding_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     id_tables: dict[str, IdTableConfig] = {}  # tables of raw ids in place of the vocabulary
     dense_hidden: list[Positive] = [64]
     dense_dim: Positive = 32

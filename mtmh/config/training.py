@@ -59,14 +59,30 @@ class LossConfig(Settings):
         return self
 
 
-ShardingType = Literal["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise", "grid_shard"]
+# Without grid_shard: on gloo its embeddings were not those of one rank (TorchRec 1.8).
+ShardingType = Literal["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise"]
+
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+class CommunicationConfig(Settings):
+    """What pooled embeddings, and their gradients, are rounded to while they travel between ranks."""
+
+    forward: Precision = "fp32"
+    backward: Precision = "fp32"
 
 
 class ShardingConfig(Settings):
-    """Constraints for TorchRec's planner; a table without one is placed by the planner."""
+    """Constraints for TorchRec's planner; a table without one is placed by the planner.
+
+    ``uvm_caching`` names tables that stay in host memory, and the share of their rows that is cached on the GPU.
+    """
 
     default: ShardingType | None = None
     tables: dict[str, ShardingType] = {}
+    uvm_caching: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] = {}
+    communication: CommunicationConfig = CommunicationConfig()
 
 
 class PlanConfig(Settings):

@@ -1,4 +1,4 @@
-"""The machines that `mtmh plan` knows: memory and bandwidth of a rank, as a topology for TorchRec's planner.
+"""The machines that `mtmh plan` and training know: memory and bandwidth of a rank, for TorchRec's planner.
 
 All figures are from data sheets, none is measured; a step reaches part of them. What CUDA reports as memory is a little
 below the name plate of the GPUs, so it is rounded down here.
@@ -103,36 +103,57 @@ class Cluster:
 
     def topology(self) -> Topology:
         """What TorchRec's planner needs to know; no GPU and no process group is touched."""
-        device = self.device
-        bandwidths = {
-            "intra_host_bw": _bytes_per_ms(device.inside_host),
-            "inter_host_bw": _bytes_per_ms(device.between_hosts),
-            "ddr_mem_bw": _bytes_per_ms(device.host_bandwidth / self.ranks_per_host),
-        }
-        if device.kind == "cuda":
-            bandwidths["hbm_mem_bw"] = _bytes_per_ms(device.memory_bandwidth)
-            bandwidths["hbm_to_ddr_mem_bw"] = _bytes_per_ms(device.host_link)
-        if hasattr(planner_types, "TopologyFactory"):
-            return planner_types.TopologyFactory.create_topology(
-                trainer_config=planner_types.TrainerConfig(
-                    world_size=self.world_size, local_world_size=self.ranks_per_host
-                ),
-                hardware_config=planner_types.HardwareConfig(
-                    hbm_cap_bytes=device.memory * GIB, ddr_cap_bytes=self.rank_host_memory, **bandwidths
-                ),
-                kernel_config=planner_types.KernelConfig(
-                    compute_device=device.kind,
-                    use_hardware_based_bandwidth=True,  # otherwise the factory drops every bandwidth without a word
-                ),
-            )
-        return Topology(  # TorchRec before the factory
-            world_size=self.world_size,
-            local_world_size=self.ranks_per_host,
-            compute_device=device.kind,
-            hbm_cap=device.memory * GIB,
-            ddr_cap=self.rank_host_memory,
-            **bandwidths,
+        memory = self.device.memory * GIB
+        return topology_of(self.device, self.world_size, self.ranks_per_host, memory, self.rank_host_memory)
+
+
+def device_like(name: str, memory: int) -> Device:
+    """The entry of `DEVICES` for a GPU, by the name and the bytes of memory that CUDA reports.
+
+    The one with the nearest memory among those whose model (as in ``NVIDIA H100 80GB HBM3``) is in the name; A100
+    where there is none: what matters to a plan is the ratio of its bandwidths.
+    """
+    known = {key: device for key, device in DEVICES.items() if device.kind == "cuda"}
+    alike = {key: device for key, device in known.items() if key.split("-")[0].upper() in name.upper()}
+    candidates = alike or {"a100-80gb": known["a100-80gb"]}
+    return min(candidates.values(), key=lambda device: abs(device.memory * GIB - memory))
+
+
+def topology_of(device: Device, world_size: int, ranks_per_host: int, memory: int, host_memory: int) -> Topology:
+    """A machine for TorchRec's planner.
+
+    Args:
+        device: its bandwidths.
+        world_size: all ranks.
+        ranks_per_host: of them on a host.
+        memory: bytes of a rank's GPU.
+        host_memory: bytes of host memory a rank.
+    """
+    bandwidths = {
+        "intra_host_bw": _bytes_per_ms(device.inside_host),
+        "inter_host_bw": _bytes_per_ms(device.between_hosts),
+        "ddr_mem_bw": _bytes_per_ms(device.host_bandwidth / ranks_per_host),
+    }
+    if device.kind == "cuda":
+        bandwidths["hbm_mem_bw"] = _bytes_per_ms(device.memory_bandwidth)
+        bandwidths["hbm_to_ddr_mem_bw"] = _bytes_per_ms(device.host_link)
+    if hasattr(planner_types, "TopologyFactory"):
+        return planner_types.TopologyFactory.create_topology(
+            trainer_config=planner_types.TrainerConfig(world_size=world_size, local_world_size=ranks_per_host),
+            hardware_config=planner_types.HardwareConfig(hbm_cap_bytes=memory, ddr_cap_bytes=host_memory, **bandwidths),
+            kernel_config=planner_types.KernelConfig(
+                compute_device=device.kind,
+                use_hardware_based_bandwidth=True,  # otherwise the factory drops every bandwidth without a word
+            ),
         )
+    return Topology(  # TorchRec before the factory
+        world_size=world_size,
+        local_world_size=ranks_per_host,
+        compute_device=device.kind,
+        hbm_cap=memory,
+        ddr_cap=host_memory,
+        **bandwidths,
+    )
 
 
 def _bytes_per_ms(gigabytes_per_second: float) -> float:

@@ -19,7 +19,7 @@ from mtmh.modules.sparse_nn import SparseNN, build_ebc
 from mtmh.training.checkpoint import MODEL, STATE
 from mtmh.training.state_files import read_state
 
-TABLE_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16}
+TABLE_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
 def build_model(

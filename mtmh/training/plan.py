@@ -1,8 +1,7 @@
 """Planning a run on machines that are not there: who would hold what, how long a step would take, what to change.
 
-Planner, constraints and memory margin are those of training (`sharding.shard`), which however plans with TorchRec's
-default bandwidths: tables without a constraint may go elsewhere in a run. As there, each id feature counts as one value
-an item; one with many values costs that many times the input and the lookups estimated here.
+Planner, constraints, bandwidths and memory margin are those of training (`sharding.shard`). As there, each id feature
+counts as one value an item; one with many values costs that many times the input and the lookups estimated here.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
@@ -171,7 +171,7 @@ class _Search:
         items = 2 * config.training.batch_size + config.loss.num_uniform_negatives
         self.rank_items = -(-items // cluster.world_size)
         self.usable = _usable(cluster)
-        self.sharders = table_sharders(config.seed)
+        self.sharders = table_sharders(config, ranks.device)
         topology = cluster.topology()
         self.enumerator = EmbeddingEnumerator(topology=topology, batch_size=self.rank_items, constraints=constraints)
         self.planner = EmbeddingShardingPlanner(
@@ -231,7 +231,7 @@ def _table_plan(option: ShardingOption) -> TablePlan:
         name=option.name,
         num_rows=option.tensor.shape[0],
         dim=option.tensor.shape[1],
-        data_type=f"fp{8 * option.tensor.element_size()}",
+        data_type={torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[option.tensor.dtype],
         sharding_type=option.sharding_type,
         kernel=option.compute_kernel,
         ranks=sorted({shard.rank for shard in option.shards}),
@@ -249,6 +249,9 @@ def _memory(options: list[ShardingOption], model: MTMH, cluster: Cluster) -> lis
     memory = [RankMemory(towers=TOWER_COPIES * towers) for _ in range(cluster.world_size)]
     for option, shard in _shards(options):
         rank = memory[shard.rank]
+        if option.compute_kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value:
+            rank.weights += _bytes(shard.storage)  # the cache and what comes and goes; the table is in host memory
+            continue
         weights = shard.size[0] * shard.size[1] * option.tensor.element_size()
         optimizer = round(weights * _optimizer_share(option))
         rank.weights += weights
@@ -277,10 +280,16 @@ def _stage(name: str, options: list[ShardingOption], world_size: int) -> Stage:
 
 def _notes(config: Config, cluster: Cluster) -> list[str]:
     notes = []
-    if config.model.embedding_dtype == "fp16" and cluster.world_size > 1:
+    travels = config.sharding.communication
+    if config.model.embedding_dtype != "fp32" and cluster.world_size > 1 and travels.forward == "fp32":
         notes.append(
-            "TorchRec's estimator has embeddings of fp16 tables travel as fp16; they travel as fp32, so allow up to "
-            "twice the time of both comms"
+            f"TorchRec's estimator has embeddings of {config.model.embedding_dtype} tables travel so; they travel as "
+            f"fp32 unless sharding.communication says otherwise, so allow up to twice the time of both comms"
+        )
+    if config.sharding.uvm_caching:
+        notes.append(
+            f"tables in host memory ({', '.join(config.sharding.uvm_caching)}) count with their cache only; the rest "
+            f"takes part of {_gib(cluster.rank_host_memory)} of host memory a rank"
         )
     if config.training.num_shards % cluster.world_size:
         notes.append(
@@ -320,7 +329,7 @@ def _diagnosis(config: Config, schema: FeatureSchema, cluster: Cluster, search: 
     if cluster.device.kind == "cuda" and a_rank < cluster.rank_host_memory:
         lines.append(
             f"host memory would hold the tables ({_gib(a_rank)} of {_gib(cluster.rank_host_memory)} a rank) with "
-            f"TorchRec's UVM kernels, at the speed of PCIe; training allows the fused kernel only, so far"
+            f"rows cached on the GPU, at the speed of PCIe for the others: --set sharding.uvm_caching.TABLE=0.1"
         )
     return "\n".join(lines)
 

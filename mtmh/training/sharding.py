@@ -15,16 +15,17 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignor
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner import types as planner_types
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ShardingPlan, ShardingType
+from torchrec.distributed.types import CacheParams, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from mtmh.config import Config, ModelConfig, ShardingConfig
 from mtmh.training.distributed import Ranks
+from mtmh.training.hardware import DEVICES, device_like, topology_of
 from mtmh.training.id_tables import IdTableSharder
 from mtmh.training.optimizers import fuse_optimizer
 
@@ -44,9 +45,21 @@ class TableSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         return [kind.value for kind in (ShardingType.DATA_PARALLEL, *ROW_TYPES, *COLUMN_TYPES)]
 
 
-def table_sharders(seed: int) -> list[Any]:
-    """A sharder for each kind of table."""
-    return [TableSharder(), IdTableSharder(TableSharder(), seed)]
+def table_sharders(config: Config, device: torch.device) -> list[Any]:
+    """A sharder for each kind of table.
+
+    Raises:
+        ValueError: embeddings cannot travel on this device in the precision that was asked for.
+    """
+    asked = config.sharding.communication
+    if device.type == "cpu" and "bf16" in (asked.forward, asked.backward):
+        raise ValueError("sharding.communication: bf16 would be sent as fp16 between ranks on CPU (gloo): ask for fp16")
+    rounded = QCommsConfig(
+        forward_precision=CommType[asked.forward.upper()], backward_precision=CommType[asked.backward.upper()]
+    )
+    codecs = get_qcomm_codecs_registry(rounded, device=device)
+    tables = TableSharder(qcomm_codecs_registry=codecs)
+    return [tables, IdTableSharder(TableSharder(qcomm_codecs_registry=codecs), config.seed)]
 
 
 def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedModelParallel, ShardingPlan]:
@@ -69,7 +82,7 @@ def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedMo
     tables = tables_of(model)
     constraints = table_constraints(tables, config, ranks)
     fuse_optimizer(model, config.training, skip=_data_parallel_tables(tables, config.sharding, config.model))
-    sharders = table_sharders(config.seed)
+    sharders = table_sharders(config, ranks.device)
     planner = EmbeddingShardingPlanner(
         topology=_topology(ranks),
         # A rank embeds at most this many items a step.
@@ -97,11 +110,17 @@ def table_constraints(
     tables are trained outside the backward pass, which is slower, so they are never chosen unasked.
 
     Raises:
-        ValueError: ``config.sharding.tables`` names tables that are not there, or a column type meets row-wise Adagrad.
+        ValueError: a setting names tables that are not there, a column type meets row-wise Adagrad, or the device
+            cannot do what was asked for.
     """
-    unknown = sorted(set(config.sharding.tables) - set(tables))
-    if unknown:
-        raise ValueError(f"sharding.tables names no table: {', '.join(unknown)}; the tables are {', '.join(tables)}")
+    for setting in ("tables", "uvm_caching"):
+        unknown = sorted(set(getattr(config.sharding, setting)) - set(tables))
+        if unknown:
+            raise ValueError(
+                f"sharding.{setting} names no table: {', '.join(unknown)}; the tables are {', '.join(tables)}"
+            )
+    if ranks.device.type == "cpu":
+        _refuse_on_cpu(config)
     rowwise = config.training.optimizer == "rowwise_adagrad"
     free = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE]
     free += [ShardingType.TABLE_ROW_WISE] if ranks.world_size > ranks.local_world_size else []
@@ -117,19 +136,42 @@ def table_constraints(
                 f"sharding of table {name}: {asked} cuts rows, which rowwise_adagrad does not survive; "
                 f"set training.optimizer=adagrad or choose a type that keeps rows whole"
             )
-        data_parallel = asked == ShardingType.DATA_PARALLEL.value
+        cached = config.sharding.uvm_caching.get(name)
+        kernel = EmbeddingComputeKernel.FUSED
+        if asked == ShardingType.DATA_PARALLEL.value:
+            kernel = EmbeddingComputeKernel.DENSE
+        if cached is not None:
+            if kernel == EmbeddingComputeKernel.DENSE:
+                raise ValueError(f"sharding of table {name}: a data_parallel table has no cache; drop uvm_caching")
+            kernel = EmbeddingComputeKernel.FUSED_UVM_CACHING
         constraints[name] = ParameterConstraints(
             sharding_types=[asked] if asked else [kind.value for kind in free],
             # Pinned: otherwise a table that does not fit silently becomes a cached table in host memory.
-            compute_kernels=[(EmbeddingComputeKernel.DENSE if data_parallel else EmbeddingComputeKernel.FUSED).value],
+            compute_kernels=[kernel.value],
+            cache_params=None if cached is None else CacheParams(load_factor=cached),
             # The planner's own minimum, 32, leaves narrow tables whole.
             min_partition=_column_width(table.embedding_dim) if asked in {k.value for k in COLUMN_TYPES} else None,
         )
     return constraints
 
 
+def _refuse_on_cpu(config: Config) -> None:
+    if config.model.embedding_dtype == "bf16":
+        raise ValueError(
+            "model.embedding_dtype: FBGEMM does not train bf16 tables on the CPU; set fp32 or fp16, or "
+            "training.device=cuda"
+        )
+    if config.sharding.uvm_caching:
+        raise ValueError(
+            f"sharding.uvm_caching ({', '.join(config.sharding.uvm_caching)}) caches rows of host memory on a GPU; on "
+            f"training.device=cpu all tables are in host memory: drop it"
+        )
+
+
 def _id_table_constraint(name: str, config: Config, ranks: Ranks) -> ParameterConstraints:
     """By rows, whatever the default: TorchRec moves ids to the rank of their bucket."""
+    if name in config.sharding.uvm_caching:
+        raise ValueError(f"sharding.uvm_caching: table {name} is of raw ids (model.id_tables) and stays on the GPU")
     asked = config.sharding.tables.get(name, ShardingType.ROW_WISE.value)
     if asked != ShardingType.ROW_WISE.value:
         raise ValueError(f"sharding of table {name}: a table of raw ids (model.id_tables) is cut row_wise, not {asked}")
@@ -189,26 +231,13 @@ def _column_width(dim: int) -> int:
 
 
 def _topology(ranks: Ranks) -> Topology:
+    """This machine as TorchRec's planner sees it, with the bandwidths that ``mtmh plan`` assumes for its kind."""
     host_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // ranks.local_world_size
-    on_gpu = ranks.device.type == "cuda"
-    gpu_memory = torch.cuda.get_device_properties(ranks.device).total_memory if on_gpu else 0
-    if hasattr(planner_types, "TopologyFactory"):
-        return planner_types.TopologyFactory.create_topology(
-            trainer_config=planner_types.TrainerConfig(
-                world_size=ranks.world_size,
-                local_world_size=ranks.local_world_size,
-                hbm_cap_bytes=gpu_memory,
-                ddr_cap_bytes=host_memory,
-            ),
-            kernel_config=planner_types.KernelConfig(compute_device=ranks.device.type),
-        )
-    return Topology(  # TorchRec before the factory
-        world_size=ranks.world_size,
-        compute_device=ranks.device.type,
-        local_world_size=ranks.local_world_size,
-        hbm_cap=gpu_memory,
-        ddr_cap=host_memory,
-    )
+    if ranks.device.type == "cpu":
+        return topology_of(DEVICES["cpu"], ranks.world_size, ranks.local_world_size, 0, host_memory)
+    gpu = torch.cuda.get_device_properties(ranks.device)
+    device = device_like(gpu.name, gpu.total_memory)
+    return topology_of(device, ranks.world_size, ranks.local_world_size, gpu.total_memory, host_memory)
 
 
 @torch.no_grad()

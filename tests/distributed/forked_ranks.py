@@ -22,19 +22,28 @@ class Launcher:
     The store goes when this object does.
     """
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size: int, *, ranks_per_host: int | None = None) -> None:
         self.world_size = world_size
+        self._ranks_per_host = ranks_per_host or world_size
         self._store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         self._context = mp.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        # Not this module: Python 3.11 preloads without the path of the tests.
+        self._context.set_forkserver_preload(["mtmh.training.trainer"])
 
     def start(self, config: Config) -> Job:
         """Begins or goes on with the training of ``config``."""
         log = config.paths.root / f"{config.name}.log"
         settings = config.model_dump_json()
+        place = {
+            "WORLD_SIZE": str(self.world_size),
+            "LOCAL_WORLD_SIZE": str(self._ranks_per_host),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(self._store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank % self._ranks_per_host)} for rank in range(self.world_size)]
         processes: list[BaseProcess] = [
-            self._context.Process(target=run_rank, args=(settings, rank, self.world_size, self._store.port, log))
-            for rank in range(self.world_size)
+            self._context.Process(target=run_rank, args=(settings, place | rank, log)) for rank in ranks
         ]
         for process in processes:
             process.start()
@@ -67,19 +76,11 @@ class Job:
         assert not any(rank.is_alive() for rank in self.ranks), "a rank does not end when it is told to"
 
 
-def run_rank(settings: str, rank: int, world_size: int, port: int, log: Path) -> None:
+def run_rank(settings: str, environment: dict[str, str], log: Path) -> None:
     """What one process does."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.environ |= {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_RANK": str(rank),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
+    os.environ |= environment
     torch.set_num_threads(1)
     train(Config.model_validate_json(settings))

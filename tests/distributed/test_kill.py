@@ -93,7 +93,7 @@ def test_a_run_killed_twenty_times_equals_one_that_was_left_alone(root: Path) ->
     for number in range(KILLS):
         job = launcher.start(moment.choice([killed, behind]))
         if number % 2:
-            time.sleep(moment.uniform(0.0, 2.0))
+            time.sleep(moment.uniform(0.0, 3.0))
         else:
             wait_for_writing(checkpoints, job)
             time.sleep(moment.uniform(0.0, 0.05))

@@ -14,10 +14,9 @@ from typer.testing import CliRunner
 from mtmh.cli import app
 from mtmh.config import Config, ShardingConfig, load_config
 from mtmh.data.dataset import open_dataset
-from mtmh.training.hardware import DEVICES, Cluster
+from mtmh.training.hardware import DEVICES, GIB, Cluster, device_like
 from mtmh.training.plan import DoesNotFit, make_plan
 
-GIB = 2**30
 ROWS = {"item_id": 4_000_000, "brand": 10_000, "tags": 500}
 SMALL = Cluster("a100-80gb", num_hosts=2, ranks_per_host=4)
 
@@ -126,10 +125,41 @@ def test_a_table_that_fits_no_rank_is_named_with_what_helps(tmp_path: Path) -> N
     assert "table brand" not in message
     assert "\n  --set sharding.tables.item_id=row_wise" in message
     assert "\n  --hosts" not in message, "more hosts do not help a table that stays whole"
-    assert "UVM" in message
+    assert "sharding.uvm_caching" in message
 
     cut = config.model_copy(update={"sharding": ShardingConfig(tables={"item_id": "row_wise"})})
     assert make_plan(cut, Cluster("a100-40gb", num_hosts=1, ranks_per_host=4)).memory
+
+
+def test_a_table_in_host_memory_takes_its_cache_from_the_gpu(tmp_path: Path) -> None:
+    rows = {"item_id": 700_000_000, "brand": 10_000}
+    config = planned_config(
+        tmp_path,
+        plan={"rows": rows},
+        sharding={"tables": {"item_id": "table_wise"}, "uvm_caching": {"item_id": 0.1}},
+        model={"embedding_dim": 32},
+    )
+    plan = make_plan(config, Cluster("a100-40gb", num_hosts=1, ranks_per_host=4))
+    tables = {table.name: table for table in plan.tables}
+    assert tables["item_id"].kernel == "fused_uvm_caching"
+    assert tables["brand"].kernel == "fused"
+    (holder,) = tables["item_id"].ranks
+    assert 0.1 * tables["item_id"].weight_bytes < plan.memory[holder].weights < 0.2 * tables["item_id"].weight_bytes
+    assert any("host memory (item_id)" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "expected"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 39.5, "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "a100-80gb"),
+        ("NVIDIA H100 80GB HBM3", 79.1, "h100-80gb"),
+        ("NVIDIA H200", 139.7, "h200-141gb"),
+        ("Tesla T4", 14.7, "a100-80gb"),
+    ],
+)
+def test_training_assumes_the_bandwidths_of_the_gpu_it_finds(name: str, gib: float, expected: str) -> None:
+    assert device_like(name, int(gib * GIB)) is DEVICES[expected]
 
 
 def test_hosts_that_are_too_few_are_counted(tmp_path: Path) -> None:

@@ -272,6 +272,20 @@ def test_a_table_of_no_name_and_a_cut_row_are_refused(root: Path) -> None:
         trained(root, 2, model={"feature_dims": {"colour": 8}})
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"embedding_dtype": "bf16"}}, r"model.embedding_dtype: .*bf16.*on the CPU.*fp32 or fp16"),
+        ({"sharding": {"uvm_caching": {"brand": 0.1}}}, r"sharding.uvm_caching \(brand\).*training.device=cpu"),
+        ({"sharding": {"uvm_caching": {"colour": 0.1}}}, r"sharding.uvm_caching names no table: colour"),
+        ({"sharding": {"communication": {"backward": "bf16"}}}, r"sharding.communication: bf16 .* ask for fp16"),
+    ],
+)
+def test_what_the_cpu_cannot_do_is_refused_at_the_start(root: Path, sections: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        trained(root, 2, **sections)
+
+
 def test_halves_are_stored_and_loaded(root: Path) -> None:
     config = trained(root, 3, model={"embedding_dtype": "fp16"})
     model = load_model(latest_checkpoint(config.model_dir("checkpoints")))
