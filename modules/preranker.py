@@ -129,7 +129,8 @@ class Preranker(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-        self.item_mlp = nn.Sequential(*layers, nn.Linear(widths[-1], dim + len(prior)))
+        # Without a bias: what all items have in common changes no ranking, and the engagement's loss does not see it.
+        self.item_mlp = nn.Sequential(*layers, nn.Linear(widths[-1], dim + len(prior), bias=False))
         self.user_tower = UserTower(dim, hidden, temperature, prior)
         self.dim = dim
 

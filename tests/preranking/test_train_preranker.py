@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from mtmh.modules import task_probability
 from test_examples import loader_of
 from tiny_preranker import tiny_config, write_embeddings, write_inputs
-from tiny_run import losses_of
+from tiny_run import losses_of, state_of
 
+from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.preranking import task as task_module
 from mtmh.preranking.examples import ExampleBatch
@@ -24,6 +28,7 @@ from mtmh.preranking.publish import write_preranker
 from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.task import PrerankerLoss
 from mtmh.preranking.trainer import train_preranker
+from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.distributed import join_ranks
 
 
@@ -125,6 +130,47 @@ def test_training_learns_and_its_artifact_scores_as_the_model_does(root: Path) -
                 expected = np.where(items[row] >= 0, chances.numpy()[items[row]], -np.inf)
                 np.testing.assert_allclose(scores[row], expected, rtol=2e-4)
     assert scores.dtype == np.float32
+
+
+def test_a_resumed_run_equals_one_without_a_break(root: Path) -> None:
+    whole, broken = tiny_config(root, "whole", {"max_steps": 9}), tiny_config(root, "broken", {"max_steps": 4})
+    train_preranker(whole)
+    train_preranker(broken)
+    again = tiny_config(root, "broken", {"max_steps": 9})
+    train_preranker(again)
+    expected, state = (state_of(latest_checkpoint(run_config(c).model_dir("checkpoints"))) for c in (whole, again))
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+    assert losses_of(run_config(again)) == losses_of(run_config(whole))
+    with pytest.raises(ValueError, match=r"preranker.window was 3, is 2"):
+        train_preranker(tiny_config(root, "broken", {"max_steps": 12}, window=2))
+
+
+def rank_config(root: Path, world_size: int) -> Config:
+    return tiny_config(root, "one" if world_size == 1 else "two", {"max_steps": 6})
+
+
+def work(rank: int, world_size: int, root: Path) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{root}/store", rank=rank, world_size=world_size)
+    train_preranker(rank_config(root, world_size))
+    dist.destroy_process_group()
+
+
+def test_two_ranks_compute_what_one_does(root: Path) -> None:
+    mp.spawn(work, args=(2, root), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    train_preranker(rank_config(root, 1))
+    one, two = (run_config(rank_config(root, world_size)) for world_size in (1, 2))
+    losses, expected = losses_of(two), losses_of(one)
+    assert losses.keys() == expected.keys() == set(range(1, 7))
+    for step, tasks in expected.items():
+        for task, parts in tasks.items():
+            assert losses[step][task] == pytest.approx(parts, rel=1e-5)
+    weights, wanted = (load_preranker(latest_checkpoint(c.model_dir("checkpoints"))).state_dict() for c in (two, one))
+    for name, value in wanted.items():
+        torch.testing.assert_close(weights[name], value, rtol=2e-4, atol=2e-5)
 
 
 def test_artifacts_of_other_data_are_refused(root: Path, tmp_path: Path) -> None:
