@@ -48,6 +48,9 @@ def app_def(
         role.name = verb[-1].replace("-", "")
         # dist.ddp hands max_retries to the scheduler alone; this is torchrun's own --max_restarts.
         role.env["PET_MAX_RESTARTS"] = str(max_retries)
+        # torchrun shares one store among all starts of the ranks. A node that joins in place of a lost one never learns
+        # its address (torch 2.11 to 2.13), and the job ends after a minute's wait. Without sharing each start has its own.
+        role.env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         if log_dir:
             role.env["PET_LOG_DIR"] = log_dir
     gpus = role.resource.gpu

@@ -87,6 +87,7 @@ def test_a_verb_of_several_ranks_runs_under_torchrun(runner: Runner, component: 
     assert role.num_replicas == 3
     assert role.env["OMP_NUM_THREADS"] == "1"
     assert role.env["OMP_WAIT_POLICY"] == "passive"
+    assert role.env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert not [name for name in role.env if "NCCL" in name]
 
 

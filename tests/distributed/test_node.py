@@ -1,0 +1,116 @@
+"""A node dies: its launcher and ranks are killed in the middle of a run of two nodes; a new node takes its place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from tiny_run import losses_of, state_of, tiny_config, write_inputs
+
+from mtmh.config import Config
+from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.metrics import METRICS
+
+NUM_STEPS = 300
+PATIENCE = 180.0  # seconds, for a machine that is busy with other things
+
+
+class Job:
+    """Two nodes on this machine: a torchrun each, as `torchx run mtmh.train -j 2x1 --max_retries 2` starts them."""
+
+    def __init__(self, config: Config) -> None:
+        self.folder = config.paths.root / config.name
+        self.folder.mkdir(exist_ok=True)
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.nodes = [self.start_node() for _ in range(2)]
+
+    def start_node(self) -> subprocess.Popen[bytes]:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{self.port}", "--rdzv-id", "job"]
+        node = subprocess.Popen(
+            [*torchrun, *meeting, "--max-restarts", "2", "-m", "mtmh.cli", "train", str(self.folder / "recipe.yaml")],
+            # As the component has it: otherwise the new node waits for an address that nobody tells it.
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=(self.folder / "stderr").open("ab"),
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not listens(self.port):  # the first node holds the meeting
+            assert time.monotonic() < deadline
+            assert node.poll() is None, self.told()
+            time.sleep(0.05)
+        return node
+
+    def kill_node(self, number: int) -> None:
+        launcher = psutil.Process(self.nodes[number].pid)
+        for process in [launcher, *launcher.children(recursive=True)]:
+            process.send_signal(signal.SIGKILL)
+        self.nodes[number].wait(PATIENCE)
+
+    def finish(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        for node in self.nodes:
+            assert node.wait(max(1.0, deadline - time.monotonic())) == 0, self.told()
+
+    def told(self) -> str:
+        return (self.folder / "stderr").read_text()[-6000:]
+
+
+def test_the_job_goes_on_when_a_node_is_replaced(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    training = {"max_steps": NUM_STEPS, "checkpoint_every": 20, "epochs": 100}
+    alone, struck = (tiny_config(tmp_path, name, training=training) for name in ("alone", "struck"))
+    jobs = [Job(struck)]
+    try:
+        wait_for_step(struck, jobs[0], 50)
+        jobs[0].kill_node(1)
+        # What Slurm and Kubernetes do for a lost node: another one joins the job.
+        jobs[0].nodes[1] = jobs[0].start_node()
+        jobs[0].finish()
+        jobs.append(Job(alone))
+        jobs[1].finish()
+    finally:
+        for job in jobs:
+            for node in job.nodes:
+                if node.poll() is None:
+                    node.terminate()
+                    node.wait(PATIENCE)
+
+    expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (alone, struck))
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+    assert losses_of(struck) == losses_of(alone)
+
+
+def wait_for_step(config: Config, job: Job, step: int) -> None:
+    metrics = config.model_dir("checkpoints") / METRICS
+    deadline = time.monotonic() + PATIENCE
+    while not (metrics.is_file() and f'"step": {step},' in metrics.read_text()):
+        assert time.monotonic() < deadline, job.told()
+        assert all(node.poll() is None for node in job.nodes), job.told()
+        time.sleep(0.005)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The jobs are ranks of their own torchrun, not of one that may run these tests."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
