@@ -279,3 +279,29 @@ def chain(
     """
     options = ["--scheduler", scheduler, *(["--cfg", scheduler_cfg] if scheduler_cfg else [])]
     return job.app_def(["chain"], recipe, overrides, None, h, image, max_retries, env, mounts, options)
+
+
+def serve(
+    recipe: str,
+    *overrides: str,
+    port: int = 8080,
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Serves the published index over HTTP on all addresses of the host; the verb is `mtmh serve`, one process.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        port: of the service
+        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    options = ["--host", "0.0.0.0", "--port", str(port)]
+    return job.app_def(["serve"], recipe, overrides, None, h, image, max_retries, env, mounts, options, port=port)

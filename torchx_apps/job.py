@@ -16,6 +16,7 @@ def app_def(
     mounts: list[str] | None,
     options: list[str] | None = None,
     log_dir: str = "",
+    port: int | None = None,
 ) -> specs.AppDef:
     """The AppDef of ``mtmh VERB RECIPE``: under torchrun where ``j`` is given, else one plain process.
 
@@ -37,6 +38,7 @@ def app_def(
             resource=specs.resource(h=h),
             max_retries=max_retries,
             mounts=specs.parse_mounts(mounts) if mounts else [],
+            port_map={"http": port} if port else {},
         )
         app = specs.AppDef(name=name, roles=[role])
     else:
@@ -48,8 +50,8 @@ def app_def(
         role.name = verb[-1].replace("-", "")
         # dist.ddp hands max_retries to the scheduler alone; this is torchrun's own --max_restarts.
         role.env["PET_MAX_RESTARTS"] = str(max_retries)
-        # torchrun shares one store among all starts of the ranks. A node that joins in place of a lost one never learns
-        # its address (torch 2.11 to 2.13), and the job ends after a minute's wait. Without sharing each start has its own.
+        # torchrun shares one store among all starts of the ranks, and a node that joins in place of a lost one never
+        # learns its address (torch 2.11 to 2.13): the job ends after a minute's wait. So: one a start.
         role.env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         if log_dir:
             role.env["PET_LOG_DIR"] = log_dir

@@ -34,6 +34,7 @@ ALONE = {
     "content_check": "content check",
     "evaluate": "evaluate",
     "chain": "chain",
+    "serve": "serve",
 }
 
 
@@ -145,6 +146,13 @@ def test_a_stage_of_a_chain_leaves_publishing_to_it(runner: Runner) -> None:
     chain = role_of(runner, "mtmh.chain", "--recipe", "demo", "--scheduler", "slurm", "--scheduler_cfg", "partition=a")
     options = parsed(verb_of(words_of(chain)))
     assert (options["scheduler"], options["cfg"]) == ("slurm", "partition=a")
+
+
+def test_a_service_listens_where_others_reach_it(runner: Runner) -> None:
+    role = role_of(runner, "mtmh.serve", "--recipe", "demo", "--port", "9000")
+    options = parsed(verb_of(words_of(role)))
+    assert (options["host"], options["port"]) == ("0.0.0.0", 9000)
+    assert role.port_map == {"http": 9000}
 
 
 def test_torchrun_reads_the_restarts(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
