@@ -40,6 +40,7 @@ test: $(INSTALLED) lint types
 lint: $(INSTALLED)
 	ruff check .
 	ruff format --check .
+	! command -v hadolint >/dev/null || hadolint Dockerfile.cpu Dockerfile.cuda
 
 # mypy follows folders, not package_dir: this lays the three source folders out as they install.
 types: $(INSTALLED)
