@@ -139,7 +139,7 @@ class Jobs:
             files = sorted(Path.cwd().glob(f"slurm-{job.app_id}-*.err"))
         else:
             return ""
-        parts = [(file, file.read_text(errors="replace").splitlines()[-TAIL_LINES:]) for file in files]
+        parts = [(file, _telling(file.read_text(errors="replace").splitlines())) for file in files]
         return "\n".join(f"--- {file}\n" + "\n".join(lines) for file, lines in parts if lines)
 
 
@@ -167,6 +167,12 @@ def end_processes(processes: list[Process], patience: float = 10.0) -> int:
         found.kill()
     psutil.wait_procs(left, timeout=patience)
     return len(there)
+
+
+def _telling(lines: list[str]) -> list[str]:
+    """The last lines, and before them those in which a verb says what is wrong: torchrun's traceback comes after it."""
+    said = [line for line in lines[:-TAIL_LINES] if re.search(r"(^|\]:)error: ", line)]
+    return [*said[-5:], *lines[-TAIL_LINES:]]
 
 
 def _slurm_state(app_id: str) -> AppState | None:
