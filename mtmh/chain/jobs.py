@@ -107,7 +107,11 @@ class Jobs:
     def cancel(self, job: Job) -> None:
         """Ends the job; jobs on this machine have ended when this returns."""
         started = self.processes()
-        self._runner.cancel(job.handle)
+        if self._scheduler == "slurm":
+            # TorchX asks the accounting first whether there is such a job.
+            subprocess.run(["scancel", job.app_id], check=False)
+        else:
+            self._runner.cancel(job.handle)
         if self._local:
             end_processes(started)
 
