@@ -224,6 +224,36 @@ def build_index(
     return job.app_def(["build-index"], recipe, overrides, j, h, image, max_retries, env, mounts, options, log_dir)
 
 
+def train_preranker(
+    recipe: str,
+    *overrides: str,
+    j: str = "1x2",
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    log_dir: str = "",
+    resume: bool = True,
+) -> specs.AppDef:
+    """Trains the user-to-item preranker on nodes x processes; the verb is `mtmh train-preranker`.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        j: nodes x processes a node; the number of processes must divide preranker.training.num_shards
+        h: named resource of a node: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+        log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
+        resume: go on from the newest checkpoint; False: an error if there is one, so a restart ends with it
+    """
+    options = ["--resume" if resume else "--no-resume"]
+    return job.app_def(["train-preranker"], recipe, overrides, j, h, image, max_retries, env, mounts, options, log_dir)
+
+
 def evaluate(
     recipe: str,
     *overrides: str,

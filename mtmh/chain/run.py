@@ -22,7 +22,7 @@ from mtmh.chain.gates import GATES, published_index
 from mtmh.chain.jobs import Jobs, end_processes
 from mtmh.chain.page import save
 from mtmh.chain.record import RECORD, Record, Result, StageRecord, load_record, now
-from mtmh.chain.stages import Finding, Stage, examine, must_start_anew, stages_of, stamp
+from mtmh.chain.stages import Finding, Stage, checkpoints_of_preranker, examine, must_start_anew, stages_of, stamp
 from mtmh.chain.state import Figures, StageState, State
 from mtmh.config import Config, load_config
 from mtmh.evaluation.results import load_evaluation
@@ -174,13 +174,18 @@ class Chain:
         self._save()
 
     def _prepare_to_run(self, stage: Stage, finding: Finding, inputs: dict[str, Artifact]) -> None:
-        latest = finding.artifact
+        """Sets the checkpoints aside that a new run of training would refuse to go on from."""
+        latest, folder = finding.artifact, None
         if stage.name == "train" and latest is not None and must_start_anew(self._config, latest, inputs):
             folder = self._config.model_dir("checkpoints")
-            aside = folder.with_name(f"{folder.name}.before")
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
-            self._say(f"train: another run; the checkpoints of the one before are in {aside}")
+        if stage.name == "train_preranker" and latest is not None:
+            folder = checkpoints_of_preranker(self._config)
+        if folder is None or not folder.is_dir():
+            return
+        aside = folder.with_name(f"{folder.name}.before")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        self._say(f"{stage.name}: another run; the checkpoints of the one before are in {aside}")
 
     def _run_job(self, stage: Stage, line: StageRecord) -> AppState:
         self._say(f"{stage.name}: {'; '.join(line.reasons)}")

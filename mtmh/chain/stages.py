@@ -64,6 +64,8 @@ class Finding:
 def stages_of(config: Config) -> list[Stage]:
     """The stages that a recipe needs, each after those it reads from."""
     with_content: dict[str, StageName] = {"content": "content_embed"} if config.needs_content else {}
+    learned = config.retrieval.preranker == "learned"
+    preranker: dict[str, StageName] = {"preranker": "train_preranker"} if learned else {}
     return [
         Stage("prepare", "dataset", lambda c: [c.dataset_dir], settings=("data", "seed"), files=_raw_data),
         *(_content_stages(config) if config.needs_content else []),
@@ -88,11 +90,12 @@ def stages_of(config: Config) -> list[Stage]:
             settings=("index", "retrieval", "seed"),
             ignored=("index.min_recall", "index.keep_versions"),
         ),
+        *([_preranker(config)] if learned else []),
         Stage(
             "evaluate",
             "evaluation",
             lambda c: [c.model_dir("evaluation")],
-            inputs={"dataset": "prepare", "index": "build_index"},
+            inputs={"dataset": "prepare", "index": "build_index", **preranker},
             settings=("evaluation", "retrieval", "seed"),
         ),
     ]
@@ -145,6 +148,13 @@ def must_start_anew(config: Config, latest: Artifact, inputs: Mapping[str, Artif
     return shorter or others or bool(_changes(*_decisive(before, now)))
 
 
+def checkpoints_of_preranker(config: Config) -> Path:
+    """Where the preranker's training run keeps its checkpoints."""
+    from mtmh.preranking.model import run_config  # brings torch with it
+
+    return run_config(config).model_dir("checkpoints")
+
+
 _LIMITS = ("epochs", "max_steps")
 
 
@@ -187,6 +197,17 @@ def _content_stages(config: Config) -> list[Stage]:
         files=_content_files,
     )
     return [*([draw] if simulated else []), train, *checks, embed]
+
+
+def _preranker(config: Config) -> Stage:
+    embeddings: dict[str, StageName] = {"embeddings": "embed"} if config.preranker.head_embeddings else {}
+    return Stage(
+        "train_preranker",
+        "preranker",
+        lambda c: [c.model_dir("preranker")],
+        inputs={"dataset": "prepare", **embeddings},
+        settings=("preranker", "seed"),
+    )
 
 
 def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[str, Artifact]) -> Iterator[str]:

@@ -27,6 +27,7 @@ RANKS = {
     "train": "train",
     "embed": "embed",
     "build_index": "build-index",
+    "train_preranker": "train-preranker",
 }
 ALONE = {
     "prepare": "prepare",
