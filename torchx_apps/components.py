@@ -146,6 +146,7 @@ def train(
     log_dir: str = "",
     resume: bool = True,
     continue_from: str = "",
+    profile: int = 0,
 ) -> specs.AppDef:
     """Trains a recipe on nodes x processes; the verb is `mtmh train`. The paper's 48 A100: -j 6x8 -h a100x8.
 
@@ -161,9 +162,11 @@ def train(
         log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
         resume: go on from the newest checkpoint; False: an error if there is one, so a restart ends with it
         continue_from: checkpoint of the period before, whose model a fresh run starts from
+        profile: steps to trace for ui.perfetto.dev, into checkpoints/trace
     """
     options = ["--resume" if resume else "--no-resume"]
     options += ["--continue-from", continue_from] if continue_from else []
+    options += ["--profile", str(profile)] if profile else []
     return job.app_def(["train"], recipe, overrides, j, h, image, max_retries, env, mounts, options, log_dir)
 
 

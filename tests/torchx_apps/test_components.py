@@ -130,7 +130,10 @@ def test_train_resumes_unless_told_otherwise(runner: Runner) -> None:
     off = role_of(runner, "mtmh.train", "--recipe", "demo", "--resume", "False")
     assert parsed(verb_of(words_of(on)))["resume"] is True
     assert parsed(verb_of(words_of(off)))["resume"] is False
-    onward = role_of(runner, "mtmh.train", "--recipe", "demo", "--continue_from", "runs/before/step-00000010")
+    onward = role_of(
+        runner, "mtmh.train", "--recipe", "demo", "--continue_from", "runs/before/step-00000010", "--profile", "5"
+    )
+    assert parsed(verb_of(words_of(onward)))["profile"] == 5
     assert parsed(verb_of(words_of(onward)))["continue_from"] == Path("runs/before/step-00000010")
 
 
