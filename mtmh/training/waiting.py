@@ -39,7 +39,7 @@ class CollectiveClock:
             finally:
                 self.seconds += time.perf_counter() - began
 
-        dist.Work.wait = timed  # type: ignore[method-assign]
+        dist.Work.wait = timed  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
