@@ -83,6 +83,20 @@ def test_the_merge_of_the_page_is_the_merge_of_the_library(browser: Browser, ser
     assert found == expected
 
 
+def test_ids_beyond_the_numbers_of_javascript_stay_themselves(browser: Browser, service: ServiceProcess) -> None:
+    open_page(browser, service)
+    ids = [17, -5, 2**53 + 1, 2**63 - 1, -(2**63)]
+    items = [{"item": item, "score": -0.5, "trigger": ids[0], "text": '"item":7, "trigger": 8'} for item in ids]
+    answer = {"version": "000001", "answers": [{"trigger": None, "items": items}], "descriptions": [{"item": "B01"}]}
+    for text in (json.dumps(answer), json.dumps(answer, separators=(",", ":"))):
+        found = browser.evaluate(f"import('/static/ids.js').then(({{parseAnswer}}) => parseAnswer({json.dumps(text)}))")
+        shown = found["answers"][0]["items"]
+        assert [one["item"] for one in shown] == list(map(str, ids))
+        assert [one | {"item": 0, "trigger": 0} for one in shown] == [one | {"item": 0, "trigger": 0} for one in items]
+        assert {one["trigger"] for one in shown} == {"17"}
+        assert (found["answers"][0]["trigger"], found["descriptions"]) == (None, [{"item": "B01"}])
+
+
 def test_the_slider_merges_as_the_service_does_without_asking_it(browser: Browser, service: ServiceProcess) -> None:
     open_page(browser, service, "#item=17&k=9&alpha=50")
     asked = service.metric('mtmh_requests_total{route="/v1/retrieve",status="200"}')

@@ -1,6 +1,7 @@
 // The explorer page. Text of items reaches the page through textContent only.
 
 import { drawCurve } from "./curve.js";
+import { parseAnswer } from "./ids.js";
 import { mergeAt } from "./merge.js";
 
 const find = (id) => document.getElementById(id);
@@ -22,7 +23,7 @@ function make(name, attributes = {}, ...children) {
 
 async function call(path, options) {
   const answer = await fetch(path, options);
-  const content = await answer.json();
+  const content = parseAnswer(await answer.text());
   if (!answer.ok) throw new Error(content.detail ?? answer.statusText);
   return content;
 }
@@ -70,7 +71,7 @@ function topicsOf(text, wanted) {
 }
 
 function answerRow(answer, place, { texts, wanted, leftOut = false, showHead = false, because = null }) {
-  const text = texts.get(String(answer.item)) ?? { text: "", topic_l1: "", topic_l2: "" };
+  const text = texts.get(answer.item) ?? { text: "", topic_l1: "", topic_l2: "" };
   const head = index.heads.indexOf(answer.head);
   const value = answer.similarity ?? answer.score;
   const topics = topicsOf(text, wanted);
@@ -85,7 +86,7 @@ function answerRow(answer, place, { texts, wanted, leftOut = false, showHead = f
       title: `item ${answer.item}: similarity ${value.toFixed(4)} under ${answer.head}, score ${answer.score.toFixed(4)}`,
       "data-item": answer.item,
       "data-head": answer.head,
-      onclick: () => openItem(String(answer.item)),
+      onclick: () => openItem(answer.item),
     },
     make("span", { class: "place" }, String(place + 1)),
     make("span", { class: "text" }, text.text || `item ${answer.item}`),
@@ -116,7 +117,7 @@ function fillFacts(answers, texts, wanted) {
     facts.push([`from the ${head} head`, `${count} of ${answers.length}`]);
   }
   if (wanted.size) {
-    const match = (level) => answers.filter((answer) => wanted.has(texts.get(String(answer.item))?.[level])).length;
+    const match = (level) => answers.filter((answer) => wanted.has(texts.get(answer.item)?.[level])).length;
     facts.push(["of its coarse topic", percent(match("topic_l1"), answers.length)]);
     facts.push(["of its fine topic", percent(match("topic_l2"), answers.length)]);
   }
@@ -125,7 +126,7 @@ function fillFacts(answers, texts, wanted) {
 
 function showItem() {
   const { answer, texts } = shown;
-  const trigger = texts.get(String(answer.trigger));
+  const trigger = texts.get(answer.trigger);
   const wanted = new Set([trigger?.topic_l1, trigger?.topic_l2].filter(Boolean));
   find("asked").replaceChildren(
     make("h2", {}, trigger?.text || `item ${answer.trigger}`, make("span", { class: "soft id" }, `  · ${answer.trigger}`)),
@@ -144,7 +145,7 @@ function showItem() {
 
 function showUser() {
   const { answer, texts } = shown;
-  const name = (item) => texts.get(String(item))?.text || `item ${item}`;
+  const name = (item) => texts.get(item)?.text || `item ${item}`;
   const options = { texts, wanted: new Set(), showHead: true };
   const rows = answer.items.map((one, place) => answerRow(one, place, { ...options, because: name(one.trigger) }));
   const list = rows.length ? make("ol", {}, ...rows) : make("p", { class: "empty" }, "Nothing found.");
@@ -156,7 +157,7 @@ function showUser() {
 
 function showHistory(texts) {
   const chips = state.history.map((item) => {
-    const name = texts?.get(String(item))?.text || `item ${item}`;
+    const name = texts?.get(item)?.text || `item ${item}`;
     const remove = () => {
       state.history = state.history.filter((other) => other !== item);
       writeAddress(true);
@@ -189,7 +190,7 @@ async function load() {
   try {
     const response = await ask({ ...question, k: state.k, describe: true });
     if (number !== asked) return;
-    const texts = new Map(response.descriptions.map((text) => [String(text.item), text]));
+    const texts = new Map(response.descriptions.map((text) => [text.item, text]));
     shown = { view: state.view, answer: response.answers[0], texts };
     if (isUser) {
       showHistory(texts);
@@ -294,7 +295,7 @@ function highlight(place) {
 }
 
 function choose(place) {
-  const item = String(suggestions[place].item);
+  const item = suggestions[place].item;
   find("query").value = "";
   showSuggestions([]);
   if (state.view === "item") return openItem(item);
@@ -382,7 +383,7 @@ async function begin() {
   readAddress();
   if (state.view === "item" && state.item === null) {
     const popular = await call("/v1/items?limit=1");
-    if (popular.items.length) state.item = String(popular.items[0].item);
+    if (popular.items.length) state.item = popular.items[0].item;
   }
   render();
 }

@@ -1,0 +1,7 @@
+// Item ids are 64-bit integers, and JavaScript's numbers hold 53 bits: here ids are strings.
+
+/** A JSON answer of the service, its item ids as strings. */
+export function parseAnswer(text) {
+  // Within a string of JSON every quote has a backslash before it, so this finds keys alone.
+  return JSON.parse(text.replace(/("(?:item|trigger)"\s*:\s*)(-?\d+)/g, '$1"$2"'));
+}
