@@ -173,7 +173,7 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
         try:
             check_gate(artifact, min_recall)
         except BelowGateError:
-            if version.name not in earlier:
+            if version.name not in earlier and not version.name.endswith(_REJECTED):
                 _reject(version)
             raise
         if version.name.endswith(_REJECTED):  # the gate was lowered

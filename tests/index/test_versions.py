@@ -72,6 +72,9 @@ def test_the_gate(tmp_path: Path) -> None:
     with pytest.raises(BelowGateError):
         publish(build(tmp_path, recall=0.79), min_recall=0.8)
     assert states(tmp_path) == {"000003.rejected": "rejected", "000001": "current"}, "one rejected version is kept"
+    with pytest.raises(BelowGateError):
+        publish(find_version(tmp_path, "3"), min_recall=0.8)
+    assert states(tmp_path)["000003.rejected"] == "rejected", "refused again, it is still there"
     assert publish(find_version(tmp_path, "3"), min_recall=0.79).name == "000003"
     assert states(tmp_path) == {"000003": "current", "000001": "published"}
 
