@@ -33,8 +33,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: not readable: {error}") from None
     if path.suffix != ".jsonl":
         raise ValueError(f"{path}: expected a file that ends in .parquet, .jsonl or .csv")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # a string of JSON may hold what else ends lines
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not readable: {error}") from None
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

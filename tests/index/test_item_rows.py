@@ -1,5 +1,6 @@
 """New items from files."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +22,13 @@ def test_the_three_kinds_of_files_give_the_same_rows(tmp_path: Path) -> None:
         assert read_rows(tmp_path / f"items.{kind}") == ROWS
 
 
+def test_a_string_of_json_may_hold_other_line_ends(tmp_path: Path) -> None:
+    rows = [{"item_id": 1, "text": "one\u2028two\x85three"}, {"item_id": 2, "text": "four"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "items.jsonl").write_text("\r\n".join(lines) + "\n\n", encoding="utf-8")
+    assert read_rows(tmp_path / "items.jsonl") == rows
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -35,5 +43,8 @@ def test_files_that_do_not_fit(tmp_path: Path, name: str, content: str, message:
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         read_rows(tmp_path / name)
+    (tmp_path / "b.jsonl").write_bytes(b'{"item_id": "\xff"}')
+    with pytest.raises(ValueError, match=r"b\.jsonl: not readable"):
+        read_rows(tmp_path / "b.jsonl")
     with pytest.raises(ValueError, match="no such file"):
         read_rows(tmp_path / "none.csv")
