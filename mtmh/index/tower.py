@@ -192,7 +192,7 @@ def _find_checkpoint(root: Path, digest: str) -> Path:
 
 
 def _refuse_pickle(path: Path) -> None:
-    """torch.export.load unpickles what an archive asks it to; a tower asks for nothing of the kind.
+    """torch.export.load unpickles, and runs compiled code, as an archive asks it to; a tower asks for neither.
 
     Raises:
         ValueError: this one does, or it is damaged.
@@ -200,6 +200,8 @@ def _refuse_pickle(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
+                if "/aotinductor/" in name:
+                    raise ValueError(f"{path}: {name} is compiled code; refusing to read it")
                 if name.endswith("_config.json"):
                     entries: Any = json.loads(archive.read(name))["config"].values()
                     plain = all(not entry["use_pickle"] and entry["tensor_meta"] is not None for entry in entries)

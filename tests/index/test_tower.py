@@ -145,7 +145,7 @@ def test_rows_that_do_not_fit(trained: Config, change: dict[str, Any], message: 
         Tower(trained.model_dir("index")).features.table([raw_row(0, rng), bad])
 
 
-def test_a_tower_that_asks_for_pickled_objects_is_refused(trained: Config, tmp_path: Path) -> None:
+def test_a_tower_that_asks_for_pickles_or_brings_compiled_code_is_refused(trained: Config, tmp_path: Path) -> None:
     (tmp_path / TOWER).mkdir()
     for name in (trained.model_dir("index") / TOWER).iterdir():
         (tmp_path / TOWER / name.name).write_bytes(name.read_bytes())
@@ -163,6 +163,11 @@ def test_a_tower_that_asks_for_pickled_objects_is_refused(trained: Config, tmp_p
     rows = tower.features.table([raw_row(1, np.random.default_rng(0))])
     with pytest.raises(ValueError, match="asks for pickled objects"):
         tower.embed(rows)
+    prefix = config.split("/")[0]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{prefix}/data/aotinductor/model/model.so", b"")
+    with pytest.raises(ValueError, match="compiled code; refusing"):
+        Tower(tmp_path).embed(rows)
     path.write_bytes(b"not an archive")
     with pytest.raises(ValueError, match="not a readable tower"):
         Tower(tmp_path).embed(rows)
