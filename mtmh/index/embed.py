@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import torch.distributed as dist
 from rich.progress import Progress
 
-from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, fsync, open_artifact, write_atomically
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.item_table import ItemTable
@@ -110,7 +109,7 @@ class Parts:
             self.folder.mkdir(parents=True)
             for file in files:
                 RowFile.create(file, np.float32, (self.num_items, self.dim))
-            path.write_text(json.dumps(plan))
+            write_atomically(path, json.dumps(plan))
         num_shards = -(-self.num_items // _SHARD_ITEMS)
         todo = [shard for shard in range(num_shards) if not self._done(shard).is_file()]
         if len(todo) < num_shards:
@@ -129,11 +128,7 @@ class Parts:
     def finish(self, shard: int) -> None:
         """Records that a shard is stored, once it is on the disk."""
         for head in self.heads:
-            descriptor = os.open(self.folder / vectors_file(head), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            fsync(self.folder / vectors_file(head))
         self._done(shard).touch()
 
     def _done(self, shard: int) -> Path:
