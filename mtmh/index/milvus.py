@@ -31,10 +31,6 @@ _MAX_FILTER_ITEMS = 1_000_000
 _INSERT_ROWS = 4096
 
 
-class NoCollectionError(ValueError):
-    """Milvus answers, and does not have the collection."""
-
-
 class MilvusCollection(BaseModel):
     """What an index artifact records of a head's collection.
 
@@ -77,6 +73,19 @@ class MilvusCollection(BaseModel):
         """Writes these facts to a file."""
         path.write_text(self.model_dump_json(indent=2))
 
+    def drop(self) -> None:
+        """Deletes the collection, if it is there; without loading it first, as a ``MilvusIndex`` would.
+
+        Raises:
+            ValueError: pymilvus is not installed, no Milvus answers, or it refuses.
+        """
+        client = _connect(self.uri)
+        try:
+            if client.has_collection(self.collection):
+                client.drop_collection(self.collection)
+        except importlib.import_module("pymilvus").MilvusException as error:
+            raise ValueError(f"{self.uri}: {self.collection}: {error.message}") from None
+
     @property
     def is_file(self) -> bool:
         """Whether this is Milvus Lite, which one process opens at a time."""
@@ -97,7 +106,7 @@ class MilvusIndex:
         self._place = place
         self._client = _connect(place.uri)
         if not self._client.has_collection(place.collection):
-            raise NoCollectionError(f"{place.uri}: no collection {place.collection}; build the index again")
+            raise ValueError(f"{place.uri}: no collection {place.collection}; build the index again")
         self._client.load_collection(place.collection)
         self._num_items = self._count()
 
@@ -192,10 +201,6 @@ class MilvusIndex:
         self._client.flush(self._place.collection)
         self._num_items = self._count()
 
-    def drop(self) -> None:
-        """Deletes the collection."""
-        self._client.drop_collection(self._place.collection)
-
     def _count(self) -> int:
         rows = self._client.query(self._place.collection, filter="item >= 0", output_fields=["count(*)"])
         return int(rows[0]["count(*)"])
@@ -208,9 +213,7 @@ def drop_collections(folder: Path) -> None:
     """
     for path in sorted(folder.glob(str(milvus_file("*")))):
         try:
-            MilvusIndex(MilvusCollection.read(path)).drop()
-        except NoCollectionError:
-            continue
+            MilvusCollection.read(path).drop()
         except ValueError as error:
             logger.warning("%s: its collection was not deleted: %s", path, error)
 

@@ -35,7 +35,7 @@ def index(folder: Path) -> Iterator[MilvusIndex]:
     made.add(clustered(0)[:500], np.arange(500))
     made.seal()
     yield made
-    made.drop()
+    place.drop()
 
 
 def expected(items: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_from_embeddings_to_answers(
     with pytest.raises(ValueError, match=rf"{NUM_ITEMS - 5} vectors of width 16, the manifest says {NUM_ITEMS}"):
         open_head(artifact.path, HEADS[1], summary)
     # The collections go with the folder; what is gone already, or unreadable, is passed over.
-    other.drop()
+    MilvusCollection.read(artifact.path / milvus_file(HEADS[1])).drop()
     broken = milvus_file("broken")
     (artifact.path / broken).write_text("{}")
     drop_collections(artifact.path)
