@@ -38,8 +38,14 @@ def compact(config: Config) -> Path:
 
     Raises:
         BelowGateError: a head's recall is below the gate.
-        ValueError: nothing is published, a file is damaged, or another version was published meanwhile.
+        ValueError: nothing is published, a file is damaged, another version was published meanwhile, or the recipe's
+            preranker is the learned one, which goes by the items of the dataset.
     """
+    if config.retrieval.preranker == "learned":
+        raise ValueError(
+            "retrieval.preranker is learned: it knows items by their place in the dataset, which a compacted index does"
+            " not keep; build the index again, or compact with --set retrieval.preranker=head-score"
+        )
     index_dir = config.model_dir("index")
     live = LiveIndex(index_dir)
     base, through, retriever = live.folder, live.change, live.retriever

@@ -145,7 +145,7 @@ class Retriever:
             vectors,
             folder=config.model_dir("preranker"),
             temperature=config.loss.temperature,
-            dataset_digest=artifact.manifest.inputs.get("dataset"),
+            dataset_digest=artifact.manifest.inputs.get("dataset", ""),  # none: of a compaction, with other items
         )
         return cls(
             indexes,
