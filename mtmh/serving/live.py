@@ -100,8 +100,9 @@ class LiveIndex:
             Their ids.
 
         Raises:
-            ValueError: a row does not fit, or an id is in the index already; nothing is added then.
+            ValueError: a row does not fit, an id is there already, or the index has no versions; nothing is added then.
         """
+        self._check_versioned()
         with self._changing, writing(self._index_dir):
             state = self._caught_up()
             if not len(rows):
@@ -126,8 +127,9 @@ class LiveIndex:
 
         Raises:
             UnknownItemError: an id is not in the index; nothing is removed then.
-            ValueError: an id of the wrong type.
+            ValueError: an id of the wrong type, or the index has no versions.
         """
+        self._check_versioned()
         with self._changing, writing(self._index_dir):
             state = self._caught_up()
             catalogue = state.retriever.catalogue
@@ -142,6 +144,13 @@ class LiveIndex:
             number = write_segment(self._index_dir, nothing, typed)
             assert number == changed.change
             self._state = changed
+
+    def _check_versioned(self) -> None:
+        if self._state.folder == self._index_dir:
+            raise ValueError(
+                f"{self._index_dir}: holds one index without versions, so changes have no place;"
+                " mtmh build-index without --out makes a folder of versions"
+            )
 
     def _caught_up(self) -> _State:
         """The version in use with the changes of other processes."""

@@ -133,6 +133,17 @@ def test_rows_that_do_not_fit_change_nothing(index_dir: Path, rows: list[dict[st
     assert last_change(index_dir) == 0
 
 
+def test_an_index_without_versions_takes_no_changes(index_dir: Path) -> None:
+    version = current_version(index_dir)
+    live = LiveIndex(version)
+    with pytest.raises(ValueError, match="one index without versions, so changes have no place"):
+        live.add([row(1)])
+    with pytest.raises(ValueError, match="one index without versions"):
+        live.remove([20])
+    assert not live.refresh()
+    assert sorted(path.name for path in version.iterdir() if path.name.startswith((".", "segments"))) == []
+
+
 def test_another_process_and_a_new_version_are_seen_by_refresh(index_dir: Path, built: Config) -> None:
     live, other = LiveIndex(index_dir), LiveIndex(index_dir)
     assert not live.refresh()
@@ -260,6 +271,9 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     renamed.parent.mkdir()
     index_dir.rename(renamed)
     assert compact(config).name == "000001", "nothing to compact"
+    learned = config.model_copy(update={"retrieval": config.retrieval.model_copy(update={"preranker": "learned"})})
+    with pytest.raises(ValueError, match="learned: it knows items by their place in the dataset"):
+        compact(learned)
     live = LiveIndex(renamed)
     live.add([row(1, text="new one"), row(2)])
     live.remove([2, 20])
