@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 TOPICS = ("topic_l1", "topic_l2")
 
+_DIGITS = re.compile(r"-?[0-9]{1,19}")
 _ALWAYS_NEW = np.iinfo(np.int64).max  # first_seen of items that no event of the training period has
 
 
@@ -46,7 +48,7 @@ class Catalogue:
 
     def __init__(self, items: pa.Table) -> None:
         self._base = _Base(items)
-        self._added = items.slice(0, 0)
+        self._added = self._base.items.slice(0, 0)
         self._added_at: dict[ItemId, int] = {}
         self.answerable: Mask | None = None
 
@@ -147,7 +149,7 @@ class Catalogue:
                 return str(item)
             if -(2**63) <= item < 2**63:
                 return int(item)
-        if isinstance(item, str) and item.lstrip("-").isdecimal() and len(item) < 20:
+        if isinstance(item, str) and _DIGITS.fullmatch(item):
             return self.typed(int(item), role)
         raise ValueError(f"{role} {item!r}: item ids of this index are of type {self.id_type}")
 
