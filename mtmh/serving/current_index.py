@@ -39,11 +39,12 @@ class AnswerCache:
         return answer
 
     def put(self, question: str, answer: bytes) -> None:
-        """Keeps an answer; those not used for longest leave."""
-        if question in self._answers:
+        """Keeps an answer; those not used for longest leave. One that is larger than all that is kept is not."""
+        size = len(question) + len(answer)
+        if question in self._answers or size > self._capacity:
             return
         self._answers[question] = answer
-        self._size += len(question) + len(answer)
+        self._size += size
         while self._size > self._capacity:
             left, gone = self._answers.popitem(last=False)
             self._size -= len(left) + len(gone)
@@ -91,7 +92,8 @@ class CurrentIndex:
     def refresh(self) -> None:
         """Takes a new version or items of other processes into use; a bad one is refused and the old one stays."""
         try:
-            changed = self._live.refresh()
+            self._live.refresh()
+            self._swap()
         except (ValueError, OSError) as error:
             if str(error) != self._refused:  # said once, not at every look
                 self._refused = str(error)
@@ -99,8 +101,6 @@ class CurrentIndex:
                 log.error("index version refused, %s stays: %s", self.snapshot.version, error)
             return
         self._refused = ""
-        if changed:
-            self._swap()
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[ItemId]]:
         """Adds fresh items; version that has them, and their ids."""

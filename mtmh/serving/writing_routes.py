@@ -38,7 +38,7 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
         dependencies=[Depends(may_write)],
     )
     async def add_items(body: NewItems) -> Response:
-        """Adds fresh items, or new features of items that were added before; once answered, they can be retrieved."""
+        """Adds fresh items; an id that is there already is refused. Once answered, they can be retrieved."""
         if len(body.items) > service.limits.max_new_items:
             expected = f"at most {service.limits.max_new_items} items, not {len(body.items)}"
             raise Refused(422, f"body.items: {expected}", fields=[FieldProblem(field="body.items", expected=expected)])
@@ -54,8 +54,9 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
     )
     async def remove_item(item_id: str) -> Response:
         """Takes an item out of all answers."""
-        version = await service.write(lambda: service.current.remove([item_id]))
-        return _answer(Written(version=version, items=[item_id]))
+        item = service.current.snapshot.retriever.catalogue.typed(item_id, "item")
+        version = await service.write(lambda: service.current.remove([item]))
+        return _answer(Written(version=version, items=[item]))
 
 
 def _answer(written: Written) -> Response:

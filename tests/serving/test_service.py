@@ -6,6 +6,8 @@ import http.client
 import json
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -232,7 +234,7 @@ def test_headers_keep_the_page_to_itself(service: ServiceProcess) -> None:
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert page.headers["X-Content-Type-Options"] == "nosniff"
-    for name in ("explorer.js", "merge.js", "curve.js", "style.css", "icon.svg"):
+    for name in ("explorer.js", "ids.js", "merge.js", "curve.js", "style.css", "icon.svg"):
         assert service.call("GET", f"/static/{name}").status == 200
 
 
@@ -303,6 +305,10 @@ def test_a_service_without_an_index_says_so_and_ends(tmp_path: Path, served_reci
 
 
 def test_an_address_in_use_and_an_unreadable_key_file(service: ServiceProcess, served_recipe: Path) -> None:
+    command = [sys.executable, "-m", "mtmh.cli", "serve", str(served_recipe), "--port", str(service.port)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert f"error: cannot listen on 127.0.0.1:{service.port}" in ended.stderr
     with pytest.raises(AssertionError, match=r"error: service\.api_keys_file .*not readable"):
         ServiceProcess(served_recipe, api_keys_file="/nowhere/keys")
 
