@@ -88,7 +88,8 @@ def add(
     from mtmh.serving.live import LiveIndex
 
     live = LiveIndex(load_config(recipe, overrides).model_dir("index"))
-    added = live.add(read_rows(items))
+    tower = live.retriever.tower
+    added = live.add(read_rows(items, tower.features.strings if tower is not None else ()))
     Console().print(f"added {len(added)} items: index {live.retriever.version}", highlight=False)
 
 

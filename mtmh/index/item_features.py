@@ -84,6 +84,13 @@ class ItemFeatures:
             feature.name for feature in self.facts.float_features if feature.name not in derived
         ]
 
+    @property
+    def strings(self) -> list[str]:
+        """The fields of a row that hold strings."""
+        facts = [IdFacts(name=ITEM_ID, value_type=self.facts.id_type), *self.facts.id_features]
+        shown = [name for name, of in DISPLAY.items() if pa.types.is_string(of)]
+        return [one.name for one in facts if one.value_type == "string"] + shown
+
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """Checks new items and lays them out as columns: item_id, display columns, features.
 

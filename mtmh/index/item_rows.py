@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, strings: Iterable[str] = ()) -> list[dict[str, Any]]:
     """The rows of a file, one dict an item.
 
     Args:
         path: ``.parquet``, ``.jsonl`` or ``.csv`` (with a header; an empty cell is null, a cell holds one value).
+        strings: columns that hold strings, whatever the cells of a CSV file look like.
 
     Raises:
         ValueError: missing, another kind of file, or not readable; the message names the file and, if it is known, the
@@ -27,7 +29,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if path.suffix == ".parquet":
             return pq.read_table(path).to_pylist()  # type: ignore[no-any-return]
         if path.suffix == ".csv":
-            options = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+            types = dict.fromkeys(strings, pa.string())
+            options = pyarrow.csv.ConvertOptions(column_types=types, strings_can_be_null=True)
             return pyarrow.csv.read_csv(path, convert_options=options).to_pylist()  # type: ignore[no-any-return]
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not readable: {error}") from None

@@ -23,7 +23,6 @@ from starlette.responses import Response
 from mtmh import __version__
 from mtmh.config import Config, ServiceConfig
 from mtmh.serving.api import (
-    Curve,
     IndexResponse,
     ItemsResponse,
     RetrieveRequest,
@@ -128,7 +127,7 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
     async def index() -> Response:
         """The index version that answers, the defaults of a request, and the evaluation's curve where there is one."""
         retriever = service.current.snapshot.retriever
-        curve = await service.compute(lambda: _curve(service.config))
+        curve = await service.compute(lambda: read_curve(service.config))
         content = IndexResponse(
             model=service.config.name,
             version=retriever.version,
@@ -142,15 +141,6 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
             curve=curve,
         )
         return _json(content)
-
-
-def _curve(config: Config) -> Curve | None:
-    """The curve; an evaluation that cannot be read, or is being replaced, must not keep the page from opening."""
-    try:
-        return read_curve(config)
-    except (ValueError, OSError) as error:
-        log.warning("no curve of the evaluation: %s", error)
-        return None
 
 
 def _add_operating_routes(app: FastAPI, service: Service) -> None:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+
 from mtmh.artifacts import MANIFEST, open_artifact
 from mtmh.config import Config
 from mtmh.evaluation.results import load_evaluation
 from mtmh.index.versions import current_version
 from mtmh.serving.api import Curve, CurvePoint
 
+log = logging.getLogger("mtmh.serve")
+
 
 def read_curve(config: Config) -> Curve | None:
-    """Recall at the largest cut-off and topic match of every alpha; None without an evaluation of several alphas."""
+    """Recall at the largest cut-off and topic match of every alpha; None without an evaluation of several alphas.
+
+    An evaluation that cannot be read, or is being replaced, is a warning: the page opens without it.
+    """
+    try:
+        return _curve(config)
+    except (ValueError, OSError) as error:
+        log.warning("no curve of the evaluation: %s", error)
+        return None
+
+
+def _curve(config: Config) -> Curve | None:
     folder = config.model_dir("evaluation")
     if not (folder / MANIFEST).is_file():
         return None

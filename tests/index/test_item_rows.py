@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mtmh.index.item_features import FeatureFacts, IdFacts, ItemFeatures
 from mtmh.index.item_rows import read_rows
 
 ROWS = [{"item_id": 1, "brand": "a", "price": 1.5}, {"item_id": 2, "brand": None, "price": None}]
@@ -20,6 +21,24 @@ def test_the_three_kinds_of_files_give_the_same_rows(tmp_path: Path) -> None:
     )
     for kind in ("parquet", "csv", "jsonl"):
         assert read_rows(tmp_path / f"items.{kind}") == ROWS
+
+
+def test_cells_that_look_like_numbers_are_strings_where_the_model_has_strings(tmp_path: Path) -> None:
+    facts = FeatureFacts(
+        id_type="string",
+        id_features=[IdFacts(name="brand", value_type="string"), IdFacts(name="size", value_type="int64")],
+        float_features=[],
+        hidden_rows=1,
+    )
+    (tmp_path / "features.json").write_text(facts.model_dump_json())
+    (tmp_path / "items.csv").write_text("item_id,brand,size,text\n007,0012,40,2024-01-01\n008,,,\n")
+    features = ItemFeatures(tmp_path)
+    rows = features.table(read_rows(tmp_path / "items.csv", features.strings)).to_pylist()
+    shown = {"topic_l1": None, "topic_l2": None, "first_seen": None}
+    assert rows == [
+        {"item_id": "007", "text": "2024-01-01", "brand": ["0012"], "size": [40], **shown},
+        {"item_id": "008", "text": None, "brand": None, "size": None, **shown},
+    ]
 
 
 def test_a_string_of_json_may_hold_other_line_ends(tmp_path: Path) -> None:
