@@ -24,7 +24,7 @@ RUN = "preranker-training"
 def run_config(config: Config) -> Config:
     """The preranker's training as a recipe of its own, so that everything of `mtmh.training` serves it as well.
 
-    Its checkpoints lie beside the model's folders: ``runs/RECIPE/preranker-training/checkpoints``.
+    Its checkpoints lie beside the model's folders: ``runs/RECIPE/MODEL/preranker-training/checkpoints``.
     """
     settings = config.preranker
     return config.model_copy(
