@@ -98,8 +98,10 @@ class Catalogue:
             role: what they are, for the message.
 
         Raises:
-            ValueError: an id of the wrong type.
+            ValueError: an id of the wrong type, or one string in the place of a list.
         """
+        if isinstance(ids, (str, bytes)):  # would be taken for a list of its characters
+            raise ValueError(f"{role}: expected a list of ids, got {ids!r}")
         plain = int if self.id_type == "int64" else str
         # A list of plain ids is checked at once, however long; what is wrong with others the slow path names.
         simple = set(map(type, ids)) <= {plain}

@@ -44,7 +44,7 @@ class Requests:
     Attributes:
         triggers: [T] item indices.
         users: [T] row of each trigger's user in ``histories``.
-        histories: [U, H] item indices the user engaged with, -1: padding.
+        histories: [U, H] item indices the user engaged with, the latest first, -1: padding.
     """
 
     triggers: Indices

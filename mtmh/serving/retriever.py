@@ -281,7 +281,8 @@ class Retriever:
         the pools.
 
         Args:
-            history: item ids the user engaged with, in any order; a repeated one counts once.
+            history: item ids the user engaged with, the latest last; a repeated one counts once, at its last place. The
+                order matters to a learned preranker alone, which goes by the latest.
             k: answers in all.
             k_trigger: candidates a trigger and head keeps after preranking.
             k_ann: candidates a trigger and head.
@@ -317,11 +318,12 @@ class Retriever:
                 filters=filters,
                 timings=timings,
             )
+        if k_trigger is not None and k_trigger < 1:
+            raise ValueError(f"k_trigger is {k_trigger}, expected at least 1")
         settings = self._settings(k, k_ann, num_probes, alpha)
         quotas = self._quotas(settings, alpha, shares)
         with timings.stage("embed"):
-            indices = self._triggers(list(dict.fromkeys(history)))
-            indices = np.unique(indices[indices >= 0])
+            indices = _latest_first(self._triggers(history))
             allowed = (filters or Filters()).allowed(self.catalogue, indices)
         if not len(indices):
             with timings.stage("describe"):
@@ -579,6 +581,13 @@ class Retriever:
 def merge_heads(kept: Sequence[Candidates], alpha: float, k: int) -> Merged:
     """Quota merge of the preranked candidates of all heads, ``alpha`` percent from the first."""
     return quota_merge([one.items for one in kept], head_quotas(head_shares(alpha, len(kept)), k))
+
+
+def _latest_first(history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The distinct known items of a history whose latest is the last; the latest first, as `Requests` has them."""
+    known = history[history >= 0][::-1]
+    _, first = np.unique(known, return_index=True)
+    return known[np.sort(first)]
 
 
 def _searches_in_parallel(num_queries: int) -> bool:

@@ -15,7 +15,7 @@ from mtmh.serving import head_search
 from mtmh.serving.catalogue import Catalogue, UnknownItemError
 from mtmh.serving.filters import Filters
 from mtmh.serving.merge import head_quotas, named_shares
-from mtmh.serving.preranker import HeadScorePreranker
+from mtmh.serving.preranker import Candidates, HeadScorePreranker, Requests, Scores
 from mtmh.serving.retriever import RetrievedItem, Retriever
 from mtmh.serving.timings import Timings
 
@@ -208,6 +208,20 @@ def test_a_user_gets_k_items_whenever_there_are_k(history: list[int], k: int, fi
     assert len(found) == len(set(found)) == min(k, len(allowed))
 
 
+def test_a_preranker_sees_a_history_from_its_latest_item_on() -> None:
+    class Noting(HeadScorePreranker):
+        def score(self, requests: Requests, candidates: Candidates) -> Scores:
+            seen.append(requests.histories.tolist())
+            return super().score(requests, candidates)
+
+    seen: list[list[list[int]]] = []
+    retriever = make_retriever(unknown="popular")
+    retriever.preranker = Noting()
+    retriever.retrieve_user(["i7", "i250", "new", "i3", "i7", "i90"], k=5)
+    assert seen
+    assert all(histories == [[90, 7, 3, 250]] for histories in seen)
+
+
 def test_unknown_triggers_are_an_error_or_answered_with_popular_items() -> None:
     with pytest.raises(UnknownItemError, match="unknown trigger 'new'"):
         RETRIEVER.retrieve(["i1", "new"])
@@ -225,6 +239,21 @@ def test_unknown_triggers_are_an_error_or_answered_with_popular_items() -> None:
     assert {answer.head for answer in retriever.retrieve_user(["new"])} == {"popular"}
     with pytest.raises(ValueError, match="history is empty"):
         retriever.retrieve_user([])
+
+
+def test_one_id_in_the_place_of_a_list_is_refused() -> None:
+    """Its characters are ids, too: of digits, perhaps those of other items."""
+    for ask in (
+        lambda: RETRIEVER.retrieve("i1"),
+        lambda: RETRIEVER.retrieve_user("i1"),
+        lambda: RETRIEVER.retrieve(["i1"], filters=Filters(exclude="i2")),
+        lambda: RETRIEVER.retrieve(["i1"], filters=Filters(allow="i2")),
+        lambda: RETRIEVER.with_removed("i1"),
+    ):
+        with pytest.raises(ValueError, match=r"expected a list of ids, got 'i\d'"):
+            ask()
+    with pytest.raises(ValueError, match="k_trigger is 0, expected at least 1"):
+        RETRIEVER.retrieve_user(["i1"], k_trigger=0)
 
 
 def test_stages_are_timed() -> None:
