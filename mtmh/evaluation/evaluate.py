@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,8 @@ from mtmh.serving.preranker import HeadScorePreranker, Preranker
 from mtmh.serving.prerankers import LearnedPreranker
 from mtmh.serving.retriever import Retriever
 
+logger = logging.getLogger(__name__)
+
 
 def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: Path | None = None) -> Artifact:
     """Writes an evaluation artifact: ``metrics.json``, ``report.html`` and per-user values.
@@ -77,12 +80,10 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     )
     measure = Measure(dataset, cohort, settings.recall_at, config.seed)
     inputs = {"dataset": dataset.artifact, "index": opened}
-    learned = None
-    if (config.model_dir("preranker") / MANIFEST).is_file():
-        inputs["preranker"] = open_artifact(config.model_dir("preranker"), "preranker")
-        learned = LearnedPreranker(
-            Scorer.load(inputs["preranker"].path, dataset_digest=dataset.artifact.manifest.digest)
-        )
+    learned, trained = None, _trained_preranker(config, dataset)
+    if trained is not None:
+        inputs["preranker"] = trained
+        learned = LearnedPreranker(Scorer.load(trained.path))
     found = Evaluation(
         model=config.name,
         description=config.description,
@@ -129,6 +130,18 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
             write_report(found, others, writer.folder / REPORT)
             writer.summary |= {"model": found.model, "merged": found.merged.model_dump(mode="json")}
     return open_artifact(out, "evaluation")
+
+
+def _trained_preranker(config: Config, dataset: Dataset) -> Artifact | None:
+    """The learned preranker to compare with; one that was trained on a dataset before this one is left out."""
+    folder = config.model_dir("preranker")
+    if not (folder / MANIFEST).is_file():
+        return None
+    artifact = open_artifact(folder, "preranker")
+    if artifact.manifest.inputs.get("dataset") == dataset.artifact.manifest.digest:
+        return artifact
+    logger.warning("%s: of another dataset, not compared; mtmh train-preranker makes it anew", folder)
+    return None
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,18 @@ def test_content_is_a_yardstick_when_it_is_there(two: Config) -> None:
     assert "content (teacher)" in [row.name for row in evaluation.rows]
 
 
+def test_a_preranker_of_an_earlier_dataset_is_left_out(
+    two: Config, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    earlier = make_world(tmp_path / "earlier", seed=7).artifact
+    with write_artifact(two.model_dir("preranker"), "preranker", config={}, inputs={"dataset": earlier}):
+        pass
+    artifact = evaluate(two, two.model_dir("evaluation"))
+    assert "preranker" not in artifact.manifest.inputs
+    assert "learned" not in (artifact.path / "metrics.json").read_text()
+    assert "of another dataset, not compared" in caplog.text
+
+
 def test_users_file_holds_what_the_figures_are_made_of(two: Config) -> None:
     artifact = evaluate(two, two.model_dir("evaluation"))
     users = pq.read_table(artifact.path / "users.parquet").to_pydict()
