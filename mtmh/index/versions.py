@@ -288,6 +288,11 @@ def _remove_old(index_dir: Path, keep: set[str]) -> None:
             path.rename(aside)
             drop_collections(aside)
             shutil.rmtree(aside)
+    # What killed builds and removals have left. One that is under way is hardly older than two published versions.
+    for path in (index_dir / VERSIONS).glob(".[0-9]*"):
+        if len(keep) > 1 and path.name[1:].partition(".")[0] < min(keep):
+            drop_collections(path)
+            shutil.rmtree(path)
 
 
 def _folders(index_dir: Path) -> list[Path]:

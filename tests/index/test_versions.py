@@ -100,6 +100,22 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "versions").iterdir()) == ["000004", "000005"]
 
 
+def test_what_a_killed_build_has_left_goes_with_the_versions_of_its_time(tmp_path: Path) -> None:
+    killed = new_version(tmp_path)
+    partial = killed.with_name(f".{killed.name}.partial")
+    (partial / "scratch").mkdir(parents=True)
+    publish(build(tmp_path), keep=2)
+    assert partial.exists(), "it may be of a build that is under way"
+    under_way = tmp_path / "versions" / ".000003.partial"
+    under_way.mkdir()
+    publish(build(tmp_path, version=tmp_path / "versions" / "000004"), keep=2)
+    assert not partial.exists()
+    assert under_way.exists()
+    publish(build(tmp_path), keep=2)
+    assert not under_way.exists()
+    assert states(tmp_path) == {"000005": "current", "000004": "published"}
+
+
 @pytest.mark.parametrize("damage", ["alter", "truncate", "remove", "manifest"])
 def test_a_damaged_version_is_refused(tmp_path: Path, damage: str) -> None:
     good, bad = publish(build(tmp_path)), build(tmp_path)
