@@ -14,14 +14,14 @@ from torch import distributed as dist
 from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import CacheParams, ShardingPlan, ShardingType
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from mtmh.config import Config, ModelConfig, ShardingConfig
 from mtmh.training.distributed import Ranks
@@ -43,6 +43,27 @@ class TableSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
     def sharding_types(self, compute_device_type: str) -> list[str]:  # noqa: ARG002
         """All types; `table_constraints` narrows them down table by table."""
         return [kind.value for kind in (ShardingType.DATA_PARALLEL, *ROW_TYPES, *COLUMN_TYPES)]
+
+    def shard(
+        self,
+        module: EmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedEmbeddingBagCollection:
+        """The part of this rank.
+
+        Of a table that is cut by rows the ranks add up what they have, and TorchRec divides by the number of ids
+        afterwards. Where one is, it divides by it for tables with whole rows too, though their kernel has done so: bags
+        of several ids came out too small. It spares only features that it takes for summed ones, so here it does.
+        """
+        sharded = super().shard(module, params, env, device, module_fqn)
+        cut = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value)
+        for table in module.embedding_bag_configs():
+            if params[table.name].sharding_type not in cut:
+                sharded._pooling_type_to_rs_features[PoolingType.SUM.value].extend(table.feature_names)
+        return sharded
 
 
 def table_sharders(config: Config, device: torch.device) -> list[Any]:

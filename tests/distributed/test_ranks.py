@@ -30,14 +30,16 @@ from mtmh.training.trainer import train
 
 STEPS = 5
 WORLD_SIZES = (1, 2, 3)
-PLANS = {
+PLANS: dict[str, tuple[dict[str, Any], str]] = {
     # name: (sharding, optimizer)
-    "free": (None, "rowwise_adagrad"),
-    "table_wise": ("table_wise", "rowwise_adagrad"),
-    "row_wise": ("row_wise", "rowwise_adagrad"),
-    "copies": ("data_parallel", "rowwise_adagrad"),
-    "rows_full": ("row_wise", "adagrad"),
-    "columns_full": ("column_wise", "adagrad"),
+    "free": ({}, "rowwise_adagrad"),
+    "table_wise": ({"default": "table_wise"}, "rowwise_adagrad"),
+    "row_wise": ({"default": "row_wise"}, "rowwise_adagrad"),
+    "copies": ({"default": "data_parallel"}, "rowwise_adagrad"),
+    "mixed": ({"default": "table_wise", "tables": {"item_id": "row_wise"}}, "rowwise_adagrad"),
+    "rows_full": ({"default": "row_wise"}, "adagrad"),
+    "columns_full": ({"default": "column_wise"}, "adagrad"),
+    "mixed_full": ({"tables": {"item_id": "row_wise", "brand": "data_parallel", "tags": "column_wise"}}, "adagrad"),
 }
 SEMANTIC_HEADS = [
     {"name": "both", "semantic_weight": 10.0},
@@ -52,11 +54,11 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 
 def plan_config(root: Path, world_size: int, plan: str) -> Config:
-    kind, optimizer = PLANS[plan]
+    sharding, optimizer = PLANS[plan]
     return tiny_config(
         root,
         f"{plan}-{world_size}",
-        sharding={"default": kind},
+        sharding=sharding,
         training={"optimizer": optimizer, "max_steps": STEPS},
     )
 
@@ -170,13 +172,13 @@ def assert_same_run(one: Config, other: Config) -> None:
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("plan", ["free", "table_wise", "row_wise", "copies"])
+@pytest.mark.parametrize("plan", ["free", "table_wise", "row_wise", "copies", "mixed"])
 def test_losses_and_weights_do_not_depend_on_ranks_or_plan(root: Path, plan: str, world_size: int) -> None:
     assert_same_run(plan_config(root, world_size, plan), plan_config(root, 1, "table_wise"))
 
 
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
-@pytest.mark.parametrize("plan", ["rows_full", "columns_full"])
+@pytest.mark.parametrize("plan", ["rows_full", "columns_full", "mixed_full"])
 def test_full_adagrad_allows_column_plans(root: Path, plan: str, world_size: int) -> None:
     assert_same_run(plan_config(root, world_size, plan), plan_config(root, 1, "rows_full"))
 
