@@ -161,7 +161,10 @@ def split(config: SplitConfig, cutoff: int | None, first_user: int, last_user: i
 
 
 def _runs(ordered: str, cutoff: int | None) -> str:
-    """One row a run of events with one item: user_code, item_code, timestamp of the first, kinds, value."""
+    """One row a run of events with one item: user_code, item_code, timestamp of the first, kinds, value.
+
+    Events of one item and instant are peers: RANGE counts them together, whatever their order in either window.
+    """
 
     def of_period(aggregate: str) -> str:
         if cutoff is None:  # the cut falls between runs
@@ -175,7 +178,7 @@ def _runs(ordered: str, cutoff: int | None) -> str:
         FROM (
             SELECT user_code, item_code, timestamp, kinds, value,
                 sum((previous IS DISTINCT FROM item_code)::INTEGER) OVER (
-                    PARTITION BY user_code ORDER BY timestamp, item_code ROWS UNBOUNDED PRECEDING
+                    PARTITION BY user_code ORDER BY timestamp, item_code RANGE UNBOUNDED PRECEDING
                 ) AS run
             FROM ({ordered})
         )

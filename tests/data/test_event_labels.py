@@ -95,6 +95,16 @@ def test_with_a_cut_per_user_a_run_lies_in_one_period(tmp_path: Path) -> None:
     }
 
 
+def test_events_of_one_item_and_instant_are_one_run(tmp_path: Path) -> None:
+    rows: list[Row] = [(1, 20, 0, "click", 9.0)]
+    rows += [(1, 10, 1, kind, value) for kind, value in (("click", 1.0), ("like", 4.0), ("share", 2.0))]
+    rows += [(1, 20, 2, "click", 3.0), (1, 20, 2, "like", None), (1, 40, 8, "click", 1.0)]
+    dataset = prepared(tmp_path / "a", rows, split={"kind": "time", "cutoff": 8})
+    assert read(dataset, HISTORIES) == {
+        1: [(20, 0, "click", 9.0), (10, 1, "click+like+share", 4.0), (20, 2, "click+like", 3.0)]
+    }
+
+
 def test_labels_change_nothing_else_and_are_absent_without_columns(tmp_path: Path) -> None:
     split = {"kind": "time", "cutoff": 9}
     plain = prepared(tmp_path / "plain", ROWS, columns={}, split=split)
