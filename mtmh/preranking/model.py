@@ -50,9 +50,14 @@ def run_config(config: Config) -> Config:
                 in_batch_negatives=settings.in_batch_negatives, num_uniform_negatives=settings.num_uniform_negatives
             ),
             "training": settings.training,
-            # What is left here decides which numbers the run computes; how it is measured afterwards does not.
+            # What is left here decides which numbers the run computes; how tasks are weighed and measured does not.
             "preranker": settings.model_copy(
-                update={"training": PrerankerTrainingConfig(), "check_users": 1, "check_negatives": 1}
+                update={
+                    "tasks": [task.model_copy(update={"weight": 1.0}) for task in settings.tasks],
+                    "training": PrerankerTrainingConfig(),
+                    "check_users": 1,
+                    "check_negatives": 1,
+                }
             ),
         }
     )

@@ -61,7 +61,8 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
         columns = ("engagement", *labels.names)
         names = LossNames(("cross_entropy",), columns, ((1.0,) * len(columns),), noun="task")
-        with TrainingLog(run, dataset, loader, optimizer, ranks, start_step=step, names=names) as log:
+        log = TrainingLog(run, dataset, loader, optimizer, ranks, start_step=step, names=names)
+        with log, checkpoints:
             log.show(plan_table(plan))
             every = run.training.checkpoint_every
             batches = of_one_size(log.timed(loader.batches(step)))
@@ -73,7 +74,9 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
                     losses = pipeline.progress(leg)
                     step += 1
                     log.record(step, losses, report=step == stop)
-                checkpoint = checkpoints.save(step, step // loader.steps_per_epoch, sharded, optimizer)
+                behind = run.training.async_checkpoint and step < loader.num_steps
+                epoch = step // loader.steps_per_epoch
+                checkpoint = checkpoints.save(step, epoch, sharded, optimizer, behind=behind)
             log.show(f"Trained {step} steps; checkpoint {checkpoint}")
         assert checkpoint is not None
         return checkpoint
