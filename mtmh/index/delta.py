@@ -160,11 +160,12 @@ def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, watch: Em
             strict=True,
         )
     }
-    unknown = sorted(set(watch.watch_tables or []) - set(maps))
+    watched = set(maps) if watch.watch_tables is None else set(watch.watch_tables)
+    unknown = sorted(watched - set(maps))
     if unknown:
         raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {', '.join(maps)}")
     changed = _changed_rows(checkpoint, before, dataset, old)
-    for name in set(maps) - set(watch.watch_tables or maps):
+    for name in set(maps) - watched:
         changed[name][:] = False
     for start in range(0, dataset.num_items, _CHUNK_ITEMS):
         part = source[start : start + _CHUNK_ITEMS]

@@ -73,6 +73,8 @@ def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None
             _check_drift(measured, config, dataset.num_items)
         parts = Parts(out.with_name(f"{out.name}.parts"), embedder.heads, dataset.num_items, embedder.dim)
         plan = {name: artifact.manifest.digest for name, artifact in inputs.items()}
+        if delta_from is not None:  # which items are embedded anew follows from these settings too
+            plan["embedding"] = config.embedding.model_dump_json()
         todo = on_first(ranks, lambda: parts.begin(plan))
         write_shards(embedder, dataset.item_table, parts, todo, ranks)
         dist.barrier()

@@ -104,7 +104,7 @@ def weights_by_value(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
     return found
 
 
-@pytest.mark.parametrize("watched", [None, ["item_id"]])
+@pytest.mark.parametrize("watched", [None, ["item_id"], []])
 def test_equals_a_loop_over_items(root: Path, watched: list[str] | None) -> None:
     config = config_of(root / "two")
     checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
