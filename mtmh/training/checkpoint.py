@@ -293,11 +293,13 @@ class Checkpoints:
             if before.get(key, "absent") != now.get(key, "absent")
         ]
         digests = {name: used.manifest.digest for name, used in self._inputs.items()}
-        changed += [
-            f"the {name} artifact is another one"
-            for name in sorted(digests.keys() | artifact.manifest.inputs.keys())
-            if digests.get(name) != artifact.manifest.inputs.get(name)
-        ]
+        for name in sorted(digests.keys() | artifact.manifest.inputs.keys()):
+            if name not in digests:
+                changed.append(f"it used a {name} artifact, which is not given now")
+            elif name not in artifact.manifest.inputs:
+                changed.append(f"it used no {name} artifact, and one is given now")
+            elif digests[name] != artifact.manifest.inputs[name]:
+                changed.append(f"the {name} artifact is another one")
         if changed:
             raise ValueError(
                 f"{artifact.path}: cannot go on from here, the run was another one: {'; '.join(changed)}. "

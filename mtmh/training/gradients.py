@@ -23,7 +23,8 @@ class GradientNorms:
 
     The towers' are those of the last step. A table's gradient is gone as soon as the backward pass has used it, but
     Adagrad has added its square to a sum, so a table's norm is the root mean square over the steps since the last
-    reading: exact but for rounding, at the cost of reading that sum.
+    reading: exact but for rounding, at the cost of reading that sum. Too small for a table of raw ids that evicts: the
+    sums of evicted rows are gone.
 
     Args:
         optimizer: of `build_optimizer`.

@@ -171,7 +171,7 @@ def test_a_continued_run_resumes_exactly_and_must_name_its_origin(root: Path) ->
     train(whole, continue_from=checkpoint_of(root))
     train(config_of(root / "two", name="parts", max_steps=2), continue_from=checkpoint_of(root))
     parts = config_of(root / "two", name="parts")
-    with pytest.raises(ValueError, match="the previous artifact is another one"):
+    with pytest.raises(ValueError, match="it used a previous artifact, which is not given now"):
         train(parts)
     train(parts, continue_from=checkpoint_of(root))
     one, other = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (whole, parts))

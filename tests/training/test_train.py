@@ -143,7 +143,7 @@ def test_a_run_on_other_data_is_not_continued(root: Path) -> None:
     without_teacher = config.model_copy(
         update={"model": config.model.model_copy(update={"heads": config.model.heads[:1]})}
     )
-    with pytest.raises(ValueError, match="the content artifact is another one; the dataset artifact is another one"):
+    with pytest.raises(ValueError, match="it used a content artifact, which is not given now; the dataset artifact is"):
         train(without_teacher)
 
 
