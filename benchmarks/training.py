@@ -8,9 +8,11 @@ Both train on the same pairs, the same negatives and masks, with the same towers
   and negative embedded as it comes; the ``M x L`` matrices held, autograd does the rest; DDP on more than one rank. Its
   batches and masks are made beforehand, so its figure is free of any cost of data.
 
-Every run is a process group of its own; runs of the two alternate, so that a busy machine hits both.
+Every run is a process group of its own; runs of the two alternate, so that a busy machine hits both. One more run of
+``mtmh`` says where a step's time goes; the JSON is written after every run.
 
     python -m benchmarks.training --out training.json
+    python -m benchmarks.training --engines mtmh --repeats 1 --steps 2 --items 20000 --users 5000 --batch-size 768
 """
 
 from __future__ import annotations
@@ -38,12 +40,14 @@ from torch.nn import functional
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from benchmarks.loader import build_content, build_dataset, machine
+from mtmh.artifacts import write_atomically
 from mtmh.config import Config, load_config
 from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.data.schema import FeatureSchema
+from mtmh.training import task as task_module
 from mtmh.training.distributed import Ranks, join_ranks
 from mtmh.training.metrics import quiet_libraries
 from mtmh.training.model import build_model
@@ -53,6 +57,17 @@ from mtmh.training.sharding import shard
 from mtmh.training.task import TrainTask
 
 ENGINES = ("mtmh", "plain")
+PARTS = (  # of a step, in their order; what waits for the other ranks counts where it waits
+    "data wait",
+    "ids to the tables",
+    "lookup, embeddings back",
+    "towers",
+    "negatives of all ranks",
+    "loss",  # both losses of all heads, and their gradients: the chunked pass makes them at once
+    "backward: loss, towers",  # with the negatives' gradients to the ranks they came from
+    "backward: tables and their update",  # with the rows' gradients to the tables' ranks, and the wait for DDP
+    "dense optimizer",  # and zero_grad
+)
 WARM_UP = 3
 MASKED = -1e30
 
@@ -65,21 +80,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
+        recipe = write_recipe(root, args)
         dataset = build_dataset(root / "dataset", args.items, args.users, mean_length=60.0, num_floats=8)
         build_content(root / "content", dataset)
-        recipe = write_recipe(root, args)
         runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for _ in range(args.repeats):
+        parts: dict[int, dict[str, float]] = {}
+        for repeat in range(args.repeats):
             for world_size in args.ranks:
-                for engine in ENGINES:
+                for engine in args.engines:
                     runs.setdefault((engine, world_size), []).append(launch(engine, world_size, recipe, args))
-        parts = {world_size: launch("parts", world_size, recipe, args) for world_size in args.ranks}
-    rows = [summary(engine, world_size, results) for (engine, world_size), results in runs.items()]
-    print_tables(rows, parts)
-    if args.out is not None:
-        settings = {key: str(value) for key, value in vars(args).items() if key not in ("worker", "recipe")}
-        report = {"machine": machine(), "settings": settings, "results": rows, "parts": parts}
-        args.out.write_text(json.dumps(report, indent=2))
+                    write_report(args, runs, parts)
+                if repeat == 0:
+                    parts[world_size] = launch("parts", world_size, recipe, args)
+                    write_report(args, runs, parts)
+    print_tables(summaries(runs), parts)
 
 
 def parse_args() -> argparse.Namespace:
@@ -91,6 +105,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=6144)
     parser.add_argument("--uniform", type=int, default=2048)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--steps", type=int, default=8, help="timed steps a run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -111,6 +126,7 @@ def write_recipe(root: Path, args: argparse.Namespace) -> Path:
     }
     path = root / "recipe.yaml"
     path.write_text(json.dumps(tree))  # JSON is YAML
+    load_config(path)  # says at once what is wrong with it
     return path
 
 
@@ -122,10 +138,11 @@ def launch(engine: str, world_size: int, recipe: Path, args: argparse.Namespace)
     done = subprocess.run(
         [sys.executable, *torchrun, *worker],
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        check=True,
         capture_output=True,
         text=True,
     )
+    if done.returncode:
+        raise SystemExit(f"{engine} on {world_size} rank(s) failed; this was its last output:\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(f"{engine} on {world_size}: {json.dumps(result)}", file=sys.stderr)
     return result
@@ -188,33 +205,72 @@ def run_mtmh(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
     return timed(step, num_steps, config.training.batch_size)
 
 
+class Stopwatch:
+    """Charges the time since the last mark to a part of the step."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys(PARTS, 0.0)
+        self.last = time.perf_counter()
+
+    def mark(self, part: str) -> None:
+        """``part`` ends here."""
+        now = time.perf_counter()
+        self.spent[part] += now - self.last
+        self.last = now
+
+    def after(self, part: str) -> Callable[..., None]:
+        """A hook at whose call ``part`` ends."""
+        return lambda *_: self.mark(part)
+
+
+def watch_forward(sharded: nn.Module, watch: Stopwatch) -> None:
+    """Ends a part of the step where the parts of the forward, and the backward of the tables, begin."""
+    task = next(module for module in sharded.modules() if isinstance(module, TrainTask))
+    sparse = task.model.sparse_nn
+    compute, share = sparse.ebc.compute_and_output_dist, task_module.share_negatives
+
+    def ids_arrived(*args: Any, **kwargs: Any) -> Any:
+        watch.mark("ids to the tables")
+        return compute(*args, **kwargs)
+
+    def shared(*args: Any) -> Any:
+        negatives = share(*args)
+        watch.mark("negatives of all ranks")
+        return negatives
+
+    def embedded(_: nn.Module, __: Any, pooled: Tensor) -> None:
+        watch.mark("lookup, embeddings back")
+        pooled.register_hook(watch.after("backward: loss, towers"))
+
+    sparse.ebc.compute_and_output_dist = ids_arrived
+    sparse.register_forward_hook(embedded)
+    task.loss.register_forward_pre_hook(watch.after("towers"))
+    task_module.share_negatives = shared  # of this process alone
+
+
 def run_parts(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
-    """Share of each part of a step, one after another without the pipeline's overlap."""
+    """Milliseconds of each part of a step, one after another without the pipeline's overlap; mean over the ranks."""
     sharded, optimizer, batches = build(config, ranks)
     feed = of_one_size(batches)
-    loss = next(module for module in sharded.modules() if isinstance(module, TrainTask)).loss
-    spent = dict.fromkeys(("data wait", "embed", "loss", "backward", "optimizer"), 0.0)
-    clock = time.perf_counter
-    entered = [0.0]
-    loss.register_forward_pre_hook(lambda *_: entered.__setitem__(0, clock()))
-    loss.register_forward_hook(lambda *_: spent.__setitem__("loss", spent["loss"] + clock() - entered[0]))
+    watch = Stopwatch()
+    watch_forward(sharded, watch)
     for number in range(WARM_UP + num_steps):
         if number == WARM_UP:
-            spent.update(dict.fromkeys(spent, 0.0))
-        times = [clock()]
+            watch.spent = dict.fromkeys(PARTS, 0.0)
         batch = next(feed)
-        times.append(clock())
+        watch.mark("data wait")
+        set_learning_rates(optimizer, config.training, 0)
         optimizer.zero_grad()
-        output = sharded(batch)
-        times.append(clock())
-        output[0].sum().backward()
-        times.append(clock())
+        watch.mark("dense optimizer")
+        loss, _ = sharded(batch)
+        watch.mark("loss")
+        loss.sum().backward()
+        watch.mark("backward: tables and their update")
         optimizer.step()
-        times.append(clock())
-        for name, start, end in zip(("data wait", "embed", "backward", "optimizer"), times, times[1:], strict=False):
-            spent[name] += end - start
-    spent["embed"] -= spent["loss"]
-    return {name: seconds / num_steps * 1e3 for name, seconds in spent.items()}
+        watch.mark("dense optimizer")
+    spent = torch.tensor(list(watch.spent.values()), dtype=torch.float64)
+    dist.all_reduce(spent)
+    return dict(zip(PARTS, (spent / ranks.world_size / num_steps * 1e3).tolist(), strict=True))
 
 
 def open_loader(config: Config, ranks: Ranks) -> PairLoader:
@@ -363,7 +419,22 @@ def summary(engine: str, world_size: int, results: list[dict[str, Any]]) -> dict
     }
 
 
-def print_tables(rows: list[dict[str, Any]], parts: dict[int, dict[str, Any]]) -> None:
+def summaries(runs: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row for each engine and number of ranks."""
+    return [summary(engine, world_size, results) for (engine, world_size), results in runs.items()]
+
+
+def write_report(
+    args: argparse.Namespace, runs: dict[tuple[str, int], list[dict[str, Any]]], parts: dict[int, dict[str, float]]
+) -> None:
+    """What there is so far, as JSON."""
+    if args.out is not None:
+        settings = {key: str(value) for key, value in vars(args).items() if key not in ("worker", "recipe")}
+        report = {"machine": machine(), "settings": settings, "results": summaries(runs), "parts_ms": parts}
+        write_atomically(args.out, json.dumps(report, indent=2) + "\n")
+
+
+def print_tables(rows: list[dict[str, Any]], parts: dict[int, dict[str, float]]) -> None:
     """For people."""
     print(f"{'engine':<8}{'ranks':>6}{'pairs/s':>10}{'min':>9}{'max':>9}{'CPU s/step':>12}{'peak GB':>9}{'loss':>8}")
     for row in rows:
@@ -373,12 +444,16 @@ def print_tables(rows: list[dict[str, Any]], parts: dict[int, dict[str, Any]]) -
         )
     for world_size in parts:
         by_engine = {row["engine"]: row for row in rows if row["ranks"] == world_size}
-        wall = by_engine["mtmh"]["pairs_per_second"] / by_engine["plain"]["pairs_per_second"]
-        cpu = by_engine["plain"]["cpu_seconds_per_step"] / by_engine["mtmh"]["cpu_seconds_per_step"]
-        print(f"\n{world_size} rank(s): mtmh is {wall:.2f} times as fast as plain; {cpu:.2f} times by CPU time")
-        total = sum(parts[world_size].values())
-        shares = ", ".join(f"{name} {ms:.0f} ms ({ms / total:.0%})" for name, ms in parts[world_size].items())
-        print(f"  a step of mtmh: {shares}")
+        if by_engine.keys() == set(ENGINES):
+            wall = by_engine["mtmh"]["pairs_per_second"] / by_engine["plain"]["pairs_per_second"]
+            cpu = by_engine["plain"]["cpu_seconds_per_step"] / by_engine["mtmh"]["cpu_seconds_per_step"]
+            print(f"\n{world_size} rank(s): mtmh is {wall:.2f} times as fast as plain; {cpu:.2f} times by CPU time")
+    print(f"\n{'a step of mtmh, ms (share)':<36}" + "".join(f"{f'{count} rank(s)':>18}" for count in parts))
+    totals = {world_size: sum(spent.values()) for world_size, spent in parts.items()}
+    for part in PARTS:
+        cells = (f"{spent[part]:,.1f} ({spent[part] / totals[count]:.1%})" for count, spent in parts.items())
+        print(f"{part:<36}" + "".join(f"{cell:>18}" for cell in cells))
+    print(f"{'all':<36}" + "".join(f"{f'{total:,.1f} (100.0%)':>18}" for total in totals.values()))
 
 
 if __name__ == "__main__":

@@ -2,24 +2,28 @@
 
 python -m benchmarks.lookup --preset quick --out results/lookup
 python -m benchmarks.lookup --preset quick --out results/lookup-new --compare results/lookup/lookup.json
+python -m benchmarks.lookup --preset full --out results/full --minutes 30; the same with --resume goes on
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import shlex
 import sys
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from benchmarks.lookup import compare as gate
 from benchmarks.lookup import runner
-from benchmarks.lookup.cases import preset
+from benchmarks.lookup.cases import measurements, preset
+from benchmarks.lookup.machine import copy_bandwidth, describe
+from benchmarks.lookup.progress import Progress, Result
 from benchmarks.lookup.report import render
 from benchmarks.lookup.sharded import quiet
+from mtmh.artifacts import write_atomically
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -36,6 +40,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out", type=Path, default=Path("results/lookup"), help="folder of lookup.json and lookup.html"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with what the lookup.json in --out lacks")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop after so long with what there is; 0: only the report"
     )
     parser.add_argument("--threads", type=int, help="intra-op threads of one process; default: as PyTorch chooses")
     parser.add_argument(
@@ -62,27 +70,62 @@ def main(argv: list[str] | None = None) -> int:
     if ranks is None:
         ranks = torch.cuda.device_count() if given.device == "cuda" else 2
     quiet()
-    result = runner.run(
-        preset(given.preset, given.device, threads, ranks), device, ranks, log=lambda line: print(line, flush=True)
-    )
-    result |= {
+    torch.set_num_threads(threads)
+    chosen = preset(given.preset, given.device, threads, ranks)
+    facts = {
         "command": "python -m benchmarks.lookup " + shlex.join(sys.argv[1:] if argv is None else argv),
         "preset": given.preset,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ranks": ranks,
+        "machine": describe(device, threads),
+    }
+    path = given.out / "lookup.json"
+    facts = earlier(path, facts, resume=given.resume) or facts | {
+        "copy": asdict(copy_bandwidth(device, chosen.seconds, chosen.samples))
     }
     given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "lookup.json").write_text(json.dumps(result, indent=1) + "\n")
-    (given.out / "lookup.html").write_text(render(result))
+    progress = Progress(path, measurements(chosen, given.device, ranks), facts)
+    print(f"copy bandwidth {facts['copy']['best'] / 1e9:.1f} GB/s ({facts['copy']['method']}); {progress.left()}")
+    try:
+        runner.run(chosen, device, progress, log=lambda line: print(line, flush=True), minutes=given.minutes)
+    except KeyboardInterrupt:
+        print("interrupted")
+    progress.write()
+    result = progress.result
+    write_atomically(given.out / "lookup.html", render(result))
     print(
-        f"{len(result['rows'])} figures, {len(result['skipped'])} skipped, {len(result['failed'])} failed: "
-        f"{given.out / 'lookup.html'}"
+        f"{len(result['rows'])} figures, {len(result['skipped'])} skipped, {len(result['failed'])} failed, "
+        f"{len(progress.missing)} missing: {given.out / 'lookup.html'}"
     )
+    if progress.missing:
+        print(f"incomplete ({progress.left()}): the same command with --resume goes on")
     print(f"other processes kept {result['cores_others_kept_busy']:.2f} cores busy meanwhile")
     slower = [] if old is None else report_changes(old, result, given.threshold)
     return 1 if slower or result["failed"] else 0
 
 
-def report_changes(old: runner.Result, new: runner.Result, threshold: float) -> list[gate.Change]:
+def earlier(path: Path, facts: Result, *, resume: bool) -> Result | None:
+    """The run to go on with, if there is one.
+
+    Raises:
+        ValueError: it is of another preset or machine; or it is incomplete and would be lost.
+    """
+    if not path.exists():
+        return None
+    found = gate.load(path)
+    if not resume:
+        if found.get("missing"):
+            raise ValueError(f"{path}: an incomplete run; go on with --resume, take another --out, or remove it")
+        return None
+    differences = [
+        f"{name}: {found.get(name)} -> {facts[name]}" for name in ("preset", "ranks") if found.get(name) != facts[name]
+    ]
+    differences += gate.machine_differences(found, facts, facts["machine"])
+    if differences:
+        raise ValueError(f"{path}: --resume needs the same preset and machine, but {'; '.join(differences)}")
+    return found
+
+
+def report_changes(old: Result, new: Result, threshold: float) -> list[gate.Change]:
     """Print how the figures changed since the older run.
 
     Returns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from typing import Any, Literal
 
 import torch
@@ -99,6 +100,11 @@ class Measurement:
     def sharded(self) -> bool:
         """Whether it runs in processes of its own, be it a single one."""
         return self.kernel.startswith("sharded:")
+
+    @property
+    def figure(self) -> tuple[str, str, Case]:
+        """What is timed; several sweeps may share it."""
+        return self.kernel, self.mode, self.case
 
 
 def zipf_indices(rows: int, count: int, skew: float, generator: torch.Generator) -> Tensor:
@@ -221,6 +227,29 @@ def measurements(preset: Preset, device: str, ranks: int) -> Iterator[Measuremen
         yield from _options(preset.base, device)
     if ranks:
         yield from _sharding(preset.sharding_base, device, ranks)
+
+
+def evenly(plan: Iterable[Measurement]) -> list[Measurement]:
+    """The same measurements in an order that covers all sweeps alike, wherever a run is cut.
+
+    The sweeps take turns, a value each: its first, its last, then what halves the gaps.
+    """
+    sweeps: dict[str, dict[str | float, list[Measurement]]] = {}
+    for one in plan:
+        sweeps.setdefault(one.sweep, {}).setdefault(one.x, []).append(one)
+    in_turn = ([by_value[x] for x in _spread(list(by_value))] for by_value in sweeps.values())
+    return [one for turn in zip_longest(*in_turn, fillvalue=[]) for group in turn for one in group]
+
+
+def _spread(values: list[Any]) -> list[Any]:
+    last = len(values) - 1
+    order, gaps = [0, last], [(0, last)]
+    for low, high in gaps:  # grows meanwhile
+        middle = (low + high) // 2
+        if low < middle:
+            order.append(middle)
+            gaps += [(low, middle), (middle, high)]
+    return [values[place] for place in dict.fromkeys(order)]
 
 
 def _pairs(kernels: Iterable[str], modes: Iterable[str]) -> Iterator[tuple[str, str]]:

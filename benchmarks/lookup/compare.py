@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lookup.runner import FORMAT
+from benchmarks.lookup.progress import FORMAT
 
 SAME_MACHINE = ("cpu", "cores", "device", "gpu", "threads", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu")
 
@@ -75,9 +76,9 @@ def missing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return sorted(_timings(old).keys() - _timings(new).keys())
 
 
-def machine_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def machine_differences(old: dict[str, Any], new: dict[str, Any], names: Iterable[str] = SAME_MACHINE) -> list[str]:
     """What differs between the machines of two runs, so that a change may not be the code's."""
-    pairs = [(name, old["machine"].get(name), new["machine"].get(name)) for name in SAME_MACHINE]
+    pairs = [(name, old["machine"].get(name), new["machine"].get(name)) for name in names]
     return [f"{name}: {before} -> {after}" for name, before, after in pairs if before != after]
 
 

@@ -71,14 +71,15 @@ serves inference only: forward alone.</p>
 
 
 def render(result: dict[str, Any]) -> str:
-    """The page of a run as :func:`benchmarks.lookup.runner.run` returns it, with ``command`` and ``finished``."""
+    """The page of a run, whole or not, from `benchmarks.lookup.progress.Progress.result`."""
     rows: list[Row] = result["rows"]
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Embedding lookups</title>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         f"<style>{STYLE}</style></head><body>",
         "<h1>Embedding lookups beside the limits of the machine</h1>",
-        f"<p>{html.escape(result['finished'])} · <code>{html.escape(result['command'])}</code></p>",
+        f"<p>{html.escape(result['written'])} · <code>{html.escape(result['command'])}</code></p>",
+        _incomplete(result["missing"]),
         _machine(result),
         "<h2>How it is measured</h2>",
         METHOD,
@@ -95,10 +96,18 @@ def render(result: dict[str, Any]) -> str:
     return "\n".join([*parts, "</body></html>\n"])
 
 
+def _incomplete(missing: dict[str, int]) -> str:
+    if not missing:
+        return ""
+    sweeps = ", ".join(f"{html.escape(sweep)} {count}" for sweep, count in missing.items())
+    return f"<p class='bad'><b>Incomplete</b>: {sum(missing.values())} figures are missing ({sweeps}).</p>"
+
+
 def _machine(result: dict[str, Any]) -> str:
     copy = result["copy"]
     facts = dict(result["machine"]) | {
         "copy bandwidth": f"{copy['best'] / 1e9:.1f} GB/s ({copy['method']})",
+        "minutes of measuring": f"{result['seconds'] / 60:.1f}",
         "cores others kept busy": f"{result['cores_others_kept_busy']:.2f}",
     }
     lines = (

@@ -3,83 +3,84 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict
 from itertools import groupby
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from benchmarks.lookup import machine, sharded
-from benchmarks.lookup.cases import ELEMENT_BYTES, FORWARD, TRAIN, Case, Measurement, Preset, index_sets, measurements
+from benchmarks.lookup.cases import ELEMENT_BYTES, FORWARD, TRAIN, Case, Measurement, Preset, evenly, index_sets
 from benchmarks.lookup.kernels import build, random_tables
 from benchmarks.lookup.machine import Bandwidth
+from benchmarks.lookup.progress import Progress, Result
 from benchmarks.lookup.timing import Timing, measure
 
-FORMAT = 1
-Result = dict[str, Any]
-Timings = dict[tuple[str, str, Case], Timing]  # by kernel, mode, case
+Found = Generator[tuple[Measurement, Timing | Result]]  # a timing, or why there is none: ``reason`` or ``error``
 
 
-def run(preset: Preset, device: torch.device, ranks: int, log: Callable[[str], None]) -> Result:
-    """Measure everything in a preset.
+def run(
+    preset: Preset,
+    device: torch.device,
+    progress: Progress,
+    log: Callable[[str], None],
+    minutes: float = math.inf,
+) -> None:
+    """Measure what is missing, in an order that covers all sweeps alike.
 
     Args:
-        preset: Base case, sweeps, time for each figure.
+        preset: Base case, time for each figure.
         device: Where the tables live.
-        ranks: Ranks of the sharded cases, 0 for none.
+        progress: What is missing; takes each figure as soon as it is there.
         log: Takes one line about each figure.
-
-    Returns:
-        Ready for JSON: ``machine``; ``copy``; ``rows``, one for each figure of each sweep; ``skipped`` (no memory, too
-        few GPUs); ``failed`` (errors); ``cores_others_kept_busy``, how quiet the machine was.
+        minutes: No figure begins later.
     """
     threads = preset.base.threads
-    torch.set_num_threads(threads)
-    begin, (everybody, own) = time.perf_counter(), machine.cpu_seconds()
-    copy = machine.copy_bandwidth(device, preset.seconds, preset.samples)
-    log(f"copy bandwidth {copy.best / 1e9:.1f} GB/s ({copy.method})")
-    result: Result = {
-        "format": FORMAT,
-        "machine": machine.describe(device, threads),
-        "copy": asdict(copy),
-        "rows": [],
-        "skipped": [],
-        "failed": [],
-    }
-    wanted = list(measurements(preset, device.type, ranks))
+    copy = Bandwidth(**progress.result["copy"])
     limits: dict[Case, Bandwidth] = {}
-    timings: Timings = {}
-    for sharded_ones, run_case in ((False, _measure_case), (True, _measure_sharded)):
-        for case, group in _by_case(one for one in wanted if one.sharded == sharded_ones):
-            needed, free = required_bytes(case, sharded_ones), machine.free_bytes(device)
-            if needed > free:
-                reason = f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB may be taken"
-                log(f"skipped {case.key()}: {reason}")
-                result["skipped"] += [_entry(one) | {"reason": reason} for one in group]
-            else:
-                _measure_limit(case, device, preset, limits)
-                timings |= run_case(case, group, device, preset, result, log)
+    end = time.perf_counter() + 60 * minutes
+    for group in _by_case(evenly(progress.missing)):
+        begin = time.perf_counter()
+        if begin >= end:
+            return
+        case, is_sharded = group[0].case, group[0].sharded
+        needed, free = required_bytes(case, is_sharded), machine.free_bytes(device)
+        if needed > free:
+            reason = f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB may be taken"
+            log(f"skipped {case.key()}: {reason}")
+            for one in group:
+                progress.add("skipped", one, {"reason": reason})
+            continue
+        _measure_limit(case, device, preset, limits)
+        devices = case.ranks if device.type == "cuda" else 1  # ranks on CPU share one memory
+        gather = limits[_gather_case(case, threads)].times(devices)
+        with closing((_measure_sharded if is_sharded else _measure_case)(group, device, preset)) as figures:
+            for one, found in figures:
+                now = time.perf_counter()
+                if isinstance(found, Timing):
+                    facts = row(one, found, gather, copy.times(devices)) | {"seconds": now - begin}
+                    progress.add("rows", one, facts)
+                    log(f"{_line(one, found)}   {progress.left()}")
+                else:
+                    progress.add("skipped" if "reason" in found else "failed", one, found)
+                    log(f"{one.kernel} {one.mode} {case.key()}: {found}")
+                begin = now
+                if now >= end:
+                    return
+
+
+def _by_case(wanted: Iterable[Measurement]) -> list[list[Measurement]]:
+    """Figures of one case together, kernel by kernel; a repeated figure is measured once."""
+    groups: dict[tuple[bool, Case], dict[str, dict[str, Measurement]]] = {}
     for one in wanted:
-        timing = timings.get((one.kernel, one.mode, one.case))
-        if timing is not None:
-            devices = one.case.ranks if device.type == "cuda" else 1  # ranks on CPU share one memory
-            gather = limits[_gather_case(one.case, threads)].times(devices)
-            result["rows"].append(_entry(one) | row(one, timing, gather, copy.times(devices)))
-    everybody, own = (after - before for after, before in zip(machine.cpu_seconds(), (everybody, own), strict=True))
-    result["cores_others_kept_busy"] = max(0.0, everybody - own) / (time.perf_counter() - begin)
-    return result
-
-
-def _by_case(wanted: Iterable[Measurement]) -> list[tuple[Case, list[Measurement]]]:
-    """Measurements of one case together, cases on the same tables side by side; a repeated figure is measured once."""
-    distinct = {(one.kernel, one.mode, one.case): one for one in wanted}
-    order = sorted(distinct.values(), key=lambda one: one.case.key())
-    return [(case, list(group)) for case, group in groupby(order, key=lambda one: one.case)]
+        groups.setdefault((one.sharded, one.case), {}).setdefault(one.kernel, {}).setdefault(one.mode, one)
+    return [[one for by_mode in by_kernel.values() for one in by_mode.values()] for by_kernel in groups.values()]
 
 
 def required_bytes(case: Case, sharded: bool) -> int:
@@ -118,78 +119,50 @@ def _measure_limit(case: Case, device: torch.device, preset: Preset, limits: dic
         limits[limit] = machine.gather_bandwidth(limit, sets, device, preset.seconds, preset.samples)
 
 
-def _measure_case(
-    case: Case,
-    group: list[Measurement],
-    device: torch.device,
-    preset: Preset,
-    result: Result,
-    log: Callable[[str], None],
-) -> Timings:
+def _measure_case(group: list[Measurement], device: torch.device, preset: Preset) -> Found:
     """The kernels of a case in this process, one after the other so that all see the machine in the same state."""
+    case = group[0].case
     torch.set_num_threads(case.threads)
     sets = index_sets(case, machine.cache_bytes(device))
-    timings: Timings = {}
     for kernel, of_kernel in groupby(group, key=lambda one: one.kernel):
-        todo = list(of_kernel)
+        todo = sorted(of_kernel, key=lambda one: (FORWARD, TRAIN).index(one.mode))
         try:
-            found = _time_kernel(kernel, case, [one.mode for one in todo], sets, device, preset)
+            for timing in _time_kernel(kernel, case, [one.mode for one in todo], sets, device, preset):
+                yield todo.pop(0), timing
         except (RuntimeError, NotImplementedError, ValueError):
-            result["failed"] += [_entry(one) | {"error": traceback.format_exc(limit=-2)} for one in todo]
-            log(f"FAILED {kernel} {case.key()}: {traceback.format_exc(limit=-1)}")
-            continue
-        for one in todo:
-            timings[kernel, one.mode, case] = found[one.mode]
-            log(_line(one, found[one.mode]))
-    return timings
+            error = traceback.format_exc(limit=-2)
+            yield from ((one, {"error": error}) for one in todo)
 
 
 def _time_kernel(
     kernel: str, case: Case, modes: list[str], sets: list[Tensor], device: torch.device, preset: Preset
-) -> dict[str, Timing]:
+) -> Iterator[Timing]:
     gc.collect()  # the tables of the kernel before
     built = build(kernel, case, random_tables(case, device))
     prepared = [built.prepare(one) for one in sets]
-    found = {}
-    for mode in sorted(modes, key=(FORWARD, TRAIN).index):
+    for mode in modes:
         call = built.train if mode == TRAIN else built.forward
-        found[mode] = measure(
+        yield measure(
             lambda turn, call=call: call(prepared[turn % len(prepared)]),  # type: ignore[misc]
             device,
             preset.seconds,
             preset.samples,
         )
-    return found
 
 
-def _measure_sharded(
-    case: Case,
-    group: list[Measurement],
-    device: torch.device,
-    preset: Preset,
-    result: Result,
-    log: Callable[[str], None],
-) -> Timings:
+def _measure_sharded(group: list[Measurement], device: torch.device, preset: Preset) -> Found:
     """All sharded kernels of a case in one set of ranks."""
-    timings: Timings = {}
+    todo = list(group)
     try:
-        found = sharded.run(group, device, preset.seconds, preset.samples)
+        with closing(sharded.run(group, device, preset.seconds, preset.samples)) as figures:
+            for one, found in figures:
+                todo.remove(one)
+                yield one, {"error": found} if isinstance(found, str) else found
     except ValueError as error:
-        log(f"skipped the sharded cases: {error}")
-        result["skipped"] += [_entry(one) | {"reason": str(error)} for one in group]
-        return timings
+        why = {"reason": str(error)}
     except ProcessRaisedException as error:
-        log(f"FAILED the sharded cases: {error}")
-        result["failed"] += [_entry(one) | {"error": str(error)} for one in group]
-        return timings
-    for one, timing in found:
-        if isinstance(timing, str):
-            result["failed"].append(_entry(one) | {"error": timing})
-            log(f"FAILED {one.kernel} {one.mode}: {timing}")
-        else:
-            timings[one.kernel, one.mode, case] = timing
-            log(_line(one, timing))
-    return timings
+        why = {"error": str(error)}
+    yield from ((one, why) for one in todo)
 
 
 def row(one: Measurement, timing: Timing, gather: Bandwidth, copy: Bandwidth) -> Result:
@@ -207,10 +180,6 @@ def row(one: Measurement, timing: Timing, gather: Bandwidth, copy: Bandwidth) ->
         "percent_of_gather": 100 * rate / gather.best,
         "percent_of_copy": 100 * rate / copy.best,
     }
-
-
-def _entry(one: Measurement) -> Result:
-    return {"sweep": one.sweep, "x": one.x, "kernel": one.kernel, "mode": one.mode, "case": asdict(one.case)}
 
 
 def _line(one: Measurement, timing: Timing) -> str:

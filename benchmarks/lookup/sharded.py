@@ -8,7 +8,8 @@ import os
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +32,7 @@ from benchmarks.lookup.kernels import LEARNING_RATE, collection, side_by_side, u
 from benchmarks.lookup.timing import Timing, measure
 
 TIMEOUT = timedelta(minutes=5)
+POLL_SECONDS = 0.2
 
 
 class ShardedKernel:
@@ -93,8 +95,11 @@ class ShardedKernel:
             self.optimizer.zero_grad()
 
 
-def on_ranks(function: Callable[..., object], ranks: int, device: torch.device, *args: object) -> None:
+def on_ranks(function: Callable[..., object], ranks: int, device: torch.device, *args: object) -> Generator[None]:
     """Run ``function(device, *args)`` in ``ranks`` new processes that form a process group.
+
+    Yields:
+        Several times a second while they run, and once after their end; closed earlier, it ends them.
 
     Raises:
         ValueError: Fewer GPUs than ranks.
@@ -103,9 +108,17 @@ def on_ranks(function: Callable[..., object], ranks: int, device: torch.device, 
     if device.type == "cuda" and torch.cuda.device_count() < ranks:
         raise ValueError(f"{ranks} ranks need {ranks} GPUs, this machine has {torch.cuda.device_count()}")
     with tempfile.TemporaryDirectory() as folder:
-        spawn(  # type: ignore[no-untyped-call]
-            _rank, args=(function, ranks, device.type, f"file://{folder}/rendezvous", args), nprocs=ranks
+        processes = spawn(  # type: ignore[no-untyped-call]
+            _rank, args=(function, ranks, device.type, f"file://{folder}/rendezvous", args), nprocs=ranks, join=False
         )
+        try:
+            while not processes.join(timeout=POLL_SECONDS):
+                yield
+            yield
+        finally:
+            for process in processes.processes:
+                process.terminate()
+                process.join()
 
 
 def quiet() -> None:
@@ -141,20 +154,25 @@ def _rank(
 
 def run(
     measurements: Sequence[Measurement], device: torch.device, seconds: float, samples: int
-) -> list[tuple[Measurement, Timing | str]]:
-    """Measure sharded kernels, all of the same number of ranks.
+) -> Generator[tuple[Measurement, Timing | str]]:
+    """Measure sharded kernels, all of the same number of ranks, in one set of processes.
 
-    Returns:
-        For each measurement its timing (of the slowest rank in each sample), or the error that stopped it.
+    Yields:
+        As soon as it is there, for each measurement its timing (of the slowest rank in each sample), or the error that
+        stopped it.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "timings.jsonl"
-        on_ranks(_measure_all, measurements[0].case.ranks, device, list(measurements), seconds, samples, out)
-        found = [json.loads(line) for line in out.read_text().splitlines()]
-    return [
-        (measurement, result if isinstance(result, str) else Timing(**result))
-        for measurement, result in zip(measurements, found, strict=True)
-    ]
+        out.touch()
+        count = 0
+        ranks = measurements[0].case.ranks
+        with closing(on_ranks(_measure_all, ranks, device, list(measurements), seconds, samples, out)) as turns:
+            for _ in turns:
+                lines = out.read_text().split("\n")[:-1]  # what follows the last newline is still being written
+                for measurement, line in zip(measurements[count : len(lines)], lines[count:], strict=True):
+                    result = json.loads(line)
+                    yield measurement, result if isinstance(result, str) else Timing(**result)
+                count = len(lines)
 
 
 def _measure_all(

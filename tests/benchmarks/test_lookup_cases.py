@@ -11,7 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.lookup.cases import FORWARD, SHARDINGS, TRAIN, Case, index_sets, measurements, preset, zipf_indices
+from benchmarks.lookup.cases import (
+    FORWARD,
+    SHARDINGS,
+    TRAIN,
+    Case,
+    evenly,
+    index_sets,
+    measurements,
+    preset,
+    zipf_indices,
+)
 from benchmarks.lookup.machine import copy_bandwidth, describe, gather_bandwidth
 from benchmarks.lookup.runner import required_bytes
 
@@ -84,6 +94,25 @@ def test_a_preset_changes_one_factor_at_a_time(name: str, device: str) -> None:
             values = [float(one.x) for one in found if one.sweep == factor]
             assert (min(values), max(values)) == (low, high)
     assert not [one for one in measurements(chosen, device, ranks=0) if one.sharded]
+
+
+def test_a_cut_run_has_covered_all_sweeps_alike() -> None:
+    plan = list(measurements(preset("full", "cpu", threads=4, ranks=2), "cpu", ranks=2))
+    order = evenly(plan)
+    assert len(order) == len(plan)
+    assert set(order) == set(plan)
+    for sweep, values in {
+        "rows": [1e5, 1e8, 3e6, 3e5, 1e7, 1e6, 3e7],
+        "width": [32, 512, 128, 64, 256],
+        "dtype": ["fp32", "int8", "fp16"],
+    }.items():
+        assert list(dict.fromkeys(one.x for one in order if one.sweep == sweep)) == values
+    seen: dict[str, set[str | float]] = {one.sweep: set() for one in plan}
+    of_sweep = {sweep: len({one.x for one in plan if one.sweep == sweep}) for sweep in seen}
+    for one in order:  # before the third value of any sweep, each has its first two
+        if one.x not in seen[one.sweep] and len(seen[one.sweep]) == 2:
+            assert all(len(found) >= min(2, of_sweep[sweep]) for sweep, found in seen.items())
+        seen[one.sweep].add(one.x)
 
 
 def test_an_unknown_preset_is_refused() -> None:

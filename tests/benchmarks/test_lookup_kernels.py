@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -136,7 +138,7 @@ def _sharded_outputs(device: torch.device, case: Case, folder: Path) -> None:
 
 def test_sharded_outputs_equal_the_reference_for_every_sharding(tmp_path: Path) -> None:
     case = replace(CASE, ranks=2)
-    on_ranks(_sharded_outputs, 2, CPU, case, tmp_path)
+    list(on_ranks(_sharded_outputs, 2, CPU, case, tmp_path))
     expected = gather_sum(case, random_tables(case, CPU), index_sets(case, 1)[0])
     for sharding in SHARDINGS:
         ranks = [torch.load(tmp_path / f"{sharding}-{rank}.pt", weights_only=True) for rank in range(2)]
@@ -147,8 +149,20 @@ def test_sharded_outputs_equal_the_reference_for_every_sharding(tmp_path: Path) 
 
 def test_bags_must_divide_over_ranks() -> None:
     with pytest.raises(Exception, match="25 bags does not divide over 2 ranks"):
-        on_ranks(_odd_batch, 2, CPU, replace(CASE, ranks=2, batch=25))
+        list(on_ranks(_odd_batch, 2, CPU, replace(CASE, ranks=2, batch=25)))
 
 
 def _odd_batch(device: torch.device, case: Case) -> None:
     ShardedKernel("row_wise", case, device)
+
+
+def test_ranks_end_when_nobody_waits_for_them_any_more() -> None:
+    turns = on_ranks(_forever, 2, CPU)
+    next(turns)
+    assert len(active_children()) == 2
+    turns.close()
+    assert active_children() == []
+
+
+def _forever(device: torch.device) -> None:
+    time.sleep(3600)

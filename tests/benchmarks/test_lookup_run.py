@@ -6,6 +6,9 @@ import copy
 import json
 import math
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,60 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(out: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((out / "lookup.json").read_text())
     return loaded
+
+
+def small(folder: Path, *more: str) -> list[str]:
+    """The smallest run, without sharded cases."""
+    return ["--device", "cpu", "--preset", "smoke", "--threads", "1", "--ranks", "0", "--out", str(folder), *more]
+
+
+def test_a_killed_run_keeps_its_figures_and_goes_on(tmp_path: Path, result: dict[str, Any]) -> None:
+    path = tmp_path / "lookup.json"
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.lookup", *small(tmp_path)]) as process:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and process.poll() is None:
+            if path.exists() and len(json.loads(path.read_text())["rows"]) >= 3:
+                break
+            time.sleep(0.01)
+        process.kill()
+    killed = json.loads(path.read_text())
+    assert 3 <= len(killed["rows"]) < 64
+    assert sum(killed["missing"].values()) == 64 - len(killed["rows"])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="incomplete run"):  # it would be lost
+        main(small(tmp_path))
+    with pytest.raises(ValueError, match="same preset and machine, but preset: smoke -> quick"):
+        main([*small(tmp_path, "--resume"), "--preset", "quick"])
+    path.write_text(json.dumps(killed | {"machine": killed["machine"] | {"cores": 1024}}))
+    with pytest.raises(ValueError, match="but cores: 1024 -> "):
+        main(small(tmp_path, "--resume"))
+    path.write_bytes(before)
+
+    assert main(small(tmp_path, "--resume", "--minutes", "0")) == 0
+    cut = json.loads(path.read_text())
+    assert cut["rows"] == killed["rows"]
+    assert f"{sum(cut['missing'].values())} figures are missing" in (tmp_path / "lookup.html").read_text()
+
+    assert main(small(tmp_path, "--resume")) == 0
+    whole = json.loads(path.read_text())
+    assert whole["missing"] == {}
+    assert [row for row in whole["rows"] if row in killed["rows"]] == killed["rows"]
+
+    def places(rows: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+        return [(row["sweep"], row["x"], row["kernel"], row["mode"]) for row in rows]
+
+    assert places(whole["rows"]) == places([row for row in result["rows"] if row["sweep"] != "sharding"])
+    assert "Incomplete" not in (tmp_path / "lookup.html").read_text()
+    assert whole["seconds"] > killed["seconds"]
+
+
+def test_a_run_stops_when_its_minutes_are_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(small(tmp_path, "--minutes", "1e-6")) == 0
+    cut = json.loads((tmp_path / "lookup.json").read_text())
+    assert len(cut["rows"]) <= 7  # the first figure, in all sweeps that have it
+    missing = 64 - len(cut["rows"])
+    assert f"{missing} missing" in capsys.readouterr().out
+    assert f"{missing} figures are missing" in (tmp_path / "lookup.html").read_text()
 
 
 def scaled(result: dict[str, Any], factor: float) -> dict[str, Any]:
@@ -114,8 +171,7 @@ def test_a_slowdown_within_the_spread_passes() -> None:
 def test_the_command_exits_1_against_a_faster_run(out: Path, result: dict[str, Any], tmp_path: Path) -> None:
     old = tmp_path / "old.json"
     old.write_text(json.dumps(scaled(result, 1e-3)))
-    options = ["--device", "cpu", "--preset", "smoke", "--threads", "1", "--ranks", "0", "--out", str(tmp_path)]
-    assert main([*options, "--compare", str(old)]) == 1
+    assert main(small(tmp_path, "--compare", str(old))) == 1
 
 
 def test_what_is_gone_and_another_machine_are_named(result: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
