@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -284,7 +285,7 @@ class Checkpoints:
 
     def _check_same_run(self, artifact: Artifact) -> None:
         before, now = (
-            decisive_settings(artifact.manifest.config, self._decisive),
+            decisive_settings(_in_todays_terms(artifact.manifest.config), self._decisive),
             decisive_settings(self._config.model_dump(mode="json"), self._decisive),
         )
         changed = [
@@ -339,6 +340,14 @@ def decisive_settings(config: Mapping[str, Any], sections: Sequence[str] = DECIS
     tree = {section: config[section] for section in sections if section in config}
     tree["training"] = {key: value for key, value in config["training"].items() if key in DECISIVE_TRAINING}
     return {key: value for key, value in _flat(tree) if key not in ("loss.chunk_rows", "loss.kernel")}
+
+
+def _in_todays_terms(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that came in since they were written, with the values that stand for what was done before."""
+    try:
+        return Config.model_validate(config).model_dump(mode="json")
+    except ValidationError:  # a setting has gone since: compared as they stand, which names it
+        return config
 
 
 def _flat(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:

@@ -132,6 +132,16 @@ def test_how_long_to_train_and_how_to_compute_may_change(root: Path) -> None:
     assert names(root)[-1] == "step-00000004"
 
 
+def test_a_run_from_before_a_setting_existed_is_continued(root: Path) -> None:
+    config = trained(root, 2)
+    manifest = latest_checkpoint(config.model_dir("checkpoints")) / "manifest.json"
+    tree = json.loads(manifest.read_text())
+    del tree["config"]["loss"]["semantic"]
+    manifest.write_text(json.dumps(tree))
+    assert trained(root, 4) is not None
+    assert sorted(losses_of(config)) == [1, 2, 3, 4]
+
+
 def test_a_run_on_other_data_is_not_continued(root: Path) -> None:
     config = trained(root, 2)
     shutil.copytree(root / "dataset", root / "changed")
