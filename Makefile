@@ -4,6 +4,7 @@
 PYTHON ?= python3.11
 DEVICE ?= cpu
 RANKS ?= 2
+TEST_WORKERS ?= 2
 VENV ?= .venv
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
@@ -35,7 +36,7 @@ demo: $(INSTALLED)
 	mtmh evaluate demo
 
 test: $(INSTALLED) lint types
-	python -m pytest
+	python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 lint: $(INSTALLED)
 	ruff check .
