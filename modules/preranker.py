@@ -45,7 +45,11 @@ class UserTower(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], len(prior) * (dim + 1)))
+        last = nn.Linear(widths[-1], len(prior) * (dim + 1))
+        with torch.no_grad():  # the engagement's query begins as the mix alone
+            last.weight[:dim].zero_()
+            last.bias[:dim].zero_()
+        self.mlp = nn.Sequential(*layers, last)
         # Of history and trigger, by query: what is engaged with next is like them, what is liked need not be.
         self.mix = nn.Parameter(torch.tensor([[1.0, 1.0], *[[0.0, 0.0]] * (len(prior) - 1)]))
         self.dim = dim
@@ -130,7 +134,13 @@ class Preranker(nn.Module):
         for width_in, width_out in pairwise(widths):
             layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         # Without a bias: what all items have in common changes no ranking, and the engagement's loss does not see it.
-        self.item_mlp = nn.Sequential(*layers, nn.Linear(widths[-1], dim + len(prior), bias=False))
+        last = nn.Linear(widths[-1], dim + len(prior), bias=False)
+        # The direction begins as a projection of embeddings and further inputs, whose likeness it keeps; what the MLP
+        # adds begins at zero. From a random MLP, whose outputs are all alike, training would take long to come back.
+        with torch.no_grad():
+            last.weight[:dim].zero_()
+        self.item_mlp = nn.Sequential(*layers, last)
+        self.project = nn.Linear(sparse_nn.out_dim + extra_dim, dim, bias=False)
         self.user_tower = UserTower(dim, hidden, temperature, prior)
         self.dim = dim
 
@@ -147,7 +157,8 @@ class Preranker(nn.Module):
         """
         pooled = self.sparse_nn(sparse).to(dense.dtype)
         vectors = self.item_mlp(torch.cat([pooled, self.dense_nn(dense), extra], dim=1))
-        return torch.cat([functional.normalize(vectors[:, : self.dim], dim=1), vectors[:, self.dim :]], dim=1)
+        direction = self.project(torch.cat([pooled, extra], dim=1)) + vectors[:, : self.dim]
+        return torch.cat([functional.normalize(direction, dim=1), vectors[:, self.dim :]], dim=1)
 
 
 def task_probability(logits: Tensor, label: int | None) -> Tensor:

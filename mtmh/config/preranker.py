@@ -33,8 +33,9 @@ class PrerankerTrainingConfig(TrainingConfig):
 
     batch_size: Positive = 1536
     epochs: Positive = 4
-    learning_rate: Annotated[float, Field(gt=0.0)] = 0.5
-    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.02
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
+    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.005
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
 
 
 class PrerankerConfig(Settings):

@@ -18,6 +18,7 @@ def test_queries_are_the_mix_of_history_and_trigger_plus_what_is_learned() -> No
     tower = UserTower(dim=4, hidden=[6], temperature=0.2, prior=[-3.0, 0.5]).double()
     with torch.no_grad():
         tower.mix.copy_(torch.tensor([[1.5, 0.5], [0.2, -1.0]]))
+        torch.nn.init.normal_(tower.mlp[-1].weight)
     directions = unit(np.random.default_rng(0).normal(size=(7, 4)))
     histories, triggers = [[0, 1, 5], [3], [2, 2, 6, 4]], [5, 3, 0]
     queries, biases = tower(
@@ -46,9 +47,11 @@ def test_item_vectors_are_a_unit_direction_and_a_bias_for_each_query() -> None:
     model = Preranker(sparse_nn, DenseNN(2, [4], 4), 3, [8], dim=5, temperature=0.1, prior=[-3.0, -1.0])
     ids = KeyedJaggedTensor(keys=["item_id"], values=torch.tensor([1, 2, 3]), lengths=torch.tensor([1, 1, 1]))
     dense, extra = torch.randn(3, 2), torch.randn(3, 3)
+    torch.nn.init.normal_(model.item_mlp[-1].weight)
     vectors = model(ids, dense, extra)
     inputs = torch.cat([sparse_nn(ids), model.dense_nn(dense), extra], dim=1).double()
     plain = model.item_mlp.double()(inputs).detach().numpy()
+    plain[:, :5] += model.project.double()(inputs[:, [*range(8), 12, 13, 14]]).detach().numpy()
     expected = np.concatenate([unit(plain[:, :5]), plain[:, 5:]], axis=1)
     np.testing.assert_allclose(vectors.detach(), expected, rtol=1e-4, atol=1e-6)
 
