@@ -117,7 +117,7 @@ class Scorer:
         num_queries, num_candidates = queries.shape[1], items.shape[1]
         whole = num_items <= _WHOLE_CATALOGUE * num_candidates and len(items) > 1
         floats = num_items * num_queries if whole else num_candidates * max(dim, num_queries)
-        catalogue = torch.from_numpy(np.ascontiguousarray(self.vectors)) if whole else torch.empty(0)
+        catalogue = torch.from_numpy(np.array(self.vectors)) if whole else torch.empty(0)
         block = max(1, _BLOCK_FLOATS // max(1, floats))
         for start in range(0, len(items), block):
             rows = slice(start, start + block)
