@@ -52,13 +52,14 @@ def test_movielens(tmp_path: Path) -> None:
     artifact = run(tmp_path, "movielens", popularity_features=False)
     assert artifact.summary["dropped_events"] == {"low_rating": 1, "no_rating": 1, "unknown_item": 1}
     items = items_of(artifact)
-    assert items[10] | {"train_count": 0} == {
+    assert items[10] == {
         "item_id": 10,
         "text": "Matrix, The",
         "image": None,
         "topic_l1": "Action",
         "topic_l2": "Action|Sci-Fi",
-        "train_count": 0,
+        "train_count": 2,
+        "first_seen": 100,
     }
     assert (items[30]["topic_l1"], items[30]["topic_l2"], items[30]["text"]) == (None, None, "No Year")
     assert (items[40]["text"], items[40]["topic_l1"], items[40]["topic_l2"]) == ("Up", "Comedy", "Animation|Comedy")

@@ -159,7 +159,9 @@ def naive_user(history: Sequence[int], quotas: Sequence[int], allowed: Sequence[
                 similarity = float(VECTORS[head][trigger] @ VECTORS[head][item])
                 if item not in best or similarity > best[item][0]:
                     best[item] = (similarity, trigger)
-        pools.append(sorted(((score, item, trigger) for item, (score, trigger) in best.items()), reverse=True))
+        # Two triggers that bring each other tie; the one that comes first in the history is asked first.
+        places = [(score, item, trigger) for item, (score, trigger) in best.items()]
+        pools.append(sorted(places, key=lambda place: (-place[0], history.index(place[2]))))
     taken: dict[int, tuple[str, int]] = {}
     for full in (False, True):
         for head, pool, quota in zip(HEADS, pools, quotas, strict=True):
@@ -189,7 +191,8 @@ def test_a_users_list_is_the_quota_merge_of_the_pools(
         [f"i{item}" for item in history], k=k, k_trigger=60, num_probes=30, k_ann=300, shares=shares, filters=filters
     )
     allowed = naive_allowed(filters, history)
-    expected = naive_user(sorted(set(history)), head_quotas(named_shares(shares, HEADS), k), allowed, 60)
+    latest_first = list(dict.fromkeys(reversed(history)))
+    expected = naive_user(latest_first, head_quotas(named_shares(shares, HEADS), k), allowed, 60)
     assert [(answer.item, answer.head, answer.trigger) for answer in found] == [
         (f"i{item}", head, f"i{trigger}") for item, head, trigger in expected
     ]
