@@ -15,7 +15,7 @@ from mtmh.serving.stacked_vectors import StackedVectors
 Scores = npt.NDArray[np.float32]
 Found = tuple[Scores, npt.NDArray[np.int64]]
 
-_SCANNED_ITEMS = 16_384  # up to so many allowed items, comparing all of them costs less than the index
+SCANNED_ITEMS = 16_384  # up to so many allowed items, comparing all of them costs less than the index
 _MORE_PROBES = 8
 _COMPARED = 16_777_216  # scores of added items at a time: bounds memory
 
@@ -62,7 +62,7 @@ class HeadSearch:
             num_allowed = int(np.count_nonzero(allowed))
             if num_allowed == num_items:
                 allowed = None
-            elif num_allowed <= _SCANNED_ITEMS:
+            elif num_allowed <= SCANNED_ITEMS:
                 places = np.flatnonzero(allowed)
                 return _padded(_nearest(queries, self.vectors.base[places], places, k), k)
             else:

@@ -100,7 +100,7 @@ many = settings(deadline=None, max_examples=60, suppress_health_check=[HealthChe
 def test_k_allowed_answers_whenever_there_are_k(
     monkeypatch: pytest.MonkeyPatch, scanned: int, filters: Filters, trigger: int, k: int, num_probes: int
 ) -> None:
-    monkeypatch.setattr(head_search, "_SCANNED_ITEMS", scanned)
+    monkeypatch.setattr(head_search, "SCANNED_ITEMS", scanned)
     allowed = naive_allowed(filters)
     found = items_of(
         RETRIEVER.retrieve([f"i{trigger}"], k=k, k_ann=max(k, 20), num_probes=num_probes, filters=filters)[0]
@@ -115,7 +115,7 @@ def test_k_allowed_answers_whenever_there_are_k(
 def test_with_all_clusters_probed_a_head_answers_as_exact_search_does(
     monkeypatch: pytest.MonkeyPatch, scanned: int, filters: Filters, trigger: int, k: int, head: str
 ) -> None:
-    monkeypatch.setattr(head_search, "_SCANNED_ITEMS", scanned)
+    monkeypatch.setattr(head_search, "SCANNED_ITEMS", scanned)
     found = RETRIEVER.retrieve([f"i{trigger}"], k=k, num_probes=30, filters=filters, shares={head: 1.0})[0]
     assert items_of(found) == naive_list(head, trigger, naive_allowed(filters), k)
     assert {answer.head for answer in found} <= {head}
