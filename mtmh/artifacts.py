@@ -38,6 +38,10 @@ FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
 
+class DamagedArtifactError(ValueError):
+    """Files are missing, truncated or altered; an artifact of another kind, format or schema is not damaged."""
+
+
 class FileRecord(BaseModel):
     """Size and SHA-256 of one data file."""
 
@@ -89,12 +93,12 @@ class Artifact:
         """Compares every file with its recorded size and SHA-256.
 
         Raises:
-            ValueError: a file is missing, truncated or altered; the message names it.
+            DamagedArtifactError: a file is missing, truncated or altered; the message names it.
         """
         for name, record in self.manifest.files.items():
             _check_size(self.path / name, record)
             if _sha256(self.path / name) != record.sha256:
-                raise ValueError(f"{self.path / name}: altered since it was written (SHA-256 differs)")
+                raise DamagedArtifactError(f"{self.path / name}: altered since it was written (SHA-256 differs)")
 
 
 class ArtifactWriter:
@@ -170,23 +174,17 @@ def open_artifact(path: Path, kind: Kind) -> Artifact:
     """Opens an artifact and checks its manifest, and that every file is there in its recorded size.
 
     Raises:
-        ValueError: no artifact there, another kind, a newer format, or a file missing or truncated.
+        DamagedArtifactError: the manifest or a file is missing, truncated or altered.
+        ValueError: another kind, another format, or a manifest with other fields than this mtmh knows.
     """
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        raise ValueError(f"{path}: no {kind} artifact here (no {MANIFEST}); run the stage that writes it first")
-    try:
-        manifest = Manifest.model_validate_json(manifest_path.read_text())
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
-        raise ValueError(f"{manifest_path}: not a valid manifest: {field}: {first['msg']}") from None
+        raise DamagedArtifactError(
+            f"{path}: no {kind} artifact here (no {MANIFEST}); run the stage that writes it first"
+        )
+    manifest = _read_manifest(manifest_path)
     if manifest.kind != kind:
         raise ValueError(f"{path}: expected a {kind} artifact, found a {manifest.kind} artifact")
-    if manifest.format_version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {manifest.format_version}, this mtmh reads {FORMAT_VERSION}; write it anew"
-        )
     for name, record in manifest.files.items():
         _check_size(path / name, record)
     return Artifact(path, manifest)
@@ -212,12 +210,31 @@ def _canonical_json(tree: Any) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
 
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        tree = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DamagedArtifactError(f"{path}: not a valid manifest: {error}") from None
+    # Looked at before the other fields, which another format is free to name as it likes.
+    if isinstance(tree, dict) and tree.get("format_version") not in (None, FORMAT_VERSION):
+        raise ValueError(
+            f"{path.parent}: format version {tree['format_version']}, this mtmh reads {FORMAT_VERSION}; read it with "
+            f"the mtmh that wrote it, or write it anew"
+        )
+    try:
+        return Manifest.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise ValueError(f"{path}: not a manifest that this mtmh knows: {field}: {first['msg']}") from None
+
+
 def _check_size(path: Path, record: FileRecord) -> None:
     if not path.is_file():
-        raise ValueError(f"{path}: missing, although the manifest lists it")
+        raise DamagedArtifactError(f"{path}: missing, although the manifest lists it")
     size = path.stat().st_size
     if size != record.bytes:
-        raise ValueError(f"{path}: {size} bytes, the manifest says {record.bytes}")
+        raise DamagedArtifactError(f"{path}: {size} bytes, the manifest says {record.bytes}")
 
 
 def _sha256(path: Path) -> str:
@@ -231,7 +248,7 @@ def _refuse_foreign(path: Path, kind: Kind) -> None:
         return
     if not (path / MANIFEST).is_file():
         raise ValueError(f"{path}: exists and is no {kind} artifact; choose another folder or remove it")
-    found = Manifest.model_validate_json((path / MANIFEST).read_text()).kind
+    found = _read_manifest(path / MANIFEST).kind
     if found != kind:
         raise ValueError(f"{path}: holds a {found} artifact, not a {kind} artifact; choose another folder")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mtmh.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
+from mtmh.artifacts import MANIFEST, Artifact, DamagedArtifactError, open_artifact, write_artifact
 
 
 def write(path: Path, text: str = "data", kind: str = "content", **kwargs: object) -> Artifact:
@@ -76,15 +76,32 @@ with write_artifact(Path({str(tmp_path / "c")!r}), "content", config={{}}) as wr
         (lambda p: (p / "sub" / "x.bin").write_text("dat"), r"x\.bin: 3 bytes, the manifest says 4"),
         (lambda p: (p / MANIFEST).unlink(), "no content artifact here"),
         (lambda p: (p / MANIFEST).write_text("{"), "not a valid manifest"),
-        (lambda p: edit(p, format_version=99), "format version 99"),
-        (lambda p: edit(p, kind="index"), "expected a content artifact, found a index artifact"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, damage, message: str) -> None:  # type: ignore[no-untyped-def]
     write(tmp_path / "c")
     damage(tmp_path / "c")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(DamagedArtifactError, match=message):
         open_artifact(tmp_path / "c", "content")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 99, "shards": 4}, "format version 99, this mtmh reads 1"),
+        ({"shards": 4}, "not a manifest that this mtmh knows: shards"),
+        ({"kind": "index"}, "expected a content artifact, found a index artifact"),
+        ({"kind": "novelty"}, "not a manifest that this mtmh knows: kind"),
+    ],
+)
+def test_what_another_mtmh_wrote_is_refused_and_is_no_damage(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    write(tmp_path / "c")
+    edit(tmp_path / "c", **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_artifact(tmp_path / "c", "content")
+    assert not isinstance(caught.value, DamagedArtifactError)
 
 
 def edit(path: Path, **changes: object) -> None:

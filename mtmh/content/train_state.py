@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.artifacts import Artifact, DamagedArtifactError, open_artifact, write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import Dataset
 from mtmh.training.distributed import Ranks, on_first
@@ -121,7 +121,7 @@ class TrainState:
             try:
                 artifact = open_artifact(path, "checkpoint")
                 artifact.verify()
-            except ValueError as error:
+            except DamagedArtifactError as error:
                 logger.warning("DAMAGED CHECKPOINT of the content encoder skipped: %s", error)
                 continue
             self._check_same_run(artifact)

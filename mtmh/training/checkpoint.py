@@ -18,7 +18,7 @@ from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from mtmh.artifacts import Artifact, ArtifactWriter, link_folder, open_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, link_folder, open_artifact
 from mtmh.config import Config
 from mtmh.data.schema import VOCABULARY, FeatureSchema
 from mtmh.training.distributed import Ranks, on_first
@@ -53,12 +53,12 @@ def latest_checkpoint(root: Path) -> Path:
     """The newest checkpoint under ``root`` whose files all have their recorded size.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the newest whole one is of another format.
     """
     for path in _newest_first(root):
         try:
             return open_artifact(path, "checkpoint").path
-        except ValueError as error:
+        except DamagedArtifactError as error:
             logger.warning("DAMAGED CHECKPOINT skipped, trying the one before it: %s", error)
     raise ValueError(f"{root}: no complete checkpoint here; train the model first (mtmh train)")
 
@@ -140,11 +140,12 @@ class Checkpoints:
     def find(self, resume: bool) -> Path | None:
         """The checkpoint to go on from; ``None``: a fresh run.
 
-        A damaged newest one is set aside under the name ``*.damaged``, and the one before it is taken.
+        A newest one whose files are missing, truncated or altered is set aside under the name ``*.damaged``, and the
+        one before it is taken.
 
         Raises:
-            ValueError: ``resume`` is off and there are checkpoints, all are damaged, or the newest whole one is of a
-                run with other settings or data (the message names them).
+            ValueError: ``resume`` is off and there are checkpoints, all are damaged, or the newest whole one is of
+                another format, or of a run with other settings or data (the message names them).
         """
         return on_first(self._ranks, lambda: self._find(resume))
 
@@ -269,7 +270,7 @@ class Checkpoints:
             try:
                 artifact = open_artifact(path, "checkpoint")
                 artifact.verify()
-            except ValueError as error:
+            except DamagedArtifactError as error:
                 aside = path.with_name(f"{path.name}.damaged")
                 shutil.rmtree(aside, ignore_errors=True)
                 path.rename(aside)

@@ -190,6 +190,27 @@ def test_if_all_are_damaged_training_stops(root: Path) -> None:
         trained(root, 4)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2, "shards": []}, "format version 2, this mtmh reads 1"),
+        ({"shards": []}, "not a manifest that this mtmh knows: shards"),
+        ({"kind": "preranker"}, "expected a checkpoint artifact, found a preranker artifact"),
+    ],
+)
+def test_a_checkpoint_that_another_mtmh_wrote_stops_training_and_stays(
+    root: Path, changes: dict[str, Any], message: str
+) -> None:
+    config = trained(root, 4)
+    manifest = root / "tiny" / "checkpoints" / "step-00000004" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+    with pytest.raises(ValueError, match=message):
+        trained(root, 6)
+    with pytest.raises(ValueError, match=message):  # nor is the model of step 2 taken for the newest
+        latest_checkpoint(config.model_dir("checkpoints"))
+    assert names(root) == ["step-00000002", "step-00000004"]
+
+
 def test_an_index_that_asks_for_code_is_refused(root: Path) -> None:
     config = trained(root, 2)
     checkpoint = latest_checkpoint(config.model_dir("checkpoints"))
