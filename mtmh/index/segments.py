@@ -5,8 +5,8 @@
 
 A segment holds raw features, no vectors: each version embeds them with its own tower when it is opened, so that a newly
 trained version takes over all fresh items. To apply a segment: first its removals, then its items, but for those that
-the index holds by then. Applying it twice changes nothing, and neither does applying a run of changes to an index
-that has a part of them.
+the index holds by then; a removed item that the version was trained on comes back with the version's row. Applying it
+twice changes nothing, and neither does applying a run of changes to an index that has a part of them.
 """
 
 from __future__ import annotations

@@ -90,6 +90,14 @@ class Catalogue:
         changed.answerable[indices] = False
         return changed
 
+    def with_returned(self, indices: Indices) -> Catalogue:
+        """The catalogue with removed items of these indices among the answers again."""
+        changed = self._copy()
+        if self.answerable is not None:
+            changed.answerable = self.answerable.copy()
+            changed.answerable[indices] = True
+        return changed
+
     def find(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:
         """Item indices of ids, -1: not in the index; digits in a string are an id of an int64 catalogue.
 
@@ -119,6 +127,13 @@ class Catalogue:
         found = self.find(ids, role)
         if self.answerable is not None and len(found):
             found[~self.answerable[found]] = -1
+        return found
+
+    def find_trained(self, ids: Sequence[ItemId]) -> npt.NDArray[np.int64]:
+        """Indices of the rows that training made of ids, removed or not; -1: of no event of the training period."""
+        found = self._base.find(ids)
+        if len(self._base.items):
+            found[self._base.train_count[found] <= 0] = -1
         return found
 
     def indices(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:

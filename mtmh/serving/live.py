@@ -174,9 +174,15 @@ def _with_changes(state: _State, segments: Sequence[Segment]) -> _State:
         there = retriever.catalogue.find_answerable(segment.removed, "removed item") >= 0
         if there.any():
             retriever = retriever.with_removed([segment.removed[place] for place in np.flatnonzero(there)])
-        # Items that the index holds, because it was built from data that know them, keep its rows.
-        new = retriever.catalogue.find_answerable(segment.added.column(ITEM_ID).to_pylist(), "added item") < 0
-        rows = segment.added.filter(pa.array(new))
+        # Items that the index holds, because it was built from data that know them, keep its rows. So do those that
+        # were removed and come back: what training made of an item is more than its features tell.
+        ids = segment.added.column(ITEM_ID).to_pylist()
+        new = retriever.catalogue.find_answerable(ids, "added item") < 0
+        trained = retriever.catalogue.find_trained(ids)
+        back = new & (trained >= 0)
+        if back.any():
+            retriever = retriever.with_returned(trained[back])
+        rows = segment.added.filter(pa.array(new & ~back))
         if len(rows):
             vectors = _tower(state).embed(rows)
             for head, of in vectors.items():

@@ -189,6 +189,10 @@ class Retriever:
         """
         return self._changed(self.catalogue.with_removed(self.catalogue.indices(ids, "item")), self.vectors)
 
+    def with_returned(self, indices: Indices) -> Retriever:
+        """A retriever that answers with removed items of these indices again, as before they were removed."""
+        return self._changed(self.catalogue.with_returned(indices), self.vectors)
+
     def with_version(self, version: str) -> Retriever:
         """This retriever under another version name."""
         changed = self._changed(self.catalogue, self.vectors)

@@ -109,11 +109,47 @@ def test_removed_items_are_in_no_answer_until_they_are_added_again(index_dir: Pa
     with pytest.raises(UnknownItemError, match="unknown item 20"):
         live.remove([30, 20])
     assert live.retriever.num_items == 199
-    live.add([row(20, text="again")])
+    live.add([row(1, text="again"), row(20)])
     for retriever in (live.retriever, LiveIndex(index_dir).retriever):
-        assert answers(retriever, 30).count(20) == 1
-        assert retriever.describe([20])[0].text == "again"
+        assert (answers(retriever, 30).count(1), answers(retriever, 30).count(20)) == (1, 1)
+        assert retriever.describe([1])[0].text == "again"
     assert last_change(index_dir) == 3
+
+
+def test_an_item_that_comes_back_keeps_what_training_made_of_it(index_dir: Path) -> None:
+    live = LiveIndex(index_dir)
+    before = live.retriever
+    assert before.catalogue.find_trained([20])[0] >= 0
+    live.add([row(1)])
+    live.remove([20, 1])
+    live.add([row(20, text="again", price=9.9), row(1, price=9.9)])
+    live.remove([30])
+    version = copy_version(index_dir)
+    publish(version)
+    live.refresh()
+    for merged in (False, True):
+        if merged:
+            merge_segments(index_dir, last_change(index_dir))
+        for retriever in (live.retriever, LiveIndex(index_dir).retriever):
+            assert retriever.version == "000002+4"
+            assert retriever.num_items == 200
+            place = retriever.catalogue.find([20], "item")
+            assert place == before.catalogue.find([20], "item"), "the row of the version, no fresh one beside it"
+            assert retriever.describe([20]) == before.describe([20]), "what changed comes with the next data"
+            expected = {item: score for item, score in scores(before, 50).items() if item != 30}
+            found = scores(retriever, 50)
+            assert found.keys() == {1, *expected}
+            assert all(found[item] == pytest.approx(expected[item], abs=1e-6) for item in expected)
+            # Nothing was trained of item 1: its features say all, and those that came last count.
+            embedded = retriever.tower.embed(retriever.tower.features.table([row(1, price=9.9)]))
+            for head in retriever.heads:
+                np.testing.assert_array_equal(
+                    retriever.vectors[head][retriever.catalogue.find([1], "item")], embedded[head]
+                )
+
+
+def scores(retriever: Retriever, trigger: int) -> dict[int, float]:
+    return {int(one.item): one.score for one in retriever.retrieve([trigger], k=300, k_ann=400)[0]}
 
 
 @pytest.mark.parametrize(
