@@ -15,9 +15,10 @@ from torchrec.optim.keyed import CombinedOptimizer
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import Config, ModelConfig
 from mtmh.data.dataset import Dataset
-from mtmh.data.schema import FeatureSchema
+from mtmh.data.schema import ITEM_ID, FeatureSchema
 from mtmh.training.checkpoint import OPTIMIZER, STATE, training_state
 from mtmh.training.distributed import Ranks, on_first
+from mtmh.training.frequencies import FREQUENCIES, StreamingFrequencies
 from mtmh.training.optimizers import TABLE_KEY
 from mtmh.training.row_maps import num_carried, previous_rows
 from mtmh.training.sharding import local_shards
@@ -106,8 +107,8 @@ def carry_over(
     Raises:
         ValueError: a vocabulary is missing or does not fit, or the checkpoint does not hold what the model needs.
     """
-    rows_before = {f.name: f.num_rows for f in FeatureSchema.model_validate(previous.summary["features"]).id_features}
-    rows_now = {feature.name: feature.num_rows for feature in dataset.summary.features.id_features}
+    rows_before = rows_of(FeatureSchema.model_validate(previous.summary["features"]))
+    rows_now = rows_of(dataset.summary.features)
     state = training_state(model, optimizer)
     if config.training.continuation.optimizer_state == "reset":
         state = {name: value for name, value in state.items() if not name.startswith(OPTIMIZER)}
@@ -139,6 +140,36 @@ def carry_over(
             if name not in config.model.id_tables
         ],
     )
+
+
+def carry_over_frequencies(previous: Artifact, dataset: Dataset, frequencies: StreamingFrequencies) -> None:
+    """Fills fresh estimates with those of the period before, as `carry_over` fills the tables; all ranks call it.
+
+    If that run did not estimate from its batches, they stay fresh.
+
+    Args:
+        previous: the checkpoint, as `open_previous` gives it.
+        dataset: of this period.
+        frequencies: untouched.
+
+    Raises:
+        ValueError: a vocabulary is missing or does not fit, or the estimates are not of its items.
+    """
+    folder = previous.path / STATE
+    stored = stored_shapes(folder)
+    rows_before = rows_of(FeatureSchema.model_validate(previous.summary["features"]))[ITEM_ID]
+    if not any(name.startswith(f"{FREQUENCIES}.") for name in stored):
+        return
+    mover = RowMover(ITEM_ID, previous.path, dataset.artifact.path, rows_before)
+
+    def move(name: str, first: int, part: Tensor) -> None:
+        name = f"{FREQUENCIES}.{name}"
+        if stored.get(name) != (rows_before,):
+            raise ValueError(f"{folder}: {name}: expected {rows_before} estimates, found {stored.get(name, 'none')}")
+        mover(folder, name, (first,), part)
+
+    batch_size = previous.manifest.config["training"]["batch_size"]
+    frequencies.carry_over(move, int(previous.summary["step"]), int(batch_size))
 
 
 def carried_table(carried: list[CarriedRows]) -> Table:
@@ -185,6 +216,11 @@ class RowMover:
                 piece[here.to(piece.device), start - offsets[1] : stop - offsets[1]] = found[
                     :, start - columns[0] : stop - columns[0]
                 ].to(piece)
+
+
+def rows_of(schema: FeatureSchema) -> dict[str, int]:
+    """Rows of each id feature's vocabulary, row 0 (unknown) included, by name."""
+    return {feature.name: feature.num_rows for feature in schema.id_features}
 
 
 def table_of(name: str) -> str | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,7 +16,10 @@ from torch.distributed.tensor import DTensor, Shard
 
 from mtmh.config import Config
 from mtmh.data.item_table import ItemTable
+from mtmh.data.schema import ITEM_ID
 from mtmh.training.distributed import Ranks
+
+FREQUENCIES = "frequencies"  # the estimator's name among the parts of a checkpoint
 
 
 class StreamingFrequencies:
@@ -30,31 +36,36 @@ class StreamingFrequencies:
       come early would look frequent.
     * The gap that is still open counts as time without a hit: an item that ceases to come fades.
 
-    Item ``i`` lies on one rank only, in blocks of equal size in the order of the catalogue. What all ranks agree on is
-    independent of their number, bit for bit.
+    An item's place is its row in the vocabulary of ``item_id``, by which a run on the next period's data finds it. It
+    lies on one rank only, in blocks of equal size. What all ranks agree on is independent of their number, bit for bit.
 
     Args:
-        num_items: items of the catalogue.
-        num_known: items that can be hit.
+        item_rows: [I] int32, row of each item of the catalogue; 0: it has none and is never asked for. May be
+            memory-mapped.
+        num_rows: of the vocabulary, row 0 included.
         hits_per_step: pairs of a global step.
         rate: share of an estimate that one further hit replaces, in the long run.
         ranks: this process among the others.
 
     Attributes:
-        num_known: as given.
+        num_known: items that have a row.
     """
 
-    def __init__(self, num_items: int, num_known: int, hits_per_step: int, rate: float, ranks: Ranks) -> None:
+    def __init__(
+        self, item_rows: npt.NDArray[np.integer[Any]], num_rows: int, hits_per_step: int, rate: float, ranks: Ranks
+    ) -> None:
         assert 0.0 < rate <= 1.0
-        assert 0 < num_known <= num_items
-        self.num_known = num_known
-        block = -(-num_items // ranks.world_size)  # as DTensor cuts
-        self._first = min(ranks.rank * block, num_items)
-        self._num_items = num_items
+        assert num_rows > 1
+        self.num_known = num_rows - 1
+        block = -(-num_rows // ranks.world_size)  # as DTensor cuts
+        self._first = min(ranks.rank * block, num_rows)
+        self._item_rows = item_rows
+        self._num_rows = num_rows
+        self._hits_per_step = hits_per_step
         self._rate = rate
         self._most_hits = math.ceil(1.0 / rate)
-        size = min(block, num_items - self._first)
-        self._gap = torch.full((size,), num_known / hits_per_step, device=ranks.device)
+        size = min(block, num_rows - self._first)
+        self._gap = torch.full((size,), self.num_known / hits_per_step, device=ranks.device)
         self._last_step = torch.zeros(size, dtype=torch.int32, device=ranks.device)
         self._num_hits = torch.ones(size, dtype=torch.int32, device=ranks.device)  # counted up to 1 / rate
         self._mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
@@ -70,7 +81,8 @@ class StreamingFrequencies:
         Returns:
             [L] float32, above 0.
         """
-        place = items - self._first
+        rows = torch.from_numpy(self._item_rows[items.cpu().numpy()].astype(np.int64)).to(items.device)
+        place = rows - self._first
         own = ((place >= 0) & (place < len(self._gap))).nonzero().squeeze(1)
         place, count = place[own], hits[own].double()
         gap, known = self._gap[place].double(), self._num_hits[place].double()
@@ -89,15 +101,37 @@ class StreamingFrequencies:
             dist.all_reduce(expected)  # one rank has it, the others add 0
         return expected
 
+    def carry_over(self, move: Callable[[str, int, Tensor], None], num_steps: int, hits_per_step: int) -> None:
+        """Goes on from the estimates of the period before; items that it did not know keep their start.
+
+        The end of the run before is the beginning of this one: the gap that was open then stays open.
+
+        Args:
+            move: given the name of a tensor of `state`, the first row of this rank's block and zeros of its size, fills
+                in the values of the period before where the row's item had any.
+            num_steps: finished steps of the run before.
+            hits_per_step: of the run before; gaps grow and shrink with the steps.
+        """
+        before = {name: torch.zeros_like(part) for name, part in self._parts().items()}
+        for name, part in before.items():
+            move(name, self._first, part)
+        known = before["num_hits"] > 0
+        scale = hits_per_step / self._hits_per_step
+        self._gap[known] = before["gap"][known] * scale
+        self._last_step[known] = ((before["last_step"][known] - num_steps) * scale).round().int()
+        self._num_hits[known] = before["num_hits"][known].clamp(max=self._most_hits)
+
     def state(self) -> dict[str, Tensor]:
-        """The estimates as tensors over the whole catalogue, each rank with its block."""
-        parts = {"gap": self._gap, "last_step": self._last_step, "num_hits": self._num_hits}
+        """The estimates as tensors over all rows, each rank with its block."""
         return {
             name: DTensor.from_local(
-                part, self._mesh, [Shard(0)], run_check=False, shape=torch.Size([self._num_items]), stride=(1,)
+                part, self._mesh, [Shard(0)], run_check=False, shape=torch.Size([self._num_rows]), stride=(1,)
             )
-            for name, part in parts.items()
+            for name, part in self._parts().items()
         }
+
+    def _parts(self) -> dict[str, Tensor]:
+        return {"gap": self._gap, "last_step": self._last_step, "num_hits": self._num_hits}
 
     def restored(self) -> None:
         """The tensors of `state` share memory with the estimates: nothing is left to do."""
@@ -107,7 +141,7 @@ def streaming_frequencies(config: Config, table: ItemTable, ranks: Ranks) -> Str
     """The estimator of a run, untouched; ``None`` unless ``loss.log_q`` asks for it."""
     if config.loss.log_q != "streaming":
         return None
-    num_known = int(np.count_nonzero(table.train_count))
+    (num_rows,) = (feature.num_rows for feature in table.schema.id_features if feature.name == ITEM_ID)
     return StreamingFrequencies(
-        len(table.train_count), num_known, config.training.batch_size, config.loss.log_q_rate, ranks
+        table.columns[ITEM_ID].values, num_rows, config.training.batch_size, config.loss.log_q_rate, ranks
     )

@@ -13,9 +13,9 @@ from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.training.checkpoint import Checkpoints
-from mtmh.training.continuation import carried_table, carry_over, open_previous
+from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous
 from mtmh.training.distributed import join_ranks
-from mtmh.training.frequencies import streaming_frequencies
+from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.id_tables import IdTables
 from mtmh.training.metrics import TrainingLog, quiet_libraries
 from mtmh.training.model import build_model
@@ -63,10 +63,12 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         frequencies = streaming_frequencies(config, dataset.item_table, ranks)
         sharded, plan = shard(TrainTask(model, config.loss, config.seed, frequencies), config, ranks)
         if frequencies is not None:
-            checkpoints.add("frequencies", frequencies)
+            checkpoints.add(FREQUENCIES, frequencies)
         optimizer = build_optimizer(sharded, config.training)
         step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
         carried = carry_over(previous, dataset, config, sharded, optimizer, ranks) if previous and not step else []
+        if frequencies is not None and previous and not step:
+            carry_over_frequencies(previous, dataset, frequencies)
         id_tables = IdTables(sharded)
 
         pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)

@@ -23,8 +23,9 @@ from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.schema import vocabulary_file
 from mtmh.training.checkpoint import STATE, latest_checkpoint, training_state
-from mtmh.training.continuation import CarriedRows, carry_over, open_previous
+from mtmh.training.continuation import CarriedRows, carry_over, carry_over_frequencies, open_previous
 from mtmh.training.distributed import join_ranks
+from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.model import build_model
 from mtmh.training.optimizers import build_optimizer
 from mtmh.training.sharding import shard
@@ -78,6 +79,35 @@ def fresh_and_carried(rank: int, world_size: int, root: Path, plan: str) -> list
     return carried
 
 
+def streaming(root: Path, name: str, **training: Any) -> Config:
+    """A run that estimates log-q from its batches."""
+    config = config_of(root, name=name, **training)
+    loss = config.loss.model_copy(update={"log_q": "streaming", "log_q_rate": 0.3})
+    return config.model_copy(update={"loss": loss})
+
+
+def carry_estimates(rank: int, world_size: int, root: Path, batch_size: int) -> None:
+    """Writes the estimates that the second period begins with."""
+    config = streaming(root / "two", "tiny", batch_size=batch_size)
+    dataset = open_dataset(config.dataset_dir)
+    if world_size > 1:
+        store = dist.FileStore(str(root / f"store-estimates-{batch_size}"), world_size)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    with join_ranks("cpu") as ranks:
+        frequencies = streaming_frequencies(config, dataset.item_table, ranks)
+        assert frequencies is not None
+        previous = open_previous(estimates_of(root), config, dataset.summary.features)
+        carry_over_frequencies(previous, dataset, frequencies)
+        parts = {f"{FREQUENCIES}.{name}": value for name, value in frequencies.state().items()}
+        write_state(parts, root / f"estimates-{batch_size}-{world_size}")
+    if world_size > 1:
+        dist.destroy_process_group()
+
+
+def estimates_of(root: Path) -> Path:
+    return latest_checkpoint(streaming(root / "one", "streaming").model_dir("checkpoints"))
+
+
 def checkpoint_of(root: Path, plan: str = "rows") -> Path:
     return latest_checkpoint(config_of(root / "one", plan, plan).model_dir("checkpoints"))
 
@@ -89,6 +119,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_period(root / "two", range(20, 90), seed=2)
     for plan in PLANS:
         train(config_of(root / "one", plan, plan))
+    train(streaming(root / "one", "streaming"))
     return root
 
 
@@ -138,6 +169,53 @@ def test_two_ranks_carry_over_the_same(root: Path, plan: str) -> None:
     one, two = (read_whole(root / f"carried-{plan}-{ranks}") for ranks in (1, 2))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("batch_size", [48, 24])
+def test_estimates_of_known_items_go_on(root: Path, batch_size: int, world_size: int) -> None:
+    if world_size == 1:
+        carry_estimates(0, 1, root, batch_size)
+    else:
+        mp.spawn(carry_estimates, (2, root, batch_size), nprocs=2)
+    before = state_of(estimates_of(root))
+    after = read_whole(root / f"estimates-{batch_size}-{world_size}")
+    longer = 48 // batch_size  # gaps, in steps of fewer pairs
+    old_rows = rows_of(estimates_of(root), "item_id")
+    new_rows = rows_of(root / "two" / "dataset", "item_id")
+    both = old_rows.keys() & new_rows.keys()
+    assert [old_rows[value] for value in both] != [new_rows[value] for value in both]
+    fresh = {"gap": len(new_rows) / batch_size, "last_step": 0.0, "num_hits": 1.0}
+    gaps = set()
+    for value, row in new_rows.items():
+        found = {name: float(after[f"{FREQUENCIES}.{name}"][row]) for name in fresh}
+        if value in both:
+            old = {name: float(before[f"{FREQUENCIES}.{name}"][old_rows[value]]) for name in fresh}
+            expected = {
+                "gap": longer * old["gap"],
+                "last_step": longer * (old["last_step"] - 4),
+                "num_hits": old["num_hits"],
+            }
+            gaps.add(expected["gap"])
+            assert found == expected
+        else:
+            assert found == pytest.approx(fresh)
+    assert new_rows.keys() - both
+    assert len(gaps) > 5
+
+
+def test_a_continued_run_begins_with_the_estimates_and_resumes_with_its_own(root: Path) -> None:
+    whole = state_of(train(streaming(root / "two", "whole-streaming"), continue_from=estimates_of(root)))
+    train(streaming(root / "two", "parts-streaming", max_steps=2), continue_from=estimates_of(root))
+    parts = state_of(train(streaming(root / "two", "parts-streaming"), continue_from=estimates_of(root)))
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
+    # The run before counted: it has no estimates, so these are of four steps alone.
+    alone = state_of(train(streaming(root / "two", "from-counts"), continue_from=checkpoint_of(root)))
+    last, hits = f"{FREQUENCIES}.last_step", f"{FREQUENCIES}.num_hits"
+    assert alone[last].min() == 0
+    assert whole[last].min() < 0
+    assert torch.equal(alone[last][alone[last] > 0], whole[last][whole[last] > 0]), "the same batches"
+    assert whole[hits].sum() > alone[hits].sum()
 
 
 def test_sums_can_be_reset(root: Path) -> None:

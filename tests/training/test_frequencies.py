@@ -16,6 +16,7 @@ from mtmh.training.frequencies import StreamingFrequencies
 NUM_ITEMS, HITS = 120, 60  # of the catalogue; of a step
 ZIPF = 1.0 / np.arange(1, NUM_ITEMS + 1)
 SHARES = ZIPF / ZIPF.sum()
+ROWS = np.arange(1, NUM_ITEMS + 1)  # in the vocabulary
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def observe_all(frequencies: StreamingFrequencies, steps: Iterator[Tensor], firs
 
 @pytest.mark.parametrize("rate", [1.0, 0.2, 0.02])
 def test_equals_a_loop_over_items_in_float64(ranks: Ranks, rate: float) -> None:
-    frequencies = StreamingFrequencies(NUM_ITEMS, NUM_ITEMS, HITS, rate, ranks)
+    frequencies = StreamingFrequencies(ROWS, NUM_ITEMS + 1, HITS, rate, ranks)
     rng = np.random.default_rng(1)
     state = dict.fromkeys(range(NUM_ITEMS), (NUM_ITEMS / HITS, 0, 1))  # gap, last step, hits
     for step, hits in enumerate(stream(SHARES, 60), start=1):
@@ -59,17 +60,17 @@ def test_equals_a_loop_over_items_in_float64(ranks: Ranks, rate: float) -> None:
 
 def test_few_hits_are_a_plain_mean(ranks: Ranks) -> None:
     """Time over hits, the prior's included, however the hits fall."""
-    frequencies = StreamingFrequencies(2, 2, 1, 0.01, ranks)
+    frequencies = StreamingFrequencies(ROWS[:2], 3, 1, 0.01, ranks)
     for step, hits in ((3, [1, 0]), (4, [2, 0]), (11, [1, 0]), (20, [0, 0])):
         found = frequencies.observe(step, torch.arange(2), torch.tensor(hits))
     torch.testing.assert_close(found, torch.tensor([5.0 / (2 + 20), 1.0 / (2 + 20)]))
-    assert frequencies.state()["gap"].full_tensor()[0] == pytest.approx((2 + 11) / 5)  # type: ignore[attr-defined]
+    assert frequencies.state()["gap"].full_tensor()[ROWS[0]] == pytest.approx((2 + 11) / 5)  # type: ignore[attr-defined]
 
 
 def test_converges_to_the_true_frequencies(ranks: Ranks) -> None:
     """Of items that come several times a step and of items that come every sixth step."""
     truth = torch.from_numpy(SHARES * HITS)
-    found = observe_all(StreamingFrequencies(NUM_ITEMS, NUM_ITEMS, HITS, 0.005, ranks), stream(SHARES, 3000))
+    found = observe_all(StreamingFrequencies(ROWS, NUM_ITEMS + 1, HITS, 0.005, ranks), stream(SHARES, 3000))
     ratio = found / truth
     assert 0.97 < ratio.mean() < 1.03
     assert ratio.std() < 0.08
@@ -82,7 +83,7 @@ def test_follows_a_change_of_the_distribution(ranks: Ranks) -> None:
     before, after = SHARES.copy(), SHARES[::-1].copy()
     after[:30] = 0.0
     after /= after.sum()
-    frequencies = StreamingFrequencies(NUM_ITEMS, NUM_ITEMS, HITS, 0.05, ranks)
+    frequencies = StreamingFrequencies(ROWS, NUM_ITEMS + 1, HITS, 0.05, ranks)
     observe_all(frequencies, stream(before, 600))
     found = observe_all(frequencies, stream(after, 600, seed=1), first_step=601)
     ratio = found[30:] / torch.from_numpy(after[30:] * HITS)
@@ -92,6 +93,6 @@ def test_follows_a_change_of_the_distribution(ranks: Ranks) -> None:
 
 
 def test_an_early_hit_does_not_make_an_item_frequent(ranks: Ranks) -> None:
-    frequencies = StreamingFrequencies(1000, 1000, 10, 0.02, ranks)
+    frequencies = StreamingFrequencies(np.arange(1, 1001), 1001, 10, 0.02, ranks)
     found = frequencies.observe(1, torch.tensor([7]), torch.tensor([1]))
     assert float(found) == pytest.approx(2 / (100 + 1))
