@@ -96,7 +96,7 @@ def test_a_job_that_crashes_has_failed_and_says_where_its_log_is(folder: Path) -
 
 
 def test_ctrl_c_cancels_the_job(folder: Path) -> None:
-    job = start(folder, "--set", "training.max_steps=100000")
+    job = start(folder, "--set", "training.max_steps=1000000", "--set", "training.epochs=100000")
     deadline = time.monotonic() + PATIENCE
     while not (running := in_queue("RUNNING")):
         assert time.monotonic() < deadline
