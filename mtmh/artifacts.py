@@ -196,10 +196,11 @@ def link_folder(source: Path, target: Path) -> None:
     Files of artifacts never change, so that sharing them is safe. A source that is not there leaves nothing.
     """
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link)
+        shutil.copytree(source, target, copy_function=link_file)
 
 
-def _link(source: str, target: str) -> None:
+def link_file(source: str | Path, target: str | Path) -> None:
+    """Puts a file of one artifact into another, as `link_folder` does."""
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links

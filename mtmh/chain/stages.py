@@ -64,7 +64,7 @@ class Finding:
 def stages_of(config: Config) -> list[Stage]:
     """The stages that a recipe needs, each after those it reads from."""
     with_content: dict[str, StageName] = {"content": "content_embed"} if config.needs_content else {}
-    learned = config.retrieval.preranker == "learned"
+    learned = config.retrieval.needs_preranker
     preranker: dict[str, StageName] = {"preranker": "train_preranker"} if learned else {}
     return [
         Stage("prepare", "dataset", lambda c: [c.dataset_dir], settings=("data", "seed"), files=_raw_data),
@@ -82,15 +82,15 @@ def stages_of(config: Config) -> list[Stage]:
             lambda c: [c.model_dir("embeddings")],
             inputs={"dataset": "prepare", "checkpoint": "train"},
         ),
+        *([_preranker(config)] if learned else []),
         Stage(
             "build_index",
             "index",
             _index_versions,
-            inputs={"dataset": "prepare", "embeddings": "embed"},
+            inputs={"dataset": "prepare", "embeddings": "embed", **preranker},
             settings=("index", "retrieval", "seed"),
             ignored=("index.min_recall", "index.keep_versions"),
         ),
-        *([_preranker(config)] if learned else []),
         Stage(
             "evaluate",
             "evaluation",

@@ -81,6 +81,11 @@ class RetrievalConfig(Settings):
         "error"  # triggers that the index does not know and that come without features
     )
 
+    @property
+    def needs_preranker(self) -> bool:
+        """Whether the model of train-preranker ranks anything."""
+        return self.preranker == "learned"
+
     @model_validator(mode="after")
     def _k_fits(self) -> Self:
         if self.k > self.k_ann:

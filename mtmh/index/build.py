@@ -14,13 +14,14 @@ import torch
 import torch.distributed as dist
 from faiss.contrib.exhaustive_search import knn_ground_truth
 
-from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, link_folder, open_artifact
 from mtmh.config import Config, IndexConfig
 from mtmh.data.dataset import open_dataset
 from mtmh.index import lists
 from mtmh.index.item_vectors import ItemVectors
 from mtmh.index.layout import (
     ITEMS,
+    PRERANKER,
     AnnRecall,
     EmbeddingsSummary,
     IndexSummary,
@@ -59,7 +60,8 @@ def build_index(config: Config, out: Path) -> Artifact:
         out: folder of the artifact, on a disk that all ranks see; the same on all.
 
     Raises:
-        ValueError: an input is missing or belongs to another dataset, or settings that do not fit the catalogue.
+        ValueError: an input is missing or belongs to another dataset or model, or settings that do not fit the
+            catalogue.
     """
     with join_ranks("cpu") as ranks:
         dataset = open_dataset(config.dataset_dir)
@@ -69,13 +71,34 @@ def build_index(config: Config, out: Path) -> Artifact:
                 f"{embeddings.path}: embeddings of another dataset than {dataset.artifact.path}; run mtmh embed again"
             )
         inputs = {"dataset": dataset.artifact, "embeddings": embeddings}
+        preranker = _open_preranker(config, inputs) if config.retrieval.needs_preranker else None
+        inputs |= {"preranker": preranker} if preranker is not None else {}
         made = EmbeddingsSummary.model_validate(embeddings.summary)
 
         def finish(folder: Path) -> dict[str, Any]:
             dataset.copy_items(DISPLAY_COLUMNS, folder / ITEMS)
+            if preranker is not None:  # its own: the recipe's is replaced when it is trained again
+                preranker.verify()
+                link_folder(preranker.path, folder / PRERANKER)
             return {"tower": write_tower(folder, config, dataset, embeddings)}
 
         return write_index(config, dataset.summary.id_type, made, embeddings.path, out, ranks, inputs, finish)
+
+
+def _open_preranker(config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
+    """The learned preranker of a recipe.
+
+    Raises:
+        ValueError: there is none, or it was trained on something else than the index is built from.
+    """
+    found = open_artifact(config.model_dir("preranker"), "preranker")
+    for name, artifact in inputs.items():
+        # Without the heads' embeddings as inputs it fits those of any model.
+        if found.manifest.inputs.get(name, artifact.manifest.digest) != artifact.manifest.digest:
+            raise ValueError(
+                f"{found.path}: of another {name} artifact than {artifact.path}; train the preranker again"
+            )
+    return found
 
 
 def write_index(

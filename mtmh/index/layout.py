@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+PRERANKER = Path("preranker")  # in an index: the learned preranker that ranks its answers, a whole artifact
 ITEMS = Path("items.parquet")  # item_id, text, topic_l1, topic_l2, train_count; row number = item index
 
 

@@ -6,14 +6,9 @@ not seen, whatever the size of the catalogue.
 
 from __future__ import annotations
 
-import io
-import json
-import logging
-import zipfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +22,7 @@ from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import Config, ModelConfig
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import ITEM_ID, FeatureSchema
+from mtmh.index.exported import export_program, load_program
 from mtmh.index.item_features import ItemFeatures, write_features
 from mtmh.index.layout import TowerFacts
 from mtmh.modules.mtmh import MTMH
@@ -37,7 +33,7 @@ from mtmh.training.state_files import read_state, stored_rows
 TOWER = Path("tower")
 PROGRAM = "tower.pt2"
 
-_DTYPES = {"int8": torch.qint8, "fp16": torch.float16}
+TABLE_TYPES = {"int8": torch.qint8, "fp16": torch.float16}
 _COMPARED_ITEMS = 1000
 _CHUNK_ITEMS = 8192
 
@@ -81,14 +77,7 @@ class Tower:
 
     @cached_property
     def _program(self) -> nn.Module:
-        _refuse_pickle(self._path)
-        logger = logging.getLogger("torch._export.serde.serialize")
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # it warns of symbols that the program does not use
-        try:
-            return torch.export.load(self._path).module()
-        finally:
-            logger.setLevel(level)
+        return load_program(self._path)
 
 
 def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Artifact) -> TowerFacts | None:
@@ -124,11 +113,8 @@ def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Arti
     trained = _Program(model, keys)
     with torch.no_grad():
         expected = trained(*inputs)
-        quantised = _Program(quantize_embeddings(model, _DTYPES[config.index.tower], inplace=True), keys)
-        sizes = ({0: torch.export.Dim.DYNAMIC}, {1: torch.export.Dim.DYNAMIC}, {0: torch.export.Dim.DYNAMIC})
-        exported = torch.export.export(quantised, inputs, dynamic_shapes=sizes, strict=False)
-        torch.export.save(exported, folder / TOWER / PROGRAM)
-        found = exported.module()(*inputs)
+        quantised = _Program(quantize_embeddings(model, TABLE_TYPES[config.index.tower], inplace=True), keys)
+        found = export_program(quantised, inputs, (0, 1, 0), folder / TOWER / PROGRAM)(*inputs)
     cosines = {head: (found[head] * expected[head]).sum(dim=1) for head in expected}
     return TowerFacts(
         tables=config.index.tower,
@@ -150,21 +136,31 @@ def unseen_tower(checkpoint: Path) -> tuple[MTMH, int]:
     """
     artifact = open_artifact(checkpoint, "checkpoint")
     schema = FeatureSchema.model_validate(artifact.summary["features"])
+    settings = ModelConfig.model_validate(artifact.manifest.config["model"])
+    hidden_rows = 0 if ITEM_ID in settings.id_tables else 1
+    settings = settings.model_copy(update={"id_tables": {}})
+    model = build_model(settings, unseen_schema(schema), torch.device("cpu"))
+    read_unseen(model, checkpoint, hidden_rows)
+    return model.eval(), hidden_rows
+
+
+def unseen_schema(schema: FeatureSchema) -> FeatureSchema:
+    """The features of a model whose table of ``item_id`` has row 0 alone."""
     small = [
         feature.model_copy(update={"num_rows": 1}) if feature.name == ITEM_ID else feature
         for feature in schema.id_features
     ]
-    settings = ModelConfig.model_validate(artifact.manifest.config["model"])
-    hidden_rows = 0 if ITEM_ID in settings.id_tables else 1
-    settings = settings.model_copy(update={"id_tables": {}})
-    model = build_model(settings, schema.model_copy(update={"id_features": small}), torch.device("cpu"))
+    return schema.model_copy(update={"id_features": small})
+
+
+def read_unseen(model: nn.Module, checkpoint: Path, hidden_rows: int) -> None:
+    """Fills a model of `unseen_schema` with the weights of a checkpoint; without ``hidden_rows`` the one row stays."""
     state = {f"{MODEL}{name}": value for name, value in model.state_dict().items()}
     (item_table,) = [name for name in state if name.endswith(f"embedding_bags.{ITEM_ID}.weight")]
     row = state.pop(item_table)
     if hidden_rows:
         row.copy_(stored_rows(checkpoint / STATE, item_table, 0, 1))
     read_state(state, checkpoint / STATE, prefixes=(), distributed=False)
-    return model.eval(), hidden_rows
 
 
 class _Program(nn.Module):
@@ -189,25 +185,3 @@ def _find_checkpoint(root: Path, digest: str) -> Path:
         except ValueError:  # damaged, or being removed: not the one
             continue
     raise ValueError(f"{root}: the checkpoint that the embeddings were made with is gone; run mtmh embed again")
-
-
-def _refuse_pickle(path: Path) -> None:
-    """torch.export.load unpickles, and runs compiled code, as an archive asks it to; a tower asks for neither.
-
-    Raises:
-        ValueError: this one does, or it is damaged.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if "/aotinductor/" in name:
-                    raise ValueError(f"{path}: {name} is compiled code; refusing to read it")
-                if name.endswith("_config.json"):
-                    entries: Any = json.loads(archive.read(name))["config"].values()
-                    plain = all(not entry["use_pickle"] and entry["tensor_meta"] is not None for entry in entries)
-                    if not plain:
-                        raise ValueError(f"{path}: {name} asks for pickled objects; refusing to read it")
-                if "/sample_inputs/" in name:
-                    torch.load(io.BytesIO(archive.read(name)), weights_only=True)
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a readable tower: {error}") from None

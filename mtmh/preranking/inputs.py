@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,23 @@ class ItemInputs:
     """Inputs of all items, memory-mapped.
 
     Attributes:
-        frozen_dim: width of the heads' embeddings side by side, 0 without.
+        heads: names of the heads whose embeddings are inputs.
+        frozen_dim: width of these side by side, 0 without.
     """
 
-    def __init__(self, dataset: Dataset, heads: list[npt.NDArray[np.float32]]) -> None:
+    def __init__(self, dataset: Dataset, heads: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Takes the embeddings [I, D] of some heads."""
         self._table = dataset.item_table
-        self._heads = heads
-        self.frozen_dim = sum(vectors.shape[1] for vectors in heads)
+        self._vectors = list(heads.values())
+        self.heads = list(heads)
+        self.frozen_dim = sum(vectors.shape[1] for vectors in self._vectors)
 
     def gather(
         self, items: npt.NDArray[np.integer[Any]], hide_id: npt.NDArray[np.bool_] | None = None
     ) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
         """Id features, float features [U, F] and frozen embeddings [U, E] of items [U]."""
         sparse, dense = self._table.gather(items, hide_id)
-        parts = [np.empty((len(items), 0), np.float32), *(np.take(vectors, items, axis=0) for vectors in self._heads)]
+        parts = [np.empty((len(items), 0), np.float32), *(np.take(vectors, items, axis=0) for vectors in self._vectors)]
         return sparse, dense, torch.from_numpy(np.concatenate(parts, axis=1))
 
 
@@ -51,7 +54,7 @@ def open_inputs(config: Config, dataset: Dataset) -> tuple[ItemInputs, dict[str,
     """
     artifacts = {"dataset": dataset.artifact}
     if not config.preranker.head_embeddings:
-        return ItemInputs(dataset, []), artifacts
+        return ItemInputs(dataset, {}), artifacts
     embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
     if embeddings.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
         raise ValueError(
@@ -59,5 +62,5 @@ def open_inputs(config: Config, dataset: Dataset) -> tuple[ItemInputs, dict[str,
         )
     made = EmbeddingsSummary.model_validate(embeddings.summary)
     shape = (dataset.num_items, made.dim)
-    heads = [open_array(embeddings.path / vectors_file(head), np.float32, shape) for head in made.heads]
+    heads = {head: open_array(embeddings.path / vectors_file(head), np.float32, shape) for head in made.heads}
     return ItemInputs(dataset, heads), artifacts | {"embeddings": embeddings}

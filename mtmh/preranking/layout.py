@@ -1,8 +1,8 @@
 """The files of a preranker artifact, and what its manifest's summary records.
 
-states.npy                [I, S] float32: every item as part of a history
-vectors.npy               [I, D] float32: every item as a candidate
+vectors.npy               [I, D + K] float32: every item
 user_tower.safetensors    weights of the user tower
+tower/                    the item tower, for items that are newer than the artifact
 """
 
 from __future__ import annotations
@@ -64,5 +64,6 @@ class PrerankerSummary(BaseModel):
     hidden: list[int]
     history_length: int
     prior: list[float]
+    heads: list[str]  # whose embeddings are inputs of an item, in this order
     tasks: list[TaskSummary]
     quality: dict[str, TaskQuality]  # by task

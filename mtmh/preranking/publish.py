@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,23 +11,25 @@ import torch
 from rich.table import Table
 from safetensors.torch import save_model
 
-from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.artifacts import Artifact, link_file, link_folder, open_artifact, write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
+from mtmh.index.tower import TOWER
 from mtmh.modules.preranker import Preranker
 from mtmh.preranking.inputs import ItemInputs, open_inputs
+from mtmh.preranking.item_tower import write_item_tower
 from mtmh.preranking.labels import Labels
 from mtmh.preranking.layout import USER_TOWER, VECTORS, PrerankerSummary, TaskQuality, TaskSummary
 from mtmh.preranking.model import load_preranker, run_config
 from mtmh.preranking.quality import measure, questions
-from mtmh.preranking.scorer import Scorer
+from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.training.checkpoint import latest_checkpoint
 
 _CHUNK_ITEMS = 8192
 
 
 def write_preranker(config: Config, out: Path) -> Artifact:
-    """Writes the preranker artifact of the newest checkpoint.
+    """Writes the preranker artifact of the newest checkpoint: all that scores items, new ones included.
 
     Args:
         config: names dataset, embeddings and the preranker's checkpoints.
@@ -53,6 +56,7 @@ def write_preranker(config: Config, out: Path) -> Artifact:
     with write_artifact(out, "preranker", config=config.model_dump(mode="json"), inputs=artifacts) as writer:
         vectors = write_items(model, inputs, dataset.num_items, writer.folder)
         save_model(model.user_tower, str(writer.folder / USER_TOWER))
+        write_item_tower(writer.folder, config, dataset, inputs, checkpoint)
         settings = config.preranker
         scorer = Scorer(vectors, model.user_tower, tasks, settings.history_length)
         writer.summary |= PrerankerSummary(
@@ -62,6 +66,7 @@ def write_preranker(config: Config, out: Path) -> Artifact:
             hidden=settings.hidden,
             history_length=settings.history_length,
             prior=checkpoint.summary["preranker"]["prior"],
+            heads=inputs.heads,
             tasks=tasks,
             quality=measure(scorer, questions(config, dataset, labels)),
         ).model_dump()
@@ -85,6 +90,30 @@ def write_items(model: Preranker, inputs: ItemInputs, num_items: int, folder: Pa
         file[start:end] = rows.numpy()
     file.flush()
     return file
+
+
+def write_rows(scorer: Scorer, source: Path, rows: npt.NDArray[np.integer[Any]], out: Path) -> Artifact:
+    """Writes the preranker artifact of other items: some of those of another one, and of those added to it since.
+
+    Args:
+        scorer: over the items of ``source``, and the added ones.
+        source: folder of the other artifact; all but the vectors is linked from there.
+        rows: [N] the items to keep, in their new order.
+        out: folder of the artifact.
+    """
+    base = open_artifact(source, "preranker")
+    with write_artifact(out, "preranker", config=base.manifest.config, inputs={"preranker": base}) as writer:
+        vectors = np.lib.format.open_memmap(
+            writer.folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(rows), scorer.vectors.shape[1])
+        )
+        for start in range(0, len(rows), _CHUNK_ITEMS):
+            part = slice(start, start + _CHUNK_ITEMS)
+            vectors[part] = scorer.vectors[rows[part]]
+        vectors.flush()
+        link_file(source / USER_TOWER, writer.folder / USER_TOWER)
+        link_folder(source / TOWER, writer.folder / TOWER)
+        writer.summary |= read_summary(base).model_copy(update={"num_items": len(rows)}).model_dump()
+    return open_artifact(out, "preranker")
 
 
 def quality_table(quality: dict[str, TaskQuality]) -> Table:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_model
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.data.arrays import open_array
+from mtmh.index.stacked_vectors import StackedVectors
 from mtmh.modules.preranker import UserTower, task_probability
+from mtmh.preranking.item_tower import ItemTower
 from mtmh.preranking.layout import USER_TOWER, VECTORS, PrerankerSummary, TaskSummary
 
 Floats = npt.NDArray[np.float32]
@@ -34,42 +37,65 @@ class Scorer:
         user_tower: for directions of width D.
         tasks: of the score.
         history_length: items of a history that count, its first ones.
+        item_tower: for newer items; None: there will be none.
+        heads: whose embeddings the item tower takes, in this order.
+
+    Attributes:
+        vectors: [I + F, D + K], the F newer items last.
+        tasks: of the score.
     """
 
-    def __init__(self, vectors: Floats, user_tower: UserTower, tasks: list[TaskSummary], history_length: int) -> None:
-        self.vectors = vectors
+    def __init__(
+        self,
+        vectors: Floats | StackedVectors,
+        user_tower: UserTower,
+        tasks: list[TaskSummary],
+        history_length: int,
+        item_tower: ItemTower | None = None,
+        heads: Sequence[str] = (),
+    ) -> None:
+        self.vectors = vectors if isinstance(vectors, StackedVectors) else StackedVectors(vectors)
         self._user_tower = user_tower.eval()
-        self._directions = vectors[:, : user_tower.dim]
         self.tasks = tasks
         self._history_length = history_length
+        self._item_tower = item_tower
+        self._heads = heads
 
     @classmethod
-    def load(cls, folder: Path, dataset_digest: str | None = None) -> Self:
+    def load(cls, folder: Path, num_items: int | None = None) -> Self:
         """Opens a preranker artifact; vectors are memory-mapped.
 
         Args:
             folder: of the artifact.
-            dataset_digest: of the dataset whose items it must know; ``None``: not checked.
+            num_items: that it must know; ``None``: not checked.
 
         Raises:
-            ValueError: no preranker artifact there, or of another dataset.
+            ValueError: no preranker artifact there, or it knows other items.
         """
-        artifact = open_artifact(folder, "preranker")
-        if dataset_digest is not None and artifact.manifest.inputs.get("dataset") != dataset_digest:
-            raise ValueError(f"{folder}: preranker of another dataset than the index; run mtmh train-preranker again")
-        made = read_summary(artifact)
+        made = read_summary(open_artifact(folder, "preranker"))
+        if num_items is not None and made.num_items != num_items:
+            raise ValueError(f"{folder}: a preranker of {made.num_items} items, the index has {num_items}")
         user_tower = UserTower(made.dim, made.hidden, made.temperature, made.prior)
         load_model(user_tower, folder / USER_TOWER)
         vectors = open_array(folder / VECTORS, np.float32, (made.num_items, made.dim + len(made.prior)))
-        return cls(vectors, user_tower, made.tasks, made.history_length)
+        return cls(vectors, user_tower, made.tasks, made.history_length, ItemTower(folder), made.heads)
 
-    def extended(self, stand_ins: Indices) -> Self:
-        """One with ``N`` more items at the end of the catalogue, each with the vector of the item ``stand_ins[n]``."""
+    def with_added(self, items: pa.Table, vectors: Mapping[str, Floats]) -> Self:
+        """One with N more items at the end of the catalogue, whose vectors the item tower makes of their features.
+
+        Args:
+            items: N rows, ``item_id`` and raw features; one that is no column counts as missing.
+            vectors: head -> [N, D] float32, of the heads of the index.
+        """
+        assert self._item_tower is not None
+        own = self._item_tower.embed(items, [vectors[head] for head in self._heads])
         return type(self)(
-            np.concatenate([self.vectors, self.vectors[stand_ins]]),
+            self.vectors.with_added(own),
             self._user_tower,
             self.tasks,
             self._history_length,
+            self._item_tower,
+            self._heads,
         )
 
     @torch.inference_mode()
@@ -88,13 +114,14 @@ class Scorer:
             raise ValueError(f"the preranker knows {len(self.vectors)} items; it was asked about a newer one")
         histories = histories[:, : self._history_length]
         there = histories >= 0
-        pooled = np.empty((len(histories), self._directions.shape[1]), np.float32)
-        block = max(1, _BLOCK_FLOATS // max(1, histories.shape[1] * self._directions.shape[1]))
+        dim = self._user_tower.dim
+        pooled = np.empty((len(histories), dim), np.float32)
+        block = max(1, _BLOCK_FLOATS // max(1, histories.shape[1] * self.vectors.shape[1]))
         for start in range(0, len(histories), block):
             part, known = histories[start : start + block], there[start : start + block, :, None]
-            sums = np.where(known, self._directions[part], np.float32(0.0)).sum(axis=1)
+            sums = np.where(known, self.vectors[part][..., :dim], np.float32(0.0)).sum(axis=1)
             pooled[start : start + block] = sums / np.maximum(known.sum(axis=1), 1)
-        own = self._directions[triggers]
+        own = self.vectors[triggers][:, :dim]
         history = np.where(np.count_nonzero(there, axis=1)[users, None] > 0, pooled[users], own)
         out: tuple[Tensor, Tensor] = self._user_tower.queries(torch.from_numpy(history), torch.from_numpy(own))
         return out
@@ -117,7 +144,7 @@ class Scorer:
         num_queries, num_candidates = queries.shape[1], items.shape[1]
         whole = num_items <= _WHOLE_CATALOGUE * num_candidates and len(items) > 1
         floats = num_items * num_queries if whole else num_candidates * max(dim, num_queries)
-        catalogue = torch.from_numpy(np.array(self.vectors)) if whole else torch.empty(0)
+        catalogue = torch.from_numpy(np.array(self.vectors[:])) if whole else torch.empty(0)
         block = max(1, _BLOCK_FLOATS // max(1, floats))
         for start in range(0, len(items), block):
             rows = slice(start, start + block)
@@ -153,4 +180,7 @@ def read_summary(artifact: Artifact) -> PrerankerSummary:
         return PrerankerSummary.model_validate(artifact.summary)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{artifact.path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        field = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{artifact.path}: {field}: {first['msg']}; mtmh train-preranker writes it anew from its checkpoint"
+        ) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mtmh.artifacts import open_artifact
+from mtmh.artifacts import link_folder, open_artifact
 from mtmh.config import Config
 from mtmh.index.build import write_index
-from mtmh.index.layout import ITEMS, EmbeddingsSummary, IndexSummary, vectors_file
+from mtmh.index.layout import ITEMS, PRERANKER, EmbeddingsSummary, IndexSummary, vectors_file
 from mtmh.index.segments import merge_segments
 from mtmh.index.tower import TOWER
 from mtmh.index.versions import new_version, publish, writing
+from mtmh.preranking.publish import write_rows
 from mtmh.serving.live import LiveIndex
+from mtmh.serving.prerankers import LearnedPreranker
+from mtmh.serving.retriever import Retriever
 from mtmh.training.distributed import join_ranks
 
 _COPIED_ROWS = 65_536
@@ -26,9 +28,9 @@ _COPIED_ROWS = 65_536
 def compact(config: Config) -> Path:
     """Builds and publishes a version of the items that may be answers now.
 
-    Vectors are taken as they are; the tower goes along. Items that come or go meanwhile are applied to the new version
-    like to any other. The changes stay on disk as one segment: a version that is built from data later takes them
-    over, and so does one that is rolled back to.
+    Vectors are taken as they are; the tower and the learned preranker go along. Items that come or go meanwhile are
+    applied to the new version like to any other. The changes stay on disk as one segment: a version that is built from
+    data later takes them over, and so does one that is rolled back to.
 
     Args:
         config: ``index`` sets clusters, storage and the gate.
@@ -38,17 +40,18 @@ def compact(config: Config) -> Path:
 
     Raises:
         BelowGateError: a head's recall is below the gate.
-        ValueError: nothing is published, a file is damaged, another version was published meanwhile, or the recipe's
-            preranker is the learned one, which goes by the items of the dataset.
+        ValueError: nothing is published, a file is damaged, another version was published meanwhile, or the recipe asks
+            for the learned preranker and the published version has none.
     """
-    if config.retrieval.preranker == "learned":
-        raise ValueError(
-            "retrieval.preranker is learned: it knows items by their place in the dataset, which a compacted index does"
-            " not keep; build the index again, or compact with --set retrieval.preranker=head-score"
-        )
     index_dir = config.model_dir("index")
     live = LiveIndex(index_dir)
     base, through, retriever = live.folder, live.change, live.retriever
+    preranker = _learned(retriever)
+    if config.retrieval.needs_preranker and preranker is None:
+        raise ValueError(
+            f"{base}: the recipe asks for the learned preranker, which this version was built without;"
+            " mtmh build-index takes it in, and all that was added and removed too"
+        )
     artifact = open_artifact(base, "index")
     before = IndexSummary.model_validate(artifact.summary)
     if through == before.segments_through:
@@ -60,7 +63,10 @@ def compact(config: Config) -> Path:
     def finish(folder: Path) -> dict[str, Any]:
         pq.write_table(catalogue.table, folder / ITEMS)
         if (base / TOWER).is_dir():
-            shutil.copytree(base / TOWER, folder / TOWER)
+            link_folder(base / TOWER, folder / TOWER)
+        if config.retrieval.needs_preranker:
+            assert preranker is not None
+            write_rows(preranker.scorer, base / PRERANKER, rows, folder / PRERANKER)
         return {"tower": before.tower, "segments_through": through}
 
     with join_ranks("cpu") as ranks, tempfile.TemporaryDirectory(dir=index_dir, prefix=".compact-") as scratch:
@@ -80,3 +86,8 @@ def compact(config: Config) -> Path:
     with writing(index_dir):
         merge_segments(index_dir, through)
     return published
+
+
+def _learned(retriever: Retriever) -> LearnedPreranker | None:
+    rankers = (retriever.preranker, retriever.sorter)
+    return next((ranker for ranker in rankers if isinstance(ranker, LearnedPreranker)), None)

@@ -8,9 +8,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.index.stacked_vectors import StackedVectors
 from mtmh.index.vector_index import VectorIndex
 from mtmh.serving.catalogue import Indices, Mask
-from mtmh.serving.stacked_vectors import StackedVectors
 
 Scores = npt.NDArray[np.float32]
 Found = tuple[Scores, npt.NDArray[np.int64]]

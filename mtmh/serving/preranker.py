@@ -12,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from mtmh.index.item_vectors import ItemVectors
+from mtmh.index.item_vectors import ItemVectors, Vectors
 from mtmh.serving.merge import shared_merge
 
 Scores = npt.NDArray[np.float32]
@@ -78,13 +79,17 @@ class Preranker(Protocol):
 
 @runtime_checkable
 class Extensible(Protocol):
-    """A preranker that holds something of every item of the built index, and can take in items added since."""
+    """A preranker that holds something of every item, and can take in items added since the index was built."""
 
-    def extended(self, stand_ins: Indices) -> Preranker:
-        """One for ``N`` more items at the end of the catalogue.
+    def with_added(
+        self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
+    ) -> Preranker:
+        """One for N more items at the end of the catalogue.
 
         Args:
-            stand_ins: [N] items of the built index that they are to be scored as.
+            items: N rows, ``item_id`` and what is known of their features.
+            added: head -> [N, D] float32 embeddings of them.
+            vectors: head -> embeddings of all items, these included.
         """
 
 
@@ -106,8 +111,11 @@ class HeadScorePreranker:
     def __init__(self, judge: tuple[str, ItemVectors] | None = None) -> None:
         self._judge = judge
 
-    def over(self, vectors: Mapping[str, ItemVectors]) -> HeadScorePreranker:
-        """The same over other vectors: head -> [I, D]."""
+    def with_added(
+        self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
+    ) -> HeadScorePreranker:
+        """As ``Extensible.with_added``."""
+        del items, added
         return self if self._judge is None else HeadScorePreranker((self._judge[0], vectors[self._judge[0]]))
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
@@ -132,17 +140,22 @@ class HistoryPreranker:
     co-engagement loss (paper, equation 1) learns as the odds of c following h.
 
     Args:
-        vectors: [I, D] float32 unit-length embeddings of the engagement head.
+        head: whose embeddings these are, by its name.
+        vectors: [I, D] float32 unit-length embeddings of that head: the engagement head, as a rule.
         temperature: small: the most similar item of the history decides; large: their mean.
     """
 
-    def __init__(self, vectors: ItemVectors, temperature: float) -> None:
+    def __init__(self, head: str, vectors: ItemVectors, temperature: float) -> None:
+        self._head = head
         self._vectors = vectors
         self._temperature = np.float32(temperature)
 
-    def over(self, vectors: ItemVectors) -> HistoryPreranker:
-        """The same over other vectors of the engagement head."""
-        return HistoryPreranker(vectors, float(self._temperature))
+    def with_added(
+        self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
+    ) -> HistoryPreranker:
+        """As ``Extensible.with_added``."""
+        del items, added
+        return HistoryPreranker(self._head, vectors[self._head], float(self._temperature))
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
         """As ``Preranker.score``; one product a user, of the history and the user's distinct candidates."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from mtmh.config import RetrievalConfig
-from mtmh.index.item_vectors import ItemVectors
-from mtmh.preranking.scorer import Indices, Scorer
+from mtmh.index.item_vectors import ItemVectors, Vectors
+from mtmh.preranking.scorer import Scorer
 from mtmh.serving.preranker import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests, Scores
 
 
@@ -27,17 +29,16 @@ class LearnedPreranker:
         """As ``Preranker.score``; histories longer than the model's are cut to their first items.
 
         Raises:
-            ValueError: an item is newer than the model, see `extended`.
+            ValueError: an item is newer than the model, see `with_added`.
         """
         return self.scorer.score(requests.histories, requests.users, requests.triggers, candidates.items)
 
-    def extended(self, stand_ins: Indices) -> LearnedPreranker:
-        """One that also knows ``N`` newer items at the end of the catalogue.
-
-        Args:
-            stand_ins: [N] items that the model knows; a newer item scores as its stand-in does.
-        """
-        return LearnedPreranker(self.scorer.extended(stand_ins))
+    def with_added(
+        self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
+    ) -> LearnedPreranker:
+        """As ``Extensible.with_added``."""
+        del vectors
+        return LearnedPreranker(self.scorer.with_added(items, added))
 
 
 def open_prerankers(
@@ -47,7 +48,6 @@ def open_prerankers(
     *,
     folder: Path,
     temperature: float,
-    dataset_digest: str | None = None,
 ) -> tuple[Preranker, Preranker]:
     """Who keeps the best of each head, and who sorts the answers of all heads and triggers.
 
@@ -57,16 +57,15 @@ def open_prerankers(
         vectors: head -> [I, D] float32 unit-length embeddings.
         folder: of the preranker artifact, which only ``learned`` needs.
         temperature: of the engagement head's loss, which only ``history`` needs.
-        dataset_digest: of the dataset whose items the index holds; ``None``: not checked.
 
     Raises:
         ValueError: the learned preranker is asked for and not there, or knows other items.
     """
     engagement = heads[0]
     if settings.preranker == "learned":
-        learned = LearnedPreranker(Scorer.load(folder, dataset_digest))
+        learned = LearnedPreranker(Scorer.load(folder, len(vectors[engagement])))
         return learned, learned
     if settings.preranker == "history":
-        history = HistoryPreranker(vectors[engagement], temperature)
+        history = HistoryPreranker(engagement, vectors[engagement], temperature)
         return history, history
     return HeadScorePreranker(), HeadScorePreranker((engagement, vectors[engagement]))

@@ -19,7 +19,8 @@ from mtmh.artifacts import open_artifact
 from mtmh.config import Config, RetrievalConfig
 from mtmh.index.item_features import Row
 from mtmh.index.item_vectors import ItemVectors
-from mtmh.index.layout import ITEMS, IndexSummary
+from mtmh.index.layout import ITEMS, PRERANKER, IndexSummary
+from mtmh.index.stacked_vectors import StackedVectors
 from mtmh.index.store import open_head
 from mtmh.index.tower import TOWER, Tower
 from mtmh.index.vector_index import ExactIndex, VectorIndex
@@ -31,15 +32,12 @@ from mtmh.serving.merge import Merged, head_quotas, head_shares, named_shares, q
 from mtmh.serving.preranker import (
     Candidates,
     Extensible,
-    HeadScorePreranker,
-    HistoryPreranker,
     Preranker,
     Requests,
     prerank,
     shared_prerank,
 )
 from mtmh.serving.prerankers import open_prerankers
-from mtmh.serving.stacked_vectors import StackedVectors
 from mtmh.serving.timings import Timings
 from mtmh.serving.user_list import UserList, user_list
 
@@ -116,7 +114,6 @@ class Retriever:
         self.sorter = sorter
         self.tower = tower
         self.version = version
-        self._built_rankers = (preranker, sorter)
         stacked = {head: of if isinstance(of, StackedVectors) else StackedVectors(of) for head, of in vectors.items()}
         self.vectors = stacked
         self._searches = {head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}
@@ -143,9 +140,8 @@ class Retriever:
             config.retrieval,
             summary.heads,
             vectors,
-            folder=config.model_dir("preranker"),
+            folder=index_dir / PRERANKER,
             temperature=config.loss.temperature,
-            dataset_digest=artifact.manifest.inputs.get("dataset", ""),  # none: of a compaction, with other items
         )
         return cls(
             indexes,
@@ -174,12 +170,20 @@ class Retriever:
         """A retriever that has more items.
 
         Args:
-            items: N rows, ``item_id`` and display columns; none of the ids is in an answer yet.
+            items: N rows, ``item_id``, display columns, and features if a learned preranker is to go by them; none of
+                the ids is in an answer yet.
             vectors: head -> [N, D] float32, unit length.
             answerable: False: the items only serve as triggers.
         """
         stacked = {head: search.vectors.with_added(vectors[head]) for head, search in self._searches.items()}
-        return self._changed(self.catalogue.with_added(items, answerable=answerable), stacked)
+        changed = self._changed(self.catalogue.with_added(items, answerable=answerable), stacked)
+
+        def extended(ranker: Preranker) -> Preranker:
+            return ranker.with_added(items, vectors, stacked) if isinstance(ranker, Extensible) else ranker
+
+        changed.preranker = extended(self.preranker)
+        changed.sorter = changed.preranker if self.sorter is self.preranker else extended(self.sorter)
+        return changed
 
     def with_removed(self, ids: Sequence[ItemId]) -> Retriever:
         """A retriever that never answers with these items.
@@ -557,29 +561,13 @@ class Retriever:
             vectors,
             catalogue,
             self.defaults,
-            preranker=self._built_rankers[0],
-            sorter=self._built_rankers[1],
+            preranker=self.preranker,
+            sorter=self.sorter,
             tower=self.tower,
             version=self.version,
         )
         changed._threads = self._threads
-        if vectors[self.heads[0]].num_added:
-            changed.preranker, changed.sorter = (changed._extended(ranker) for ranker in self._built_rankers)
         return changed
-
-    def _extended(self, ranker: Preranker) -> Preranker:
-        """A ranker of the built version's items, over the added ones too."""
-        engagement = self.heads[0]
-        if isinstance(ranker, HeadScorePreranker):
-            return ranker.over(self.vectors)
-        if isinstance(ranker, HistoryPreranker):
-            return ranker.over(self.vectors[engagement])
-        if isinstance(ranker, Extensible):
-            # A model of users knows no new items: the nearest item that it knows stands in for each.
-            search = self._searches[engagement]
-            nearest = search.index.search(search.vectors.added, 1, self.defaults.num_probes)[1][:, 0]
-            return ranker.extended(np.maximum(nearest, 0))
-        return ranker
 
 
 def merge_heads(kept: Sequence[Candidates], alpha: float, k: int) -> Merged:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
@@ -179,9 +180,12 @@ def test_artifacts_of_other_data_are_refused(root: Path, tmp_path: Path) -> None
     config = tiny_config(root, "other", {"max_steps": 2}, head_embeddings=False)
     train_preranker(config)
     write_preranker(config, tmp_path / "preranker")
-    Scorer.load(tmp_path / "preranker", open_dataset(config.dataset_dir).artifact.manifest.digest)
-    with pytest.raises(ValueError, match="preranker of another dataset than the index"):
-        Scorer.load(tmp_path / "preranker", "another")
+    scorer = Scorer.load(tmp_path / "preranker", 200)
+    fresh = scorer.with_added(pa.table({"item_id": [10**6, 10**6 + 1]}), {})
+    assert len(fresh.vectors) == 202, "the tower works without embeddings of heads, and without features"
+    assert np.isfinite(fresh.vectors[200:]).all()
+    with pytest.raises(ValueError, match="a preranker of 200 items, the index has 201"):
+        Scorer.load(tmp_path / "preranker", 201)
     with pytest.raises(ValueError, match="no embeddings artifact"):
         train_preranker(tiny_config(root, "nothing"))
     manifest = json.loads((root / "dataset" / "manifest.json").read_text())

@@ -307,9 +307,6 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     renamed.parent.mkdir()
     index_dir.rename(renamed)
     assert compact(config).name == "000001", "nothing to compact"
-    learned = config.model_copy(update={"retrieval": config.retrieval.model_copy(update={"preranker": "learned"})})
-    with pytest.raises(ValueError, match="learned: it knows items by their place in the dataset"):
-        compact(learned)
     live = LiveIndex(renamed)
     live.add([row(1, text="new one"), row(2)])
     live.remove([2, 20])

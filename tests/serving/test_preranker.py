@@ -25,7 +25,7 @@ def test_history_score_is_the_soft_maximum_over_the_history(temperature: float) 
     # Users of the triggers are in no order, and one has no history.
     requests = Requests(np.array([1, 4, 2, 9]), np.array([0, 1, 0, 2]), histories)
     candidates = candidates_of(requests.triggers, 7, RNG)
-    scores = HistoryPreranker(VECTORS, temperature).score(requests, candidates)
+    scores = HistoryPreranker("engagement", VECTORS, temperature).score(requests, candidates)
     wide = VECTORS.astype(np.float64)
     for row, user in enumerate(requests.users):
         history = histories[user][histories[user] >= 0]
@@ -40,7 +40,7 @@ def test_history_score_is_the_soft_maximum_over_the_history(temperature: float) 
 def test_a_history_of_one_item_scores_by_cosine() -> None:
     requests = Requests.anonymous(np.array([5, 6]))
     candidates = candidates_of(requests.triggers, 8, RNG)
-    scores = HistoryPreranker(VECTORS, 0.07).score(requests, candidates)
+    scores = HistoryPreranker("engagement", VECTORS, 0.07).score(requests, candidates)
     np.testing.assert_allclose(scores, candidates.scores, atol=1e-6)
 
 
@@ -72,7 +72,7 @@ def test_banned_and_missing_candidates_are_not_kept() -> None:
 def test_preranking_reorders_by_its_own_score_and_keeps_the_similarity() -> None:
     requests = Requests(np.array([5]), np.array([0]), np.array([[7, 8]]))
     candidates = candidates_of(requests.triggers, 20, RNG)
-    kept = prerank(HistoryPreranker(VECTORS, 0.1), requests, candidates, 5)
+    kept = prerank(HistoryPreranker("engagement", VECTORS, 0.1), requests, candidates, 5)
     wide = VECTORS.astype(np.float64)
     odds = np.exp(wide[candidates.items[0, :-1]] @ wide[[7, 8]].T / 0.1).sum(axis=1)
     assert kept.items[0].tolist() == candidates.items[0, :-1][np.argsort(-odds)[:5]].tolist()

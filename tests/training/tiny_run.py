@@ -32,13 +32,13 @@ MODEL = {
 TRAINING = {"batch_size": 48, "num_shards": 6, "shuffle_pairs": 96, "epochs": 2, "log_every": 1, "warmup_steps": 4}
 
 
-def write_inputs(root: Path) -> None:
+def write_inputs(root: Path, test: dict[int, list[int]] | None = None) -> None:
     """Dataset and teacher; a tenth of the items have no content."""
     rng = np.random.default_rng(1)
     # Each user keeps to one shelf of 20 items, so there is something to learn; the last shelf stays fresh.
     shelves = rng.integers(0, NUM_ITEMS // 20 - 1, 60)
     histories = [(20 * shelf + rng.integers(0, 20, rng.integers(0, 20))).tolist() for shelf in shelves]
-    dataset = write_dataset(root / "dataset", histories, num_items=NUM_ITEMS)
+    dataset = write_dataset(root / "dataset", histories, test=test, num_items=NUM_ITEMS)
     embeddings = rng.standard_normal((NUM_ITEMS, 6)).astype(np.float32)
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     embeddings[rng.random(NUM_ITEMS) < 0.1] = 0.0
