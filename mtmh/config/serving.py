@@ -73,8 +73,12 @@ class RetrievalConfig(Settings):
     k_ann: Positive = 1000  # candidates a head (K_ann)
     num_probes: Positive = 32  # clusters searched (C)
     alpha: Annotated[float, Field(ge=0.0, le=100.0)] = 50.0  # share of the engagement head, percent
-    # Who ranks candidates: the head's own similarity, the similarity to the history, or the model of train-preranker.
+    # Who ranks each head's candidates, of which K are kept: the head's own similarity, the similarity to the history,
+    # or the model of train-preranker.
     preranker: Literal["head-score", "history", "learned"] = "head-score"
+    # Who scores the answers of all heads and triggers, which sorts a user's list; None: as preranker. head-score: by
+    # the engagement head.
+    sorter: Literal["head-score", "history", "learned"] | None = None
     # Each head's candidates ranked and cut alone, then merged by quota; or all heads' candidates in one ranking.
     preranking: Literal["per-head", "shared"] = "per-head"
     unknown: Literal["error", "popular"] = (
@@ -84,7 +88,12 @@ class RetrievalConfig(Settings):
     @property
     def needs_preranker(self) -> bool:
         """Whether the model of train-preranker ranks anything."""
-        return self.preranker == "learned"
+        return "learned" in (self.preranker, self.sorter)
+
+    @property
+    def sorted_by(self) -> str:
+        """Who scores the answers of all heads and triggers."""
+        return self.sorter or self.preranker
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:

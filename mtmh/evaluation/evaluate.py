@@ -41,6 +41,7 @@ from mtmh.evaluation.protocol import (
 )
 from mtmh.evaluation.report import write_report
 from mtmh.evaluation.results import METRICS, REPORT, USERS, Difference, Evaluation, Kind, Protocol, Row, load_evaluation
+from mtmh.index.layout import PRERANKER
 from mtmh.index.versions import current_version
 from mtmh.preranking.scorer import Scorer
 from mtmh.serving.preranker import HeadScorePreranker, Preranker
@@ -79,8 +80,9 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
         exclude_seen=settings.exclude_seen,
     )
     measure = Measure(dataset, cohort, settings.recall_at, config.seed)
+    _warn_of_other_ranking(config, retriever)
     inputs = {"dataset": dataset.artifact, "index": opened}
-    learned, trained = None, _trained_preranker(config, dataset)
+    learned, trained = None, _trained_preranker(config, dataset, opened)
     if trained is not None:
         inputs["preranker"] = trained
         learned = LearnedPreranker(Scorer.load(trained.path))
@@ -132,8 +134,20 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     return open_artifact(out, "evaluation")
 
 
-def _trained_preranker(config: Config, dataset: Dataset) -> Artifact | None:
-    """The learned preranker to compare with; one that was trained on a dataset before this one is left out."""
+def _warn_of_other_ranking(config: Config, retriever: Retriever) -> None:
+    asked, built = ((of.preranker, of.sorted_by) for of in (config.retrieval, retriever.defaults))
+    if asked != built:
+        logger.warning(
+            "index version %s keeps by %s and sorts by %s, and so does this evaluation; the recipe says %s and %s, "
+            "which the next mtmh build-index takes over",
+            *(retriever.version, *built, *asked),
+        )
+
+
+def _trained_preranker(config: Config, dataset: Dataset, index: Artifact) -> Artifact | None:
+    """The learned preranker: the index's own, or one to compare with; of another dataset than this it is left out."""
+    if (index.path / PRERANKER / MANIFEST).is_file():
+        return open_artifact(index.path / PRERANKER, "preranker")
     folder = config.model_dir("preranker")
     if not (folder / MANIFEST).is_file():
         return None
@@ -295,18 +309,33 @@ def _exact_row(config: Config, retriever: Retriever, cohort: Cohort, measure: Me
 def _preranking_rows(
     config: Config, retriever: Retriever, learned: Preranker | None, cohort: Cohort, measure: Measure
 ) -> list[Row]:
-    """The merge under the other ways of preranking that the recipe does not choose."""
-    settings = config.retrieval
-    ways: dict[str, tuple[Preranker, Preranker, bool]] = {}
-    if len(retriever.heads) > 1 and settings.preranking == "per-head":
-        ways["shared preranking"] = (retriever.preranker, retriever.sorter, True)
-    if learned is not None and settings.preranker != "learned":
-        ways["learned preranker"] = (learned, learned, False)
-        ways["learned sorter"] = (retriever.preranker, learned, False)
-        if len(retriever.heads) > 1:
-            ways["learned preranker, shared"] = (learned, learned, True)
-    rows = []
-    for name, (preranker, sorter, shared) in ways.items():
+    """The merge under the other ways of preranking: those that are not the model's own."""
+    settings, built = config.retrieval, retriever.defaults
+    own = (built.preranker, built.sorted_by)
+    ways = {
+        "per-head preranking": (*own, "per-head"),
+        "shared preranking": (*own, "shared"),
+        "similarity alone": ("head-score", "head-score", "per-head"),
+        "learned preranker": ("learned", "learned", "per-head"),
+        "learned sorter": ("head-score", "learned", "per-head"),
+        "learned preranker, shared": ("learned", "learned", "shared"),
+    }
+    models = dict(zip(own, (retriever.preranker, retriever.sorter), strict=True))
+    models |= {"learned": learned} if learned is not None else {}
+    rankers = {kind: (model, model) for kind, model in models.items()}
+    engagement = retriever.heads[0]
+    judge = HeadScorePreranker((engagement, retriever.vectors[engagement]))
+    rankers["head-score"] = (HeadScorePreranker(), judge)
+    rows: list[Row] = []
+    shown = {_outcome(*own, settings.preranking)}
+    for name, way in ways.items():
+        keeps, sorts, preranking = way
+        shared = preranking == "shared"
+        missing = not {keeps, sorts} <= rankers.keys() or (shared and len(retriever.heads) == 1)
+        if missing or _outcome(*way) in shown:
+            continue
+        shown.add(_outcome(*way))
+        preranker, sorter = rankers[keeps][0], rankers[sorts][1]
         kept, scores, requests = prerank_users(
             cohort,
             _searches(config, retriever),
@@ -320,6 +349,11 @@ def _preranking_rows(
         answers = merged_answers(kept, scores, requests, alpha=settings.alpha, k=settings.k)
         rows.append(measure.row(f"{config.name}, {name}", "preranking", answers)[0])
     return rows
+
+
+def _outcome(keeps: str, sorts: str, preranking: str) -> tuple[str, ...]:
+    """What a way of preranking comes to: equal for ways whose answers are. A shared ranking is the sorter's alone."""
+    return (sorts, preranking) if preranking == "shared" else (keeps, sorts, preranking)
 
 
 def _searches(config: Config, retriever: Retriever) -> dict[str, Search]:

@@ -52,7 +52,7 @@ def open_prerankers(
     """Who keeps the best of each head, and who sorts the answers of all heads and triggers.
 
     Args:
-        settings: ``preranker`` matters here.
+        settings: ``preranker`` and ``sorter`` matter here.
         heads: names, the engagement head first.
         vectors: head -> [I, D] float32 unit-length embeddings.
         folder: of the preranker artifact, which only ``learned`` needs.
@@ -62,10 +62,12 @@ def open_prerankers(
         ValueError: the learned preranker is asked for and not there, or knows other items.
     """
     engagement = heads[0]
-    if settings.preranker == "learned":
-        learned = LearnedPreranker(Scorer.load(folder, len(vectors[engagement])))
-        return learned, learned
-    if settings.preranker == "history":
-        history = HistoryPreranker(engagement, vectors[engagement], temperature)
-        return history, history
-    return HeadScorePreranker(), HeadScorePreranker((engagement, vectors[engagement]))
+    asked, rankers = {settings.preranker, settings.sorted_by}, dict[str, Preranker]()
+    if "learned" in asked:
+        rankers["learned"] = LearnedPreranker(Scorer.load(folder, len(vectors[engagement])))
+    if "history" in asked:
+        rankers["history"] = HistoryPreranker(engagement, vectors[engagement], temperature)
+    return (
+        rankers.get(settings.preranker, HeadScorePreranker()),
+        rankers.get(settings.sorted_by, HeadScorePreranker((engagement, vectors[engagement]))),
+    )

@@ -15,6 +15,9 @@ from tiny_run import tiny_config, write_inputs
 from mtmh.artifacts import link_folder, open_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
+from mtmh.evaluation.evaluate import evaluate
+from mtmh.evaluation.results import load_evaluation
+from mtmh.index.build import build_index
 from mtmh.index.embed import embed_catalogue
 from mtmh.index.layout import PRERANKER
 from mtmh.index.publish import build_version
@@ -184,3 +187,27 @@ def test_compaction_with_the_preranker_needs_one_in_the_published_version(config
     ):
         compact(config)
     assert not list(Path(config.model_dir("index")).glob(".compact-*"))
+
+
+def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: Path) -> None:
+    ways = {
+        ("head-score", "learned", "per-head"): "learned sorter",
+        ("learned", "learned", "per-head"): "learned preranker",
+        ("head-score", "head-score", "per-head"): "similarity alone",
+    }
+    others = {("own", "shared"): "shared preranking", ("learned", "shared"): "learned preranker, shared"}
+    found = {}
+    for (keeps, sorts, preranking), name in ways.items():
+        retrieval = {"preranker": keeps, "sorter": sorts, "preranking": preranking, "k": 8, "k_ann": 60}
+        changed = config.model_copy(update={"retrieval": config.retrieval.model_copy(update=retrieval)})
+        index = build_index(changed, tmp_path / name)
+        rows = load_evaluation(evaluate(changed, tmp_path / f"{name}-evaluation", index=index.path).path).rows
+        shown = {row.name.removeprefix("tiny, "): row for row in rows if row.kind == "preranking"}
+        assert shown.keys() == {*ways.values(), others["own", "shared"]} - {name} | (
+            {others["learned", "shared"]} if sorts != "learned" else set()
+        )
+        found[name] = {**shown, name: next(row for row in rows if row.kind == "merged")}
+    for name in ways.values():
+        one, *rest = [rows[name].recall for rows in found.values()]
+        assert all(recall == one for recall in rest), name
+    assert len({str(found["learned sorter"][name].recall) for name in ways.values()}) == 3, "they differ"

@@ -67,6 +67,14 @@ def test_a_recipe_chooses_its_preranker(tmp_path: Path) -> None:
         settings = RetrievalConfig.model_validate({"preranker": kind})
         chosen = open_prerankers(settings, list(vectors), vectors, folder=tmp_path, temperature=0.1)
         assert [type(one) for one in chosen] == [expected, expected]
+    settings = RetrievalConfig(sorter="history")
+    chosen = open_prerankers(settings, list(vectors), vectors, folder=tmp_path, temperature=0.1)
+    assert [type(one) for one in chosen] == [HeadScorePreranker, HistoryPreranker]
+    settings = RetrievalConfig(preranker="history", sorter="head-score")
+    chosen = open_prerankers(settings, list(vectors), vectors, folder=tmp_path, temperature=0.1)
+    assert [type(one) for one in chosen] == [HistoryPreranker, HeadScorePreranker]
     learned = RetrievalConfig(preranker="learned")
+    assert learned.needs_preranker
+    assert RetrievalConfig(sorter="learned").needs_preranker
     with pytest.raises(ValueError, match="no preranker artifact here"):
         open_prerankers(learned, list(vectors), vectors, folder=tmp_path / "nowhere", temperature=0.1)
