@@ -276,8 +276,9 @@ def _model_rows(config: Config, retriever: Retriever, cohort: Cohort, measure: M
     name = f"{config.name}, merged, alpha = {settings.alpha:g}"
     row, values = measure.row(name, "merged", merge(alpha=settings.alpha), alpha=settings.alpha)
     rows = [row]
-    # With two heads each one alone is an end of the sweep.
-    ends = {100.0: retriever.heads[0], 0.0: retriever.heads[1]} if len(retriever.heads) == 2 else {}
+    # With two heads each one alone is an end of the sweep; a shared ranking is of both at any alpha.
+    per_head = len(retriever.heads) == 2 and settings.preranking == "per-head"
+    ends = {100.0: retriever.heads[0], 0.0: retriever.heads[1]} if per_head else {}
     for place, head in enumerate(retriever.heads):
         alone = merged_answers([kept[place]], [scores[place]], requests, alpha=100.0, k=settings.k)
         alpha = next((end for end, of_head in ends.items() if of_head == head), None)

@@ -223,7 +223,8 @@ class Retriever:
             k: answers a trigger.
             k_ann: candidates a head; may exceed the catalogue.
             num_probes: clusters searched a head.
-            alpha: percent of the answers from the engagement head; the other heads share the rest equally.
+            alpha: percent of the answers from the engagement head; the other heads share the rest equally. With
+                ``preranking: shared`` the shared ranking alone says what is answered, and neither this nor ``shares``.
             shares: share of each head instead, summing to 1; heads that are not named have none.
             filters: what may be an answer; a trigger is never in its own.
             features: features of triggers that the index may not know, by id; they are embedded on the fly. What the
@@ -379,11 +380,14 @@ class Retriever:
             index = self.catalogue.indices([trigger], "trigger")
             allowed = (filters or Filters()).allowed(self.catalogue, _NOBODY)
         requests = Requests.anonymous(index)
-        kept = self._prerank(self.heads, requests, settings, allowed, timings)
+        found = self._search_heads(self.heads, requests, settings, allowed, timings)
+        with timings.stage("prerank"):
+            by_head = [prerank(self.preranker, requests, one, settings.k) for one in found]
+            kept = shared_prerank(self.sorter, requests, found, settings.k) if self._shared else by_head
         with timings.stage("merge"):
             alone = {
                 head: self._answers(requests, [one], [settings.k])[0]
-                for head, one in zip(self.heads, kept, strict=True)
+                for head, one in zip(self.heads, by_head, strict=True)
             }
             merged = self._answers(requests, kept, quotas)[0]
         with timings.stage("describe"):
@@ -440,7 +444,22 @@ class Retriever:
         allowed: Mask | None,
         timings: Timings,
     ) -> list[Candidates]:
-        """The ``settings.k`` best candidates of each trigger under each of the heads."""
+        """The ``settings.k`` best candidates of each trigger: under each head or, if shared, of all together."""
+        found = self._search_heads(heads, requests, settings, allowed, timings)
+        with timings.stage("prerank"):
+            if self._shared:
+                return shared_prerank(self.sorter, requests, found, settings.k)
+            return [prerank(self.preranker, requests, one, settings.k) for one in found]
+
+    def _search_heads(
+        self,
+        heads: Sequence[str],
+        requests: Requests,
+        settings: RetrievalConfig,
+        allowed: Mask | None,
+        timings: Timings,
+    ) -> list[Candidates]:
+        """The nearest items of each trigger under each of the heads."""
 
         def search(head: str) -> Candidates:
             k_ann, probes = settings.k_ann, settings.num_probes
@@ -450,22 +469,29 @@ class Retriever:
             others = heads[1:] if _searches_in_parallel(len(requests.triggers)) else []
             running = [self._threads.submit(search, head) for head in others]
             found = [search(head) for head in heads if head not in others]
-            found += [one.result() for one in running]
-        with timings.stage("prerank"):
-            if settings.preranking == "shared":
-                return shared_prerank(self.sorter, requests, found, settings.k)
-            return [prerank(self.preranker, requests, one, settings.k) for one in found]
+            return found + [one.result() for one in running]
 
     def _pooled(
         self, requests: Requests, kept: Sequence[Candidates], quotas: Sequence[int], timings: Timings
     ) -> UserList:
+        ranker = self.sorter if self._shared else self.preranker
         with timings.stage("prerank"):
-            rankings = [self.preranker.score(requests, one) for one in kept]
+            rankings = [ranker.score(requests, one) for one in kept]
         with timings.stage("merge"):
-            return user_list(requests, kept, rankings, quotas, self.sorter)
+            return user_list(requests, kept, rankings, quotas, self.sorter, shared=self._shared)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether the candidates of all heads are ranked as one."""
+        return self.defaults.preranking == "shared"
 
     def _taking_part(self, quotas: Sequence[int]) -> tuple[list[str], list[int]]:
-        """The heads with a share. A head without one is not asked: each of the others finds all that there is."""
+        """The heads with a share. A head without one is not asked: each of the others finds all that there is.
+
+        A shared ranking is one of all heads, whatever their shares.
+        """
+        if self._shared:
+            return list(self.heads), list(quotas)
         taking = [(head, quota) for head, quota in zip(self.heads, quotas, strict=True) if quota]
         return [head for head, _ in taking], [quota for _, quota in taking]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.serving.merge import quota_merge
+from mtmh.serving.merge import quota_merge, shared_merge
 from mtmh.serving.preranker import Candidates, Preranker, Requests, Scores
 
 
@@ -37,6 +37,8 @@ def user_list(
     rankings: Sequence[Scores],
     quotas: Sequence[int],
     sorter: Preranker,
+    *,
+    shared: bool = False,
 ) -> UserList:
     """Pools the candidates of one user's triggers under each head, and merges the pools by quota.
 
@@ -46,13 +48,19 @@ def user_list(
         rankings: [T, C] preranking scores of them, larger first; they decide the order in a pool.
         quotas: answers of each head.
         sorter: scores what is merged.
+        shared: take the best of all pools, whatever the quotas, instead; rankings compare over heads then.
 
     Returns:
         As many answers as the quotas sum to, or as there are distinct candidates.
     """
     length = sum(quotas)
     pools = [_pool(one.items, ranking, length) for one, ranking in zip(kept, rankings, strict=True)]
-    merged = quota_merge([one.items.ravel()[pool][None, :] for one, pool in zip(kept, pools, strict=True)], quotas)
+    lists = [one.items.ravel()[pool][None, :] for one, pool in zip(kept, pools, strict=True)]
+    if shared:
+        of_lists = [ranking.ravel()[pool][None, :] for ranking, pool in zip(rankings, pools, strict=True)]
+        merged = shared_merge(lists, of_lists, length)
+    else:
+        merged = quota_merge(lists, quotas)
     items, heads, ranks = (values[0][merged.items[0] >= 0] for values in (merged.items, merged.heads, merged.ranks))
     scores, similarities = np.empty(len(items), np.float32), np.empty(len(items), np.float32)
     triggers = np.empty(len(items), np.int64)
