@@ -1,4 +1,4 @@
-# make demo: the whole path on synthetic data.   make test: lint, types, tests.   make bench: the measured tables.
+# make demo: the whole path on synthetic data.   make test: lint, types, tests.   make bench, make bench-serving: the measured tables.
 # Each of them first makes .venv from the pins in requirements/. DEVICE=cuda takes the CUDA builds.
 
 PYTHON ?= python3.11
@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed-$(DEVICE)
 # TorchX finds its jobs' programs on PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint types bench doctor clean
+.PHONY: demo test lint types bench bench-serving doctor clean
 
 demo: $(INSTALLED)
 	@echo; echo "1/8 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
@@ -57,8 +57,17 @@ bench: $(INSTALLED)
 	python -m benchmarks.loss --out runs/benchmarks/loss.json
 	python -m benchmarks.training --out runs/benchmarks/training.json
 	OMP_NUM_THREADS=1 python -m benchmarks.id_tables --out runs/benchmarks/id_tables.json
-	python -m benchmarks.retrieval --out runs/benchmarks/retrieval.json
 	OMP_WAIT_POLICY=passive python -m benchmarks.lookup --preset quick --out runs/benchmarks/lookup
+
+# Three hours on two quiet cores, 16 GB of memory, 40 GB of disk.
+bench-serving: $(INSTALLED)
+	mkdir -p runs/benchmarks
+	OMP_NUM_THREADS=1 python -m benchmarks.retrieval --out runs/benchmarks/retrieval.json
+	OMP_NUM_THREADS=1 python -m benchmarks.http_load --out runs/benchmarks/http.json
+	OMP_NUM_THREADS=1 python -m benchmarks.http_load --workload user --out runs/benchmarks/http-user.json
+	OMP_NUM_THREADS=1 python -m benchmarks.soak --out runs/benchmarks/soak.json
+	python -m benchmarks.index --out runs/benchmarks/index.json --plot runs/benchmarks/index.svg
+	python -m benchmarks.index_build --out runs/benchmarks/index-build.json
 
 doctor: $(INSTALLED)
 	mtmh doctor
