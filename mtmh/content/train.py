@@ -58,6 +58,7 @@ def train_content(config: Config, out: Path) -> Artifact:
     Raises:
         ValueError: a setting, the table of concepts or a backbone does not fit.
         NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
+        NonFiniteStateError: weights or optimizer state are not; likewise.
     """
     encoder = encoder_config(config)
     training = encoder.training
@@ -106,6 +107,7 @@ def train_content(config: Config, out: Path) -> Artifact:
             if save:
                 state.save(step, losses)
 
+        state.check(step)
         _warn_of_missing(batches, ranks)
         merge_adapters(teacher)
         summary = {

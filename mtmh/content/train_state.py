@@ -15,6 +15,7 @@ from mtmh.artifacts import Artifact, DamagedArtifactError, open_artifact, write_
 from mtmh.config import Config
 from mtmh.data.dataset import Dataset
 from mtmh.training.distributed import Ranks, on_first
+from mtmh.training.finite import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +69,21 @@ class TrainState:
         self._ranks = ranks
 
     def save(self, step: int, losses: Losses) -> None:
-        """Writes the state after ``step`` finished steps and removes the checkpoints before it."""
+        """Writes the state after ``step`` finished steps and removes the checkpoints before it.
+
+        Raises:
+            NonFiniteStateError: a weight or a state of the optimizer is no number; nothing is written or removed.
+        """
+        self.check(step)
         on_first(self._ranks, lambda: self._save(step, losses))
+
+    def check(self, step: int) -> None:
+        """Looks whether all weights and states of the optimizer are numbers after ``step`` finished steps.
+
+        Raises:
+            NonFiniteStateError: one is not.
+        """
+        check_finite(self._weights() | self._optimizer_state(), step)
 
     def restore(self) -> tuple[int, Losses]:
         """Puts the newest whole checkpoint back.
@@ -103,18 +117,22 @@ class TrainState:
         path = self._root / f"step-{step:08d}"
         self._root.mkdir(parents=True, exist_ok=True)
         with write_artifact(path, "checkpoint", config=self._facts) as writer:
-            weights = {name: p.data.contiguous() for name, p in self._parameters.items()}
-            save_file(weights, writer.folder / WEIGHTS)
-            state: dict[str, Tensor] = {
-                f"{name}/{key}": value.contiguous()
-                for name, p in self._parameters.items()
-                for key, value in self._optimizer.state[p].items()
-            }
-            save_file(state, writer.folder / OPTIMIZER)
+            save_file(self._weights(), writer.folder / WEIGHTS)
+            save_file(self._optimizer_state(), writer.folder / OPTIMIZER)
             writer.summary |= {"step": step, "losses": losses}
         for older in self._root.iterdir():
             if older != path:
                 shutil.rmtree(older)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.data.contiguous() for name, p in self._parameters.items()}
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{key}": value.contiguous()
+            for name, p in self._parameters.items()
+            for key, value in self._optimizer.state[p].items()
+        }
 
     def _find(self) -> Path | None:
         for path in sorted(self._root.glob("step-*"), reverse=True):

@@ -38,6 +38,7 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
     Raises:
         ValueError: an artifact or setting does not fit; the message says which.
         NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
+        NonFiniteStateError: weights or optimizer state are not; likewise.
     """
     run = run_config(config)
     with quiet_libraries(), join_ranks(run.training.device) as ranks:

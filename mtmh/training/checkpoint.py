@@ -22,6 +22,7 @@ from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, link_
 from mtmh.config import Config
 from mtmh.data.schema import VOCABULARY, FeatureSchema
 from mtmh.training.distributed import Ranks, on_first
+from mtmh.training.finite import check_finite
 from mtmh.training.state_files import State, begin_write_state, read_state, stored_names, write_state
 
 logger = logging.getLogger(__name__)
@@ -171,8 +172,11 @@ class Checkpoints:
         Raises:
             ValueError: the folder is taken by something that is no checkpoint.
             OSError: the files could not be written, now or in the background before.
+            NonFiniteStateError: a value is infinite or not a number; nothing is written.
         """
         self.wait()
+        trained = self._state(model, optimizer)
+        check_finite(trained, step)  # a run could never go on from such a checkpoint
         path = self.root / f"step-{step:08d}"
         writer: list[ArtifactWriter] = []  # filled on the first rank only
 
@@ -196,7 +200,7 @@ class Checkpoints:
             return path
 
         folder = on_first(self._ranks, begin)
-        state = self._state(model, optimizer) | self._random_state()
+        state = trained | self._random_state()
         if not behind:
             write_state(state, folder)
             return on_first(self._ranks, commit)

@@ -45,6 +45,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
     Raises:
         ValueError: an artifact or setting does not fit; the message says which.
         NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
+        NonFiniteStateError: weights or optimizer state are not; likewise.
     """
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
         dataset = open_dataset(config.dataset_dir)
@@ -91,7 +92,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
                     losses = pipeline.progress(leg)
                     step += 1
                     traced()
-                    log.record(step, losses, report=step == stop)  # raises before a bad state could be saved
+                    log.record(step, losses, report=step == stop)  # raises if the loss is no number
                 behind = config.training.async_checkpoint and step < loader.num_steps
                 epoch = step // loader.steps_per_epoch
                 checkpoint = checkpoints.save(step, epoch, sharded, optimizer, behind=behind)

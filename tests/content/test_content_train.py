@@ -22,6 +22,7 @@ from mtmh.content.train_state import TrainState, decisive
 from mtmh.content.tuning import merge_adapters, prepare_tuning, set_learning_rate, trained_parameters
 from mtmh.data.dataset import open_dataset
 from mtmh.training.distributed import join_ranks
+from mtmh.training.finite import NonFiniteStateError
 
 PATIENCE = 120.0
 
@@ -217,6 +218,17 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path, catalogue):
         TrainState(tmp_path / "encoder.steps", facts, {"x": parameter}, optimizer, ranks).save(2, [])
     with pytest.raises(ValueError, match="belongs to a run with another seed"):
         train_content(config, out)
+
+
+def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path):
+    with join_ranks("cpu") as ranks:
+        parameter = torch.nn.Parameter(torch.ones(2))
+        state = TrainState(tmp_path / "steps", {}, {"x": parameter}, torch.optim.AdamW([parameter]), ranks)
+        state.save(2, [])
+        parameter.data[1] = torch.nan
+        with pytest.raises(NonFiniteStateError, match=r"step 4: .* in x\."):
+            state.save(4, [])
+    assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-00000002"]
 
 
 def test_learning_rate_warms_up_and_falls():

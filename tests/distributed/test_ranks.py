@@ -14,17 +14,20 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny_run import losses_of, read_whole, state_of, tiny_config, write_inputs
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 
 from mtmh.config import Config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.training.checkpoint import Checkpoints, latest_checkpoint, training_state
-from mtmh.training.distributed import gather_numbers, gather_rows, join_ranks, on_first
+from mtmh.training.distributed import Ranks, gather_numbers, gather_rows, join_ranks, on_first
+from mtmh.training.finite import NonFiniteStateError, check_finite
 from mtmh.training.frequencies import streaming_frequencies
 from mtmh.training.model import build_model, load_model
 from mtmh.training.optimizers import build_optimizer
 from mtmh.training.sharding import shard
-from mtmh.training.state_files import write_state
+from mtmh.training.state_files import State, write_state
 from mtmh.training.task import TrainTask
 from mtmh.training.trainer import train
 
@@ -83,6 +86,7 @@ def run_everything(rank: int, world_size: int, root: Path) -> None:
         )
     with join_ranks("cpu") as ranks:
         check_gathers(rank, world_size)
+        check_a_bad_piece_stops_all(ranks)
         for plan in PLANS:
             train(plan_config(root, world_size, plan))
         for loss in LOSSES:
@@ -114,6 +118,17 @@ def check_gathers(rank: int, world_size: int) -> None:
     assert gather_numbers(torch.tensor([rank, 7.0], dtype=torch.float64)) == [[r, 7.0] for r in range(world_size)]
     with join_ranks("cpu") as ranks, pytest.raises(ValueError, match="only the first rank saw it"):
         on_first(ranks, _fail)
+
+
+def check_a_bad_piece_stops_all(ranks: Ranks) -> None:
+    mesh = init_device_mesh("cpu", (ranks.world_size,))
+    own = torch.ones(2, dtype=torch.float16)
+    state: State = {"whole": torch.tensor([1, 2]), "cut": DTensor.from_local(own, mesh, [Shard(0)]), "none": own[:0]}
+    check_finite(state, 3)
+    if ranks.rank == ranks.world_size - 1:
+        own[1] = -torch.inf
+    with pytest.raises(NonFiniteStateError, match=r"^step 4: .* in cut\."):
+        check_finite(state, 4)
 
 
 def _fail() -> int:

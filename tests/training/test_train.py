@@ -23,6 +23,7 @@ from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.distributed import join_ranks
+from mtmh.training.finite import NonFiniteStateError
 from mtmh.training.gradients import GradientNorms
 from mtmh.training.metrics import METRICS, NonFiniteLossError
 from mtmh.training.model import build_model, load_model
@@ -270,6 +271,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_next_checkpoint(root
     ):
         trained(root, 6, model=model, training={**training, "checkpoint_every": 1})
     assert names(root) == ["step-00000001"]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_weights_that_overflow_in_the_last_update_reach_no_checkpoint(root: Path, behind: bool) -> None:
+    """The loss of a step is from before its update: it is still a number when halves have become infinite."""
+    training = {"learning_rate": 3e4, "checkpoint_every": 1, "keep_checkpoints": 1, "async_checkpoint": behind}
+    with pytest.raises(NonFiniteStateError, match=r"^step 5: .*infinite or not a number in model.*embedding_bags"):
+        trained(root, 6, model={"embedding_dtype": "fp16"}, training=training)
+    assert names(root) == ["step-00000004"]
+    state = state_of(root / "tiny" / "checkpoints" / "step-00000004")
+    assert all(bool(value.isfinite().all()) for value in state.values())
 
 
 def test_metrics_tell_what_a_window_was_like(root: Path) -> None:
