@@ -31,7 +31,8 @@ evaluation: {num_users: 50, recall_at: [5, 50]}
 chain:
   stages: {content_embed: {j: 1x1}, train: {j: 1x2}, embed: {j: 1x1}, build_index: {j: 1x1}}
 """
-SLOW = ["--set", "training.max_steps=1000000", "--set", "training.epochs=100000"]  # a run that lasts until it is stopped
+# A run that lasts until it is stopped.
+SLOW = ["--set", "training.max_steps=1000000", "--set", "training.epochs=100000"]
 PATIENCE = 120.0  # seconds, on a machine that is busy with other things
 STAGES = ["prepare", "content_embed", "train", "embed", "build_index", "evaluate"]
 
