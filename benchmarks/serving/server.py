@@ -19,14 +19,15 @@ class ServerProcess:
     Args:
         recipe: to serve.
         log: file for what it says on stderr.
-        settings: of the service section.
+        settings: of the service section, or of another one by their whole name.
         key: for the routes that write; None: nobody may write.
     """
 
     def __init__(self, recipe: Path, *, log: Path, settings: Mapping[str, Any], key: str | None = None) -> None:
         command = [sys.executable, "-m", "mtmh.cli", "serve", str(recipe), "--port", "0"]
         for name, value in settings.items():
-            command += ["--set", f"service.{name}={json.dumps(value)}"]
+            whole = name if "." in name else f"service.{name}"
+            command += ["--set", f"{whole}={json.dumps(value)}"]
         environment = {name: value for name, value in os.environ.items() if name != "MTMH_API_KEYS"}
         environment |= {"OMP_NUM_THREADS": "1", **({"MTMH_API_KEYS": key} if key else {})}
         self.key = key

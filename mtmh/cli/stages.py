@@ -124,7 +124,7 @@ def retrieve(
     from mtmh.serving.live import LiveIndex
 
     config = load_config(recipe, overrides)
-    retriever = LiveIndex(config.model_dir("index")).retriever
+    retriever = LiveIndex(config.model_dir("index"), config.retrieval).retriever
     side_by_side = retriever.retrieve_side_by_side(trigger, k=k, alpha=alpha)
     Console().print(retrieval_table(side_by_side))
 

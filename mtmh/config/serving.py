@@ -67,7 +67,11 @@ class IndexConfig(Settings):
 
 
 class RetrievalConfig(Settings):
-    """Defaults of a request; each can change per request."""
+    """Defaults of a request, and who ranks.
+
+    A verb that asks an index (retrieve, serve, evaluate) goes by its own recipe's settings, but for ``preranker`` and
+    ``sorter``: an index version ranks as the recipe said when it was built.
+    """
 
     k: Positive = 30  # kept a trigger (K)
     k_ann: Positive = 1000  # candidates a head (K_ann)
@@ -94,6 +98,10 @@ class RetrievalConfig(Settings):
     def sorted_by(self) -> str:
         """Who scores the answers of all heads and triggers."""
         return self.sorter or self.preranker
+
+    def of_index(self, built: RetrievalConfig) -> RetrievalConfig:
+        """These settings for an index that was built with others: who ranks is a part of it."""
+        return self.model_copy(update={"preranker": built.preranker, "sorter": built.sorter})
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:

@@ -72,7 +72,7 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
         )
     if opened.manifest.inputs["dataset"] != dataset.artifact.manifest.digest:
         raise ValueError(f"{opened.path}: index of another dataset than {dataset.artifact.path}; run mtmh embed again")
-    retriever = Retriever.load(opened.path)
+    retriever = Retriever.load(opened.path, config.retrieval)
     settings = config.evaluation
     cohort = make_cohort(
         dataset.evaluation_users(settings.num_users, config.seed),
@@ -80,7 +80,6 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
         exclude_seen=settings.exclude_seen,
     )
     measure = Measure(dataset, cohort, settings.recall_at, config.seed)
-    _warn_of_other_ranking(config, retriever)
     inputs = {"dataset": dataset.artifact, "index": opened}
     learned, trained = None, _trained_preranker(config, dataset, opened)
     if trained is not None:
@@ -132,16 +131,6 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
             write_report(found, others, writer.folder / REPORT)
             writer.summary |= {"model": found.model, "merged": found.merged.model_dump(mode="json")}
     return open_artifact(out, "evaluation")
-
-
-def _warn_of_other_ranking(config: Config, retriever: Retriever) -> None:
-    asked, built = ((of.preranker, of.sorted_by) for of in (config.retrieval, retriever.defaults))
-    if asked != built:
-        logger.warning(
-            "index version %s keeps by %s and sorts by %s, and so does this evaluation; the recipe says %s and %s, "
-            "which the next mtmh build-index takes over",
-            *(retriever.version, *built, *asked),
-        )
 
 
 def _trained_preranker(config: Config, dataset: Dataset, index: Artifact) -> Artifact | None:

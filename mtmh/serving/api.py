@@ -52,7 +52,7 @@ class RetrieveRequest(Message):
     history: Annotated[
         list[ItemId] | None, Field(min_length=1, description="Items of one user, the latest last; they get one list.")
     ] = None
-    k: Annotated[Count | None, Field(description="Answers a list; default: the index's.")] = None
+    k: Annotated[Count | None, Field(description="Answers a list; default: that of GET /v1/index.")] = None
     k_ann: Annotated[Count | None, Field(description="Candidates a head; at least k.")] = None
     num_probes: Annotated[Count | None, Field(description="Clusters searched a head.")] = None
     alpha: Annotated[Percent | None, Field(description="Percent of the answers from the engagement head.")] = None

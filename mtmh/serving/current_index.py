@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mtmh.config import RetrievalConfig
 from mtmh.serving.catalogue import ItemId
 from mtmh.serving.live import LiveIndex
 from mtmh.serving.retriever import Retriever
@@ -78,10 +79,11 @@ class CurrentIndex:
         index_dir: versioned folder of the index.
         metrics: to count in.
         cache_bytes: size of the cache of answers.
+        settings: defaults of a request.
     """
 
-    def __init__(self, index_dir: Path, metrics: ServiceMetrics, cache_bytes: int) -> None:
-        self._live = LiveIndex(index_dir)
+    def __init__(self, index_dir: Path, metrics: ServiceMetrics, cache_bytes: int, settings: RetrievalConfig) -> None:
+        self._live = LiveIndex(index_dir, settings)
         self._metrics = metrics
         self._cache_bytes = cache_bytes
         self._swapping = threading.Lock()

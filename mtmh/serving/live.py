@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtmh.artifacts import open_artifact
+from mtmh.config import RetrievalConfig
 from mtmh.data.schema import ITEM_ID
 from mtmh.index.layout import IndexSummary
 from mtmh.index.segments import Segment, last_change, read_segments, write_segment
@@ -46,15 +47,17 @@ class LiveIndex:
 
     Args:
         index_dir: versioned folder of an index.
+        settings: defaults of a request, under every version; None: those that the version was built with.
 
     Raises:
         ValueError: nothing is published there, or a file is missing, truncated or altered.
     """
 
-    def __init__(self, index_dir: Path) -> None:
+    def __init__(self, index_dir: Path, settings: RetrievalConfig | None = None) -> None:
         self._index_dir = index_dir
+        self._settings = settings
         self._changing = threading.RLock()
-        self._state = _open(index_dir, current_version(index_dir))
+        self._state = _open(index_dir, current_version(index_dir), settings)
 
     @property
     def retriever(self) -> Retriever:
@@ -84,7 +87,7 @@ class LiveIndex:
             state = self._state
             folder = current_version(self._index_dir)
             if folder != state.folder:
-                self._state = _open(self._index_dir, folder)
+                self._state = _open(self._index_dir, folder, self._settings)
             elif last_change(self._index_dir) > state.change:
                 self._state = _with_changes(state, read_segments(self._index_dir, state.change))
             return self._state is not state
@@ -157,11 +160,11 @@ class LiveIndex:
         return _with_changes(self._state, read_segments(self._index_dir, self._state.change))
 
 
-def _open(index_dir: Path, folder: Path) -> _State:
+def _open(index_dir: Path, folder: Path, settings: RetrievalConfig | None) -> _State:
     artifact = open_artifact(folder, "index")
     artifact.verify()
     through = IndexSummary.model_validate(artifact.summary).segments_through
-    state = _State(folder, through, Retriever.load(folder))
+    state = _State(folder, through, Retriever.load(folder, settings))
     if folder == index_dir:  # one index without versions: there is nowhere to write changes
         return state
     return _with_changes(state, read_segments(index_dir, through))

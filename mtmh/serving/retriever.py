@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ from mtmh.serving.preranker import (
 from mtmh.serving.prerankers import open_prerankers
 from mtmh.serving.timings import Timings
 from mtmh.serving.user_list import UserList, user_list
+
+logger = logging.getLogger(__name__)
 
 POPULAR = "popular"  # in the place of a head: what most users engaged with, for triggers of which nothing is known
 
@@ -120,8 +123,13 @@ class Retriever:
         self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="head-search")
 
     @classmethod
-    def load(cls, index_dir: Path) -> Self:
+    def load(cls, index_dir: Path, settings: RetrievalConfig | None = None) -> Self:
         """Opens the published version of an index folder, or an index artifact; embeddings are memory-mapped.
+
+        Args:
+            index_dir: the folder.
+            settings: ``retrieval`` of the recipe that asks; None: of the one that built the index. Who ranks is a
+                part of the index in any case.
 
         Raises:
             ValueError: no index artifact, or files that do not belong together; the message names the file.
@@ -136,8 +144,16 @@ class Retriever:
         if len(items) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
         config = Config.model_validate(artifact.manifest.config)
+        built = config.retrieval
+        asked = built if settings is None else settings
+        if (asked.preranker, asked.sorted_by) != (built.preranker, built.sorted_by):
+            logger.warning(
+                "index version %s keeps by %s and sorts by %s, and so do its answers; the recipe says %s and %s, which"
+                " the next mtmh build-index takes over",
+                *(index_dir.name, built.preranker, built.sorted_by, asked.preranker, asked.sorted_by),
+            )
         preranker, sorter = open_prerankers(
-            config.retrieval,
+            built,
             summary.heads,
             vectors,
             folder=index_dir / PRERANKER,
@@ -147,7 +163,7 @@ class Retriever:
             indexes,
             vectors,
             Catalogue(items),
-            config.retrieval,
+            asked.of_index(built),
             preranker=preranker,
             sorter=sorter,
             tower=Tower(index_dir) if (index_dir / TOWER).is_dir() else None,

@@ -51,7 +51,9 @@ class Service:
         self.draining = False
         self.lag = LoopLag()
         self.api_keys = read_api_keys(config.service)
-        self.current = CurrentIndex(config.model_dir("index"), self.metrics, config.service.cache_mb << 20)
+        self.current = CurrentIndex(
+            config.model_dir("index"), self.metrics, config.service.cache_mb << 20, config.retrieval
+        )
         self.queue = WorkQueue(
             "search",
             threads=config.service.threads or os.cpu_count() or 1,
