@@ -140,7 +140,7 @@ class Written(BaseModel):
     """What a write did."""
 
     version: str
-    items: Annotated[list[int | str], Field(description="Ids that were added or removed.")]
+    items: Annotated[list[int | str], Field(description="Ids that are there, or gone, from now on.")]
 
 
 class CurvePoint(BaseModel):

@@ -104,14 +104,14 @@ class CurrentIndex:
             return
         self._refused = ""
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, list[ItemId]]:
+    def add(self, rows: Sequence[Mapping[str, Any]], deadline: float) -> tuple[str, list[ItemId]]:
         """Adds fresh items; version that has them, and their ids."""
-        added = self._live.add(rows)
+        added = self._live.add(rows, deadline=deadline)
         return self._swap(), added
 
-    def remove(self, items: Sequence[ItemId]) -> str:
+    def remove(self, items: Sequence[ItemId], deadline: float) -> str:
         """Removes items; version that lacks them."""
-        self._live.remove(items)
+        self._live.remove(items, deadline=deadline)
         return self._swap()
 
     def _swap(self) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import RetrievalConfig
@@ -56,7 +60,8 @@ class LiveIndex:
     def __init__(self, index_dir: Path, settings: RetrievalConfig | None = None) -> None:
         self._index_dir = index_dir
         self._settings = settings
-        self._changing = threading.RLock()
+        self._refreshing = threading.Lock()  # one after the other; it is taken before the next one
+        self._changing = threading.Lock()
         self._state = _open(index_dir, current_version(index_dir), settings)
 
     @property
@@ -83,31 +88,39 @@ class LiveIndex:
         Raises:
             ValueError: the new version or a change is damaged; what was in use stays so.
         """
-        with self._changing:
-            state = self._state
+        with self._refreshing:
+            before = self._state
             folder = current_version(self._index_dir)
-            if folder != state.folder:
-                self._state = _open(self._index_dir, folder, self._settings)
-            elif last_change(self._index_dir) > state.change:
-                self._state = _with_changes(state, read_segments(self._index_dir, state.change))
-            return self._state is not state
+            if folder != before.folder:
+                # Reading a whole index takes a while, so outside the lock: items come and go under the old version
+                # meanwhile, and what came and went is applied to the new one before it takes over.
+                opened = _open(self._index_dir, folder, self._settings)
+                with self._changing:
+                    self._state = _with_changes(opened, read_segments(self._index_dir, opened.change))
+            elif last_change(self._index_dir) > before.change:
+                with self._changing:
+                    self._state = self._caught_up()
+            return self._state is not before
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> list[ItemId]:
+    def add(self, rows: Sequence[Mapping[str, Any]], *, deadline: float = math.inf) -> list[ItemId]:
         """Adds fresh items: embedded from their features, on the disk, and answers from here on.
+
+        An item that is there because an equal row was added before is left as it is, so that a caller who does not know
+        whether an addition took place may repeat it.
 
         Args:
             rows: ``item_id``, every feature of the model (null: not known), and optionally ``text``, ``topic_l1``,
                 ``topic_l2``, ``first_seen``.
+            deadline: of ``time.monotonic()``; an addition that could not begin by then does not take place.
 
         Returns:
             Their ids.
 
         Raises:
             ValueError: a row does not fit, an id is there already, or the index has no versions; nothing is added then.
+            TimeoutError: other changes were under way until after the deadline; nothing is added then.
         """
-        self._check_versioned()
-        with self._changing, writing(self._index_dir):
-            state = self._caught_up()
+        with self._change(deadline) as state:
             if not len(rows):
                 return []
             table = _tower(state).features.table(rows)
@@ -115,26 +128,26 @@ class LiveIndex:
             repeated = [item for item, count in Counter(ids).items() if count > 1]
             if repeated:
                 raise ValueError(f"item {repeated[0]!r} comes more than once")
-            there = state.retriever.catalogue.find_answerable(ids, "item")
-            if (there >= 0).any():
-                raise ValueError(f"item {ids[int((there >= 0).argmax())]!r} is in the index already; remove it first")
-            added = Segment(state.change + 1, state.change + 1, table, [])
-            changed = _with_changes(state, [added])  # before it is written: what cannot be embedded is not kept
-            number = write_segment(self._index_dir, table, [])
-            assert number == changed.change
-            self._state = changed
+            there = state.retriever.catalogue.find_answerable(ids, "item") >= 0
+            self._check_equal(table.filter(pa.array(there)))
+            table = table.filter(pa.array(~there))
+            if len(table):
+                self._write(state, table, [])
             return ids
 
-    def remove(self, ids: Sequence[ItemId]) -> None:
+    def remove(self, ids: Sequence[ItemId], *, deadline: float = math.inf) -> None:
         """Removes items: they are in no answer from here on, whatever version is published, until they are added again.
+
+        Args:
+            ids: of the items.
+            deadline: of ``time.monotonic()``; a removal that could not begin by then does not take place.
 
         Raises:
             UnknownItemError: an id is not in the index; nothing is removed then.
             ValueError: an id of the wrong type, or the index has no versions.
+            TimeoutError: other changes were under way until after the deadline; nothing is removed then.
         """
-        self._check_versioned()
-        with self._changing, writing(self._index_dir):
-            state = self._caught_up()
+        with self._change(deadline) as state:
             catalogue = state.retriever.catalogue
             found = catalogue.find_answerable(ids, "item")
             if (found < 0).any():
@@ -142,18 +155,42 @@ class LiveIndex:
             if not len(ids):
                 return
             typed = list(dict.fromkeys(catalogue.typed(item, "item") for item in ids))
-            nothing = catalogue.table.slice(0, 0).select([ITEM_ID])
-            changed = _with_changes(state, [Segment(state.change + 1, state.change + 1, nothing, typed)])
-            number = write_segment(self._index_dir, nothing, typed)
-            assert number == changed.change
-            self._state = changed
+            self._write(state, catalogue.table.slice(0, 0).select([ITEM_ID]), typed)
 
-    def _check_versioned(self) -> None:
+    @contextmanager
+    def _change(self, deadline: float) -> Iterator[_State]:
+        """Holds off other changes, of this process and others; gives the state that they left."""
         if self._state.folder == self._index_dir:
             raise ValueError(
                 f"{self._index_dir}: holds one index without versions, so changes have no place;"
                 " mtmh build-index without --out makes a folder of versions"
             )
+        with self._changing, writing(self._index_dir):
+            if time.monotonic() > deadline:
+                raise TimeoutError("other changes of the index took until after the deadline; nothing was changed")
+            yield self._caught_up()
+
+    def _write(self, state: _State, added: pa.Table, removed: list[ItemId]) -> None:
+        """Writes one change and takes it into use."""
+        number = state.change + 1
+        # Applied before it is written: what cannot be embedded is not kept.
+        changed = _with_changes(state, [Segment(number, number, added, removed)])
+        written = write_segment(self._index_dir, added, removed)
+        assert written == changed.change
+        self._state = changed
+
+    def _check_equal(self, rows: pa.Table) -> None:
+        """Compares rows of items that are there with those by which they were added last."""
+        if not len(rows):
+            return
+        ids = rows.column(ITEM_ID).combine_chunks()
+        added: dict[ItemId, dict[str, Any]] = {}
+        for segment in read_segments(self._index_dir, 0):
+            same = segment.added.filter(pc.is_in(segment.added.column(ITEM_ID), value_set=ids))
+            added |= {row[ITEM_ID]: _known(row) for row in same.to_pylist()}
+        for row in rows.to_pylist():
+            if added.get(row[ITEM_ID]) != _known(row):
+                raise ValueError(f"item {row[ITEM_ID]!r} is in the index already; remove it first")
 
     def _caught_up(self) -> _State:
         """The version in use with the changes of other processes."""
@@ -197,6 +234,11 @@ def _with_changes(state: _State, segments: Sequence[Segment]) -> _State:
         return state
     retriever = retriever.with_version(f"{state.folder.name}+{change}")
     return _State(state.folder, change, retriever)
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what is not known of it: merged changes may have more columns than each alone."""
+    return {name: value for name, value in row.items() if value is not None}
 
 
 def _tower(state: _State) -> Tower:

@@ -78,9 +78,14 @@ class Service:
         finished = await self.queue.submit(lambda _: [run()], None, deadline=deadline)
         return finished.result
 
-    async def write(self, run: Callable[[], Any]) -> Any:
-        """Runs one function that changes the index; writes run one after the other."""
-        finished = await self.writes.submit(lambda _: [run()], None, deadline=time.monotonic() + _WRITE_SECONDS)
+    async def write(self, run: Callable[[float], Any]) -> Any:
+        """Runs one function that changes the index; writes run one after the other.
+
+        Args:
+            run: given the deadline, of ``time.monotonic()``, after which it must not change anything.
+        """
+        deadline = time.monotonic() + _WRITE_SECONDS
+        finished = await self.writes.submit(lambda _: [run(deadline)], None, deadline=deadline)
         return finished.result
 
     async def retrieve(self, request: RetrieveRequest) -> Response:

@@ -38,11 +38,14 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
         dependencies=[Depends(may_write)],
     )
     async def add_items(body: NewItems) -> Response:
-        """Adds fresh items; an id that is there already is refused. Once answered, they can be retrieved."""
+        """Adds fresh items. Once answered, they can be retrieved.
+
+        An id that is there already is refused, unless it was added by an equal row: a request may be repeated.
+        """
         if len(body.items) > service.limits.max_new_items:
             expected = f"at most {service.limits.max_new_items} items, not {len(body.items)}"
             raise Refused(422, f"body.items: {expected}", fields=[FieldProblem(field="body.items", expected=expected)])
-        version, added = await service.write(lambda: service.current.add(body.items))
+        version, added = await service.write(lambda deadline: service.current.add(body.items, deadline))
         return _answer(Written(version=version, items=added))
 
     @app.delete(
@@ -55,7 +58,7 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
     async def remove_item(item_id: str) -> Response:
         """Takes an item out of all answers."""
         item = service.current.snapshot.retriever.catalogue.typed(item_id, "item")
-        version = await service.write(lambda: service.current.remove([item]))
+        version = await service.write(lambda deadline: service.current.remove([item], deadline))
         return _answer(Written(version=version, items=[item]))
 
 

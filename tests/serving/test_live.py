@@ -1,6 +1,7 @@
 """Fresh items: durable, answered at once, taken over by new versions; and what is refused."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from mtmh.config import Config
 from mtmh.index.embed import embed_catalogue
 from mtmh.index.publish import build_version
 from mtmh.index.segments import last_change, merge_segments, read_segments
-from mtmh.index.versions import current_version, new_version, publish, rollback
+from mtmh.index.versions import current_version, new_version, publish, rollback, writing
+from mtmh.serving import live as live_index
 from mtmh.serving.catalogue import UnknownItemError
 from mtmh.serving.compact import compact
 from mtmh.serving.filters import Filters
@@ -169,6 +171,71 @@ def test_rows_that_do_not_fit_change_nothing(index_dir: Path, rows: list[dict[st
     assert last_change(index_dir) == 0
 
 
+def test_an_addition_may_be_repeated(index_dir: Path) -> None:
+    live = LiveIndex(index_dir)
+    live.add([row(1, text="new", price=None), row(2)])
+    assert live.add([row(1, text="new", price=None)]) == [1]
+    assert live.add([row(3), row(2)]) == [3, 2], "what is missing of a request is added"
+    live.remove([20])
+    live.add([row(20)])
+    assert live.add([row(20)]) == [20]
+    assert live.retriever.num_items == 203
+    assert last_change(index_dir) == 4
+    merge_segments(index_dir, 4)
+    assert LiveIndex(index_dir).add([row(1, text="new", price=None), row(2), row(3), row(20)]) == [1, 2, 3, 20]
+    for changed in (row(1, text="new", price=0.5), row(1, text="other"), row(30)):
+        with pytest.raises(ValueError, match="is in the index already; remove it first"):
+            live.add([row(4), changed])
+    assert last_change(index_dir) == 4
+
+
+def test_a_change_that_waited_too_long_does_not_take_place(index_dir: Path) -> None:
+    live = LiveIndex(index_dir)
+    with ThreadPoolExecutor(2) as threads:
+        with writing(index_dir):  # another process publishes
+            deadline = time.monotonic() + 0.05
+            late = [
+                threads.submit(live.add, [row(1)], deadline=deadline),
+                threads.submit(live.remove, [20], deadline=deadline),
+            ]
+            time.sleep(0.1)
+        for one in late:
+            with pytest.raises(TimeoutError, match="nothing was changed"):
+                one.result(timeout=60)
+    assert last_change(index_dir) == 0
+    live.add([row(1)], deadline=time.monotonic() + 60)
+    assert live.retriever.version == "000001+1"
+
+
+def test_items_come_and_go_while_a_new_version_is_opened(index_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    live = LiveIndex(index_dir)
+    publish(copy_version(index_dir))
+    opened, go_on = threading.Event(), threading.Event()
+    really_open = live_index._open
+
+    def slowly_open(*arguments: Any) -> Any:
+        state = really_open(*arguments)
+        opened.set()
+        assert go_on.wait(60)
+        return state
+
+    monkeypatch.setattr(live_index, "_open", slowly_open)
+    with ThreadPoolExecutor(2) as threads:
+        refreshed = threads.submit(live.refresh)
+        assert opened.wait(60)
+        try:
+            added = threads.submit(live.add, [row(1)])
+            assert added.result(timeout=60) == [1]
+            live.remove([20])
+            assert live.retriever.version == "000001+2"
+        finally:
+            go_on.set()
+        assert refreshed.result(timeout=60)
+    assert live.retriever.version == "000002+2"
+    assert 1 in answers(live.retriever, 30)
+    assert 20 not in answers(live.retriever, 30)
+
+
 def test_an_index_without_versions_takes_no_changes(index_dir: Path) -> None:
     version = current_version(index_dir)
     live = LiveIndex(version)
@@ -189,7 +256,7 @@ def test_another_process_and_a_new_version_are_seen_by_refresh(index_dir: Path, 
     assert live.retriever.version == "000001+2"
     live.add([row(2)])
     with pytest.raises(ValueError, match="item 2 is in the index already"):
-        other.add([row(2)])
+        other.add([row(2, text="another")])
     # A version built of data that know item 1 already, and still list item 20.
     version = copy_version(index_dir)
     publish(version)

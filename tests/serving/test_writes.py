@@ -56,6 +56,8 @@ def test_an_item_comes_and_goes(written: ServiceProcess, row: dict[str, Any]) ->
     assert written.retrieve(**only(5001)).json["version"] == added.json["version"] != before.json["version"]
     assert written.call("GET", "/v1/items?query=like+no+other").json["items"][0]["item"] == 5001
     assert written.metric("mtmh_index_items") == size + 1
+    again = written.write("POST", "/v1/items", {"items": [row | {"item_id": 5001, "text": "a lamp like no other"}]})
+    assert (again.status, again.json) == (200, added.json)
     twice = written.write("POST", "/v1/items", {"items": [row | {"item_id": 5001}]})
     assert twice.status == 422
     assert "5001" in twice.json["detail"]
