@@ -337,4 +337,5 @@ def serve(
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
     """
     options = ["--host", "0.0.0.0", "--port", str(port)]
+    env = {"OMP_NUM_THREADS": "1", **(env or {})}  # its search threads are as many as the cores
     return job.app_def(["serve"], recipe, overrides, None, h, image, max_retries, env, mounts, options, port=port)

@@ -29,7 +29,7 @@ class ServerProcess:
             whole = name if "." in name else f"service.{name}"
             command += ["--set", f"{whole}={json.dumps(value)}"]
         environment = {name: value for name, value in os.environ.items() if name != "MTMH_API_KEYS"}
-        environment |= {"OMP_NUM_THREADS": "1", **({"MTMH_API_KEYS": key} if key else {})}
+        environment |= {"MTMH_API_KEYS": key} if key else {}
         self.key = key
         self.log = log
         with log.open("w") as stderr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -19,8 +20,11 @@ def serve(
     overrides: Overrides = None,
 ) -> None:
     """Answers over HTTP from the published index; the explorer page is at /."""
-    from mtmh.serving.server import serve as run
-
     given = {"host": host, "port": port}
     settings = [f"service.{name}={value}" for name, value in given.items() if value is not None]
-    run(load_config(recipe, [*(overrides or []), *settings]))
+    config = load_config(recipe, [*(overrides or []), *settings])
+    # NumPy's linear algebra reads it when it is imported, and only then.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(config.service.search_threads))
+    from mtmh.serving.server import serve as run
+
+    run(config)

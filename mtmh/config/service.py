@@ -15,7 +15,8 @@ class ServiceConfig(Settings):
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, lt=65_536)] = 8080  # 0: a free one
-    threads: Positive | None = None  # that search; None: one a core
+    threads: Positive | None = None  # that search; None: one for each core that the process may use
+    search_threads: Positive = 1  # over which one search is spread
     queue_size: Positive = 128  # requests that may wait for a thread; one more is answered 429
     batch_triggers: Positive = 64  # of waiting requests that are searched as one
     timeout_ms: Positive = 1000  # budget of a request, waiting included; it may ask for less

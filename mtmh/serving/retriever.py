@@ -476,8 +476,10 @@ class Retriever:
         timings: Timings,
     ) -> list[Candidates]:
         """The nearest items of each trigger under each of the heads."""
+        own_threads = faiss.omp_get_max_threads()  # OpenMP keeps it for each calling thread
 
         def search(head: str) -> Candidates:
+            faiss.omp_set_num_threads(own_threads)
             k_ann, probes = settings.k_ann, settings.num_probes
             return self.search(head, requests.triggers, k_ann, probes, needed=settings.k, allowed=allowed)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from pydantic_core import to_json
@@ -14,6 +14,7 @@ from starlette.responses import Response
 from mtmh.config import Config
 from mtmh.serving.api import RetrieveRequest, beyond_limits
 from mtmh.serving.api_keys import read_api_keys
+from mtmh.serving.cores import compute_with, usable_cores
 from mtmh.serving.current_index import CurrentIndex, Snapshot
 from mtmh.serving.filters import Filters
 from mtmh.serving.loop_lag import LoopLag
@@ -56,13 +57,19 @@ class Service:
         )
         self.queue = WorkQueue(
             "search",
-            threads=config.service.threads or os.cpu_count() or 1,
+            threads=config.service.threads or usable_cores(),
             capacity=config.service.queue_size,
             max_batch=config.service.batch_triggers,
             on_batch=self.metrics.batch_requests.observe,
+            on_start=partial(compute_with, config.service.search_threads),
         )
         # Writes wait for each other anyhow; apart from the queue, they hold up no answer.
-        self.writes = WorkQueue("write", threads=1, capacity=_WAITING_WRITES)
+        self.writes = WorkQueue(
+            "write",
+            threads=1,
+            capacity=_WAITING_WRITES,
+            on_start=partial(compute_with, config.service.search_threads),
+        )
         self.metrics.queue_depth.set_function(lambda: self.queue.depth)
         self.metrics.running.set_function(lambda: self.queue.running)
         self.metrics.loop_lag.set_function(lambda: self.lag.seconds)

@@ -61,6 +61,7 @@ class WorkQueue:
         capacity: jobs that may wait.
         max_batch: largest sum of the sizes of jobs that run as one batch; a larger job runs alone.
         on_batch: told the number of jobs of each batch.
+        on_start: called by each thread before its first job.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class WorkQueue:
         capacity: int,
         max_batch: int = 1,
         on_batch: Callable[[int], None] | None = None,
+        on_start: Callable[[], None] | None = None,
     ) -> None:
         self._capacity = capacity
         self._max_batch = max_batch
         self._on_batch = on_batch
+        self._on_start = on_start
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
@@ -148,6 +151,8 @@ class WorkQueue:
         return max(1, math.ceil(len(self._waiting) * self._job_seconds / len(self._threads)))
 
     def _work(self) -> None:
+        if self._on_start is not None:
+            self._on_start()
         while batch := self._take():
             start = time.monotonic()
             done = self._run_batch(batch)

@@ -1,9 +1,11 @@
 """The retriever over a small index artifact."""
 
 import io
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -209,3 +211,21 @@ def test_one_head(tmp_path: Path) -> None:
     shown = retriever.retrieve_side_by_side(3, k=4)
     assert shown.merged == shown.heads["engagement"]
     assert [column.header for column in retrieval_table(shown).columns] == ["#", "engagement head"]
+
+
+def test_every_head_is_searched_with_the_threads_of_who_asks(index_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, int]] = []
+    search = IvfIndex.search
+
+    def recording(*arguments: object, **settings: object) -> object:
+        seen.append((threading.current_thread().name.startswith("head-search"), faiss.omp_get_max_threads()))
+        return search(*arguments, **settings)
+
+    monkeypatch.setattr(IvfIndex, "search", recording)
+    before = faiss.omp_get_max_threads()
+    try:
+        faiss.omp_set_num_threads(3)
+        Retriever.load(index_dir).retrieve([id_of(1)], k=5)
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert sorted(seen) == [(False, 3), (True, 3)]

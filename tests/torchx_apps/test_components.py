@@ -101,7 +101,8 @@ def test_a_verb_of_one_process_runs_plainly(runner: Runner, component: str, verb
     assert parsed(verb_of(words_of(role)))["recipe"] == "demo"
     assert role.num_replicas == 1
     assert role.max_retries == 2
-    assert role.env["OMP_NUM_THREADS"] == "2"  # the whole of cpu_small
+    # The whole of cpu_small; but a service has as many threads of its own.
+    assert role.env["OMP_NUM_THREADS"] == ("1" if component == "serve" else "2")
 
 
 def test_every_heavy_verb_has_a_component_that_explains_its_arguments() -> None:
@@ -247,7 +248,7 @@ def test_slurm_script_of_one_process(runner: Runner, component: str) -> None:
     script = runner.dryrun_component(f"mtmh.{component}", args, "slurm", {}, workspace="").request.materialize()
     assert f"python -m mtmh.cli {ALONE[component]} demo" in script.replace("'", "")
     assert "--cpus-per-task=184 --mem=1887436 --gpus-per-task=8" in script
-    assert "OMP_NUM_THREADS=184" in script
+    assert f"OMP_NUM_THREADS={1 if component == 'serve' else 184}" in script
     assert "hetjob" not in script
 
 
