@@ -26,6 +26,7 @@ from mtmh.data.schema import (
     FloatScales,
     vocabulary_file,
 )
+from mtmh.errors import RequestError
 
 FEATURES = "features.json"
 # Columns of a row that are no features: for display and for filters.
@@ -95,14 +96,14 @@ class ItemFeatures:
         """Checks new items and lays them out as columns: item_id, display columns, features.
 
         Raises:
-            ValueError: a missing or unknown field, or a value of another type; the message names row and field.
+            RequestError: a missing or unknown field, or a value of another type; the message names row and field.
         """
         for number, row in enumerate(rows):
             missing = [name for name in (ITEM_ID, *self.names) if name not in row]
             unknown = sorted(set(row) - {ITEM_ID, *self.names, *DISPLAY})
             if missing or unknown:
                 problem = f"{', '.join(missing)} is missing (null: not known)" if missing else "unknown"
-                raise ValueError(
+                raise RequestError(
                     f"item {row.get(ITEM_ID, f'in row {number}')!r}: {problem if missing else ', '.join(unknown)}"
                     f"{'' if missing else ' is no field of an item'}; expected {', '.join((ITEM_ID, *self.names))}"
                     f" and perhaps {', '.join(DISPLAY)}"
@@ -119,7 +120,7 @@ class ItemFeatures:
             columns[name] = pa.array([_checked(row, name, "double", row[name]) for row in rows], pa.float64())
         table = pa.table(columns)
         if table.column(ITEM_ID).null_count:
-            raise ValueError(
+            raise RequestError(
                 f"item in row {table.column(ITEM_ID).is_valid().to_pylist().index(False)}: item_id is null"
             )
         return table
@@ -206,11 +207,27 @@ def _checked(row: Row, name: str, kind: str, value: Any) -> Any:
     if value is None:
         return None
     fits = {
-        "string": isinstance(value, str),
+        "string": isinstance(value, str) and _is_text(value),
         "int64": isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63,
-        "double": isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value),
+        "double": isinstance(value, (int, float)) and not isinstance(value, bool) and _is_finite(value),
     }[kind]
     if not fits:
         expected = {"string": "a string", "int64": "a 64-bit integer", "double": "a finite number"}[kind]
-        raise ValueError(f"item {row.get(ITEM_ID)!r}: {name} is {value!r}, expected {expected}")
+        raise RequestError(f"item {row.get(ITEM_ID)!r}: {name} is {value!r}, expected {expected}")
     return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string has a form in UTF-8; JSON may hold halves of characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

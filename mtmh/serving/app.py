@@ -22,6 +22,7 @@ from starlette.responses import Response
 
 from mtmh import __version__
 from mtmh.config import Config, ServiceConfig
+from mtmh.errors import RequestError
 from mtmh.serving.api import (
     IndexResponse,
     ItemsResponse,
@@ -186,8 +187,8 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
         del request
         return problem(404, str(error))
 
-    @app.exception_handler(ValueError)
-    async def not_fitting(request: Request, error: ValueError) -> Response:
+    @app.exception_handler(RequestError)
+    async def not_fitting(request: Request, error: RequestError) -> Response:
         del request
         return problem(422, str(error))
 
@@ -202,11 +203,6 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
         del request
         service.metrics.rejected.labels("deadline").inc()
         return problem(504, str(error))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> Response:
-        del request, error  # the server logs it
-        return problem(500, "an error of the service; its log says more")
 
 
 def _json(content: Any) -> Response:

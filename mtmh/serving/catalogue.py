@@ -13,6 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtmh.errors import RequestError
+
 ItemId = int | str
 Indices = npt.NDArray[np.integer[Any]]
 Mask = npt.NDArray[np.bool_]
@@ -23,7 +25,7 @@ _DIGITS = re.compile(r"-?[0-9]{1,19}")
 _ALWAYS_NEW = np.iinfo(np.int64).max  # first_seen of items that no event of the training period has
 
 
-class UnknownItemError(ValueError):
+class UnknownItemError(RequestError):
     """An item that the index does not hold."""
 
 
@@ -106,10 +108,10 @@ class Catalogue:
             role: what they are, for the message.
 
         Raises:
-            ValueError: an id of the wrong type, or one string in the place of a list.
+            RequestError: an id of the wrong type, or one string in the place of a list.
         """
         if isinstance(ids, (str, bytes)):  # would be taken for a list of its characters
-            raise ValueError(f"{role}: expected a list of ids, got {ids!r}")
+            raise RequestError(f"{role}: expected a list of ids, got {ids!r}")
         plain = int if self.id_type == "int64" else str
         # A list of plain ids is checked at once, however long; what is wrong with others the slow path names.
         simple = set(map(type, ids)) <= {plain}
@@ -141,7 +143,7 @@ class Catalogue:
 
         Raises:
             UnknownItemError: an id is not in the index; the message names it.
-            ValueError: an id of the wrong type.
+            RequestError: an id of the wrong type.
         """
         found = self.find(ids, role)
         if len(found) and found.min() < 0:
@@ -157,7 +159,7 @@ class Catalogue:
         """An id in the type of this catalogue.
 
         Raises:
-            ValueError: it is of another type.
+            RequestError: it is of another type.
         """
         if isinstance(item, str) and self.id_type == "string":
             return item
@@ -168,7 +170,7 @@ class Catalogue:
                 return int(item)
         if isinstance(item, str) and _DIGITS.fullmatch(item):
             return self.typed(int(item), role)
-        raise ValueError(f"{role} {item!r}: item ids of this index are of type {self.id_type}")
+        raise RequestError(f"{role} {item!r}: item ids of this index are of type {self.id_type}")
 
     def ids(self, indices: Indices) -> list[ItemId]:
         """Ids of item indices."""

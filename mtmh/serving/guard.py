@@ -1,11 +1,13 @@
-"""The outermost layer of the service: limits of the body before anything parses it, headers, times, access log."""
+"""The outermost layer of the service: limits of the body before anything parses it, headers, faults, access log."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
+import re
 import time
+import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,8 +16,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mtmh.serving.problems import problem
 from mtmh.serving.service_metrics import ServiceMetrics
 
+log = logging.getLogger("mtmh.serve")
 access_log = logging.getLogger("mtmh.access")
 
+REQUEST_ID = "X-Request-ID"
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a proxy or a client; anything else would let it write lines of the log
 _QUESTIONS = "/v1/retrieve"
 
 # The page needs its own script and style and nothing else; the API needs nothing.
@@ -32,6 +38,9 @@ _HEADERS = {
 
 class Guard:
     """ASGI middleware around the whole application.
+
+    Every answer has an id in ``X-Request-ID``: that of the request, or a new one. What fails inside is answered with
+    500 and nothing but that id; the log has it beside the traceback.
 
     Args:
         app: what it guards.
@@ -65,7 +74,9 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        status = 500
+        status = 0  # of the answer, once it has begun
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -73,6 +84,7 @@ class Guard:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
+                headers[REQUEST_ID] = request_id
                 headers.setdefault("Cache-Control", "no-store")
                 if self._draining():
                     headers["Connection"] = "close"
@@ -80,8 +92,15 @@ class Guard:
 
         try:
             await self._limited(scope, receive, send_with_headers)
+        except Exception:
+            log.exception("request %s failed: %s %s", request_id, scope["method"], ascii(scope["path"]))
+            if status:  # too late for another answer: the server cuts this one off
+                raise
+            await problem(500, f"a fault of the service, logged as request {request_id}")(
+                scope, receive, send_with_headers
+            )
         finally:
-            self._record(scope, status, time.perf_counter() - start)
+            self._record(scope, request_id, status or 500, time.perf_counter() - start)
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] in ("GET", "HEAD"):
@@ -135,7 +154,7 @@ class Guard:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         # Paths as declared, not as sent: a client must not be able to make new labels.
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
@@ -144,6 +163,7 @@ class Guard:
             client = scope.get("client") or ("", 0)
             line = {
                 "time": round(time.time(), 3),
+                "id": request_id,
                 "client": client[0],
                 "method": scope["method"],
                 "path": scope["path"],

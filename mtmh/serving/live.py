@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from mtmh.artifacts import open_artifact
 from mtmh.config import RetrievalConfig
 from mtmh.data.schema import ITEM_ID
+from mtmh.errors import RequestError
 from mtmh.index.layout import IndexSummary
 from mtmh.index.segments import Segment, last_change, read_segments, write_segment
 from mtmh.index.tower import Tower
@@ -117,7 +118,8 @@ class LiveIndex:
             Their ids.
 
         Raises:
-            ValueError: a row does not fit, an id is there already, or the index has no versions; nothing is added then.
+            RequestError: a row does not fit, or an id is there already; nothing is added then.
+            ValueError: the index has no versions or no tower, or a change of another process is damaged; likewise.
             TimeoutError: other changes were under way until after the deadline; nothing is added then.
         """
         with self._change(deadline) as state:
@@ -127,7 +129,7 @@ class LiveIndex:
             ids: list[ItemId] = table.column(ITEM_ID).to_pylist()
             repeated = [item for item, count in Counter(ids).items() if count > 1]
             if repeated:
-                raise ValueError(f"item {repeated[0]!r} comes more than once")
+                raise RequestError(f"item {repeated[0]!r} comes more than once")
             there = state.retriever.catalogue.find_answerable(ids, "item") >= 0
             self._check_equal(table.filter(pa.array(there)))
             table = table.filter(pa.array(~there))
@@ -144,7 +146,8 @@ class LiveIndex:
 
         Raises:
             UnknownItemError: an id is not in the index; nothing is removed then.
-            ValueError: an id of the wrong type, or the index has no versions.
+            RequestError: an id of the wrong type.
+            ValueError: the index has no versions, or a change of another process is damaged.
             TimeoutError: other changes were under way until after the deadline; nothing is removed then.
         """
         with self._change(deadline) as state:
@@ -190,7 +193,7 @@ class LiveIndex:
             added |= {row[ITEM_ID]: _known(row) for row in same.to_pylist()}
         for row in rows.to_pylist():
             if added.get(row[ITEM_ID]) != _known(row):
-                raise ValueError(f"item {row[ITEM_ID]!r} is in the index already; remove it first")
+                raise RequestError(f"item {row[ITEM_ID]!r} is in the index already; remove it first")
 
     def _caught_up(self) -> _State:
         """The version in use with the changes of other processes."""
@@ -227,7 +230,7 @@ def _with_changes(state: _State, segments: Sequence[Segment]) -> _State:
             vectors = _tower(state).embed(rows)
             for head, of in vectors.items():
                 if not np.isfinite(of).all():
-                    raise ValueError(f"head {head}: an embedding of the new items is not finite numbers")
+                    raise RequestError(f"head {head}: an embedding of the new items is not finite numbers")
             retriever = retriever.with_added(rows, vectors)
         change = segment.last
     if change == state.change:

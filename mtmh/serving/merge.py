@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.errors import RequestError
+
 Lists = npt.NDArray[np.integer]
 
 _COMPARISONS = 16_777_216  # of item ids at a time: bounds the memory of one block of triggers
@@ -52,7 +54,7 @@ def head_shares(alpha: float, num_heads: int) -> list[float]:
         ValueError: ``alpha`` is not within 0 to 100.
     """
     if not 0.0 <= alpha <= 100.0:
-        raise ValueError(f"alpha is {alpha}, expected a percentage from 0 to 100")
+        raise RequestError(f"alpha is {alpha}, expected a percentage from 0 to 100")
     if num_heads == 1:
         return [1.0]
     return [alpha / 100.0] + [(1.0 - alpha / 100.0) / (num_heads - 1)] * (num_heads - 1)
@@ -66,7 +68,7 @@ def named_shares(shares: Mapping[str, float], heads: Sequence[str]) -> list[floa
     """
     unknown = sorted(set(shares) - set(heads))
     if unknown:
-        raise ValueError(f"shares: no head {', '.join(unknown)}; the heads are {', '.join(heads)}")
+        raise RequestError(f"shares: no head {', '.join(unknown)}; the heads are {', '.join(heads)}")
     return [shares.get(head, 0.0) for head in heads]
 
 
@@ -77,7 +79,7 @@ def head_quotas(shares: Sequence[float], k: int) -> list[int]:
         ValueError: shares are negative or do not sum to 1.
     """
     if not (min(shares) >= 0.0 and abs(sum(shares) - 1.0) <= 1e-6):  # written so that NaN is refused
-        raise ValueError(f"head shares {list(shares)}: expected non-negative numbers that sum to 1")
+        raise RequestError(f"head shares {list(shares)}: expected non-negative numbers that sum to 1")
     # Rounded, so that 0.29 * 100 counts as 29 and not as 28.999999999999996.
     exact = [round(share * k, 6) for share in shares]
     quotas = [int(slots) for slots in exact]

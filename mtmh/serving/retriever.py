@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config, RetrievalConfig
+from mtmh.errors import RequestError
 from mtmh.index.item_features import Row
 from mtmh.index.item_vectors import ItemVectors
 from mtmh.index.layout import ITEMS, PRERANKER, IndexSummary
@@ -252,7 +253,7 @@ class Retriever:
 
         Raises:
             UnknownItemError: an unknown trigger, unless ``retrieval.unknown`` is ``popular``.
-            ValueError: a setting out of range.
+            RequestError: a setting out of range.
         """
         timings = timings or Timings()
         if features:
@@ -324,11 +325,11 @@ class Retriever:
         Raises:
             UnknownItemError: an item of the history is unknown. With ``retrieval.unknown = popular`` it is passed
                 over, and a history of which nothing is known is answered with popular items.
-            ValueError: an empty history, or a setting out of range.
+            RequestError: an empty history, or a setting out of range.
         """
         timings = timings or Timings()
         if not len(history):
-            raise ValueError("history is empty, expected at least one item")
+            raise RequestError("history is empty, expected at least one item")
         if features:
             with timings.stage("embed"):
                 knowing = self._knowing(history, features)
@@ -344,7 +345,7 @@ class Retriever:
                 timings=timings,
             )
         if k_trigger is not None and k_trigger < 1:
-            raise ValueError(f"k_trigger is {k_trigger}, expected at least 1")
+            raise RequestError(f"k_trigger is {k_trigger}, expected at least 1")
         settings = self._settings(k, k_ann, num_probes, alpha)
         quotas = self._quotas(settings, alpha, shares)
         with timings.stage("embed"):
@@ -547,7 +548,8 @@ class Retriever:
         """A retriever for one request that knows the unknown triggers by their features.
 
         Raises:
-            ValueError: features that do not fit, or there is no tower.
+            RequestError: features that do not fit.
+            ValueError: there is no tower.
         """
         typed = {self.catalogue.typed(item, "trigger"): row for item, row in features.items()}
         ids = list(dict.fromkeys(self.catalogue.typed(item, "trigger") for item in triggers))
@@ -573,7 +575,7 @@ class Retriever:
         if shares is None:
             return head_quotas(head_shares(settings.alpha, len(self.heads)), settings.k)
         if alpha is not None:
-            raise ValueError("alpha and shares both divide the answers among the heads: give one of them")
+            raise RequestError("alpha and shares both divide the answers among the heads: give one of them")
         return head_quotas(named_shares(shares, self.heads), settings.k)
 
     def _settings(
@@ -586,11 +588,11 @@ class Retriever:
         alpha = alpha if alpha is not None else self.defaults.alpha
         for name, value in (("k", k), ("k_ann", k_ann), ("num_probes", num_probes)):
             if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
+                raise RequestError(f"{name} is {value}, expected at least 1")
         if k > k_ann:
-            raise ValueError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
+            raise RequestError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
         if not 0.0 <= alpha <= 100.0:
-            raise ValueError(f"alpha is {alpha}, expected a percentage from 0 to 100")
+            raise RequestError(f"alpha is {alpha}, expected a percentage from 0 to 100")
         return self.defaults.model_copy(update={"k": k, "k_ann": k_ann, "num_probes": num_probes, "alpha": alpha})
 
     def _changed(

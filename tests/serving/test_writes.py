@@ -88,6 +88,8 @@ def test_changes_outlive_the_process(own_recipe: Path, written: ServiceProcess, 
         ({"item_id": None}, "item_id"),
         ({"colour": "red"}, "colour"),
         ({"text": 5}, "text"),
+        ({"text": "half a character: \ud800"}, "text"),
+        ({"price": 10**400}, "price"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused(
@@ -97,6 +99,34 @@ def test_rows_that_do_not_fit_are_refused(
     assert refused.status == 422, refused.body
     assert message in refused.json["detail"]
     assert items_of(written.retrieve(**only(5100))) == []
+
+
+def test_a_fault_of_ours_is_logged_by_its_request_id_and_told_to_nobody(
+    served_recipe: Path, row: dict[str, Any], tmp_path: Path
+) -> None:
+    shutil.copytree(served_recipe.parent / "runs", tmp_path / "runs")
+    recipe = tmp_path / "served.yaml"
+    recipe.write_text(served_recipe.read_text().replace(str(served_recipe.parent), str(tmp_path)))
+    segment = load_config(recipe).model_dir("index") / "segments" / "000001"
+    with ServiceProcess(recipe, reload_seconds=3600) as running:
+        segment.mkdir(parents=True)
+        (segment / "manifest.json").write_text("{}")  # a ValueError, as a field that does not fit is one
+        failed = running.write("POST", "/v1/items", {"items": [row | {"item_id": 5400}]})
+        assert failed.status == 500, failed.body
+        assert failed.headers["Content-Type"] == "application/problem+json"
+        assert failed.headers["X-Content-Type-Options"] == "nosniff"
+        request_id = failed.headers["X-Request-ID"]
+        assert failed.json["detail"] == f"a fault of the service, logged as request {request_id}"
+        log = running.log.read_text()
+        assert log.count("Traceback") == 1, log
+        assert f"request {request_id} failed: POST '/v1/items'" in log
+        assert f"{segment / 'manifest.json'}: " in log
+        assert running.metric('mtmh_requests_total{route="/v1/items",status="500"}') == 1
+        own = running.call("POST", "/v1/retrieve", {"triggers": [17]}, headers={"X-Request-ID": "edge-1.a_b"})
+        assert (own.status, own.headers["X-Request-ID"]) == (200, "edge-1.a_b")
+        for hostile in ("a b", "x" * 65, "é", ""):
+            answer = running.call("GET", "/healthz", headers={"X-Request-ID": hostile})
+            assert len(answer.headers["X-Request-ID"]) == 32
 
 
 def test_limits_of_a_write(written: ServiceProcess, row: dict[str, Any]) -> None:

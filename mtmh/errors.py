@@ -1,0 +1,10 @@
+"""The one error that needs a name in every layer."""
+
+from __future__ import annotations
+
+
+class RequestError(ValueError):
+    """What is asked for cannot be: the one who asked has to change it. The service answers it with 422 and the message.
+
+    Any other ``ValueError`` is about files or settings, or a fault of ours; of these the client is told nothing.
+    """
