@@ -41,6 +41,7 @@ from mtmh.evaluation.protocol import (
 )
 from mtmh.evaluation.report import write_report
 from mtmh.evaluation.results import METRICS, REPORT, USERS, Difference, Evaluation, Kind, Protocol, Row, load_evaluation
+from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.index.layout import PRERANKER
 from mtmh.index.versions import current_version
 from mtmh.preranking.scorer import Scorer
@@ -65,14 +66,15 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     """
     dataset = open_dataset(config.dataset_dir)
     opened = open_artifact(index or current_version(config.model_dir("index")), "index")
-    if "dataset" not in opened.manifest.inputs:
+    compacted = "dataset" not in opened.manifest.inputs
+    of_dataset = opened.summary.get("of_dataset") if compacted else opened.manifest.inputs["dataset"]
+    if of_dataset != dataset.artifact.manifest.digest:
         raise ValueError(
-            f"{opened.path}: a compacted index, whose rows are not those of {dataset.artifact.path}; evaluate a version"
-            " that was built (mtmh index list, mtmh evaluate --index-version)"
+            f"{opened.path}: index of another dataset than {dataset.artifact.path}; run mtmh embed and mtmh build-index"
+            " again, or evaluate another version (mtmh index list, mtmh evaluate --index-version)"
         )
-    if opened.manifest.inputs["dataset"] != dataset.artifact.manifest.digest:
-        raise ValueError(f"{opened.path}: index of another dataset than {dataset.artifact.path}; run mtmh embed again")
     retriever = Retriever.load(opened.path, config.retrieval)
+    subject = Subject(retriever, ItemRows.match(dataset, retriever.catalogue) if compacted else None)
     settings = config.evaluation
     cohort = make_cohort(
         dataset.evaluation_users(settings.num_users, config.seed),
@@ -81,8 +83,10 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     )
     measure = Measure(dataset, cohort, settings.recall_at, config.seed)
     inputs = {"dataset": dataset.artifact, "index": opened}
-    learned, trained = None, _trained_preranker(config, dataset, opened)
-    if trained is not None:
+    learned = None
+    if "learned" in subject.ranked_by:
+        inputs["preranker"] = open_artifact(opened.path / PRERANKER, "preranker")
+    elif (trained := _trained_preranker(config, dataset)) is not None:
         inputs["preranker"] = trained
         learned = LearnedPreranker(Scorer.load(trained.path))
     found = Evaluation(
@@ -112,11 +116,11 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     with Progress(transient=True) as progress:
         task = progress.add_task("evaluating", total=5)
         progress.update(task, description="the model's heads and merges")
-        model_rows, values = _model_rows(config, retriever, cohort, measure)
+        model_rows, values = _model_rows(config, subject, cohort, measure)
         progress.update(task, advance=1, description="other ways of preranking")
-        preranking_rows = _preranking_rows(config, retriever, learned, cohort, measure)
+        preranking_rows = _preranking_rows(config, subject, learned, cohort, measure)
         progress.update(task, advance=1, description="the same with exact search")
-        exact_row = _exact_row(config, retriever, cohort, measure)
+        exact_row = _exact_row(config, subject, cohort, measure)
         progress.update(task, advance=1, description="yardsticks")
         yardsticks = _yardsticks(config, dataset, cohort, measure)
         progress.update(task, advance=1, description="comparing and writing the report")
@@ -133,10 +137,8 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     return open_artifact(out, "evaluation")
 
 
-def _trained_preranker(config: Config, dataset: Dataset, index: Artifact) -> Artifact | None:
-    """The learned preranker: the index's own, or one to compare with; of another dataset than this it is left out."""
-    if (index.path / PRERANKER / MANIFEST).is_file():
-        return open_artifact(index.path / PRERANKER, "preranker")
+def _trained_preranker(config: Config, dataset: Dataset) -> Artifact | None:
+    """The learned preranker to compare with; one that was trained on a dataset before this one is left out."""
     folder = config.model_dir("preranker")
     if not (folder / MANIFEST).is_file():
         return None
@@ -196,7 +198,7 @@ class Measure:
         self.length = max(ks)
         self._cohort = cohort
         self._ks = sorted(ks)
-        self._num_items = dataset.num_items
+        self.num_items = dataset.num_items
         self._popular = popular_items(self.train_count)
         self._fresh = self.train_count == 0
         self._topics = [_topic_codes(dataset, name) for name in ("topic_l1", "topic_l2")]
@@ -230,7 +232,7 @@ class Measure:
             recall={k: self._bootstrap.mean(of_users) for k, of_users in values.recall.items()},
             match_l1=self._bootstrap.ratio(*values.l1),
             match_l2=self._bootstrap.ratio(*values.l2),
-            coverage=coverage(lists, self._num_items),
+            coverage=coverage(lists, self.num_items),
             popular=self._bootstrap.ratio(*marked_counts(lists, self._popular)),
             fresh=self._bootstrap.ratio(*marked_counts(lists, self._fresh)),
             list_length=float((lists >= 0).sum(axis=1).mean()),
@@ -245,30 +247,30 @@ class Measure:
         return np.bincount(answers.users, weights=counts, minlength=self._cohort.num_users).astype(np.float64)
 
 
-def _model_rows(config: Config, retriever: Retriever, cohort: Cohort, measure: Measure) -> tuple[list[Row], UserValues]:
+def _model_rows(config: Config, subject: Subject, cohort: Cohort, measure: Measure) -> tuple[list[Row], UserValues]:
     """Rows of the merge, of each head and of the alpha sweep, and the users' values of the merge."""
     settings = config.retrieval
     kept, scores, requests = prerank_users(
         cohort,
-        _searches(config, retriever),
-        retriever.preranker,
-        retriever.sorter,
-        num_items=len(retriever.catalogue),
+        _searches(config, subject),
+        subject.preranker,
+        subject.sorter,
+        num_items=measure.num_items,
         k_ann=settings.k_ann,
         k=settings.k,
         shared=settings.preranking == "shared",
     )
     merge = partial(merged_answers, kept, scores, requests, k=settings.k)
-    if len(retriever.heads) == 1:
+    if len(subject.heads) == 1:
         row, values = measure.row(config.name, "merged", merge(alpha=100.0))
         return [row], values
     name = f"{config.name}, merged, alpha = {settings.alpha:g}"
     row, values = measure.row(name, "merged", merge(alpha=settings.alpha), alpha=settings.alpha)
     rows = [row]
     # With two heads each one alone is an end of the sweep; a shared ranking is of both at any alpha.
-    per_head = len(retriever.heads) == 2 and settings.preranking == "per-head"
-    ends = {100.0: retriever.heads[0], 0.0: retriever.heads[1]} if per_head else {}
-    for place, head in enumerate(retriever.heads):
+    per_head = len(subject.heads) == 2 and settings.preranking == "per-head"
+    ends = {100.0: subject.heads[0], 0.0: subject.heads[1]} if per_head else {}
+    for place, head in enumerate(subject.heads):
         alone = merged_answers([kept[place]], [scores[place]], requests, alpha=100.0, k=settings.k)
         alpha = next((end for end, of_head in ends.items() if of_head == head), None)
         rows.append(measure.row(f"{config.name}, {head} head", "head", alone, alpha=alpha)[0])
@@ -279,15 +281,15 @@ def _model_rows(config: Config, retriever: Retriever, cohort: Cohort, measure: M
     return rows, values
 
 
-def _exact_row(config: Config, retriever: Retriever, cohort: Cohort, measure: Measure) -> Row:
+def _exact_row(config: Config, subject: Subject, cohort: Cohort, measure: Measure) -> Row:
     """The merge over exact search: what it has more than the merge over the index is the index's loss."""
     settings = config.retrieval
     kept, scores, requests = prerank_users(
         cohort,
-        _searches(config, retriever.exact()),
-        retriever.preranker,
-        retriever.sorter,
-        num_items=len(retriever.catalogue),
+        _searches(config, subject.exact()),
+        subject.preranker,
+        subject.sorter,
+        num_items=measure.num_items,
         k_ann=settings.k_ann,
         k=settings.k,
         shared=settings.preranking == "shared",
@@ -297,11 +299,10 @@ def _exact_row(config: Config, retriever: Retriever, cohort: Cohort, measure: Me
 
 
 def _preranking_rows(
-    config: Config, retriever: Retriever, learned: Preranker | None, cohort: Cohort, measure: Measure
+    config: Config, subject: Subject, learned: Preranker | None, cohort: Cohort, measure: Measure
 ) -> list[Row]:
     """The merge under the other ways of preranking: those that are not the model's own."""
-    settings, built = config.retrieval, retriever.defaults
-    own = (built.preranker, built.sorted_by)
+    settings, own = config.retrieval, subject.ranked_by
     ways = {
         "per-head preranking": (*own, "per-head"),
         "shared preranking": (*own, "shared"),
@@ -310,28 +311,26 @@ def _preranking_rows(
         "learned sorter": ("head-score", "learned", "per-head"),
         "learned preranker, shared": ("learned", "learned", "shared"),
     }
-    models = dict(zip(own, (retriever.preranker, retriever.sorter), strict=True))
-    models |= {"learned": learned} if learned is not None else {}
+    models = {"learned": learned} if learned is not None else {}
+    models |= dict(zip(own, (subject.preranker, subject.sorter), strict=True))
     rankers = {kind: (model, model) for kind, model in models.items()}
-    engagement = retriever.heads[0]
-    judge = HeadScorePreranker((engagement, retriever.vectors[engagement]))
-    rankers["head-score"] = (HeadScorePreranker(), judge)
+    rankers["head-score"] = (HeadScorePreranker(), subject.by_similarity)
     rows: list[Row] = []
     shown = {_outcome(*own, settings.preranking)}
     for name, way in ways.items():
         keeps, sorts, preranking = way
         shared = preranking == "shared"
-        missing = not {keeps, sorts} <= rankers.keys() or (shared and len(retriever.heads) == 1)
+        missing = not {keeps, sorts} <= rankers.keys() or (shared and len(subject.heads) == 1)
         if missing or _outcome(*way) in shown:
             continue
         shown.add(_outcome(*way))
         preranker, sorter = rankers[keeps][0], rankers[sorts][1]
         kept, scores, requests = prerank_users(
             cohort,
-            _searches(config, retriever),
+            _searches(config, subject),
             preranker,
             sorter,
-            num_items=len(retriever.catalogue),
+            num_items=measure.num_items,
             k_ann=settings.k_ann,
             k=settings.k,
             shared=shared,
@@ -346,11 +345,11 @@ def _outcome(keeps: str, sorts: str, preranking: str) -> tuple[str, ...]:
     return (sorts, preranking) if preranking == "shared" else (keeps, sorts, preranking)
 
 
-def _searches(config: Config, retriever: Retriever) -> dict[str, Search]:
+def _searches(config: Config, subject: Subject) -> dict[str, Search]:
     settings = config.retrieval
     return {
-        head: partial(retriever.search, head, k_ann=settings.k_ann, num_probes=settings.num_probes)
-        for head in retriever.heads
+        head: partial(subject.search, head, k_ann=settings.k_ann, num_probes=settings.num_probes)
+        for head in subject.heads
     }
 
 

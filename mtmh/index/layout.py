@@ -110,3 +110,4 @@ class IndexSummary(BaseModel):
     refine_factor: int = 0
     tower: TowerFacts | None = None
     segments_through: int = 0  # the last segment whose changes are part of this index
+    of_dataset: str | None = None  # compacted: digest of the dataset that the version before it goes back to

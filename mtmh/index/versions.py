@@ -4,7 +4,8 @@
     versions/000003/      an index artifact
     versions/000004.rejected/   one that missed the recall gate, kept to look at until the next one is rejected
     segments/             what was added to and removed from the catalogue since (``segments.py``)
-    .lock                 writers wait for each other here; readers never do
+    .lock                 writers wait for each other here; readers never do (``writers.py``)
+    .compact-*/           scratch of a compaction at work
 
 A version is complete and checked before ``CURRENT`` names it, so a reader finds a whole index at every moment, and a
 writer that is killed at any point leaves the published one as it was.
@@ -12,11 +13,8 @@ writer that is killed at any point leaves the published one as it was.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mtmh.artifacts import MANIFEST, Artifact, fsync, open_artifact, write_atomically
 from mtmh.index.layout import IndexSummary
 from mtmh.index.milvus import drop_collections
+from mtmh.index.writers import writing
 
 CURRENT = "CURRENT"
 VERSIONS = "versions"
@@ -256,15 +255,6 @@ def check_gate(artifact: Artifact, min_recall: float) -> None:
             f"{artifact.path}: not published: ANN recall is below index.min_recall = {min_recall:g}:"
             f" {'; '.join(missed)}; more retrieval.num_probes, fewer index.num_clusters or another storage raise it"
         )
-
-
-@contextmanager
-def writing(index_dir: Path) -> Iterator[None]:
-    """Holds off the other writers of this folder, in this process and others; a killed holder lets go by itself."""
-    index_dir.mkdir(parents=True, exist_ok=True)
-    with (index_dir / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _point(index_dir: Path, pointer: Pointer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from mtmh.index.build import write_index
 from mtmh.index.layout import ITEMS, PRERANKER, EmbeddingsSummary, IndexSummary, vectors_file
 from mtmh.index.segments import merge_segments
 from mtmh.index.tower import TOWER
-from mtmh.index.versions import new_version, publish, writing
+from mtmh.index.versions import new_version, publish
+from mtmh.index.writers import scratch_folder, writing
 from mtmh.preranking.publish import write_rows
 from mtmh.serving.live import LiveIndex
 from mtmh.serving.prerankers import LearnedPreranker
@@ -67,21 +67,22 @@ def compact(config: Config) -> Path:
         if config.retrieval.needs_preranker:
             assert preranker is not None
             write_rows(preranker.scorer, base / PRERANKER, rows, folder / PRERANKER)
-        return {"tower": before.tower, "segments_through": through}
+        of_dataset = artifact.manifest.inputs.get("dataset", before.of_dataset)
+        return {"tower": before.tower, "segments_through": through, "of_dataset": of_dataset}
 
-    with join_ranks("cpu") as ranks, tempfile.TemporaryDirectory(dir=index_dir, prefix=".compact-") as scratch:
+    with join_ranks("cpu") as ranks, scratch_folder(index_dir) as scratch:
         if ranks.world_size != 1:
             raise ValueError(f"compaction runs in one process, not in {ranks.world_size}")
         for head in retriever.heads:
             vectors = np.lib.format.open_memmap(
-                Path(scratch) / vectors_file(head), mode="w+", dtype=np.float32, shape=(len(rows), before.dim)
+                scratch / vectors_file(head), mode="w+", dtype=np.float32, shape=(len(rows), before.dim)
             )
             for start in range(0, len(rows), _COPIED_ROWS):
                 part = slice(start, start + _COPIED_ROWS)
                 vectors[part] = retriever.vectors[head][rows[part]]
             vectors.flush()
         version = new_version(index_dir)
-        write_index(config, before.id_type, made, Path(scratch), version, ranks, {"index": artifact}, finish)
+        write_index(config, before.id_type, made, scratch, version, ranks, {"index": artifact}, finish)
     published = publish(version, min_recall=config.index.min_recall, keep=config.index.keep_versions, over=base.name)
     with writing(index_dir):
         merge_segments(index_dir, through)

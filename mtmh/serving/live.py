@@ -23,7 +23,8 @@ from mtmh.errors import RequestError
 from mtmh.index.layout import IndexSummary
 from mtmh.index.segments import Segment, last_change, read_segments, write_segment
 from mtmh.index.tower import Tower
-from mtmh.index.versions import current_version, writing
+from mtmh.index.versions import current_version
+from mtmh.index.writers import writing
 from mtmh.serving.catalogue import ItemId
 from mtmh.serving.retriever import Retriever
 

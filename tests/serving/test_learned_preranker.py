@@ -17,6 +17,7 @@ from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.evaluation.results import load_evaluation
+from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.index.build import build_index
 from mtmh.index.embed import embed_catalogue
 from mtmh.index.layout import PRERANKER
@@ -28,6 +29,7 @@ from mtmh.preranking.publish import write_preranker
 from mtmh.preranking.trainer import train_preranker
 from mtmh.serving.compact import compact
 from mtmh.serving.live import LiveIndex
+from mtmh.serving.preranker import HeadScorePreranker, Requests
 from mtmh.serving.prerankers import LearnedPreranker
 from mtmh.serving.retriever import RetrievedItem, Retriever
 from mtmh.training.checkpoint import latest_checkpoint
@@ -187,6 +189,37 @@ def test_compaction_with_the_preranker_needs_one_in_the_published_version(config
     ):
         compact(config)
     assert not list(Path(config.model_dir("index")).glob(".compact-*"))
+
+
+def test_a_compacted_version_is_evaluated_by_the_rows_of_the_dataset(config: Config, live: LiveIndex) -> None:
+    dataset = open_dataset(config.dataset_dir)
+    built = live.retriever
+    live.add([raw_row(config, 1), raw_row(config, 2)])
+    live.remove([40])  # so that the rows behind item 4 move
+    compact(config)
+    compacted = Retriever.load(config.model_dir("index"))
+    subject = Subject(compacted, ItemRows.match(dataset, compacted.catalogue)).exact()
+    triggers = np.array([3, 4, 5, 199])
+    there = np.arange(dataset.num_items) != 4
+    for head in subject.heads:
+        found = subject.search(head, triggers, 198, num_probes=12)
+        assert (found.items[1] == -1).all(), "a removed item finds nothing"
+        expected = built.exact().search(head, triggers, 198, num_probes=12, allowed=there)
+        for row in (0, 2, 3):
+            np.testing.assert_array_equal(np.sort(found.items[row]), np.sort(expected.items[row]))
+            np.testing.assert_allclose(found.scores[row], expected.scores[row], atol=1e-5)
+        requests = Requests(triggers, np.array([0, 0, 1, 1]), np.array([[7, 199, -1], [5, -1, -1]]))
+        for ranker, before in ((subject.preranker, built.preranker), (subject.by_similarity, None)):
+            before = before or HeadScorePreranker(("engagement", built.vectors["engagement"]))
+            scores = ranker.score(requests, found)[[0, 2, 3]]
+            np.testing.assert_allclose(scores, before.score(requests, found)[[0, 2, 3]], rtol=1e-4, atol=1e-6)
+    evaluation = load_evaluation(evaluate(config, config.model_dir("evaluation")).path)
+    assert evaluation.merged.list_length > 20
+    write_inputs(config.paths.root / "other", test={0: [5]})
+    paths = config.paths.model_copy(update={"dataset": config.paths.root / "other" / "dataset"})
+    other = config.model_copy(update={"paths": paths})
+    with pytest.raises(ValueError, match=r"another dataset.*mtmh evaluate --index-version"):
+        evaluate(other, config.paths.root / "other" / "evaluation")
 
 
 def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: Path) -> None:

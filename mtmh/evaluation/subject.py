@@ -1,0 +1,100 @@
+"""What an evaluation asks: a retriever, in terms of the rows of a dataset, whatever rows its index keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mtmh.data.dataset import Dataset
+from mtmh.serving.catalogue import Catalogue
+from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, Scores
+from mtmh.serving.retriever import Retriever
+
+Indices = npt.NDArray[np.integer[Any]]
+
+
+class Subject:
+    """A retriever that is asked by rows of a dataset and answers with such.
+
+    Args:
+        retriever: to evaluate.
+        rows: where the items of the dataset are in its index; None: at the same rows.
+
+    Attributes:
+        heads: names, the engagement head first.
+        preranker: ranks each head's candidates.
+        sorter: scores the answers of all heads.
+        by_similarity: the sorter that goes by the engagement head.
+    """
+
+    def __init__(self, retriever: Retriever, rows: ItemRows | None = None) -> None:
+        self._retriever = retriever
+        self._rows = rows
+        self.heads = retriever.heads
+        self.preranker = self._translated(retriever.preranker)
+        self.sorter = self._translated(retriever.sorter)
+        engagement = retriever.heads[0]
+        self.by_similarity = self._translated(HeadScorePreranker((engagement, retriever.vectors[engagement])))
+
+    @property
+    def ranked_by(self) -> tuple[str, str]:
+        """The kinds of preranker and sorter, as the settings name them."""
+        return self._retriever.defaults.preranker, self._retriever.defaults.sorted_by
+
+    def exact(self) -> Subject:
+        """The same over exact search."""
+        return Subject(self._retriever.exact(), self._rows)
+
+    def search(self, head: str, triggers: Indices, k_ann: int, num_probes: int) -> Candidates:
+        """As ``Retriever.search``; a trigger that the index does not hold finds nothing."""
+        if self._rows is None:
+            return self._retriever.search(head, triggers, k_ann, num_probes)
+        rows = self._rows.row_of[triggers]
+        there = rows >= 0
+        found = self._retriever.search(head, rows[there], k_ann, num_probes, allowed=self._rows.in_dataset)
+        items = np.full((len(triggers), k_ann), -1, np.int32)
+        scores = np.full((len(triggers), k_ann), -np.inf, np.float32)
+        items[there], scores[there] = self._rows.item_of[found.items], found.scores
+        return Candidates(head, items, scores)
+
+    def _translated(self, ranker: Preranker) -> Preranker:
+        return ranker if self._rows is None else _Translated(ranker, self._rows)
+
+
+@dataclass(frozen=True)
+class ItemRows:
+    """Items of a dataset and rows of an index.
+
+    Attributes:
+        row_of: [I + 1] row of an item, -1: not in the index; the last entry is for item -1.
+        item_of: [rows + 1] item of a row, -1: not in the dataset; the last entry is for row -1.
+        in_dataset: [rows].
+    """
+
+    row_of: npt.NDArray[np.int64]
+    item_of: npt.NDArray[np.int32]
+    in_dataset: npt.NDArray[np.bool_]
+
+    @staticmethod
+    def match(dataset: Dataset, catalogue: Catalogue) -> ItemRows:
+        """Matches by id."""
+        rows = catalogue.find(dataset.item_ids.tolist(), "item")
+        items = np.full(len(catalogue) + 1, -1, np.int32)
+        items[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        return ItemRows(np.append(rows, -1), items, items[:-1] >= 0)
+
+
+class _Translated:
+    """A preranker of index rows, asked about items of the dataset."""
+
+    def __init__(self, ranker: Preranker, rows: ItemRows) -> None:
+        self._ranker = ranker
+        self._row_of = rows.row_of
+
+    def score(self, requests: Requests, candidates: Candidates) -> Scores:
+        """As ``Preranker.score``."""
+        asked = Requests(self._row_of[requests.triggers], requests.users, self._row_of[requests.histories])
+        return self._ranker.score(asked, Candidates(candidates.head, self._row_of[candidates.items], candidates.scores))

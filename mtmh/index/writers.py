@@ -1,0 +1,51 @@
+"""Who writes in an index folder: one at a time; and what killed writers have left, which the next one removes."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LOCK = ".lock"
+_SCRATCH = ".compact-"
+
+
+@contextmanager
+def writing(index_dir: Path) -> Iterator[None]:
+    """Holds off the other writers of this folder, in this process and others; a killed holder lets go by itself."""
+    index_dir.mkdir(parents=True, exist_ok=True)
+    with (index_dir / _LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _remove_abandoned(index_dir)
+        yield
+
+
+@contextmanager
+def scratch_folder(index_dir: Path) -> Iterator[Path]:
+    """A folder beside the versions for long work; if its process is killed, the next writer removes it.
+
+    Its owner holds a lock on a file in it as long as it lives, and no other lock: writers go on meanwhile.
+    """
+    with writing(index_dir):
+        folder = Path(tempfile.mkdtemp(dir=index_dir, prefix=_SCRATCH))
+        file = (folder / _LOCK).open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+        file.close()
+
+
+def _remove_abandoned(index_dir: Path) -> None:
+    """Removes scratch folders whose owners are gone; the caller holds the lock of the folder."""
+    for folder in index_dir.glob(f"{_SCRATCH}*"):
+        try:
+            with (folder / _LOCK).open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+        except (BlockingIOError, FileNotFoundError):  # at work, or just done with it
+            continue
