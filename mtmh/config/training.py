@@ -106,11 +106,14 @@ class ContinuationConfig(Settings):
     ``optimizer_state``: with ``keep``, rows that have learned much go on with small steps and new rows start with
     large ones, as Adagrad has it; ``reset`` gives all of them large steps again. ``learning_rate_scale`` multiplies
     both rates. ``freeze_towers`` trains the tables alone: items whose rows do not change keep their embeddings.
+    ``check_period`` refuses a model that may have been trained on the dataset's test period; without it the run only
+    warns.
     """
 
     optimizer_state: Literal["keep", "reset"] = "keep"
     learning_rate_scale: Annotated[float, Field(gt=0.0)] = 1.0
     freeze_towers: bool = False
+    check_period: bool = True
 
 
 class TrainingConfig(Settings):

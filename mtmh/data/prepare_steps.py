@@ -232,6 +232,9 @@ def write_item_files(
         min_feature_count=data.min_feature_count,
         seed=work.config.seed,
     )
+    train_end = test_begin = cutoff
+    if source.has_clock and cutoff is None:
+        train_end, test_begin = work.rows(statements.period_bounds())[0]
     id_type = work.rows("SELECT typeof(item_id) FROM catalogue LIMIT 1")[0][0]
     work.end_step()
     return DatasetSummary(
@@ -252,6 +255,9 @@ def write_item_files(
         content_embedding_dim=embedding_dim,
         event_kinds=facts.event_kinds,
         has_values="value" in source.event_columns,
+        train_end=train_end,
+        test_begin=test_begin,
+        user_test_fraction=data.split.test_fraction if data.split.kind == "user" else None,
     )
 
 

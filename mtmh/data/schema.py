@@ -129,3 +129,6 @@ class DatasetSummary(BaseModel):
     content_embedding_dim: int | None  # width of the items' content_embedding column
     event_kinds: list[str] = []  # of T1; their places are the bits of ``events``
     has_values: bool = False  # whether the source has values of events
+    train_end: int | None = None  # first instant after all events of T1; None: no clock
+    test_begin: int | None = None  # first instant of T2; None: no clock
+    user_test_fraction: float | None = None  # split by user: share of each user's events in T2

@@ -185,6 +185,11 @@ def _runs(ordered: str, cutoff: int | None) -> str:
         GROUP BY user_code, run"""
 
 
+def period_bounds() -> str:
+    """The first instant after T1, and the first of T2."""
+    return "SELECT max(timestamp) FILTER (NOT is_test) + 1, min(timestamp) FILTER (is_test) FROM split"
+
+
 def train_kinds() -> str:
     """The kinds that events of T1 have, as one mask."""
     return "SELECT coalesce(bit_or(kinds), 0) FROM split WHERE NOT is_test"

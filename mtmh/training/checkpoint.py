@@ -344,7 +344,8 @@ def decisive_settings(config: Mapping[str, Any], sections: Sequence[str] = DECIS
     """The settings that decide which numbers a run computes, by dotted key."""
     tree = {section: config[section] for section in sections if section in config}
     tree["training"] = {key: value for key, value in config["training"].items() if key in DECISIVE_TRAINING}
-    return {key: value for key, value in _flat(tree) if key not in ("loss.chunk_rows", "loss.kernel")}
+    indifferent = ("loss.chunk_rows", "loss.kernel", "training.continuation.check_period")
+    return {key: value for key, value in _flat(tree) if key not in indifferent}
 
 
 def _in_todays_terms(config: dict[str, Any]) -> dict[str, Any]:

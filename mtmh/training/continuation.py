@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,8 @@ from torchrec.optim.keyed import CombinedOptimizer
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import Config, ModelConfig
 from mtmh.data.dataset import Dataset
-from mtmh.data.schema import ITEM_ID, FeatureSchema
+from mtmh.data.period import Period, why_it_may_leak
+from mtmh.data.schema import ITEM_ID, DatasetSummary, FeatureSchema
 from mtmh.training.checkpoint import OPTIMIZER, STATE, training_state
 from mtmh.training.distributed import Ranks, on_first
 from mtmh.training.frequencies import FREQUENCIES, StreamingFrequencies
@@ -23,6 +25,8 @@ from mtmh.training.optimizers import TABLE_KEY
 from mtmh.training.row_maps import num_carried, previous_rows
 from mtmh.training.sharding import local_shards
 from mtmh.training.state_files import read_state, stored_pieces, stored_shapes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,19 @@ class CarriedRows:
     num_carried: int
 
 
-def open_previous(path: Path, config: Config, features: FeatureSchema) -> Artifact:
+def open_previous(path: Path, config: Config, summary: DatasetSummary) -> Artifact:
     """Opens the checkpoint to continue from.
 
     Args:
         path: folder of one checkpoint.
         config: of the run that begins.
-        features: of its dataset.
+        summary: of its dataset.
 
     Raises:
-        ValueError: no complete checkpoint there, or its model has other features, widths or heads.
+        ValueError: no complete checkpoint there, its model has other features, widths or heads, or it may have been
+            trained on the test period of the dataset.
     """
-    artifact = open_artifact(path, "checkpoint")
+    artifact, features = open_artifact(path, "checkpoint"), summary.features
     before = FeatureSchema.model_validate(artifact.summary["features"])
     problems = []
     for kind, then, now in (
@@ -73,7 +78,21 @@ def open_previous(path: Path, config: Config, features: FeatureSchema) -> Artifa
         problems.append(f"training.optimizer was {optimizer}, is {config.training.optimizer}")
     if problems:
         raise ValueError(f"{path}: cannot continue from this model: {'; '.join(problems)}")
+    leak = why_it_may_leak(period_of(artifact), Period.of(summary))
+    if leak and config.training.continuation.check_period:
+        raise ValueError(
+            f"{path}: cannot continue from this model: {leak}. Continue from an older one or cut later (data.split); "
+            f"if it is known to be older, or nothing is tested, set training.continuation.check_period=false"
+        )
+    if leak:
+        logger.warning("%s: %s; training.continuation.check_period=false goes on all the same", path, leak)
     return artifact
+
+
+def period_of(checkpoint: Artifact) -> Period | None:
+    """What the model of a checkpoint has seen; None: it was written before checkpoints said so."""
+    recorded = checkpoint.summary.get("period")
+    return None if recorded is None else Period.model_validate(recorded)
 
 
 @torch.no_grad()

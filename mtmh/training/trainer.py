@@ -12,8 +12,9 @@ from mtmh.config import Config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
+from mtmh.data.period import Period
 from mtmh.training.checkpoint import Checkpoints
-from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous
+from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
 from mtmh.training.distributed import join_ranks
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.id_tables import IdTables
@@ -52,9 +53,11 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         content = open_content(config.content_dir, dataset) if config.needs_content else None
         inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
         features = dataset.summary.features
-        previous = open_previous(continue_from, config, features) if continue_from else None
+        previous = open_previous(continue_from, config, dataset.summary) if continue_from else None
         inputs |= {"previous": previous} if previous else {}
         checkpoints = Checkpoints(config, features, inputs, ranks)
+        period = Period.of(dataset.summary).after(period_of(previous) if previous else None)
+        checkpoints.facts["period"] = period.model_dump()
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"
         loader = PairLoader(dataset, config, ranks.rank, ranks.world_size, content, pin_memory=on_gpu)

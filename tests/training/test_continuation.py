@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from prepare_helpers import prepare_tables
+from prepare_helpers import Written, prepare_tables
 from tiny_run import MODEL, read_whole, state_of, tiny_config
 from torch import Tensor
 
@@ -62,7 +63,7 @@ def fresh_and_carried(rank: int, world_size: int, root: Path, plan: str) -> list
         shutil.rmtree(root / f"{kind}-{plan}-1", ignore_errors=True)
     config = config_of(root / "two", plan)
     dataset = open_dataset(config.dataset_dir)
-    previous = open_previous(checkpoint_of(root, plan), config, dataset.summary.features)
+    previous = open_previous(checkpoint_of(root, plan), config, dataset.summary)
     if world_size > 1:
         store = dist.FileStore(str(root / f"store-{plan}"), world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
@@ -96,7 +97,7 @@ def carry_estimates(rank: int, world_size: int, root: Path, batch_size: int) -> 
     with join_ranks("cpu") as ranks:
         frequencies = streaming_frequencies(config, dataset.item_table, ranks)
         assert frequencies is not None
-        previous = open_previous(estimates_of(root), config, dataset.summary.features)
+        previous = open_previous(estimates_of(root), config, dataset.summary)
         carry_over_frequencies(previous, dataset, frequencies)
         parts = {f"{FREQUENCIES}.{name}": value for name, value in frequencies.state().items()}
         write_state(parts, root / f"estimates-{batch_size}-{world_size}")
@@ -308,6 +309,65 @@ def test_a_vocabulary_of_another_type_or_none_is_named(root: Path, tmp_path: Pat
     pq.write_table(pa.table({"value": ["x"], "row": pa.array([1], pa.int32())}), dataset / vocabulary_file("item_id"))
     with pytest.raises(ValueError, match="the manifest says"):
         train(config_of(tmp_path), continue_from=checkpoint_of(root))
+
+
+def write_cut(root: Path, split: dict[str, Any]) -> Config:
+    """The same log of 60 instants, cut somewhere."""
+    rng = np.random.default_rng(4)
+    events = [(f"u{user}", f"i{rng.choice(30)}", t) for user in range(20) for t in range(user % 3, 60, 5)]
+    table = {"item_id": [f"i{item}" for item in range(30)], "brand": [f"b{item // 5}" for item in range(30)]}
+    prepare_tables(root, events, table, id_features=["brand"], split=split)
+    return config_of(root, max_steps=1, checkpoint_every=1)
+
+
+def test_a_model_that_may_know_the_test_period_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cuts: dict[str, dict[str, Any]] = {
+        "at 30": {"cutoff": 30},
+        "at 40": {"cutoff": 40},
+        "by user": {"kind": "user"},
+        "by user, less": {"kind": "user", "test_fraction": 0.5},
+    }
+    configs = {name: write_cut(tmp_path / name, split) for name, split in cuts.items()}
+    last = {name: train(configs[name]) for name in ("at 30", "at 40", "by user", "by user, less")}
+    period = open_artifact(last["by user"], "checkpoint").summary["period"]
+    written = Written.read(configs["by user"].dataset_dir)
+    trained, tested = (
+        [time for rows in of_users.values() for _, time in rows] for of_users in (written.histories, written.test)
+    )
+    assert period == {"train_end": max(trained) + 1, "test_begin": min(tested), "user_test_fraction": 0.2}
+
+    def go_on(name: str, before: Path, **continuation: bool) -> Path:
+        config = configs[name]
+        shutil.rmtree(config.model_dir("checkpoints"))
+        continued = config.training.model_copy(
+            update={"continuation": config.training.continuation.model_copy(update=continuation)}
+        )
+        return train(config.model_copy(update={"training": continued}), continue_from=before)
+
+    kept = {name: shutil.copytree(path, tmp_path / "kept" / name) for name, path in last.items()}
+    for name, before in (("at 30", "at 40"), ("at 40", "by user"), ("by user, less", "by user")):
+        with pytest.raises(
+            ValueError, match=r"trained on events until \d+, and the test period of this .*check_period"
+        ):
+            train(configs[name], continue_from=kept[before])
+    for name, before in (("at 40", "at 30"), ("by user", "at 30"), ("by user", "by user, less")):
+        go_on(name, kept[before])
+    with caplog.at_level("WARNING"):
+        tainted = go_on("at 30", kept["at 40"], check_period=False)
+    assert "trained on events until 39, and the test period of this dataset begins at 30" in caplog.text
+    # What it has seen stays with the model: the next period is compared with that, too.
+    assert open_artifact(tainted, "checkpoint").summary["period"]["train_end"] == 40
+
+
+def test_a_checkpoint_from_before_periods_were_recorded_is_taken_only_knowingly(root: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(checkpoint_of(root), tmp_path / "step-00000004")
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["summary"]["period"]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"does not say which events.*training.continuation.check_period=false"):
+        train(config_of(root / "two", name="unknown"), continue_from=old)
+    train(config_of(root / "two", name="unknown", continuation={"check_period": False}, max_steps=1), continue_from=old)
+    train(config_of(root / "two", name="unknown", continuation={"check_period": False}), continue_from=old)
 
 
 def test_verb(root: Path) -> None:
