@@ -49,8 +49,9 @@ class EncoderConfig(Settings):
 
     ``images``: where the items' images are: a folder or a tar, in which the items' ``image`` is a file name, or a
     Parquet file with columns ``item_id`` and ``image`` (bytes). ``concepts``: a Parquet file with columns ``item_id``,
-    ``concept`` and ``source``. Without them, those of the recipe's media (``mtmh content simulate``) if there are any;
-    without those, ``image`` is a path as it stands.
+    ``concept`` and ``source``, and perhaps ``timestamp``, by which rows of the test period are left out. Without them,
+    those of the recipe's media (``mtmh content simulate``) if there are any; without those, ``image`` is a path as it
+    stands.
     """
 
     text: BackboneConfig | None = None

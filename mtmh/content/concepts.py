@@ -23,6 +23,7 @@ from mtmh.data.randomness import Purpose, generator
 from mtmh.modules import accidental_hits
 
 COLUMNS = ("item_id", "concept", "source")
+TIMESTAMP = "timestamp"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Concepts:
         values: [.] int64.
         pairs_of_source: how many pairs of each source are used.
         dropped: reason -> rows of the table that are not.
+        test_period: how concepts of the test period were kept out, or that nothing did so; for people.
     """
 
     item: npt.NDArray[np.int64]
@@ -48,6 +50,7 @@ class Concepts:
     values: npt.NDArray[np.int64]
     pairs_of_source: dict[str, int]
     dropped: dict[str, int]
+    test_period: str
 
     def __len__(self) -> int:
         return len(self.item)
@@ -71,9 +74,13 @@ class PairDraw:
 def open_concepts(dataset: Dataset, path: Path, source_weights: Mapping[str, float]) -> Concepts:
     """Reads the table of concepts.
 
+    With one cut in time, rows at or after it, or without a time, are dropped before anything is read from them. Without
+    a column ``timestamp`` nothing tells which those are.
+
     Args:
         dataset: the catalogue; concepts of other items are dropped and counted.
-        path: Parquet with columns ``item_id``, ``concept`` and ``source``.
+        path: Parquet with columns ``item_id``, ``concept`` and ``source``, and perhaps ``timestamp`` in the unit of the
+            events' or as dates if theirs are dates.
         source_weights: weight of a pair by its source; 1 for sources not named, 0 leaves a source out.
 
     Raises:
@@ -86,7 +93,8 @@ def open_concepts(dataset: Dataset, path: Path, source_weights: Mapping[str, flo
     missing = [name for name in COLUMNS if name not in schema.names]
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)}; it has {', '.join(schema.names)}")
-    table = pq.read_table(path, columns=list(COLUMNS)).combine_chunks()
+    has_time = TIMESTAMP in schema.names
+    table = pq.read_table(path, columns=[*COLUMNS, TIMESTAMP] if has_time else list(COLUMNS)).combine_chunks()
     for name in ("concept", "source"):
         if table.schema.field(name).type not in (pa.string(), pa.large_string()):
             raise ValueError(f"{path}: column {name} is {table.schema.field(name).type}, expected string")
@@ -98,6 +106,13 @@ def open_concepts(dataset: Dataset, path: Path, source_weights: Mapping[str, flo
             f"content.encoder.training.source_weights: {path} has no source {', '.join(unknown)}; "
             f"it has {', '.join(sorted(sources))}"
         )
+    cutoff, dropped_by_time = dataset.summary.cutoff, {}
+    if has_time and cutoff is not None:
+        time = _instants(table.column(TIMESTAMP), dataset, path)
+        early = pc.fill_null(pc.less(time, cutoff), False)
+        no_time = time.null_count
+        dropped_by_time = {"test period": len(table) - pc.sum(early).as_py() - no_time, "no timestamp": no_time}
+        table, source = table.filter(early).combine_chunks(), source.filter(early.combine_chunks())
     text = pc.utf8_trim_whitespace(table.column("concept").combine_chunks().fill_null(""))
     canonical = pc.utf8_ltrim(pc.utf8_lower(text), characters="#")
     item = _find_items(dataset, table.column("item_id").combine_chunks(), path)
@@ -130,8 +145,36 @@ def open_concepts(dataset: Dataset, path: Path, source_weights: Mapping[str, flo
             "empty concept": int(empty.sum()),
             "unknown item": int((~empty & ~known).sum()),
             "weight 0": int((~used).sum()),
+            **dropped_by_time,
         },
+        test_period=_said_of_time(has_time, cutoff, dropped_by_time),
     )
+
+
+def _instants(column: pa.ChunkedArray, dataset: Dataset, path: Path) -> pa.ChunkedArray:
+    """The column as numbers in the unit of the dataset's cut; NaN becomes null."""
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        if not dataset.summary.timestamp_is_date:
+            raise ValueError(
+                f"{path}: column {TIMESTAMP} holds dates, but the events' timestamps are not known to be dates; give "
+                f"numbers in their unit (or run mtmh prepare again, if it was run before it recorded this)"
+            )
+        return pc.divide(column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).cast(pa.float64()), 1e6)
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise ValueError(f"{path}: column {TIMESTAMP} is {kind}, expected numbers or dates, as in the events")
+    return pc.if_else(pc.is_nan(numbers := column.cast(pa.float64(), safe=False)), None, numbers)
+
+
+def _said_of_time(has_time: bool, cutoff: float | None, dropped: Mapping[str, int]) -> str:
+    if not has_time:
+        return (
+            f"it has no column {TIMESTAMP}: that none of its rows comes from the test period is for its maker to vouch"
+        )
+    if cutoff is None:
+        return "the events are split by user, so that no instant divides its rows: all are used"
+    late, unknown = dropped["test period"], dropped["no timestamp"]
+    return f"rows at {cutoff:.0f} or later are left out: {late}; without a time: {unknown}"
 
 
 def _find_items(dataset: Dataset, ids: pa.Array, path: Path) -> npt.NDArray[np.int64]:

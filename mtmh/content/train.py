@@ -71,6 +71,8 @@ def train_content(config: Config, out: Path) -> Artifact:
                 "catalogue gets one from mtmh content simulate)"
             )
         concepts = open_concepts(dataset, table, training.source_weights)
+        if ranks.is_first and encoder.concepts is not None:  # those of a simulation know nothing of events
+            logger.warning("%s: %s", table, concepts.test_period)
         order = PairOrder(concepts, training.batch_size, config.seed)
         num_steps = training.max_steps or training.epochs * order.steps_per_epoch
         facts = decisive(config, dataset, concepts.pairs_of_source, num_steps)
@@ -115,6 +117,7 @@ def train_content(config: Config, out: Path) -> Artifact:
             "losses": losses,
             "pairs_of_source": concepts.pairs_of_source,
             "dropped_concepts": concepts.dropped,
+            "concepts_of_test_period": concepts.test_period,
         }
         on_first(ranks, lambda: _write(teacher, config, dataset, out, summary))
         on_first(ranks, state.remove)

@@ -257,6 +257,7 @@ def write_item_files(
         has_values="value" in source.event_columns,
         train_end=train_end,
         test_begin=test_begin,
+        timestamp_is_date=source.timestamp_is_date,
         user_test_fraction=data.split.test_fraction if data.split.kind == "user" else None,
     )
 

@@ -132,3 +132,4 @@ class DatasetSummary(BaseModel):
     train_end: int | None = None  # first instant after all events of T1; None: no clock
     test_begin: int | None = None  # first instant of T2; None: no clock
     user_test_fraction: float | None = None  # split by user: share of each user's events in T2
+    timestamp_is_date: bool = False  # timestamps came from dates, as seconds since 1970

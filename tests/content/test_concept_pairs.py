@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,50 @@ def test_reading(dataset, tmp_path):
     assert concepts.values.tolist() == [0, 0, 1, 0]
     assert concepts.pairs_of_source == {"hashtag": 1, "query": 2, "generated": 1}
     assert concepts.dropped == {"empty concept": 2, "unknown item": 2, "weight 0": 0}
+
+
+def timed(path: Path, times: pa.Array) -> Path:
+    texts = [f"c{row}" for row in range(len(times))]
+    table = {"item_id": [10] * len(times), "concept": texts, "source": ["query"] * len(times), "timestamp": times}
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def test_concepts_of_the_test_period_are_left_out(tmp_path):
+    cut = write_dataset(tmp_path / "cut", {"item_id": [10]}, cutoff=100.0)
+    for times in (pa.array([99, 100, 101, None, 5]), pa.array([99.9, 100.0, 1e9, np.nan, -5.0])):
+        concepts = open_concepts(cut, timed(tmp_path / "c.parquet", times), {})
+        assert concepts.texts == ["c0", "c4"]
+        assert concepts.values.tolist() == [0, 1]
+        assert concepts.pairs_of_source == {"query": 2}
+        assert (concepts.dropped["test period"], concepts.dropped["no timestamp"]) == (2, 1)
+        assert "left out: 2; without a time: 1" in concepts.test_period
+    with pytest.raises(ValueError, match="no concept of any item"):
+        open_concepts(cut, timed(tmp_path / "c.parquet", pa.array([100, 101])), {})
+
+
+def test_times_of_concepts_are_compared_as_those_of_events(tmp_path):
+    day = datetime(2026, 3, 1, tzinfo=UTC)
+    dates = [day - timedelta(microseconds=1), day, day + timedelta(days=1)]
+    cut = write_dataset(tmp_path / "cut", {"item_id": [10]}, cutoff=day.timestamp(), timestamp_is_date=True)
+    for kind in (pa.timestamp("us"), pa.timestamp("ns", "Europe/Paris"), pa.date32()):
+        concepts = open_concepts(cut, timed(tmp_path / "c.parquet", pa.array(dates).cast(kind, safe=False)), {})
+        assert concepts.texts == ["c0"]
+    numbers = write_dataset(tmp_path / "numbers", {"item_id": [10]}, cutoff=1e12)
+    with pytest.raises(ValueError, match="holds dates, but the events' timestamps are not known to be dates"):
+        open_concepts(numbers, tmp_path / "c.parquet", {})
+    with pytest.raises(ValueError, match="column timestamp is string, expected numbers or dates"):
+        open_concepts(numbers, timed(tmp_path / "c.parquet", pa.array(["2026-03-01"])), {})
+
+
+def test_without_an_instant_or_a_time_all_concepts_are_used_and_it_is_said(dataset, tmp_path):
+    concepts = open_concepts(dataset, timed(tmp_path / "c.parquet", pa.array([1, 2])), {})  # split by user
+    assert len(concepts) == 2
+    assert "all are used" in concepts.test_period
+    cut = write_dataset(tmp_path / "cut", {"item_id": [10, 20]}, cutoff=100.0)
+    concepts = open_concepts(cut, write(tmp_path / "c.parquet", ROWS[:3]), {})
+    assert len(concepts) == 3
+    assert "no column timestamp" in concepts.test_period
 
 
 def test_a_source_of_weight_0_gives_no_pairs_but_still_no_negatives(dataset, tmp_path):

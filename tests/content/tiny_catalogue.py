@@ -69,8 +69,8 @@ def write_catalogue(root: Path, seed: int = 0) -> Dataset:
     return open_dataset(root / "dataset")
 
 
-def write_dataset(path: Path, columns: dict[str, Any], id_type: str = "int64") -> Dataset:
-    """A dataset artifact with an items table and nothing else."""
+def write_dataset(path: Path, columns: dict[str, Any], id_type: str = "int64", **summary_of: Any) -> Dataset:
+    """A dataset artifact with an items table and nothing else; ``summary_of`` replaces fields of its summary."""
     table = pa.table(columns)
     summary = DatasetSummary(
         source="test",
@@ -91,7 +91,7 @@ def write_dataset(path: Path, columns: dict[str, Any], id_type: str = "int64") -
     )
     with write_artifact(path, "dataset", config={}) as writer:
         pq.write_table(table, writer.folder / ITEMS)
-        writer.summary.update(summary.model_dump())
+        writer.summary.update(summary.model_dump() | summary_of)
     return open_dataset(path)
 
 
