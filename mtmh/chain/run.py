@@ -22,11 +22,12 @@ from mtmh.chain.gates import GATES, published_index
 from mtmh.chain.jobs import Jobs, end_processes
 from mtmh.chain.page import save
 from mtmh.chain.record import RECORD, Record, Result, StageRecord, load_record, now
-from mtmh.chain.stages import Finding, Stage, checkpoints_of_preranker, examine, must_start_anew, stages_of, stamp
+from mtmh.chain.stages import Finding, Stage, checkpoints_of_preranker, examine, must_start_anew, stages_of
 from mtmh.chain.state import Figures, StageState, State
 from mtmh.config import Config, load_config
 from mtmh.evaluation.results import load_evaluation
 from mtmh.index.versions import BelowGateError, publish
+from mtmh.raw_files import stamp
 
 Say = Callable[[str], None]
 

@@ -8,7 +8,6 @@ matter whether a chain or a person ran the stage. Only two facts are in no manif
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from mtmh.artifacts import Artifact, Kind, open_artifact
 from mtmh.chain.state import State
 from mtmh.config import Config, StageName
 from mtmh.index.versions import find_version, list_versions
+from mtmh.raw_files import stamp
 
 Find = Callable[[Config], list[Path]]
 
@@ -127,17 +127,6 @@ def examine(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state:
         if finding.artifact is None:
             finding = Finding(artifact, reasons)
     return finding
-
-
-def stamp(paths: list[Path]) -> str:
-    """Identity of raw files: digest over name, size and time of change of all files in the folders."""
-    digest = hashlib.sha256()
-    for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                facts = file.stat()
-                digest.update(f"{file}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def must_start_anew(config: Config, latest: Artifact, inputs: Mapping[str, Artifact]) -> bool:

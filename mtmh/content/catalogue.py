@@ -23,8 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import Config
 from mtmh.content.inputs import ItemInputs, ItemReader
-from mtmh.content.teacher import images_path, open_teacher
+from mtmh.content.teacher import open_teacher
 from mtmh.content.train import autocast_dtype
+from mtmh.content.train_state import identity_of_images
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.prefetch import prefetched
@@ -203,7 +204,7 @@ class Parts:
         plan = {
             "dataset": dataset.artifact.manifest.digest,
             "encoder": encoder.manifest.digest,
-            "images": str(images_path(config)),
+            "images": on_first(ranks, lambda: identity_of_images(config, dataset)),
             "shard_items": config.content.shard_items,
             "max_tokens": config.content.max_tokens,
             "precision": config.content.precision,

@@ -24,7 +24,7 @@ from mtmh.config import Config
 from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
 from mtmh.content.inputs import ItemReader, tokenize
 from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, concepts_path, encoder_config
-from mtmh.content.train_state import TrainState, decisive
+from mtmh.content.train_state import TrainState, decisive, identity_of_files
 from mtmh.content.tuning import (
     build_optimizer,
     merge_adapters,
@@ -75,7 +75,8 @@ def train_content(config: Config, out: Path) -> Artifact:
             logger.warning("%s: %s", table, concepts.test_period)
         order = PairOrder(concepts, training.batch_size, config.seed)
         num_steps = training.max_steps or training.epochs * order.steps_per_epoch
-        facts = decisive(config, dataset, concepts.pairs_of_source, num_steps)
+        files = on_first(ranks, lambda: identity_of_files(config, dataset))
+        facts = decisive(config, dataset, concepts.pairs_of_source, num_steps, files)
         if on_first(ranks, lambda: _is_finished(out, facts)):
             return open_artifact(out, "encoder")
 

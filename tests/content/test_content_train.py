@@ -9,16 +9,18 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_catalogue import NUM_ITEMS, finish, make_config, start
+from tiny_catalogue import NUM_ITEMS, finish, make_config, start, write_catalogue
 from torch import Tensor
 
 from mtmh.config import Config
 from mtmh.content.concepts import PairOrder, open_concepts
 from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
 from mtmh.content.train import ContrastTask, TrainBatches, train_content
-from mtmh.content.train_state import TrainState, decisive
+from mtmh.content.train_state import TrainState, decisive, identity_of_files
 from mtmh.content.tuning import merge_adapters, prepare_tuning, set_learning_rate, trained_parameters
 from mtmh.data.dataset import open_dataset
 from mtmh.training.distributed import join_ranks
@@ -211,13 +213,36 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path, catalogue):
     config = make_config(tmp_path, catalogue)
     out, dataset = tmp_path / "encoder", open_dataset(config.dataset_dir)
     concepts = open_concepts(dataset, config.content.encoder.concepts, {})
-    facts = decisive(config.model_copy(update={"seed": 4}), dataset, concepts.pairs_of_source, 16)
+    files = identity_of_files(config, dataset)
+    facts = decisive(config.model_copy(update={"seed": 4}), dataset, concepts.pairs_of_source, 16, files)
     with join_ranks("cpu") as ranks:
         parameter = torch.nn.Parameter(torch.ones(2))
         optimizer = torch.optim.AdamW([parameter])
         TrainState(tmp_path / "encoder.steps", facts, {"x": parameter}, optimizer, ranks).save(2, [])
     with pytest.raises(ValueError, match="belongs to a run with another seed"):
         train_content(config, out)
+
+
+def test_other_concepts_or_pictures_are_another_run_even_if_as_many(tmp_path):
+    write_catalogue(tmp_path)
+    config = make_config(tmp_path, encoder={"training": {"max_steps": 1}})
+    out, concepts, pictures = config.encoder_dir, tmp_path / "concepts.parquet", tmp_path / "pictures"
+    first = train_content(config, out).summary
+    pictures.rename(tmp_path / "moved")  # where files are may change
+    moved = make_config(tmp_path, encoder={"training": {"max_steps": 1}, "images": str(tmp_path / "moved")})
+    made_at = (out / "manifest.json").stat().st_mtime_ns
+    assert train_content(moved, out).summary == first
+    assert (out / "manifest.json").stat().st_mtime_ns == made_at
+    table = pq.read_table(concepts)
+    corrected = pa.array(["corrected", *table.column("concept").to_pylist()[1:]])
+    pq.write_table(table.set_column(1, "concept", corrected), concepts)
+    second = train_content(moved, out).summary
+    assert second["pairs_of_source"] == first["pairs_of_source"]
+    assert second["losses"] != first["losses"]
+    (tmp_path / "moved" / "0.png").write_bytes((tmp_path / "moved" / "1.png").read_bytes())
+    third = train_content(moved, out).summary
+    assert third["decisive"]["images"] != second["decisive"]["images"]
+    assert third["decisive"]["concepts"] == second["decisive"]["concepts"]
 
 
 def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path):
