@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import os
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,16 +21,19 @@ PATIENCE = 120  # seconds, for a machine that is busy with other things
 class Launcher:
     """Starts jobs as torchrun does: all of them find the same store, with what earlier ones left in it.
 
-    The store goes when this object does.
+    The store goes when this object does. ``run`` is what a rank does with a recipe.
     """
 
-    def __init__(self, world_size: int, *, ranks_per_host: int | None = None) -> None:
+    def __init__(
+        self, world_size: int, *, ranks_per_host: int | None = None, run: Callable[[Config], Any] = train
+    ) -> None:
         self.world_size = world_size
+        self._run = run
         self._ranks_per_host = ranks_per_host or world_size
         self._store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         self._context = mp.get_context("forkserver")
         # Not this module: Python 3.11 preloads without the path of the tests.
-        self._context.set_forkserver_preload(["mtmh.training.trainer"])
+        self._context.set_forkserver_preload([run.__module__])
 
     def start(self, config: Config) -> Job:
         """Begins or goes on with the training of ``config``."""
@@ -43,7 +48,7 @@ class Launcher:
         }
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank % self._ranks_per_host)} for rank in range(self.world_size)]
         processes: list[BaseProcess] = [
-            self._context.Process(target=run_rank, args=(settings, place | rank, log)) for rank in ranks
+            self._context.Process(target=run_rank, args=(self._run, settings, place | rank, log)) for rank in ranks
         ]
         for process in processes:
             process.start()
@@ -76,11 +81,11 @@ class Job:
         assert not any(rank.is_alive() for rank in self.ranks), "a rank does not end when it is told to"
 
 
-def run_rank(settings: str, environment: dict[str, str], log: Path) -> None:
+def run_rank(run: Callable[[Config], Any], settings: str, environment: dict[str, str], log: Path) -> None:
     """What one process does."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.environ |= environment
     torch.set_num_threads(1)
-    train(Config.model_validate_json(settings))
+    run(Config.model_validate_json(settings))

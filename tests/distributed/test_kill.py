@@ -62,16 +62,16 @@ def config_of(root: Path, name: str, every: int = EVERY) -> Config:
     )
 
 
-def assert_equal_to_the_bit(one: Config, other: Config) -> None:
+def assert_equal_to_the_bit(one: Config, other: Config, steps: int = STEPS) -> None:
     """Weights, optimizer, random state of each rank, and the loss of every step once and in order."""
     newest, expected = (latest_checkpoint(config.model_dir("checkpoints")) for config in (one, other))
-    assert newest.name == expected.name == f"step-{STEPS:08d}"
+    assert newest.name == expected.name == f"step-{steps:08d}"
     for read in (state_of, random_state_of):
         found, wanted = read(newest), read(expected)
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             assert torch.equal(found[name], value), name
-    assert list(losses_of(one)) == list(range(1, STEPS + 1))
+    assert list(losses_of(one)) == list(range(1, steps + 1))
     assert losses_of(one) == losses_of(other)
 
 
