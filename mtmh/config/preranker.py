@@ -78,4 +78,9 @@ class PrerankerConfig(Settings):
     def _has_negatives(self) -> Self:
         if not self.in_batch_negatives and self.num_uniform_negatives == 0:
             raise ValueError("preranker: no negatives: turn on in_batch_negatives or set num_uniform_negatives")
+        if self.training.batch_size == 1 and self.num_uniform_negatives == 0:
+            raise ValueError(
+                "preranker: no negatives: with a training.batch_size of 1 there are no other examples to take them"
+                " from; raise it or set num_uniform_negatives"
+            )
         return self
