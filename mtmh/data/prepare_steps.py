@@ -81,12 +81,6 @@ def load_events(work: Workshop, source: SourceTables) -> None:
     work.run(statements.users(work.config.seed))
     if source.event_columns:
         work.run(statements.event_kinds())
-        num_kinds = work.number("SELECT count(*) FROM event_kinds")
-        if num_kinds > MAX_EVENT_KINDS:
-            raise ValueError(
-                f"{_names(source)}: {num_kinds} kinds of events, at most {MAX_EVENT_KINDS} can be kept; choose some "
-                "(source tables: data.options.keep_events) or leave the column out (data.columns.event)"
-            )
     work.run(statements.events(bool(source.event_columns)))
     work.run("DROP TABLE staged")
     num_events = work.number("SELECT count(*) FROM events")
@@ -127,7 +121,11 @@ def find_cutoff(work: Workshop, source: SourceTables) -> int | None:
 
 
 def split_events(work: Workshop, source: SourceTables, cutoff: int | None) -> list[tuple[int, int]]:
-    """Table ``split``, and the ranges of users over which the next steps go."""
+    """Table ``split``, and the ranges of users over which the next steps go.
+
+    Raises:
+        ValueError: more kinds of events than can be kept.
+    """
     users = work.connection.sql(
         "SELECT user_code, count(*) FROM events GROUP BY user_code ORDER BY user_code"
     ).to_arrow_table()
@@ -135,6 +133,8 @@ def split_events(work: Workshop, source: SourceTables, cutoff: int | None) -> li
     work.step("split into T1 and T2", total=len(users))
     num_events = work.number("SELECT count(*) FROM events")
     labels = bool(source.event_columns)
+    if labels:
+        _choose_kinds(work, source, cutoff)
     work.run(statements.empty_split(labels))
     for first, last in ranges:
         work.run(statements.split(work.config.data.split, cutoff, first, last, labels))
@@ -262,10 +262,22 @@ def write_item_files(
     )
 
 
+def _choose_kinds(work: Workshop, source: SourceTables, cutoff: int | None) -> None:
+    """Table ``kept_kinds``."""
+    work.run(statements.kept_kinds(cutoff))
+    num_kinds = work.number("SELECT count(*) FROM kept_kinds")
+    if num_kinds > MAX_EVENT_KINDS:
+        where = "" if cutoff is None else " before the cut"
+        raise ValueError(
+            f"{_names(source)}: {num_kinds} kinds of events{where}, at most {MAX_EVENT_KINDS} can be kept; choose some "
+            "(source tables: data.options.keep_events) or leave the column out (data.columns.event)"
+        )
+
+
 def _train_kinds(work: Workshop) -> dict[int, str]:
     """Bit and name of the kinds of events that T1 has."""
     mask = work.number(statements.train_kinds())
-    kinds = work.rows("SELECT bit, event FROM event_kinds ORDER BY bit")
+    kinds = work.rows("SELECT bit, event FROM kept_kinds ORDER BY bit")
     return {bit: name for bit, name in kinds if mask >> bit & 1}
 
 

@@ -5,13 +5,14 @@ Plain analytic SQL (joins, group-bys, windows, md5), so that it can run on any e
     source_items  what the adapter gives: item_id, features, text, topics, ..., drop_reason
     catalogue     item_id, item_code          the kept items in seeded hash order
     staged        user_id, item_code, timestamp, drop_reason     every event that was read
-    event_kinds   event, bit                  kinds of kept events, in the order of their names
+    event_kinds   event, kind                 kinds of kept events, in the order of their names
+    kept_kinds    event, kind, bit            those of the training period
     users         user_id, user_code          users of kept events in seeded hash order
     events        user_code, item_code, timestamp                kept events
     split         user_code, item_code, timestamp, is_test       without consecutive repeats
 
-Where the source has kinds or values of events, ``staged`` also holds event and value, and ``events`` and ``split`` hold
-kinds (bit mask, 0: none) and value (NULL: none).
+Where the source has kinds or values of events, ``staged`` also holds event and value, ``events`` kind and value (NULL:
+none), and ``split`` kinds (mask of bits, 0: none) and value.
 
     item_facts    item_code, item_index, train_count, first_seen
     vocabulary    value, row                  of the id feature at hand
@@ -105,7 +106,7 @@ def event_kinds() -> str:
     """``event_kinds``."""
     return """
         CREATE TABLE event_kinds AS
-        SELECT event, (row_number() OVER (ORDER BY event) - 1)::INTEGER AS bit
+        SELECT event, row_number() OVER (ORDER BY event)::INTEGER AS kind
         FROM (SELECT DISTINCT event FROM staged WHERE drop_reason IS NULL AND event IS NOT NULL)"""
 
 
@@ -113,13 +114,22 @@ def events(labels: bool = False) -> str:
     """``events``."""
     columns, join = "", ""
     if labels:
-        columns = ", coalesce(1 << k.bit, 0)::INTEGER AS kinds, s.value"
+        columns = ", k.kind, s.value"
         join = " LEFT JOIN event_kinds AS k ON s.event = k.event"
     return f"""
         CREATE TABLE events AS
         SELECT u.user_code, s.item_code, s.timestamp{columns}
         FROM staged AS s JOIN users AS u ON s.user_id = u.user_id{join}
         WHERE s.drop_reason IS NULL"""
+
+
+def kept_kinds(cutoff: int | None) -> str:
+    """``kept_kinds``: kinds that come before the cut; without a common cut, all."""
+    period = "" if cutoff is None else f" WHERE timestamp < {cutoff}"
+    return f"""
+        CREATE TABLE kept_kinds AS
+        SELECT event, kind, (row_number() OVER (ORDER BY event) - 1)::INTEGER AS bit
+        FROM event_kinds WHERE kind IN (SELECT DISTINCT kind FROM events{period})"""
 
 
 def events_since(instant: int) -> str:
@@ -145,9 +155,15 @@ def split(config: SplitConfig, cutoff: int | None, first_user: int, last_user: i
     else:
         share = f"floor(num_events * {config.test_fraction!r}::DOUBLE + 0.5)"
         is_test = f"position > num_events - least(num_events - 1, greatest(1, {share}))"
+    source = "events"
+    if labels:
+        source = """(
+                    SELECT user_code, item_code, timestamp, coalesce(1::INTEGER << k.bit, 0)::INTEGER AS kinds, value
+                    FROM events AS e LEFT JOIN kept_kinds AS k ON e.kind = k.kind
+                )"""
     ordered = f"""
                 SELECT *, lag(item_code) OVER (PARTITION BY user_code ORDER BY timestamp, item_code) AS previous
-                FROM events WHERE user_code >= {first_user} AND user_code < {last_user}"""
+                FROM {source} WHERE user_code >= {first_user} AND user_code < {last_user}"""
     firsts = f"({ordered}) WHERE previous IS DISTINCT FROM item_code"
     return f"""
         INSERT INTO split

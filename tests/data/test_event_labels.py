@@ -148,6 +148,12 @@ def test_too_many_kinds_are_refused(tmp_path: Path) -> None:
     rows: list[Row] = [(1, i, i, f"kind-{i}", 1.0) for i in range(40)]
     with pytest.raises(ValueError, match=r"40 kinds of events, at most 31.*keep_events"):
         prepared(tmp_path / "a", rows, split={"kind": "user"})
+    with pytest.raises(ValueError, match=r"32 kinds of events before the cut, at most 31"):
+        prepared(tmp_path / "b", rows, split={"kind": "time", "cutoff": 32})
+    later = prepared(tmp_path / "c", rows, split={"kind": "time", "cutoff": 31})
+    assert later.summary.event_kinds == sorted(f"kind-{i}" for i in range(31)), "what comes later does not count"
+    assert [kinds for _, _, kinds, _ in read(later, HISTORIES)[1]] == [f"kind-{i}" for i in range(31)]
+    assert {kinds for _, _, kinds, _ in read(later, TEST)[1]} == {""}
 
 
 def test_the_simulator_likes_what_fits_the_user_and_what_appeals(tmp_path: Path) -> None:
