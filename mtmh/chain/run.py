@@ -99,6 +99,7 @@ class Chain:
         self._stop = stop
         self._say = say
         self._found: dict[str, Artifact] = {}
+        self._compared_with = ""  # the published version when the last gate was asked; empty: none was
         self._begun = time.monotonic()
 
     def run(self, left: StageRecord | None) -> None:
@@ -238,6 +239,8 @@ class Chain:
             return
         if stage.name == "build_index":
             self._record.version = self._found[stage.name].path.name
+        published = published_index(self._config)
+        self._compared_with = published.path.name if published else ""
         verdict = gate(self._config, self._found[stage.name], self._state)
         self._record.gates.append(verdict)
         self._say(f"gate, {verdict.gate}: {'passed' if verdict.passed else 'MISSED'}: {'; '.join(verdict.figures)}")
@@ -265,7 +268,9 @@ class Chain:
             return
         settings = self._config.index
         try:
-            published = publish(index.path, min_recall=settings.min_recall, keep=settings.keep_versions)
+            published = publish(
+                index.path, min_recall=settings.min_recall, keep=settings.keep_versions, over=self._compared_with
+            )
         except BelowGateError as error:
             self._end("stopped", str(error))
             return

@@ -42,6 +42,8 @@ class Pointer(BaseModel):
 
     version: Annotated[str, Field(pattern=_NAME)]
     before: list[Annotated[str, Field(pattern=_NAME)]] = []  # published before it, the latest first
+    # Published once and neither of these: no longer kept or taken back. On disk until the next publication at most.
+    left: list[Annotated[str, Field(pattern=_NAME)]] = []
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
         version: a folder that ``new_version`` reserved and a build filled, or an earlier version.
         min_recall: the gate: ANN recall against exact search that every head must reach.
         keep: published versions that stay on disk, this one included.
-        over: the version that must be the published one until now; None: any.
+        over: the version that must be the published one until now; empty: none may be; None: any.
 
     Returns:
         The folder of the version (a rejected one loses its suffix).
@@ -167,8 +169,11 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
     with writing(index_dir):
         before = read_pointer(index_dir) if (index_dir / CURRENT).is_file() else None
         earlier = [] if before is None else [before.version, *before.before]
-        if over is not None and (before is None or before.version != over):
-            raise ValueError(f"{version}: not published: it is made of {over}, and another version took its place")
+        if over is not None and over != (before.version if before else ""):
+            raise ValueError(
+                f"{version}: not published: meant to follow {over or 'no other version'}, but"
+                f" {before.version if before else 'none'} is the published one by now"
+            )
         try:
             check_gate(artifact, min_recall)
         except BelowGateError:
@@ -180,8 +185,10 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
         for file in (version, *(version / name for name in artifact.manifest.files)):
             fsync(file)
         kept = [name for name in earlier if name != version.name][: keep - 1]
-        _point(index_dir, Pointer(version=version.name, before=kept))
-        _remove_old(index_dir, keep={version.name, *kept})
+        once = dict.fromkeys([*earlier, *(before.left if before else [])])
+        left = [name for name in once if name not in (version.name, *kept) and version_folder(index_dir, name).is_dir()]
+        _point(index_dir, Pointer(version=version.name, before=kept, left=left))
+        _remove_old(index_dir, published={version.name, *kept}, left=left, candidates=keep)
     return version
 
 
@@ -206,7 +213,9 @@ def rollback(index_dir: Path, to: str | None = None) -> Path:
                 f" (there are {', '.join(pointer.before)})"
             )
         open_artifact(version_folder(index_dir, name), "index").verify()
-        _point(index_dir, Pointer(version=name, before=pointer.before[pointer.before.index(name) + 1 :]))
+        place = pointer.before.index(name)
+        left = [pointer.version, *pointer.before[:place], *pointer.left]
+        _point(index_dir, Pointer(version=name, before=pointer.before[place + 1 :], left=left))
     return version_folder(index_dir, name)
 
 
@@ -268,21 +277,31 @@ def _reject(version: Path) -> None:
     version.rename(version.with_name(version.name + _REJECTED))
 
 
-def _remove_old(index_dir: Path, keep: set[str]) -> None:
-    """Removes published versions that are not kept; one that another process is building or has rejected stays."""
-    newest = max(keep)
-    for path in _folders(index_dir):
-        if path.name not in keep and path.name < newest and not path.name.endswith(_REJECTED):
-            # Steps aside first: a reader that comes late finds no folder rather than half of one.
-            aside = path.with_name(f".{path.name}.old")
-            path.rename(aside)
-            drop_collections(aside)
-            shutil.rmtree(aside)
+def _remove_old(index_dir: Path, published: set[str], left: list[str], candidates: int) -> None:
+    """Removes what nobody can be at work on.
+
+    Args:
+        index_dir: the versioned folder.
+        published: names of versions that stay.
+        left: names of versions that were published once and go.
+        candidates: how many whole versions that never were published stay in any case, the newest ones: a chain may
+            be evaluating one while others publish. Older ones go once they are older than all of ``published``.
+    """
+    oldest = min(published)
+    others = [path for path in sorted(_folders(index_dir), reverse=True) if path.name not in (*published, *left)]
+    others = [path for path in others if not path.name.endswith(_REJECTED)]
+    whole = [path for path in others if (path / MANIFEST).is_file()]
+    gone = [path for path in whole[candidates:] if path.name < oldest]
     # What killed builds and removals have left. One that is under way is hardly older than two published versions.
-    for path in (index_dir / VERSIONS).glob(".[0-9]*"):
-        if len(keep) > 1 and path.name[1:].partition(".")[0] < min(keep):
-            drop_collections(path)
-            shutil.rmtree(path)
+    killed = [path for path in others if path not in whole]
+    killed += (index_dir / VERSIONS).glob(".[0-9]*")
+    if len(published) > 1:
+        gone += [path for path in killed if path.name.removeprefix(".").partition(".")[0] < oldest]
+    for path in [*(version_folder(index_dir, name) for name in left), *gone]:
+        # Steps aside first: a reader that comes late finds no folder rather than half of one.
+        aside = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old"))
+        drop_collections(aside)
+        shutil.rmtree(aside)
 
 
 def _folders(index_dir: Path) -> list[Path]:

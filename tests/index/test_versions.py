@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -98,6 +99,50 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
         publish(build(tmp_path), keep=2)
     assert states(tmp_path) == {"000005": "current", "000004": "published"}
     assert sorted(path.name for path in (tmp_path / "versions").iterdir()) == ["000004", "000005"]
+
+
+def test_a_whole_version_that_was_never_published_outlives_the_publication_of_others(tmp_path: Path) -> None:
+    publish(build(tmp_path), keep=2)
+    candidate = build(tmp_path)
+    for _ in range(3):
+        publish(build(tmp_path), keep=2)
+    assert states(tmp_path) == {"000005": "current", "000004": "published", "000002": "unpublished"}
+    assert publish(candidate, keep=2) == current_version(tmp_path) == candidate
+    assert states(tmp_path) == {"000005": "published", "000002": "current"}
+
+
+def test_of_many_unpublished_versions_the_newest_stay(tmp_path: Path) -> None:
+    for _ in range(4):
+        build(tmp_path)
+    publish(build(tmp_path), keep=2)
+    assert states(tmp_path) == {
+        "000005": "current", "000004": "unpublished", "000003": "unpublished"
+    }, "two, as of the published ones"  # fmt: skip
+    for _ in range(3):
+        build(tmp_path)
+    publish(find_version(tmp_path, "6"), keep=2)
+    assert {"000007", "000008"} < set(states(tmp_path)), "newer than those that are published"
+
+
+def test_what_is_still_there_of_a_version_that_was_kept_no_more_goes_with_the_next(tmp_path: Path) -> None:
+    first = publish(build(tmp_path), keep=1)
+    copy = tmp_path / "copy"
+    shutil.copytree(first, copy)
+    publish(build(tmp_path), keep=1)
+    copy.rename(first)  # as if that publication had been killed before it removed anything
+    publish(build(tmp_path), keep=1)
+    assert states(tmp_path) == {"000003": "current"}
+
+
+def test_a_version_is_published_over_the_one_it_was_compared_with_or_not_at_all(tmp_path: Path) -> None:
+    first, second, third = (build(tmp_path) for _ in range(3))
+    publish(first, over="")
+    with pytest.raises(ValueError, match="meant to follow no other version, but 000001 is the published one by now"):
+        publish(second, over="")
+    publish(second, over="000001")
+    with pytest.raises(ValueError, match="meant to follow 000001, but 000002 is the published one by now"):
+        publish(third, over="000001")
+    assert current_version(tmp_path) == second
 
 
 def test_what_a_killed_build_has_left_goes_with_the_versions_of_its_time(tmp_path: Path) -> None:
