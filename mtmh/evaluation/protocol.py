@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from mtmh.data.dataset import EvaluationUsers
 from mtmh.data.histories import Histories
+from mtmh.serving.merge import head_quotas, head_shares, quota_merge
 from mtmh.serving.preranker import Candidates, Preranker, Requests, prerank, shared_prerank
-from mtmh.serving.retriever import merge_heads
 
 Indices = npt.NDArray[np.integer[Any]]
 Search = Callable[[Indices], Candidates]  # [T] triggers -> [T, k_ann]; the trigger is not among its candidates
@@ -181,7 +181,7 @@ def merged_answers(
     k: int,
 ) -> Answers:
     """Merges the heads' preranked candidates, ``alpha`` percent from the first head."""
-    merged = merge_heads(kept, alpha, k)
+    merged = quota_merge([one.items for one in kept], head_quotas(head_shares(alpha, len(kept)), k))
     return Answers(requests.users, requests.triggers, merged.items, merged.take(scores))
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
+from mtmh.serving.answers import SideBySide
 from mtmh.serving.catalogue import ItemDescription
-from mtmh.serving.retriever import SideBySide
 
 
 def retrieval_table(side_by_side: SideBySide) -> Table:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -27,10 +24,11 @@ from mtmh.index.store import open_head
 from mtmh.index.tower import TOWER, Tower
 from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
+from mtmh.serving.all_heads import AllHeads
+from mtmh.serving.answers import RetrievedItem, SideBySide, merged_answers, popular_answers, user_answers
 from mtmh.serving.catalogue import Catalogue, Indices, ItemDescription, ItemId, Mask
 from mtmh.serving.filters import Filters
 from mtmh.serving.head_search import HeadSearch
-from mtmh.serving.merge import Merged, head_quotas, head_shares, named_shares, quota_merge
 from mtmh.serving.preranker import (
     Candidates,
     Extensible,
@@ -40,46 +38,13 @@ from mtmh.serving.preranker import (
     shared_prerank,
 )
 from mtmh.serving.prerankers import open_prerankers
+from mtmh.serving.request_settings import asked_settings, head_slots
 from mtmh.serving.timings import Timings
-from mtmh.serving.user_list import UserList, user_list
+from mtmh.serving.user_list import UserList, latest_first, user_list
 
 logger = logging.getLogger(__name__)
 
-POPULAR = "popular"  # in the place of a head: what most users engaged with, for triggers of which nothing is known
-
-_SEARCH_TRIGGERS = 4096  # searched at a time: bounds memory at large k_ann
 _NOBODY = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True)
-class RetrievedItem:
-    """One answer.
-
-    Attributes:
-        item: its id.
-        score: comparable over all triggers and heads of a request: the similarity to the trigger under the engagement
-            head, unless the retriever has another sorter. Of a popular item: its share of the training events.
-        similarity: to the trigger, under the head that brought it; None: a popular item.
-        head: the head that brought it, or ``popular``.
-        trigger: the id of the trigger it answers; None: none of the history was known.
-    """
-
-    item: ItemId
-    score: float
-    similarity: float | None
-    head: str
-    trigger: ItemId | None
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """What each head alone and the merge answer to one trigger, with the columns that a person wants to see."""
-
-    trigger: ItemId
-    alpha: float
-    heads: dict[str, list[RetrievedItem]]
-    merged: list[RetrievedItem]
-    descriptions: dict[ItemId, ItemDescription]
 
 
 class Retriever:
@@ -110,6 +75,7 @@ class Retriever:
         sorter: Preranker,
         tower: Tower | None = None,
         version: str = "",
+        threads: ThreadPoolExecutor | None = None,
     ) -> None:
         self.heads = list(indexes)
         self.catalogue = catalogue
@@ -120,8 +86,7 @@ class Retriever:
         self.version = version
         stacked = {head: of if isinstance(of, StackedVectors) else StackedVectors(of) for head, of in vectors.items()}
         self.vectors = stacked
-        self._searches = {head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}
-        self._threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="head-search")
+        self._searches = AllHeads({head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}, threads)
 
     @classmethod
     def load(cls, index_dir: Path, settings: RetrievalConfig | None = None) -> Self:
@@ -178,7 +143,7 @@ class Retriever:
 
     def exact(self) -> Retriever:
         """The same retriever over exact search: what is left of a difference to it is the index's loss."""
-        indexes = {head: ExactIndex.build(search.vectors.base) for head, search in self._searches.items()}
+        indexes = {head: ExactIndex.build(search.vectors.base) for head, search in self._searches.by_head.items()}
         return self._changed(self.catalogue, self.vectors, indexes)
 
     def with_added(
@@ -192,7 +157,7 @@ class Retriever:
             vectors: head -> [N, D] float32, unit length.
             answerable: False: the items only serve as triggers.
         """
-        stacked = {head: search.vectors.with_added(vectors[head]) for head, search in self._searches.items()}
+        stacked = {head: search.vectors.with_added(vectors[head]) for head, search in self._searches.by_head.items()}
         changed = self._changed(self.catalogue.with_added(items, answerable=answerable), stacked)
 
         def extended(ranker: Preranker) -> Preranker:
@@ -269,8 +234,8 @@ class Retriever:
                 filters=filters,
                 timings=timings,
             )
-        settings = self._settings(k, k_ann, num_probes, alpha)
-        quotas = self._quotas(settings, alpha, shares)
+        settings = asked_settings(self.defaults, k, k_ann, num_probes, alpha)
+        quotas = head_slots(settings, self.heads, alpha, shares)
         with timings.stage("embed"):
             indices = self._triggers(triggers)
             known = indices >= 0
@@ -279,10 +244,10 @@ class Retriever:
         heads, quotas = self._taking_part(quotas)
         kept = self._prerank(heads, requests, settings, allowed, timings)
         with timings.stage("merge"):
-            answers = iter(self._answers(requests, kept, quotas))
+            answers = iter(merged_answers(requests, kept, quotas, self.sorter, self.catalogue))
         with timings.stage("describe"):
             return [
-                next(answers) if is_known else self._popular(settings.k, allowed, trigger)
+                next(answers) if is_known else popular_answers(self.catalogue, settings.k, allowed, trigger)
                 for trigger, is_known in zip(triggers, known.tolist(), strict=True)
             ]
 
@@ -346,14 +311,14 @@ class Retriever:
             )
         if k_trigger is not None and k_trigger < 1:
             raise RequestError(f"k_trigger is {k_trigger}, expected at least 1")
-        settings = self._settings(k, k_ann, num_probes, alpha)
-        quotas = self._quotas(settings, alpha, shares)
+        settings = asked_settings(self.defaults, k, k_ann, num_probes, alpha)
+        quotas = head_slots(settings, self.heads, alpha, shares)
         with timings.stage("embed"):
-            indices = _latest_first(self._triggers(history))
+            indices = latest_first(self._triggers(history))
             allowed = (filters or Filters()).allowed(self.catalogue, indices)
         if not len(indices):
             with timings.stage("describe"):
-                return self._popular(settings.k, allowed, None)
+                return popular_answers(self.catalogue, settings.k, allowed, None)
         requests = Requests(indices, np.zeros(len(indices), np.int64), indices[None, :])
         heads, quotas = self._taking_part(quotas)
         # Enough of each trigger that the pool of a head covers the whole list, if triggers do not share answers.
@@ -366,17 +331,7 @@ class Retriever:
             kept = self._prerank(heads, requests, settings, allowed, timings)
             found = self._pooled(requests, kept, quotas, timings)
         with timings.stage("describe"):
-            return [
-                RetrievedItem(item, score, similarity, heads[head], trigger)
-                for item, score, similarity, head, trigger in zip(
-                    self.catalogue.ids(found.items),
-                    found.scores.tolist(),
-                    found.similarities.tolist(),
-                    found.heads.tolist(),
-                    self.catalogue.ids(found.triggers),
-                    strict=True,
-                )
-            ]
+            return user_answers(found, heads, self.catalogue)
 
     def retrieve_side_by_side(
         self,
@@ -391,22 +346,23 @@ class Retriever:
     ) -> SideBySide:
         """What each head alone and the merge answer to one trigger; arguments as ``retrieve``."""
         timings = timings or Timings()
-        settings = self._settings(k, k_ann, num_probes, alpha)
-        quotas = self._quotas(settings, alpha, None)
+        settings = asked_settings(self.defaults, k, k_ann, num_probes, alpha)
+        quotas = head_slots(settings, self.heads, alpha, None)
         with timings.stage("embed"):
             index = self.catalogue.indices([trigger], "trigger")
             allowed = (filters or Filters()).allowed(self.catalogue, _NOBODY)
         requests = Requests.anonymous(index)
-        found = self._search_heads(self.heads, requests, settings, allowed, timings)
+        with timings.stage("search"):
+            found = self._searches.search_all(self.heads, requests.triggers, settings, allowed)
         with timings.stage("prerank"):
             by_head = [prerank(self.preranker, requests, one, settings.k) for one in found]
             kept = shared_prerank(self.sorter, requests, found, settings.k) if self._shared else by_head
         with timings.stage("merge"):
             alone = {
-                head: self._answers(requests, [one], [settings.k])[0]
+                head: merged_answers(requests, [one], [settings.k], self.sorter, self.catalogue)[0]
                 for head, one in zip(self.heads, by_head, strict=True)
             }
-            merged = self._answers(requests, kept, quotas)[0]
+            merged = merged_answers(requests, kept, quotas, self.sorter, self.catalogue)[0]
         with timings.stage("describe"):
             shown = [self.catalogue.ids(index)[0], *(answer.item for answers in alone.values() for answer in answers)]
             shown = list(dict.fromkeys(shown))
@@ -440,18 +396,7 @@ class Retriever:
         Returns:
             [T, k_ann] candidates, best first, missing ones at the end.
         """
-        search = self._searches[head].search
-        parts = [
-            search(
-                triggers[start : start + _SEARCH_TRIGGERS], k_ann, num_probes=num_probes, needed=needed, allowed=allowed
-            )
-            for start in range(0, max(len(triggers), 1), _SEARCH_TRIGGERS)
-        ]
-        if len(parts) == 1:
-            return Candidates(head, *parts[0])
-        return Candidates(
-            head, np.concatenate([items for items, _ in parts]), np.concatenate([scores for _, scores in parts])
-        )
+        return self._searches.search(head, triggers, k_ann, num_probes, needed=needed, allowed=allowed)
 
     def _prerank(
         self,
@@ -462,33 +407,12 @@ class Retriever:
         timings: Timings,
     ) -> list[Candidates]:
         """The ``settings.k`` best candidates of each trigger: under each head or, if shared, of all together."""
-        found = self._search_heads(heads, requests, settings, allowed, timings)
+        with timings.stage("search"):
+            found = self._searches.search_all(heads, requests.triggers, settings, allowed)
         with timings.stage("prerank"):
             if self._shared:
                 return shared_prerank(self.sorter, requests, found, settings.k)
             return [prerank(self.preranker, requests, one, settings.k) for one in found]
-
-    def _search_heads(
-        self,
-        heads: Sequence[str],
-        requests: Requests,
-        settings: RetrievalConfig,
-        allowed: Mask | None,
-        timings: Timings,
-    ) -> list[Candidates]:
-        """The nearest items of each trigger under each of the heads."""
-        own_threads = faiss.omp_get_max_threads()  # OpenMP keeps it for each calling thread
-
-        def search(head: str) -> Candidates:
-            faiss.omp_set_num_threads(own_threads)
-            k_ann, probes = settings.k_ann, settings.num_probes
-            return self.search(head, requests.triggers, k_ann, probes, needed=settings.k, allowed=allowed)
-
-        with timings.stage("search"):
-            others = heads[1:] if _searches_in_parallel(len(requests.triggers)) else []
-            running = [self._threads.submit(search, head) for head in others]
-            found = [search(head) for head in heads if head not in others]
-            return found + [one.result() for one in running]
 
     def _pooled(
         self, requests: Requests, kept: Sequence[Candidates], quotas: Sequence[int], timings: Timings
@@ -513,36 +437,6 @@ class Retriever:
             return list(self.heads), list(quotas)
         taking = [(head, quota) for head, quota in zip(self.heads, quotas, strict=True) if quota]
         return [head for head, _ in taking], [quota for _, quota in taking]
-
-    def _answers(
-        self, requests: Requests, kept: Sequence[Candidates], quotas: Sequence[int]
-    ) -> list[list[RetrievedItem]]:
-        """Merges the heads' candidates of each trigger."""
-        merged = quota_merge([one.items for one in kept], quotas)
-        scores = merged.take([self.sorter.score(requests, one) for one in kept])
-        similarities = merged.take([one.scores for one in kept])
-        rows, slots = np.nonzero(merged.items >= 0)
-        trigger_ids = self.catalogue.ids(requests.triggers)
-        answers: list[list[RetrievedItem]] = [[] for _ in trigger_ids]
-        for row, item, score, similarity, head in zip(
-            rows.tolist(),
-            self.catalogue.ids(merged.items[rows, slots]),
-            scores[rows, slots].tolist(),
-            similarities[rows, slots].tolist(),
-            merged.heads[rows, slots].tolist(),
-            strict=True,
-        ):
-            answers[row].append(RetrievedItem(item, score, similarity, kept[head].head, trigger_ids[row]))
-        return answers
-
-    def _popular(self, k: int, allowed: Mask | None, trigger: ItemId | None) -> list[RetrievedItem]:
-        """The most popular allowed items, marked as such."""
-        items = self.catalogue.popular(k, allowed)
-        shares = self.catalogue.popularity(items).tolist()
-        return [
-            RetrievedItem(item, share, None, POPULAR, trigger)
-            for item, share in zip(self.catalogue.ids(items), shares, strict=True)
-        ]
 
     def _knowing(self, triggers: Sequence[ItemId], features: Mapping[ItemId, Row]) -> Retriever:
         """A retriever for one request that knows the unknown triggers by their features.
@@ -570,31 +464,6 @@ class Retriever:
             return self.catalogue.indices(ids, "trigger")
         return self.catalogue.find(ids, "trigger")
 
-    def _quotas(self, settings: RetrievalConfig, alpha: float | None, shares: Mapping[str, float] | None) -> list[int]:
-        """Slots of each head."""
-        if shares is None:
-            return head_quotas(head_shares(settings.alpha, len(self.heads)), settings.k)
-        if alpha is not None:
-            raise RequestError("alpha and shares both divide the answers among the heads: give one of them")
-        return head_quotas(named_shares(shares, self.heads), settings.k)
-
-    def _settings(
-        self, k: int | None, k_ann: int | None, num_probes: int | None, alpha: float | None
-    ) -> RetrievalConfig:
-        k = k if k is not None else self.defaults.k
-        # A larger K than the default asks for at least as many candidates.
-        k_ann = k_ann if k_ann is not None else max(self.defaults.k_ann, k)
-        num_probes = num_probes if num_probes is not None else self.defaults.num_probes
-        alpha = alpha if alpha is not None else self.defaults.alpha
-        for name, value in (("k", k), ("k_ann", k_ann), ("num_probes", num_probes)):
-            if value < 1:
-                raise RequestError(f"{name} is {value}, expected at least 1")
-        if k > k_ann:
-            raise RequestError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
-        if not 0.0 <= alpha <= 100.0:
-            raise RequestError(f"alpha is {alpha}, expected a percentage from 0 to 100")
-        return self.defaults.model_copy(update={"k": k, "k_ann": k_ann, "num_probes": num_probes, "alpha": alpha})
-
     def _changed(
         self,
         catalogue: Catalogue,
@@ -602,8 +471,8 @@ class Retriever:
         indexes: Mapping[str, VectorIndex] | None = None,
     ) -> Retriever:
         """This retriever with some of its parts replaced."""
-        changed = Retriever(
-            indexes or {head: search.index for head, search in self._searches.items()},
+        return Retriever(
+            indexes or {head: search.index for head, search in self._searches.by_head.items()},
             vectors,
             catalogue,
             self.defaults,
@@ -611,24 +480,5 @@ class Retriever:
             sorter=self.sorter,
             tower=self.tower,
             version=self.version,
+            threads=self._searches.threads,
         )
-        changed._threads = self._threads
-        return changed
-
-
-def merge_heads(kept: Sequence[Candidates], alpha: float, k: int) -> Merged:
-    """Quota merge of the preranked candidates of all heads, ``alpha`` percent from the first."""
-    return quota_merge([one.items for one in kept], head_quotas(head_shares(alpha, len(kept)), k))
-
-
-def _latest_first(history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The distinct known items of a history whose latest is the last; the latest first, as `Requests` has them."""
-    known = history[history >= 0][::-1]
-    _, first = np.unique(known, return_index=True)
-    return known[np.sort(first)]
-
-
-def _searches_in_parallel(num_queries: int) -> bool:
-    """Whether a thread a head pays: faiss spreads the queries of one call over its own threads, where it may."""
-    own_threads = faiss.omp_get_max_threads()
-    return len(os.sched_getaffinity(0)) > own_threads or num_queries < own_threads

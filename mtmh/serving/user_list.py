@@ -78,6 +78,13 @@ def user_list(
     return UserList(items[order], scores[order], similarities[order], heads[order], triggers[order])
 
 
+def latest_first(history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The distinct known items of a history whose latest is the last; the latest first, as `Requests` has them."""
+    known = history[history >= 0][::-1]
+    _, first = np.unique(known, return_index=True)
+    return known[np.sort(first)]
+
+
 def _pool(items: npt.NDArray[np.integer], ranking: Scores, length: int) -> npt.NDArray[np.intp]:
     """Places (in the flattened [T, C]) of the ``length`` best distinct items, the best place of each, best first."""
     flat, rank = items.ravel(), ranking.ravel()

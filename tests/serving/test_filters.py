@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from mtmh.config import RetrievalConfig
 from mtmh.index.vector_index import IvfIndex
 from mtmh.serving import head_search
+from mtmh.serving.answers import RetrievedItem
 from mtmh.serving.catalogue import Catalogue, UnknownItemError
 from mtmh.serving.filters import Filters
 from mtmh.serving.merge import head_quotas, named_shares
 from mtmh.serving.preranker import Candidates, HeadScorePreranker, Requests, Scores
-from mtmh.serving.retriever import RetrievedItem, Retriever
+from mtmh.serving.retriever import Retriever
 from mtmh.serving.timings import Timings
 
 NUM_ITEMS, DIM = 300, 8

@@ -27,11 +27,12 @@ from mtmh.preranking.inputs import open_inputs
 from mtmh.preranking.model import load_preranker, run_config
 from mtmh.preranking.publish import write_preranker
 from mtmh.preranking.trainer import train_preranker
+from mtmh.serving.answers import RetrievedItem
 from mtmh.serving.compact import compact
 from mtmh.serving.live import LiveIndex
 from mtmh.serving.preranker import HeadScorePreranker, Requests
 from mtmh.serving.prerankers import LearnedPreranker
-from mtmh.serving.retriever import RetrievedItem, Retriever
+from mtmh.serving.retriever import Retriever
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.trainer import train
 

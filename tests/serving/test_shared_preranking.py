@@ -8,8 +8,9 @@ import pytest
 from test_retriever import HEADS, NUM_ITEMS, id_of, write_index
 
 from mtmh.config import RetrievalConfig
+from mtmh.serving.answers import RetrievedItem
 from mtmh.serving.preranker import Candidates, Requests, Scores
-from mtmh.serving.retriever import RetrievedItem, Retriever
+from mtmh.serving.retriever import Retriever
 
 TRIGGERS = [3, 50, 17]
 K, K_ANN = 6, 12
@@ -37,7 +38,7 @@ def per_head(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
 @pytest.fixture(scope="module")
 def shared(per_head: Retriever) -> Retriever:
     settings = per_head.defaults.model_dump() | {"preranking": "shared", "k": K, "k_ann": K_ANN}
-    indexes = {head: per_head._searches[head].index for head in HEADS}
+    indexes = {head: per_head._searches.by_head[head].index for head in HEADS}
     return Retriever(
         indexes,
         per_head.vectors,
