@@ -1,4 +1,8 @@
-"""A node dies: its launcher and ranks are killed in the middle of a run of two nodes; a new node takes its place."""
+"""A node dies: its launcher and ranks are killed in the middle of a run of two nodes.
+
+For the second node a new one takes its place. The first holds the rendezvous, so without it the job ends and starts
+again.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -20,7 +26,7 @@ from mtmh.config import Config
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.metrics import METRICS
 
-NUM_STEPS = 300
+NUM_STEPS = 200
 PATIENCE = 180.0  # seconds, for a machine that is busy with other things
 
 
@@ -42,7 +48,7 @@ class Job:
         node = subprocess.Popen(
             [*torchrun, *meeting, "--max-restarts", "2", "-m", "mtmh.cli", "train", str(self.folder / "recipe.yaml")],
             # As the component has it: otherwise the new node waits for an address that nobody tells it.
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+            env=environment() | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
             stdout=subprocess.DEVNULL,
             stderr=(self.folder / "stderr").open("ab"),
         )
@@ -68,31 +74,64 @@ class Job:
         return (self.folder / "stderr").read_text()[-6000:]
 
 
-def test_the_job_goes_on_when_a_node_is_replaced(tmp_path: Path) -> None:
-    write_inputs(tmp_path)
-    training = {"max_steps": NUM_STEPS, "checkpoint_every": 20, "epochs": 100}
-    alone, struck = (tiny_config(tmp_path, name, training=training) for name in ("alone", "struck"))
-    jobs = [Job(struck)]
-    try:
-        wait_for_step(struck, jobs[0], 50)
-        jobs[0].kill_node(1)
-        # What Slurm and Kubernetes do for a lost node: another one joins the job.
-        jobs[0].nodes[1] = jobs[0].start_node()
-        jobs[0].finish()
-        jobs.append(Job(alone))
-        jobs[1].finish()
-    finally:
-        for job in jobs:
-            for node in job.nodes:
-                if node.poll() is None:
-                    node.terminate()
-                    node.wait(PATIENCE)
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset, a teacher, and a run that nobody disturbed."""
+    path: Path = tmp_path_factory.mktemp("nodes")
+    write_inputs(path)
+    with started(config_of(path, "alone")) as job:
+        job.finish()
+    return path
 
-    expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (alone, struck))
+
+def test_the_job_goes_on_when_the_second_node_is_replaced(root: Path) -> None:
+    config = config_of(root, "second")
+    with started(config) as job:
+        wait_for_step(config, job, 50)
+        job.kill_node(1)
+        # What Slurm and Kubernetes do for a lost node: another one joins the job.
+        job.nodes[1] = job.start_node()
+        job.finish()
+    assert_same(config, config_of(root, "alone"))
+
+
+def test_the_job_ends_when_the_first_node_is_lost_and_goes_on_when_it_is_started_again(root: Path) -> None:
+    config = config_of(root, "first")
+    with started(config) as job:
+        wait_for_step(config, job, 50)
+        job.kill_node(0)
+        # A scheduler starts a job again when it has failed: a survivor that waits for ever would keep it from that.
+        assert job.nodes[1].wait(PATIENCE) != 0
+        assert "RendezvousConnectionError" in job.told()
+    with started(config) as job:
+        job.finish()
+    assert_same(config, config_of(root, "alone"))
+
+
+def config_of(root: Path, name: str) -> Config:
+    return tiny_config(root, name, training={"max_steps": NUM_STEPS, "checkpoint_every": 20, "epochs": 100})
+
+
+@contextmanager
+def started(config: Config) -> Iterator[Job]:
+    """A job; whatever is left of it at the end is stopped."""
+    job = Job(config)
+    try:
+        yield job
+    finally:
+        for node in job.nodes:
+            if node.poll() is None:
+                node.terminate()
+                node.wait(PATIENCE)
+
+
+def assert_same(config: Config, undisturbed: Config) -> None:
+    """Weights and optimizer to the bit, and the loss of every step."""
+    expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (undisturbed, config))
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
-    assert losses_of(struck) == losses_of(alone)
+    assert losses_of(config) == losses_of(undisturbed)
 
 
 def wait_for_step(config: Config, job: Job, step: int) -> None:
@@ -109,8 +148,7 @@ def listens(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-@pytest.fixture(autouse=True)
-def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment() -> dict[str, str]:
     """The jobs are ranks of their own torchrun, not of one that may run these tests."""
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
+    others = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in others}

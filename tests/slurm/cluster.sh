@@ -60,6 +60,7 @@ SchedulerParameters=bf_interval=2,sched_interval=2,batch_sched_delay=0
 ReturnToService=2
 InactiveLimit=0
 KillWait=5
+SlurmdTimeout=30
 MinJobAge=86400
 NodeName=$host NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[1]} CPUs=2 RealMemory=8000 Weight=1
 NodeName=second NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[2]} CPUs=2 RealMemory=8000 Weight=2

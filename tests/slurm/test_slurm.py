@@ -1,6 +1,6 @@
 """Jobs and a chain on a real Slurm of two nodes, which `cluster.sh` starts on this machine.
 
-About three minutes on two cores, so it runs when asked for: ``MTMH_TEST_SLURM=1 python -m pytest tests/slurm``.
+About six minutes on two cores, so it runs when asked for: ``MTMH_TEST_SLURM=1 python -m pytest tests/slurm``.
 """
 
 from __future__ import annotations
@@ -9,16 +9,24 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
+from tiny_run import state_of
+from torchx.runner import get_runner
 
 from mtmh.chain.record import Record, load_record
+from mtmh.config import Config, load_config
 from mtmh.index.versions import current_version
+from mtmh.training.checkpoint import latest_checkpoint
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 RECIPE = """
@@ -56,7 +64,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (path / "tiny.yaml").write_text(RECIPE)
     before = os.environ.copy()
     os.environ["SLURM_CONF"] = str(state / "slurm.conf")
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    # slurmd is where Debian keeps the daemons.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin"])
     try:
         yield path
     finally:
@@ -112,6 +121,77 @@ def test_ctrl_c_cancels_the_job(folder: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert {part["JobState"] for part in facts(line.job.app_id)} == {"CANCELLED"}
+
+
+def test_a_job_goes_on_when_its_first_host_is_lost(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    long = RECIPE.replace("root: runs", "root: loss").replace("max_steps: 20", "max_steps: 300, epochs: 100")
+    Path("long.yaml").write_text(long)
+    for verb in (["prepare"], ["content", "embed"]):
+        subprocess.run([Path(sys.executable).with_name("mtmh"), *verb, "long.yaml"], check=True, timeout=PATIENCE)
+    undisturbed, struck = (load_config("long.yaml", [f"name={name}"]) for name in ("undisturbed", "struck"))
+    follow(train_on_two_nodes(undisturbed))
+
+    job = train_on_two_nodes(struck)
+    deadline = time.monotonic() + PATIENCE
+    while not (checkpoints := sorted(struck.model_dir("checkpoints").glob("step-*"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    lose_first_host()
+    assert int(checkpoints[0].name.removeprefix("step-")) < 300, "it was over before the host was lost"
+    while facts(job)[0]["JobState"] != "PENDING":  # Slurm has noticed
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    subprocess.run(["slurmd", "-N", first_host()], check=True)
+    follow(job)
+    # Slurm starts the lost host's part alone. That is enough if the lost launcher held the rendezvous, for then the
+    # other one has ended; else it stands in the way until the script has both parts requeued. All nodes here have one
+    # host name, so which launcher it is differs from run to run.
+    assert facts(job)[0]["Restarts"] in ("1", "2")
+
+    expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (undisturbed, struck))
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(state[name], value), name
+
+
+def train_on_two_nodes(config: Config) -> str:
+    """Submits a training job that may start twice more; its number."""
+    with get_runner() as runner:
+        words = ["-j", "2x1", "--max_retries", "2", "--recipe", "long.yaml", f"name={config.name}"]
+        return runner.run_component("mtmh.train", words, "slurm", {"partition": "cpu"}).rsplit("/", 1)[-1]
+
+
+def follow(job: str) -> None:
+    """Waits until it is completed; Slurm's two minutes before it starts a whole job again are left out."""
+    deadline = time.monotonic() + PATIENCE
+    while (states := {part["JobState"] for part in facts(job)}) != {"COMPLETED"}:
+        told = Path(f"slurm-{job}.out")
+        assert states != {"FAILED"}, f"{facts(job)}\n{told.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, facts(job)
+        if states == {"PENDING"}:
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
+        time.sleep(0.5)
+
+
+def lose_first_host() -> None:
+    """Kills what a lost host takes with it: its slurmd, the job's script and srun, the launcher and the rank."""
+    victims, launched = [], set[int]()
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            environment = process.environ()
+            if "SLURM_JOB_ID" in environment and environment.get("SLURMD_NODENAME") == first_host():
+                victims.append(process)
+                launched.update(parent.pid for parent in process.parents() if parent.name() == "slurmstepd")
+    daemon = Path(os.environ["SLURM_CONF"]).with_name(f"slurmd.{first_host()}.pid")
+    for process in [psutil.Process(pid) for pid in (int(daemon.read_text()), *launched)] + victims:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def first_host() -> str:
+    return socket.gethostname().split(".")[0]
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
