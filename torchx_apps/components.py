@@ -180,6 +180,7 @@ def embed(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
     log_dir: str = "",
+    delta_from: str = "",
 ) -> specs.AppDef:
     """Embeds the catalogue under every head of the newest checkpoint, on nodes x processes; the verb is `mtmh embed`.
 
@@ -193,8 +194,10 @@ def embed(
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
         log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
+        delta_from: checkpoint that the model was continued from; embeds only items whose rows have changed
     """
-    return job.app_def(["embed"], recipe, overrides, j, h, image, max_retries, env, mounts, log_dir=log_dir)
+    options = ["--delta-from", delta_from] if delta_from else []
+    return job.app_def(["embed"], recipe, overrides, j, h, image, max_retries, env, mounts, options, log_dir)
 
 
 def build_index(
@@ -291,6 +294,7 @@ def chain(
     *overrides: str,
     scheduler: str = "local_cwd",
     scheduler_cfg: str = "",
+    continue_from: str = "",
     h: str = "cpu_small",
     image: str = "",
     max_retries: int = 0,
@@ -304,6 +308,7 @@ def chain(
         overrides: settings to change, KEY=VALUE each, after all options
         scheduler: where the stages' jobs run; this job must be able to submit there
         scheduler_cfg: settings of that scheduler, NAME=VALUE,NAME=VALUE
+        continue_from: checkpoint of the period before, whose model training starts from
         h: named resource of the host of this job: cpu_small, a100x8, h100x8, h200x8 or your own
         image: container image of this job; those of the stages' jobs is the recipe's chain.image
         max_retries: times that the scheduler starts a failed job again; it goes on where it stopped
@@ -311,6 +316,7 @@ def chain(
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
     """
     options = ["--scheduler", scheduler, *(["--cfg", scheduler_cfg] if scheduler_cfg else [])]
+    options += ["--continue-from", continue_from] if continue_from else []
     return job.app_def(["chain"], recipe, overrides, None, h, image, max_retries, env, mounts, options)
 
 

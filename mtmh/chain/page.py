@@ -73,6 +73,8 @@ def _facts(record: Record) -> str:
     }
     if record.overrides:
         facts["settings changed"] = ", ".join(record.overrides)
+    if record.continued_from:
+        facts["continued from"] = record.continued_from
     return "".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for name, value in facts.items())
 
 

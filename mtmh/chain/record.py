@@ -98,6 +98,7 @@ class Record(BaseModel):
     Attributes:
         recipe: as given.
         overrides: settings changed on the command line.
+        continued_from: checkpoint of the period before; empty: training starts afresh.
         scheduler: where jobs ran.
         mtmh_version: of the chain.
         outcome: how it ended.
@@ -113,6 +114,7 @@ class Record(BaseModel):
 
     recipe: str
     overrides: list[str]
+    continued_from: str = ""
     scheduler: str
     mtmh_version: str = __version__
     outcome: Outcome = "running"

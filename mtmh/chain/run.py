@@ -17,12 +17,12 @@ from typing import Any
 
 from torchx.specs import AppState
 
-from mtmh.artifacts import Artifact
+from mtmh.artifacts import Artifact, open_artifact
 from mtmh.chain.gates import GATES, published_index
 from mtmh.chain.jobs import Jobs, end_processes
 from mtmh.chain.page import save
 from mtmh.chain.record import RECORD, Record, Result, StageRecord, load_record, now
-from mtmh.chain.stages import Finding, Stage, checkpoints_of_preranker, examine, must_start_anew, stages_of
+from mtmh.chain.stages import PREVIOUS, Finding, Stage, checkpoints_of_preranker, examine, must_start_anew, stages_of
 from mtmh.chain.state import Figures, StageState, State
 from mtmh.config import Config, load_config
 from mtmh.evaluation.results import load_evaluation
@@ -38,7 +38,9 @@ class StoppedError(Exception):
     """The chain ends here: a gate, a job that failed, or Ctrl-C. The record has it all."""
 
 
-def run_chain(recipe: str, overrides: list[str], scheduler: str, cfg: str, say: Say) -> tuple[Record, Path]:
+def run_chain(
+    recipe: str, overrides: list[str], scheduler: str, cfg: str, say: Say, continue_from: Path | None = None
+) -> tuple[Record, Path]:
     """Runs what has changed, stage after stage, and publishes the index if every gate passes.
 
     Only this process talks to the scheduler; the stages' artifacts must be on a file system that it shares with the
@@ -50,21 +52,25 @@ def run_chain(recipe: str, overrides: list[str], scheduler: str, cfg: str, say: 
         scheduler: name of one of TorchX's: ``local_cwd``, ``slurm``, ``kubernetes``.
         cfg: its settings, ``partition=gpu,time=60``.
         say: takes a line for people.
+        continue_from: checkpoint of the period before, as `mtmh train` takes it; what its model has embedded is kept
+            where it can be.
 
     Returns:
         What happened, and the folder with its page.
 
     Raises:
-        ValueError: recipe, scheduler or state do not fit, or another chain of this recipe is running.
+        ValueError: recipe, scheduler, state or checkpoint do not fit, or another chain of this recipe is running.
     """
     config = load_config(recipe, overrides)
+    previous = _open_previous(config, continue_from)
     chain_dir = config.model_dir("chain")
     with _only_chain(chain_dir), _ctrl_c() as stop:
         left = _left_behind(chain_dir)
         folder = _new_folder(chain_dir)
         with Jobs(config, recipe, overrides, scheduler, cfg, folder / "logs") as jobs:
             record = Record(recipe=recipe, overrides=overrides, scheduler=scheduler, started_at=now())
-            Chain(config, jobs, record, folder, State.load(chain_dir), stop, say).run(left)
+            record.continued_from = str(continue_from or "")
+            Chain(config, jobs, record, folder, State.load(chain_dir), stop, say, previous).run(left)
     return record, folder
 
 
@@ -79,6 +85,7 @@ class Chain:
         state: what earlier chains noted; kept up to date.
         stop: set by Ctrl-C.
         say: takes a line for people.
+        previous: the checkpoint that training continues from.
     """
 
     def __init__(
@@ -90,6 +97,7 @@ class Chain:
         state: State,
         stop: threading.Event,
         say: Say,
+        previous: Artifact | None = None,
     ) -> None:
         self._config = config
         self._jobs = jobs
@@ -98,6 +106,7 @@ class Chain:
         self._state = state
         self._stop = stop
         self._say = say
+        self._previous = previous
         self._found: dict[str, Artifact] = {}
         self._compared_with = ""  # the published version when the last gate was asked; empty: none was
         self._begun = time.monotonic()
@@ -143,7 +152,7 @@ class Chain:
 
     def _run_stage(self, stage: Stage) -> None:
         line = self._record.of(stage.name)
-        inputs = {name: self._found[source] for name, source in stage.inputs.items()}
+        inputs = _inputs_of(stage, self._found, self._previous)
         finding = examine(stage, self._config, inputs, self._state, just_ran=False)
         # Before the job: a file that changes while the job reads makes the next chain run it again.
         files = stamp(stage.files(self._config))
@@ -206,7 +215,22 @@ class Chain:
             return ["--publish", "False"]
         if stage.name == "evaluate":
             return ["--index_version", self._found["build_index"].path.name]
+        if stage.name == "train" and self._previous is not None:
+            return ["--continue_from", str(self._previous.path)]
+        if stage.name == "embed" and self._previous is not None:
+            return self._delta(self._previous)
         return []
+
+    def _delta(self, previous: Artifact) -> list[str]:
+        """Embeds what has changed, or all if there is nothing to keep from the period before."""
+        from mtmh.index.delta import open_period  # brings torch with it
+
+        try:
+            open_period(previous)
+        except ValueError as error:
+            self._say(f"embed: the whole catalogue: {error}")
+            return []
+        return ["--delta_from", str(previous.path)]
 
     def _wait(self, line: StageRecord) -> AppState:
         """Follows a job to its end; failures must be seen twice, because a scheduler may start the job again."""
@@ -293,18 +317,26 @@ class Chain:
         save(self._record, self._folder)
 
 
-def plan_chain(config: Config) -> list[tuple[str, Result, list[str]]]:
+def plan_chain(config: Config, continue_from: Path | None = None) -> list[tuple[str, Result, list[str]]]:
     """What a chain would do now: name, ``unchanged`` or ``waiting`` and why, for each stage; starts nothing.
 
     A stage behind one that must run is compared with the artifacts that are there, so it may yet turn out unchanged.
+
+    Args:
+        config: the recipe.
+        continue_from: as `run_chain` takes it.
+
+    Raises:
+        ValueError: no such checkpoint, or the chain's state is damaged.
     """
+    previous = _open_previous(config, continue_from)
     state, found = State.load(config.model_dir("chain")), dict[str, Artifact]()
     rows: list[tuple[str, Result, list[str]]] = []
     running: set[str] = set()
     for stage in stages_of(config):
         first = [source for source in stage.inputs.values() if source in running]
         missing = [source for source in stage.inputs.values() if source not in found]
-        inputs = {name: found[source] for name, source in stage.inputs.items() if source in found}
+        inputs = _inputs_of(stage, found, previous)
         finding = examine(stage, config, inputs, state, just_ran=False)
         reasons = [*finding.reasons, *(f"after {source}" for source in dict.fromkeys([*first, *missing]))]
         if reasons:
@@ -313,6 +345,25 @@ def plan_chain(config: Config) -> list[tuple[str, Result, list[str]]]:
             found[stage.name] = finding.artifact
         rows.append((stage.name, "waiting" if reasons else "unchanged", reasons))
     return rows
+
+
+def _inputs_of(stage: Stage, found: dict[str, Artifact], previous: Artifact | None) -> dict[str, Artifact]:
+    """What a stage reads, as far as it is there."""
+    inputs = {name: found[source] for name, source in stage.inputs.items() if source in found}
+    if stage.name == "train" and previous is not None:
+        inputs[PREVIOUS] = previous
+    return inputs
+
+
+def _open_previous(config: Config, path: Path | None) -> Artifact | None:
+    if path is None:
+        return None
+    if path.resolve().is_relative_to(config.model_dir("checkpoints").resolve()):
+        raise ValueError(
+            f"--continue-from {path}: a checkpoint of this very recipe, which training would replace; give the new"
+            f" period another paths.root or name"
+        )
+    return open_artifact(path, "checkpoint")
 
 
 @contextmanager

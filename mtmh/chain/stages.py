@@ -22,6 +22,8 @@ from mtmh.config import Config, StageName
 from mtmh.index.versions import find_version, list_versions
 from mtmh.raw_files import stamp
 
+PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
+
 Find = Callable[[Config], list[Path]]
 
 
@@ -204,6 +206,8 @@ def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[s
     for name, used in inputs.items():
         if manifest.inputs.get(name) != used.manifest.digest:
             yield f"made from another {name}"
+    if stage.name == "train" and PREVIOUS in manifest.inputs.keys() - inputs.keys():
+        yield "continued from an earlier model, and none is given now"
     before, now = manifest.config, config.model_dump(mode="json")
     changes = _changes(*(_chosen(tree, stage.settings, stage.ignored) for tree in (before, now)))
     if changes and stage.name == "train":

@@ -136,19 +136,7 @@ def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, watch: Em
     before = open_artifact(previous, "checkpoint")
     if checkpoint.manifest.inputs.get("previous") != before.manifest.digest:
         raise ValueError(f"{checkpoint.path}: was not continued from {previous}; embed the whole catalogue")
-    config = Config.model_validate(before.manifest.config)
-    if config.model.id_tables:
-        raise ValueError(
-            f"{previous}: {', '.join(config.model.id_tables)} goes by raw ids (model.id_tables), whose rows move when "
-            f"ids are evicted; embed the whole catalogue"
-        )
-    old = open_dataset(config.dataset_dir)
-    if old.artifact.manifest.digest != before.manifest.inputs["dataset"]:
-        raise ValueError(f"{old.artifact.path}: no longer the dataset of {previous}; embed the whole catalogue")
-    embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
-    if embeddings.manifest.inputs["checkpoint"] != before.manifest.digest:
-        raise ValueError(f"{embeddings.path}: not made from {previous}; embed the whole catalogue")
-
+    old, embeddings = open_period(before)
     source = _same_items(dataset, old)
     maps = {
         feature.name: previous_rows(
@@ -181,6 +169,33 @@ def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, watch: Em
             stale |= (now != then).any(axis=1)
         part[known[stale]] = NO_ITEM
     return Delta(embeddings, source)
+
+
+def open_period(checkpoint: Artifact) -> tuple[Dataset, Artifact]:
+    """What must be left of a period for its vectors to be kept.
+
+    Args:
+        checkpoint: of that period.
+
+    Returns:
+        The dataset that it was trained on, and the embeddings made from it.
+
+    Raises:
+        ValueError: one is gone or belongs to something else, or a table of the model goes by raw ids.
+    """
+    config = Config.model_validate(checkpoint.manifest.config)
+    if config.model.id_tables:
+        raise ValueError(
+            f"{checkpoint.path}: {', '.join(config.model.id_tables)} goes by raw ids (model.id_tables), whose rows move"
+            f" when ids are evicted; embed the whole catalogue"
+        )
+    old = open_dataset(config.dataset_dir)
+    if old.artifact.manifest.digest != checkpoint.manifest.inputs["dataset"]:
+        raise ValueError(f"{old.artifact.path}: no longer the dataset of {checkpoint.path}; embed the whole catalogue")
+    embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
+    if embeddings.manifest.inputs["checkpoint"] != checkpoint.manifest.digest:
+        raise ValueError(f"{embeddings.path}: not made from {checkpoint.path}; embed the whole catalogue")
+    return old, embeddings
 
 
 def _same_items(dataset: Dataset, old: Dataset) -> NDArray[np.int64]:

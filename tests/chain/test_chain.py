@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from mtmh.artifacts import open_artifact
 from mtmh.chain.record import PAGE, RECORD, Record, load_record
 from mtmh.chain.run import plan_chain
 from mtmh.config import load_config
@@ -154,6 +155,33 @@ def test_an_index_that_was_taken_back_is_not_published_again(folder: Path) -> No
     printed = run(folder, 0, *settings, *drops)
     assert "was published before and taken back since" in printed
     assert current_version(folder / "runs/mtmh/index").name == "000001"
+
+
+def test_the_next_period_continues_from_this_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    before = Path("runs/mtmh/checkpoints/step-00000020")
+    settings = ["paths.root=runs/next", "data.split.test_fraction=0.15", "embedding.max_drift=1"]
+    # A gate that it misses spares the time of evaluation.
+    settings += ["index.min_recall=1.0", "retrieval.num_probes=1"]
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    run(folder, 1, *arguments, "--continue-from", str(before))
+    trained = open_artifact(Path("runs/next/mtmh/checkpoints/step-00000020"), "checkpoint")
+    assert trained.manifest.inputs["previous"] == open_artifact(before, "checkpoint").manifest.digest
+    embedded = open_artifact(Path("runs/next/mtmh/embeddings"), "embeddings")
+    assert (
+        embedded.manifest.inputs["previous"]
+        == open_artifact(Path("runs/mtmh/embeddings"), "embeddings").manifest.digest
+    )
+    page = max(Path("runs/next/mtmh/chain").glob("2*/")) / PAGE
+    assert f"<b>{before}</b><span>continued from</span>" in page.read_text()
+
+    config = load_config("tiny.yaml", settings)
+    assert plan_chain(config, before)[:5] == [(stage, "unchanged", []) for stage in STAGES[:5]]
+    afresh = {stage: reasons for stage, _, reasons in plan_chain(config)}
+    assert afresh["train"] == ["continued from an earlier model, and none is given now"]
+    assert plan_chain(load_config("tiny.yaml"), None)[2][1] == "unchanged", "the period before is as it was"
+    with pytest.raises(ValueError, match="a checkpoint of this very recipe"):
+        plan_chain(config, trained.path)
 
 
 def test_a_teacher_that_cannot_tell_topics_apart_stops_the_chain(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -153,6 +153,13 @@ def test_a_stage_of_a_chain_leaves_publishing_to_it(runner: Runner) -> None:
     assert (options["scheduler"], options["cfg"]) == ("slurm", "partition=a")
 
 
+def test_a_chain_and_its_stages_go_on_from_the_period_before(runner: Runner) -> None:
+    chain = role_of(runner, "mtmh.chain", "--recipe", "demo", "--continue_from", "runs/before/step-00000010")
+    assert parsed(verb_of(words_of(chain)))["continue_from"] == Path("runs/before/step-00000010")
+    embedded = role_of(runner, "mtmh.embed", "--recipe", "demo", "--delta_from", "runs/before/step-00000010")
+    assert parsed(verb_of(words_of(embedded)))["delta_from"] == Path("runs/before/step-00000010")
+
+
 def test_a_service_listens_where_others_reach_it(runner: Runner) -> None:
     role = role_of(runner, "mtmh.serve", "--recipe", "demo", "--port", "9000")
     options = parsed(verb_of(words_of(role)))
