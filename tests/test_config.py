@@ -71,6 +71,7 @@ def test_overrides_are_yaml_values(tmp_path: Path) -> None:
         ("retrieval.k=2000", "exceeds retrieval.k_ann"),
         ("data.split={kind: user, cutoff: 5}", "needs split.kind = time"),
         ("loss={in_batch_negatives: false, num_uniform_negatives: 0}", "no negatives"),
+        ("chain.env={A: b, HOSTS: 'c,d'}", r"chain\.env: .*HOSTS=c,d: a value cannot hold a comma"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, override: str, message: str) -> None:

@@ -184,12 +184,12 @@ def _slurm_state(app_id: str) -> AppState | None:
     shown = subprocess.run(
         ["scontrol", "show", "job", "--oneliner", app_id], capture_output=True, text=True, check=False
     ).stdout
-    # Each node's part is a job to Slurm; they have ended well when all have. A state between two others is none of
-    # these: the job is on its way.
+    # Each node's part is a job to Slurm. While one is on its way, as in a state between two others, Slurm may yet start
+    # all of them again. They have ended well when all have.
     states = [SLURM_STATES.get(name, AppState.RUNNING) for name in re.findall(r"JobState=(\w+)", shown)]
-    for worst in (AppState.FAILED, AppState.CANCELLED, AppState.RUNNING, AppState.PENDING, AppState.SUCCEEDED):
-        if worst in states:
-            return worst
+    for first in (AppState.RUNNING, AppState.PENDING, AppState.FAILED, AppState.CANCELLED, AppState.SUCCEEDED):
+        if first in states:
+            return first
     return None
 
 

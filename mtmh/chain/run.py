@@ -126,6 +126,7 @@ class Chain:
             for stage in stages:
                 self._run_stage(stage)
                 self._pass_gate(stage)
+            self._check_stop()
             self._publish()
         except StoppedError:
             pass
@@ -303,11 +304,15 @@ class Chain:
         was = f", after {before.path.name}" if before else ""
         self._end("published", f"index {published.name}{was}")
 
-    def _check_stop(self, line: StageRecord) -> None:
-        if self._stop.is_set():
+    def _check_stop(self, line: StageRecord | None = None) -> None:
+        """Ends the chain before a stage, or before publication, if Ctrl-C was pressed since the last job."""
+        if not self._stop.is_set():
+            return
+        if line is not None:
             line.result = "cancelled"
-            self._end("cancelled", f"cancelled before {line.stage}; the same command goes on from there")
-            raise StoppedError
+        step = "publication" if line is None else line.stage
+        self._end("cancelled", f"cancelled before {step}; the same command goes on from there")
+        raise StoppedError
 
     def _end(self, outcome: Any, message: str) -> None:
         self._record.outcome, self._record.message = outcome, message

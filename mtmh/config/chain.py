@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mtmh.config.base import NonNegative, Settings
 
@@ -40,3 +40,11 @@ class ChainConfig(Settings):
     mounts: list[str] = []  # as the components take them, one word each: type=volume,src=runs,dst=/work/runs
     max_recall_drop: NonNegative = 0.01  # of recall at the largest cut-off, against the published version
     max_match_drop: NonNegative = 0.02  # of topic match, L1 and L2 each
+
+    @field_validator("env")
+    @classmethod
+    def _no_commas(cls, env: dict[str, str]) -> dict[str, str]:
+        for name, value in env.items():
+            if "," in value:
+                raise ValueError(f"{name}={value}: a value cannot hold a comma, because TorchX splits at it")
+        return env
