@@ -10,6 +10,7 @@ from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, v
 from mtmh.config.service import ServiceConfig
 from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, MilvusConfig, PqConfig, RetrievalConfig
 from mtmh.config.training import (
+    CommunicationConfig,
     LossConfig,
     PlanConfig,
     PropensityConfig,
@@ -22,6 +23,7 @@ from mtmh.config.training import (
 __all__ = [
     "BackboneConfig",
     "ChainConfig",
+    "CommunicationConfig",
     "Config",
     "ContentCheckConfig",
     "ContentConfig",

@@ -63,11 +63,15 @@ class LossConfig(Settings):
 ShardingType = Literal["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise"]
 
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mx4"]
 
 
 class CommunicationConfig(Settings):
-    """What pooled embeddings, and their gradients, are rounded to while they travel between ranks."""
+    """What pooled embeddings, and their gradients, are rounded to while they travel between ranks.
+
+    ``int8``, ``fp8`` (on CUDA only) and ``mx4`` scale groups of 32 values. Such values cannot be added up, as those of
+    tables that are cut by rows are on their way: these travel as fp16, their gradients as bf16.
+    """
 
     forward: Precision = "fp32"
     backward: Precision = "fp32"

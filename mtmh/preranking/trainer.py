@@ -16,6 +16,7 @@ from mtmh.preranking.labels import Labels
 from mtmh.preranking.model import build_preranker, priors, run_config
 from mtmh.preranking.task import PrerankerTask
 from mtmh.training.checkpoint import DECISIVE, Checkpoints
+from mtmh.training.communication import items_at_a_time
 from mtmh.training.distributed import join_ranks, on_first
 from mtmh.training.metrics import LossNames, TrainingLog, quiet_libraries
 from mtmh.training.optimizers import build_optimizer, set_learning_rates
@@ -66,7 +67,7 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         with log, checkpoints:
             log.show(plan_table(plan))
             every = run.training.checkpoint_every
-            batches = of_one_size(log.timed(loader.batches(step)))
+            batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(run.sharding.communication))
             while step < loader.num_steps:
                 stop = min(loader.num_steps, step + every - step % every)
                 leg = islice(batches, stop - step)

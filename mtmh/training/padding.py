@@ -17,17 +17,21 @@ from mtmh.data.batch import ItemBatch
 Batch = TypeVar("Batch", bound=ItemBatch)
 
 
-def of_one_size(batches: Iterator[Batch]) -> Iterator[Batch]:
+def of_one_size(batches: Iterator[Batch], multiple_of: int = 1) -> Iterator[Batch]:
     """The same batches with the number of items of the largest rank; all ranks iterate together.
 
     Distinct items differ in number between ranks, but row-wise sharding sums over ranks with a reduce-scatter, which
     takes equal parts only (on gloo; on NCCL unequal ones are slower).
+
+    Args:
+        batches: of this rank.
+        multiple_of: the number of items is rounded up to a multiple of this.
     """
     for batch in batches:
         size = torch.tensor(len(batch.item_index))
         if dist.get_world_size() > 1:
             dist.all_reduce(size, dist.ReduceOp.MAX)
-        yield padded(batch, int(size))
+        yield padded(batch, -(-int(size) // multiple_of) * multiple_of)
 
 
 def padded(batch: Batch, num_items: int) -> Batch:

@@ -15,7 +15,6 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignor
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
-from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
@@ -24,6 +23,7 @@ from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingE
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 
 from mtmh.config import Config, ModelConfig, ShardingConfig
+from mtmh.training.communication import GROUPED, codecs_of
 from mtmh.training.distributed import Ranks
 from mtmh.training.hardware import DEVICES, device_like, topology_of
 from mtmh.training.id_tables import IdTableSharder
@@ -72,13 +72,7 @@ def table_sharders(config: Config, device: torch.device) -> list[Any]:
     Raises:
         ValueError: embeddings cannot travel on this device in the precision that was asked for.
     """
-    asked = config.sharding.communication
-    if device.type == "cpu" and "bf16" in (asked.forward, asked.backward):
-        raise ValueError("sharding.communication: bf16 would be sent as fp16 between ranks on CPU (gloo): ask for fp16")
-    rounded = QCommsConfig(
-        forward_precision=CommType[asked.forward.upper()], backward_precision=CommType[asked.backward.upper()]
-    )
-    codecs = get_qcomm_codecs_registry(rounded, device=device)
+    codecs = codecs_of(config.sharding.communication, device)
     tables = TableSharder(qcomm_codecs_registry=codecs)
     return [tables, IdTableSharder(TableSharder(qcomm_codecs_registry=codecs), config.seed)]
 
@@ -144,7 +138,9 @@ def table_constraints(
         _refuse_on_cpu(config)
     rowwise = config.training.optimizer == "rowwise_adagrad"
     free = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE]
-    free += [ShardingType.TABLE_ROW_WISE] if ranks.world_size > ranks.local_world_size else []
+    travels = {config.sharding.communication.forward, config.sharding.communication.backward}
+    in_groups = ", ".join(sorted(travels & GROUPED))
+    free += [ShardingType.TABLE_ROW_WISE] if ranks.world_size > ranks.local_world_size and not in_groups else []
     free += [] if rowwise else [ShardingType.COLUMN_WISE]
     constraints = {}
     for name, table in tables.items():
@@ -156,6 +152,11 @@ def table_constraints(
             raise ValueError(
                 f"sharding of table {name}: {asked} cuts rows, which rowwise_adagrad does not survive; "
                 f"set training.optimizer=adagrad or choose a type that keeps rows whole"
+            )
+        if in_groups and asked == ShardingType.TABLE_ROW_WISE.value:
+            raise ValueError(
+                f"sharding of table {name}: {asked} trained wrongly on embeddings that travel as int8 and mx4, so "
+                f"{in_groups} is refused with it; set sharding.communication to fp16 or bf16, or choose another type"
             )
         cached = config.sharding.uvm_caching.get(name)
         kernel = EmbeddingComputeKernel.FUSED

@@ -14,6 +14,7 @@ from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.data.period import Period
 from mtmh.training.checkpoint import Checkpoints
+from mtmh.training.communication import items_at_a_time
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
 from mtmh.training.distributed import join_ranks
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
@@ -84,7 +85,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             if config.model.id_tables:
                 log.add("id_tables", id_tables.counts)
             every = config.training.checkpoint_every
-            batches = of_one_size(log.timed(loader.batches(step)))
+            batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(config.sharding.communication))
             while step < loader.num_steps:
                 # The pipeline works ahead, but never past a checkpoint: nothing of a later step is in the state.
                 stop = min(loader.num_steps, step + every - step % every)

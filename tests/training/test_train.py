@@ -321,7 +321,11 @@ def test_a_table_of_no_name_and_a_cut_row_are_refused(root: Path) -> None:
         ({"model": {"embedding_dtype": "bf16"}}, r"model.embedding_dtype: .*bf16.*on the CPU.*fp32 or fp16"),
         ({"sharding": {"uvm_caching": {"brand": 0.1}}}, r"sharding.uvm_caching \(brand\).*training.device=cpu"),
         ({"sharding": {"uvm_caching": {"colour": 0.1}}}, r"sharding.uvm_caching names no table: colour"),
-        ({"sharding": {"communication": {"backward": "bf16"}}}, r"sharding.communication: bf16 .* ask for fp16"),
+        ({"sharding": {"communication": {"backward": "fp8"}}}, r"sharding.communication: .* fp8 on CUDA only.* int8"),
+        (
+            {"sharding": {"default": "table_row_wise", "communication": {"forward": "int8"}}},
+            r"table_row_wise trained wrongly.*int8 is refused",
+        ),
     ],
 )
 def test_what_the_cpu_cannot_do_is_refused_at_the_start(root: Path, sections: Any, message: str) -> None:
