@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mtmh.config import Config
+from mtmh.config import CommunicationConfig, Config
 from mtmh.data.item_table import ItemTable
 from mtmh.modules.mtmh import MTMH
 from mtmh.training.distributed import Ranks
-from mtmh.training.model import load_model, load_weights, model_of
+from mtmh.training.model import load_model, load_weights, model_of, model_settings
 from mtmh.training.sharding import shard
 
 Vectors = npt.NDArray[np.float32]
@@ -41,14 +41,26 @@ class Embedder:
 
     @classmethod
     def load(cls, checkpoint: Path, config: Config, ranks: Ranks) -> Embedder:
-        """Reads a checkpoint: whole in a CPU process alone, its tables sharded over several ranks or on GPUs."""
+        """Reads a checkpoint: whole in a CPU process alone, its tables sharded over several ranks or on GPUs.
+
+        The model is the checkpoint's. How it is sharded is free: by ``config.sharding``, whatever it was trained with.
+
+        Args:
+            checkpoint: folder of one checkpoint.
+            config: the recipe; embeddings travel between ranks as fp32, whatever it says.
+            ranks: this process among the others.
+
+        Raises:
+            ValueError: no complete checkpoint there, ``sharding`` names a table that the model does not have, or the
+                tables do not fit.
+        """
         if ranks.world_size == 1 and ranks.device.type == "cpu":
             whole = load_model(checkpoint)
             heads, dim, raw = _interface(whole)
             return cls(whole, heads, dim, ranks.device, raw)
         model = model_of(checkpoint, ranks.device, tables=torch.device("meta"))
         heads, dim, raw = _interface(model)
-        sharded, _ = shard(model, config, ranks)
+        sharded, _ = shard(model, _placement(checkpoint, config, ranks), ranks, trains=False)
         load_weights(sharded, checkpoint)
         return cls(sharded.eval(), heads, dim, ranks.device, raw)
 
@@ -78,6 +90,14 @@ class Embedder:
                 item = items[int(finite.argmin())]
                 raise ValueError(f"head {head}: the embedding of item index {item} is not finite numbers")
         return units
+
+
+def _placement(checkpoint: Path, config: Config, ranks: Ranks) -> Config:
+    """The recipe, as far as it says where the tables of the checkpoint's model go."""
+    sharding = config.sharding.model_copy(update={"communication": CommunicationConfig()})
+    if ranks.device.type == "cpu":  # all tables are in host memory, where a run on GPUs had some
+        sharding = sharding.model_copy(update={"uvm_caching": {}})
+    return config.model_copy(update={"model": model_settings(checkpoint), "sharding": sharding})
 
 
 def _interface(model: MTMH) -> tuple[list[str], int, frozenset[str]]:

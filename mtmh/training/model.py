@@ -81,9 +81,17 @@ def model_of(checkpoint: Path, device: torch.device, *, tables: torch.device | N
         ValueError: no complete checkpoint there.
     """
     artifact = open_artifact(checkpoint, "checkpoint")
-    settings = ModelConfig.model_validate(artifact.manifest.config["model"])
     schema = FeatureSchema.model_validate(artifact.summary["features"])
-    return build_model(settings, schema, device, tables=tables)
+    return build_model(model_settings(checkpoint), schema, device, tables=tables)
+
+
+def model_settings(checkpoint: Path) -> ModelConfig:
+    """The model's settings as a checkpoint was trained with.
+
+    Raises:
+        ValueError: no complete checkpoint there.
+    """
+    return ModelConfig.model_validate(open_artifact(checkpoint, "checkpoint").manifest.config["model"])
 
 
 def load_weights(model: nn.Module, checkpoint: Path, *, distributed: bool = True) -> None:

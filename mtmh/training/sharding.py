@@ -77,7 +77,9 @@ def table_sharders(config: Config, device: torch.device) -> list[Any]:
     return [tables, IdTableSharder(TableSharder(qcomm_codecs_registry=codecs), config.seed)]
 
 
-def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedModelParallel, ShardingPlan]:
+def shard(
+    model: nn.Module, config: Config, ranks: Ranks, *, trains: bool = True
+) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Plans the tables, spreads them over the ranks and fills them with their initial values.
 
     The tables' optimizer runs inside the backward pass; the rest of the model is replicated (DDP). The initial
@@ -87,6 +89,8 @@ def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedMo
         model: anything that holds EmbeddingBagCollections, on the meta device; the rest on ``ranks.device``.
         config: constraints, table optimizer, seed and batch size.
         ranks: where to.
+        trains: ``False``: the model is only asked, with weights that are yet to be loaded; tables have no optimizer,
+            so any type of sharding will do.
 
     Returns:
         The sharded model, and the plan for `plan_table`.
@@ -95,8 +99,9 @@ def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedMo
         ValueError: a constraint names no table, cannot be honoured, or the tables do not fit.
     """
     tables = tables_of(model)
-    constraints = table_constraints(tables, config, ranks)
-    fuse_optimizer(model, config.training, skip=_data_parallel_tables(tables, config.sharding, config.model))
+    constraints = table_constraints(tables, config, ranks, trains=trains)
+    if trains:
+        fuse_optimizer(model, config.training, skip=_data_parallel_tables(tables, config.sharding, config.model))
     sharders = table_sharders(config, ranks.device)
     planner = EmbeddingShardingPlanner(
         topology=_topology(ranks),
@@ -111,18 +116,20 @@ def shard(model: nn.Module, config: Config, ranks: Ranks) -> tuple[DistributedMo
         raise ValueError(f"no sharding plan fits the tables on {ranks.world_size} ranks: {error}") from None
     # init_parameters would draw values that depend on the plan; `_fill_tables` draws them by row.
     sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=sharders, init_parameters=False)
-    _fill_tables(sharded, tables, config.seed)
+    if trains:
+        _fill_tables(sharded, tables, config.seed)
     return sharded, plan
 
 
 def table_constraints(
-    tables: dict[str, EmbeddingBagConfig], config: Config, ranks: Ranks
+    tables: dict[str, EmbeddingBagConfig], config: Config, ranks: Ranks, *, trains: bool = True
 ) -> dict[str, ParameterConstraints]:
     """What the planner may do with each table.
 
     Row-wise Adagrad keeps one sum of squared gradients a row; cut by columns it would keep one a piece, which
     changes the result and cannot be loaded under another plan. So the column types need full Adagrad. Data-parallel
-    tables are trained outside the backward pass, which is slower, so they are never chosen unasked.
+    tables are trained outside the backward pass, which is slower, so they are never chosen unasked. A model that does
+    not train (``trains``) has no optimizer.
 
     Raises:
         ValueError: a setting names tables that are not there, a column type meets row-wise Adagrad, or the device
@@ -136,7 +143,7 @@ def table_constraints(
             )
     if ranks.device.type == "cpu":
         _refuse_on_cpu(config)
-    rowwise = config.training.optimizer == "rowwise_adagrad"
+    rowwise = trains and config.training.optimizer == "rowwise_adagrad"
     free = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE]
     travels = {config.sharding.communication.forward, config.sharding.communication.backward}
     in_groups = ", ".join(sorted(travels & GROUPED))

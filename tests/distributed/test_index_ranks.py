@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,12 +18,26 @@ from tiny_run import tiny_config, write_inputs
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
+from mtmh.data.dataset import open_dataset
 from mtmh.index import embed
 from mtmh.index.build import build_index
 from mtmh.index.embed import embed_catalogue
+from mtmh.index.embedder import Embedder
+from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.distributed import join_ranks
 from mtmh.training.trainer import train
 
 STORAGES = ("flat", "pq")
+# Recipes that could not have trained the model, or not so; it was trained row-wise with row-wise Adagrad.
+RECIPES: dict[str, dict[str, Any]] = {
+    "columns": {"sharding": {"default": "column_wise"}},
+    "copies": {"sharding": {"default": "data_parallel"}, "training": {"optimizer": "adagrad"}},
+    "mixed": {
+        "sharding": {"default": "table_wise", "tables": {"tags": "column_wise"}, "communication": {"forward": "int8"}},
+        "model": {"id_tables": {"item_id": {"rows": 48, "buckets": 3}}, "head_dim": 4},
+    },
+    "cached": {"sharding": {"uvm_caching": {"item_id": 0.1}}},
+}
 # 200 items: ranks with unequal numbers of steps, and a last shard that is smaller.
 SHARD_ITEMS, CHUNK_ITEMS = 48, 30
 
@@ -41,12 +56,28 @@ def run(rank: int, world_size: int, root: Path) -> None:
             "gloo", init_method=f"file://{root}/store-{world_size}", rank=rank, world_size=world_size
         )
     embed_catalogue(tiny(root), root / f"embeddings-{world_size}")
+    embed_by_other_recipes(root, world_size)
     for storage in STORAGES:
         build_index(index_config(root / "world", storage), root / f"{storage}-{world_size}")
     if world_size > 1:
         with pytest.raises(ValueError, match=r"index.pq.m is 5"):
             build_index(index_config(root / "world", "pq", pq={"m": 5}), root / "refused")
         dist.destroy_process_group()
+
+
+def embed_by_other_recipes(root: Path, world_size: int) -> None:
+    """What they make of some items, written by the first rank."""
+    checkpoint = latest_checkpoint(tiny(root).model_dir("checkpoints"))
+    with join_ranks("cpu") as ranks:
+        for name, sections in RECIPES.items():
+            embedder = Embedder.load(checkpoint, tiny_config(root / "model", **sections), ranks)
+            found = embedder.embed(open_dataset(root / "model" / "dataset").item_table, np.arange(5, 95))
+            if ranks.is_first:
+                np.savez(root / f"by-{name}-{world_size}.npz", **found)  # type: ignore[arg-type]
+        if world_size > 1:
+            wrong = tiny_config(root / "model", sharding={"tables": {"shop": "row_wise"}})
+            with pytest.raises(ValueError, match=r"sharding\.tables names no table: shop; the tables are item_id"):
+                Embedder.load(checkpoint, wrong, ranks)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +103,15 @@ def test_embeddings_of_a_sharded_model(root: Path) -> None:
         np.testing.assert_allclose(sharded, alone, atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(sharded, axis=1), 1.0, atol=1e-5)
     assert not list(root.glob("*.parts"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_sharded_model_loads_by_a_recipe_of_another_sharding(root: Path, name: str) -> None:
+    alone, sharded = (np.load(root / f"by-{name}-{world_size}.npz") for world_size in (1, 2))
+    whole = open_artifact(root / "embeddings-1", "embeddings")
+    for head in HEADS:
+        np.testing.assert_allclose(sharded[head], alone[head], atol=1e-6)
+        np.testing.assert_allclose(sharded[head], np.load(whole.path / f"{head}.npy")[5:95], atol=1e-6)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
