@@ -56,6 +56,7 @@ bench: $(INSTALLED)
 	python -m benchmarks.loader --out runs/benchmarks/loader.json
 	python -m benchmarks.loss --out runs/benchmarks/loss.json
 	python -m benchmarks.training --out runs/benchmarks/training.json
+	OMP_NUM_THREADS=1 python -m benchmarks.checkpoint_stall --out runs/benchmarks/checkpoint_stall.json
 	OMP_NUM_THREADS=1 python -m benchmarks.id_tables --out runs/benchmarks/id_tables.json
 	OMP_WAIT_POLICY=passive python -m benchmarks.lookup --preset quick --out runs/benchmarks/lookup
 
