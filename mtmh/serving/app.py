@@ -64,6 +64,7 @@ def create_app(config: Config) -> FastAPI:
         Guard,
         metrics=service.metrics,
         max_body_bytes=config.service.max_body_bytes,
+        max_requests=config.service.max_requests,
         body_seconds=config.service.timeout_ms / 1000,
         draining=lambda: service.draining,
         overloaded=lambda: service.overloaded,

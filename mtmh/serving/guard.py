@@ -23,6 +23,7 @@ REQUEST_ID = "X-Request-ID"
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a proxy or a client; anything else would let it write lines of the log
 _QUESTIONS = "/v1/retrieve"
+_OPERATING = frozenset({"/healthz", "/readyz", "/metrics"})
 
 # The page needs its own script and style and nothing else; the API needs nothing.
 _HEADERS = {
@@ -46,6 +47,7 @@ class Guard:
         app: what it guards.
         metrics: to count in.
         max_body_bytes: a larger body is answered 413, before it is read to its end.
+        max_requests: that are under way; one more is answered 429, unless it asks how the service is.
         body_seconds: a body that takes longer to arrive is answered 408.
         draining: whether the service is about to end; then clients are asked to close their connections.
         overloaded: whether questions are to be refused.
@@ -57,6 +59,7 @@ class Guard:
         *,
         metrics: ServiceMetrics,
         max_body_bytes: int,
+        max_requests: int,
         body_seconds: float,
         draining: Callable[[], bool],
         overloaded: Callable[[], bool],
@@ -64,6 +67,8 @@ class Guard:
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._max_requests = max_requests
+        self._under_way = 0
         self._body_seconds = body_seconds
         self._draining = draining
         self._overloaded = overloaded
@@ -91,7 +96,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._limited(scope, receive, send_with_headers)
+            await self._counted(scope, receive, send_with_headers)
         except Exception:
             log.exception("request %s failed: %s %s", request_id, scope["method"], ascii(scope["path"]))
             if status:  # too late for another answer: the server cuts this one off
@@ -101,6 +106,21 @@ class Guard:
             )
         finally:
             self._record(scope, request_id, status or 500, time.perf_counter() - start)
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in _OPERATING:
+            await self._limited(scope, receive, send)
+            return
+        if self._under_way >= self._max_requests:
+            self._metrics.rejected.labels("too_many_requests").inc()
+            headers = {"Retry-After": "1", "Connection": "close"}
+            await problem(429, "too many requests are under way", headers=headers)(scope, receive, send)
+            return
+        self._under_way += 1
+        try:
+            await self._limited(scope, receive, send)
+        finally:
+            self._under_way -= 1
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] in ("GET", "HEAD"):

@@ -69,6 +69,7 @@ def serve(config: Config) -> None:
     app = create_app(config)
     service: Service = app.state.service
     server = DrainingServer(
+        # No limit_concurrency: it counts connections that a proxy keeps for later, too, and answers even /healthz 503.
         uvicorn.Config(
             app,
             host=config.service.host,
@@ -76,7 +77,6 @@ def serve(config: Config) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
-            limit_concurrency=config.service.max_connections,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=config.service.timeout_ms // 1000 + 5,
         ),

@@ -277,6 +277,32 @@ def test_overload_is_refused_and_the_accepted_are_answered(served_recipe: Path) 
         assert valid(small.retrieve(triggers=[17]))
 
 
+def test_only_requests_under_way_count_towards_their_limit(served_recipe: Path) -> None:
+    with ServiceProcess(served_recipe, max_requests=3) as running:
+        idle = [http.client.HTTPConnection("127.0.0.1", running.port, timeout=60) for _ in range(8)]
+        slow = [socket.create_connection(("127.0.0.1", running.port), timeout=60) for _ in range(3)]
+        try:
+            for connection in idle:
+                connection.request("GET", "/healthz")
+                assert connection.getresponse().read()
+            assert valid(running.retrieve(triggers=[17])), "eight connections that a proxy keeps are no requests"
+            for client in slow:
+                client.sendall(b"POST /v1/retrieve HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            end = time.monotonic() + 60
+            while (refused := running.retrieve(triggers=[17])).status == 200:
+                assert time.monotonic() < end
+            assert "under way" in problem_of(refused, 429)["detail"]
+            assert running.call("GET", "/healthz").status == 200
+            assert running.call("GET", "/readyz").status == 200
+            assert running.metric('mtmh_rejected_total{reason="too_many_requests"}') >= 1
+            slow.pop().close()
+            while running.retrieve(triggers=[17]).status != 200:
+                assert time.monotonic() < end
+        finally:
+            for connection in (*idle, *slow):
+                connection.close()
+
+
 def test_sigterm_answers_what_is_under_way_and_says_not_ready(served_recipe: Path) -> None:
     with ServiceProcess(served_recipe, threads=1, batch_triggers=1, drain_seconds=1.0) as ending:
         question = {"triggers": [*range(1, 101)], "k": 100, "k_ann": 400, "num_probes": 20}
