@@ -33,8 +33,8 @@ from mtmh.serving.api import (
 from mtmh.serving.catalogue import UnknownItemError
 from mtmh.serving.curve import read_curve
 from mtmh.serving.guard import Guard
-from mtmh.serving.item_search import search_items
-from mtmh.serving.problems import Problem, Refused, documented, invalid_request, problem
+from mtmh.serving.item_search import MOST_WORDS, search_items
+from mtmh.serving.problems import FieldProblem, Problem, Refused, documented, invalid_request, problem
 from mtmh.serving.service import Service
 from mtmh.serving.work_queue import DeadlineExceeded, QueueFull
 from mtmh.serving.writing_routes import add_writing_routes
@@ -116,13 +116,21 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
     @app.get("/v1/items", response_model=ItemsResponse, responses=documented(422, 429, 504), tags=["items"])
     async def find_items(
         query: Annotated[
-            str, Query(max_length=200, description="Words of the text, or an id; empty: popular items.")
+            str,
+            Query(
+                max_length=200, description=f"At most {MOST_WORDS} words of the text, or an id; empty: popular items."
+            ),
         ] = "",
         limit: Annotated[int, Query(ge=1, le=100)] = 10,
     ) -> Response:
         """Items whose text holds every word of the query."""
+        if (words := len(query.split())) > MOST_WORDS:
+            expected = f"at most {MOST_WORDS} words, not {words}"
+            raise Refused(
+                422, f"query.query: {expected}", fields=[FieldProblem(field="query.query", expected=expected)]
+            )
         snapshot = service.current.snapshot
-        found = await service.compute(lambda: search_items(snapshot.retriever.catalogue.table, query, limit))
+        found = await service.look_up(lambda: search_items(snapshot.retriever.catalogue.table, query, limit))
         return _json({"version": snapshot.version, "items": found})
 
     @app.get("/v1/index", response_model=IndexResponse, responses=documented(429, 504), tags=["items"])

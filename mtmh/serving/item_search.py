@@ -10,6 +10,8 @@ import pyarrow.compute as pc
 
 ItemId = int | str
 
+MOST_WORDS = 8  # each is one pass over the texts
+
 
 @dataclass(frozen=True)
 class FoundItem:
@@ -32,11 +34,11 @@ def search_items(items: pa.Table, query: str, limit: int) -> list[FoundItem]:
     """Items whose text holds every word of the query, upper and lower case alike; or whose id is the query.
 
     Order: the item whose id it is, texts that begin with the query, the others; within each the items with most
-    training events first. An empty query gives the most popular items. One pass over the catalogue, no index.
+    training events first. An empty query gives the most popular items. One pass over the catalogue a word, no index.
 
     Args:
         items: columns item_id, text, topic_l1, topic_l2, train_count.
-        query: words.
+        query: words, of which the caller allows ``MOST_WORDS``.
         limit: most items to return.
     """
     words = query.split()

@@ -25,6 +25,7 @@ from mtmh.serving.work_queue import WorkQueue
 
 _WRITE_SECONDS = 60.0
 _WAITING_WRITES = 8
+_WAITING_LOOKUPS = 16
 
 
 class Service:
@@ -70,6 +71,8 @@ class Service:
             capacity=_WAITING_WRITES,
             on_start=partial(compute_with, config.service.search_threads),
         )
+        # People look items up by words, which passes over the whole catalogue: one at a time, beside the questions.
+        self.lookups = WorkQueue("lookup", threads=1, capacity=_WAITING_LOOKUPS)
         self.metrics.queue_depth.set_function(lambda: self.queue.depth)
         self.metrics.running.set_function(lambda: self.queue.running)
         self.metrics.loop_lag.set_function(lambda: self.lag.seconds)
@@ -81,9 +84,11 @@ class Service:
 
     async def compute(self, run: Callable[[], Any]) -> Any:
         """Runs one function in a thread, within the budget of a request."""
-        deadline = time.monotonic() + self.limits.timeout_ms / 1000
-        finished = await self.queue.submit(lambda _: [run()], None, deadline=deadline)
-        return finished.result
+        return await self._run(self.queue, run)
+
+    async def look_up(self, run: Callable[[], Any]) -> Any:
+        """Runs one function that passes over the catalogue, within the budget of a request; never two at a time."""
+        return await self._run(self.lookups, run)
 
     async def write(self, run: Callable[[float], Any]) -> Any:
         """Runs one function that changes the index; writes run one after the other.
@@ -124,7 +129,12 @@ class Service:
     def close(self) -> None:
         """Finishes what waits, and ends the threads."""
         self.queue.close()
+        self.lookups.close()
         self.writes.close()
+
+    async def _run(self, queue: WorkQueue, run: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + self.limits.timeout_ms / 1000
+        return (await queue.submit(lambda _: [run()], None, deadline=deadline)).result
 
     def _answer_batch(self, requests: list[RetrieveRequest]) -> list[tuple[Snapshot, bytes, dict[str, float]]]:
         """Answers requests that differ in their triggers only, or one request of any form; all from one snapshot."""

@@ -192,6 +192,9 @@ def test_items_by_their_text(service: ServiceProcess) -> None:
     assert service.call("GET", "/v1/items?query=17").json["items"][0]["item"] == 17
     assert service.call("GET", "/v1/items?query=nosuchword").json["items"] == []
     assert service.call("GET", "/v1/items?query=%28%5B.*").json["items"] == []
+    assert service.call("GET", f"/v1/items?query={'+'.join('abcdefgh')}").status == 200
+    many = problem_of(service.call("GET", f"/v1/items?query={'+'.join('abcdefghi')}"), 422)
+    assert "at most 8 words, not 9" in many["detail"]
     problem_of(service.call("GET", "/v1/items?limit=101"), 422)
     problem_of(service.call("GET", f"/v1/items?query={'x' * 201}"), 422)
 
