@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
@@ -13,6 +14,15 @@ ItemId = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictSt
 Count = Annotated[StrictInt, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Topics = Annotated[list[Annotated[StrictStr, Field(max_length=256)]], Field(min_length=1, max_length=100)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=256)]
+Value = (
+    Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
+    | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+    | Annotated[StrictStr, Field(max_length=4096)]
+    | None
+)
+FeatureRow = dict[Name, Value | Annotated[list[Value], Field(max_length=1000)]]
 
 
 class Message(BaseModel):
@@ -42,6 +52,7 @@ class RetrieveRequest(Message):
             "examples": [
                 {"triggers": [17], "k": 10, "alpha": 50},
                 {"history": [17, 4, 23], "k": 20, "filters": {"exclude": [99]}},
+                {"triggers": [17], "shares": {"engagement": 0.7, "relevance": 0.3}},
             ]
         }
     )
@@ -56,6 +67,22 @@ class RetrieveRequest(Message):
     k_ann: Annotated[Count | None, Field(description="Candidates a head; at least k.")] = None
     num_probes: Annotated[Count | None, Field(description="Clusters searched a head.")] = None
     alpha: Annotated[Percent | None, Field(description="Percent of the answers from the engagement head.")] = None
+    shares: Annotated[
+        dict[Name, Share] | None,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="In the place of alpha: the share of each head, 1 in all; a head that is not named has none.",
+        ),
+    ] = None
+    features: Annotated[
+        dict[Name, FeatureRow] | None,
+        Field(
+            min_length=1,
+            description="By id, features of triggers or items of the history that the index may not know; a row has the"
+            " fields of a new item. What the index knows it answers from its own vectors.",
+        ),
+    ] = None
     filters: RequestFilters = RequestFilters()
     side_by_side: Annotated[bool, Field(description="With one trigger: also what each head alone answers.")] = False
     describe: Annotated[bool, Field(description="Also text and topics of all items of the answer.")] = False
@@ -67,6 +94,14 @@ class RetrieveRequest(Message):
             raise ValueError("expected either triggers or history")
         if self.side_by_side and (self.triggers is None or len(self.triggers) != 1):
             raise ValueError("side_by_side expects exactly one trigger")
+        if self.shares is not None and self.alpha is not None:
+            raise ValueError("expected either alpha or shares")
+        if self.shares is not None and abs(sum(self.shares.values()) - 1.0) > 1e-6:
+            raise ValueError(f"expected shares that sum to 1, not to {sum(self.shares.values()):g}")
+        asked = {str(item) for item in self.triggers or self.history or ()}
+        others = sorted(set(self.features or ()) - asked)
+        if others:
+            raise ValueError(f"features: {others[0]} is neither a trigger nor in the history")
         return self
 
 
@@ -107,7 +142,7 @@ class RetrieveResponse(BaseModel):
     """Answers, all of one index version."""
 
     version: Annotated[str, Field(description="Of the index that answered.")]
-    alpha: float
+    alpha: Annotated[float | None, Field(description="null: the request gave shares.")]
     answers: list[Answer]
     descriptions: Annotated[list[ItemText] | None, Field(description="With describe: each item once.")] = None
 
@@ -182,6 +217,7 @@ class IndexResponse(BaseModel):
 _LIMITS = {
     ("triggers",): "max_triggers",
     ("history",): "max_history",
+    ("features",): "max_new_items",
     ("k",): "max_k",
     ("k_ann",): "max_k_ann",
     ("num_probes",): "max_num_probes",
@@ -198,9 +234,10 @@ def beyond_limits(request: RetrieveRequest, limits: ServiceConfig, default_k_ann
         for name in path:
             value = getattr(value, name)
         most = getattr(limits, setting)
-        size = len(value) if isinstance(value, list) else value
+        several = isinstance(value, (list, dict))
+        size = len(value) if several else value
         if size is not None and size > most:
-            what = f"at most {most} items" if isinstance(value, list) else f"at most {most}"
+            what = f"at most {most} items" if several else f"at most {most}"
             found.append(FieldProblem(field=".".join(("body", *path)), expected=f"{what}, not {size}"))
     num_triggers = len(request.triggers or request.history or ())
     k_ann = request.k_ann or max(default_k_ann, request.k or 0)
@@ -210,8 +247,8 @@ def beyond_limits(request: RetrieveRequest, limits: ServiceConfig, default_k_ann
     return found
 
 
-def document_limits(schemas: dict[str, Any], limits: ServiceConfig) -> None:
-    """Writes the limits of this service into the schemas of its OpenAPI document."""
+def document_limits(schemas: dict[str, Any], limits: ServiceConfig, features: Sequence[str]) -> None:
+    """Writes the limits of this service, and an example with the features of its model, into its OpenAPI document."""
     owners = {1: "RetrieveRequest", 2: "RequestFilters"}
     for path, setting in _LIMITS.items():
         schema = schemas[owners[len(path)]]["properties"][path[-1]]
@@ -219,6 +256,11 @@ def document_limits(schemas: dict[str, Any], limits: ServiceConfig) -> None:
         for choice in schema.get("anyOf", [schema]):
             if choice.get("type") == "array":
                 choice["maxItems"] = most
+            elif choice.get("type") == "object":
+                choice["maxProperties"] = most
             elif choice.get("type") == "integer":
                 choice["maximum"] = most
+    if features:
+        example = {"triggers": [900001], "k": 10, "features": {"900001": dict.fromkeys(features)}}
+        schemas["RetrieveRequest"]["examples"].append(example)
     schemas["NewItems"]["properties"]["items"]["maxItems"] = limits.max_new_items

@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from mtmh import __version__
-from mtmh.config import Config, ServiceConfig
+from mtmh.config import Config
 from mtmh.errors import RequestError
 from mtmh.serving.api import (
     IndexResponse,
@@ -74,7 +74,7 @@ def create_app(config: Config) -> FastAPI:
     add_writing_routes(app, service)
     _add_operating_routes(app, service)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    app.openapi = lambda: _openapi(app, config.service)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi(app, service)  # type: ignore[method-assign]
     return app
 
 
@@ -146,7 +146,7 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
             **retriever.defaults.model_dump(include={"k", "k_ann", "num_probes", "alpha"}),
             max_k=service.limits.max_k,
             max_history=service.limits.max_history,
-            features=retriever.tower.features.names if retriever.tower is not None else [],
+            features=service.features,
             writes=bool(service.api_keys),
             curve=curve,
         )
@@ -218,7 +218,7 @@ def _json(content: Any) -> Response:
     return Response(to_json(content), media_type="application/json")
 
 
-def _openapi(app: FastAPI, limits: ServiceConfig) -> dict[str, Any]:
+def _openapi(app: FastAPI, service: Service) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = schema["components"]["schemas"]
@@ -227,6 +227,6 @@ def _openapi(app: FastAPI, limits: ServiceConfig) -> dict[str, Any]:
         schemas["Problem"] = problem_schema
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
-        document_limits(schemas, limits)
+        document_limits(schemas, service.limits, service.features)
         app.openapi_schema = schema
     return app.openapi_schema

@@ -341,13 +341,28 @@ class Retriever:
         k_ann: int | None = None,
         num_probes: int | None = None,
         alpha: float | None = None,
+        shares: Mapping[str, float] | None = None,
         filters: Filters | None = None,
+        features: Mapping[ItemId, Row] | None = None,
         timings: Timings | None = None,
     ) -> SideBySide:
         """What each head alone and the merge answer to one trigger; arguments as ``retrieve``."""
         timings = timings or Timings()
+        if features:
+            with timings.stage("embed"):
+                knowing = self._knowing([trigger], features)
+            return knowing.retrieve_side_by_side(
+                trigger,
+                k=k,
+                k_ann=k_ann,
+                num_probes=num_probes,
+                alpha=alpha,
+                shares=shares,
+                filters=filters,
+                timings=timings,
+            )
         settings = asked_settings(self.defaults, k, k_ann, num_probes, alpha)
-        quotas = head_slots(settings, self.heads, alpha, None)
+        quotas = head_slots(settings, self.heads, alpha, shares)
         with timings.stage("embed"):
             index = self.catalogue.indices([trigger], "trigger")
             allowed = (filters or Filters()).allowed(self.catalogue, _NOBODY)

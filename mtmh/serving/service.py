@@ -18,7 +18,7 @@ from mtmh.serving.cores import compute_with, usable_cores
 from mtmh.serving.current_index import CurrentIndex, Snapshot
 from mtmh.serving.filters import Filters
 from mtmh.serving.loop_lag import LoopLag
-from mtmh.serving.problems import Refused
+from mtmh.serving.problems import FieldProblem, Refused
 from mtmh.serving.service_metrics import ServiceMetrics
 from mtmh.serving.timings import Timings
 from mtmh.serving.work_queue import WorkQueue
@@ -82,6 +82,12 @@ class Service:
         """Whether one more question would wait too long; the cheapest moment to refuse it is before it is read."""
         return self.queue.is_full or self.lag.seconds > self.limits.max_lag_ms / 1000
 
+    @property
+    def features(self) -> list[str]:
+        """Fields of an item that the index does not know; empty: it can embed none."""
+        tower = self.current.snapshot.retriever.tower
+        return tower.features.names if tower is not None else []
+
     async def compute(self, run: Callable[[], Any]) -> Any:
         """Runs one function in a thread, within the budget of a request."""
         return await self._run(self.queue, run)
@@ -103,6 +109,8 @@ class Service:
     async def retrieve(self, request: RetrieveRequest) -> Response:
         """Answers from the cache or through the queue."""
         problems = beyond_limits(request, self.limits, self.current.snapshot.retriever.defaults.k_ann)
+        if request.features and not self.features:
+            problems.append(FieldProblem(field="body.features", expected="none: this index has no tower to embed them"))
         if problems:
             raise Refused(422, f"{problems[0].field}: {problems[0].expected}", fields=problems)
         question = request.model_dump_json(exclude={"timeout_ms"})
@@ -158,6 +166,8 @@ def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: T
         "k_ann": first.k_ann,
         "num_probes": first.num_probes,
         "alpha": first.alpha,
+        "shares": first.shares,
+        "features": first.features,
         "filters": Filters(**{name: getattr(first.filters, name) for name in type(first.filters).model_fields}),
         "timings": timings,
     }
@@ -178,7 +188,8 @@ def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: T
 
 def _encode(snapshot: Snapshot, request: RetrieveRequest, answers: list[dict[str, Any]], timings: Timings) -> bytes:
     """A ``RetrieveResponse`` as JSON."""
-    alpha = request.alpha if request.alpha is not None else snapshot.retriever.defaults.alpha
+    default = snapshot.retriever.defaults.alpha if request.shares is None else None
+    alpha = request.alpha if request.alpha is not None else default
     response: dict[str, Any] = {"version": snapshot.version, "alpha": alpha, "answers": answers}
     if request.describe:
         with timings.stage("describe"):
