@@ -323,6 +323,7 @@ def chain(
 def serve(
     recipe: str,
     *overrides: str,
+    host: str = "0.0.0.0",
     port: int = 8080,
     h: str = "cpu_small",
     image: str = "",
@@ -330,11 +331,12 @@ def serve(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """Serves the published index over HTTP on all addresses of the host; the verb is `mtmh serve`, one process.
+    """Serves the published index over HTTP; the verb is `mtmh serve`, one process.
 
     Args:
         recipe: a recipe that ships with mtmh, or a YAML file that the job can read
         overrides: settings to change, KEY=VALUE each, after all options
+        host: address to listen on; 0.0.0.0 is all of the machine's, for a job that others reach; 127.0.0.1 itself alone
         port: of the service
         h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
         image: container image; local_cwd and slurm use none
@@ -342,6 +344,6 @@ def serve(
         env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
         mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
     """
-    options = ["--host", "0.0.0.0", "--port", str(port)]
+    options = ["--host", host, "--port", str(port)]
     env = {"OMP_NUM_THREADS": "1", **(env or {})}  # its search threads are as many as the cores
     return job.app_def(["serve"], recipe, overrides, None, h, image, max_retries, env, mounts, options, port=port)

@@ -165,6 +165,8 @@ def test_a_service_listens_where_others_reach_it(runner: Runner) -> None:
     options = parsed(verb_of(words_of(role)))
     assert (options["host"], options["port"]) == ("0.0.0.0", 9000)
     assert role.port_map == {"http": 9000}
+    alone = role_of(runner, "mtmh.serve", "--recipe", "demo", "--host", "127.0.0.1")
+    assert parsed(verb_of(words_of(alone)))["host"] == "127.0.0.1"
 
 
 def test_torchrun_reads_the_restarts(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
