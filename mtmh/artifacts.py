@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -49,6 +49,11 @@ class FileRecord(BaseModel):
 
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Reads the file."""
+        return cls(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
 class Manifest(BaseModel):
@@ -89,13 +94,18 @@ class Artifact:
         """The facts that the writing stage recorded."""
         return self.manifest.summary
 
-    def verify(self) -> None:
-        """Compares every file with its recorded size and SHA-256.
+    def verify(self, part: int = 0, num_parts: int = 1) -> None:
+        """Compares files with their recorded size and SHA-256.
+
+        Args:
+            part: which part of the files, for ranks that share the work.
+            num_parts: in so many parts of about equal size; 1: all files.
 
         Raises:
             DamagedArtifactError: a file is missing, truncated or altered; the message names it.
         """
-        for name, record in self.manifest.files.items():
+        files = sorted(self.manifest.files.items(), key=lambda file: file[1].bytes, reverse=True)
+        for name, record in files[part::num_parts]:
             _check_size(self.path / name, record)
             if _sha256(self.path / name) != record.sha256:
                 raise DamagedArtifactError(f"{self.path / name}: altered since it was written (SHA-256 differs)")
@@ -124,8 +134,19 @@ class ArtifactWriter:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
 
-    def commit(self, config: Mapping[str, Any], inputs: Mapping[str, Artifact]) -> Artifact:
-        """Writes the manifest and moves the folder to its final name, in place of an older artifact there."""
+    def commit(
+        self,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, Artifact],
+        records: Mapping[str, FileRecord] | None = None,
+    ) -> Artifact:
+        """Writes the manifest and moves the folder to its final name, in place of an older artifact there.
+
+        Args:
+            config: the recipe.
+            inputs: what the artifact was made from, by name.
+            records: of files that their writers have read already, by name in the folder; all others are read here.
+        """
         names = sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
         manifest = Manifest(
             kind=self.kind,
@@ -135,10 +156,7 @@ class ArtifactWriter:
             config=dict(config),
             inputs={name: artifact.manifest.digest for name, artifact in inputs.items()},
             summary=self.summary,
-            files={
-                name: FileRecord(bytes=(self.folder / name).stat().st_size, sha256=_sha256(self.folder / name))
-                for name in names
-            },
+            files={name: (records or {}).get(name) or FileRecord.of(self.folder / name) for name in names},
         )
         manifest_path = self.folder / MANIFEST
         manifest_path.write_text(manifest.model_dump_json(indent=2))

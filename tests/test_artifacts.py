@@ -1,5 +1,6 @@
 """Artifact folders appear whole or not at all, and a reader says what does not fit."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from mtmh.artifacts import MANIFEST, Artifact, DamagedArtifactError, open_artifact, write_artifact
+from mtmh.artifacts import (
+    MANIFEST,
+    Artifact,
+    ArtifactWriter,
+    DamagedArtifactError,
+    FileRecord,
+    open_artifact,
+    write_artifact,
+)
 
 
 def write(path: Path, text: str = "data", kind: str = "content", **kwargs: object) -> Artifact:
@@ -114,6 +123,24 @@ def test_verify_finds_an_altered_file_of_equal_size(tmp_path: Path) -> None:
     (tmp_path / "c" / "sub" / "x.bin").write_text("dAta")
     with pytest.raises(ValueError, match=r"x\.bin: altered"):
         artifact.verify()
+
+
+def test_ranks_share_the_reading_of_files(tmp_path: Path) -> None:
+    writer = ArtifactWriter(tmp_path / "c", "content")
+    writer.begin()
+    for name in ("a", "b", "c", "d", "e"):
+        (writer.folder / name).write_text(name * 9)
+    records = {"b": FileRecord.of(writer.folder / "b"), "c": FileRecord(bytes=9, sha256="as its writer says")}
+    artifact = writer.commit({}, {}, records)
+    assert artifact.manifest.files["b"].sha256 == hashlib.sha256(b"b" * 9).hexdigest()
+    found = []
+    for part in range(3):
+        try:
+            artifact.verify(part, 3)
+        except DamagedArtifactError as error:
+            found.append(str(error))
+    assert len(found) == 1
+    assert "c/c: altered" in found[0]
 
 
 def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path) -> None:

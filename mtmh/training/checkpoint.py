@@ -18,12 +18,12 @@ from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, link_folder, open_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, FileRecord, link_folder, open_artifact
 from mtmh.config import Config
 from mtmh.data.schema import VOCABULARY, FeatureSchema
-from mtmh.training.distributed import Ranks, on_first
+from mtmh.training.distributed import Ranks, on_all, on_first
 from mtmh.training.finite import check_finite
-from mtmh.training.state_files import State, begin_write_state, read_state, stored_names, write_state
+from mtmh.training.state_files import State, begin_write_state, own_files, read_state, stored_names, write_state
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,15 @@ class Checkpoints:
             ValueError: ``resume`` is off and there are checkpoints, all are damaged, or the newest whole one is of
                 another format, or of a run with other settings or data (the message names them).
         """
-        return on_first(self._ranks, lambda: self._find(resume))
+        found = on_first(self._ranks, lambda: self._all(resume))
+        for path in found:
+            if self._may_go_on_from(path):
+                return path
+        if found:
+            raise ValueError(
+                f"{self.root}: all checkpoints are damaged (set aside as *.damaged); remove the folder to start anew"
+            )
+        return None
 
     def save(
         self,
@@ -185,7 +193,7 @@ class Checkpoints:
             writer[0].begin()
             return writer[0].folder / STATE
 
-        def commit() -> Path:
+        def commit(records: Mapping[str, FileRecord]) -> Path:
             writer[0].summary |= {
                 "step": step,
                 "epoch": epoch,
@@ -195,7 +203,7 @@ class Checkpoints:
             }
             # A run of the next period finds the rows of its values by these, when this dataset may be gone.
             link_folder(self._inputs["dataset"].path / VOCABULARY, writer[0].folder / VOCABULARY)
-            writer[0].commit(self._config.model_dump(mode="json"), self._inputs)
+            writer[0].commit(self._config.model_dump(mode="json"), self._inputs, records)
             self._remove_old()
             return path
 
@@ -203,17 +211,28 @@ class Checkpoints:
         state = trained | self._random_state()
         if not behind:
             write_state(state, folder)
-            return on_first(self._ranks, commit)
+            records = self._read_back(folder)
+            return on_first(self._ranks, lambda: commit(records))
         self._group = self._group or dist.new_group(backend="gloo")
         written = begin_write_state(state, folder, self._group)
 
         def end() -> None:
             written.result()
+            records = self._read_back(folder, self._group)
             if self._ranks.is_first:
-                commit()
+                commit(records)
 
         self._behind = (path, self._thread.submit(end))
         return path
+
+    def _read_back(self, folder: Path, group: dist.ProcessGroup | None = None) -> dict[str, FileRecord]:
+        """Sizes and digests of the files of all ranks, each read by the rank that has just written it."""
+
+        def own() -> dict[str, FileRecord]:
+            files = folder.glob(own_files(self._ranks.rank))
+            return {f"{STATE}/{file.name}": FileRecord.of(file) for file in files}
+
+        return {name: record for records in on_all(own, group) for name, record in records.items()}
 
     def wait(self) -> None:
         """Waits for a save in the background; all ranks call it together.
@@ -263,30 +282,27 @@ class Checkpoints:
             state |= {f"{name}.{key}": value for key, value in part.state().items()}
         return state
 
-    def _find(self, resume: bool) -> Path | None:
+    def _all(self, resume: bool) -> list[Path]:
         found = _newest_first(self.root)
         if found and not resume:
             raise ValueError(
                 f"{self.root}: holds checkpoints up to {found[0].name}; resume, choose another name or paths.root, or "
                 f"remove the folder to start anew"
             )
-        for path in found:
-            try:
-                artifact = open_artifact(path, "checkpoint")
-                artifact.verify()
-            except DamagedArtifactError as error:
-                aside = path.with_name(f"{path.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-                logger.warning("DAMAGED CHECKPOINT set aside as %s, going back to the one before it: %s", aside, error)
-                continue
-            self._check_same_run(artifact)
-            return path
-        if found:
-            raise ValueError(
-                f"{self.root}: all checkpoints are damaged (set aside as *.damaged); remove the folder to start anew"
-            )
-        return None
+        return found
+
+    def _may_go_on_from(self, path: Path) -> bool:
+        """Whether a checkpoint is whole, each rank reading a part of its files; sets a damaged one aside."""
+        rank, world_size = self._ranks.rank, self._ranks.world_size
+        try:
+            artifact = on_first(self._ranks, lambda: open_artifact(path, "checkpoint"))
+            on_all(lambda: artifact.verify(rank, world_size))
+        except DamagedArtifactError as error:
+            why = str(error)
+            on_first(self._ranks, lambda: _set_aside(path, why))
+            return False
+        on_first(self._ranks, lambda: self._check_same_run(artifact))
+        return True
 
     def _check_same_run(self, artifact: Artifact) -> None:
         before, now = (
@@ -362,6 +378,13 @@ def _flat(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> Iterator[tu
             yield from _flat(value, (*parents, str(key)))
         else:
             yield ".".join((*parents, str(key))), value
+
+
+def _set_aside(path: Path, why: str) -> None:
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+    logger.warning("DAMAGED CHECKPOINT set aside as %s, going back to the one before it: %s", aside, why)
 
 
 def _newest_first(root: Path) -> list[Path]:

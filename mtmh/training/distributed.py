@@ -94,6 +94,29 @@ def on_first(ranks: Ranks, action: Callable[[], T]) -> T:
     return cast(T, outcome[0])
 
 
+def on_all(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:
+    """Runs ``action`` on every rank; all get all results, or the first rank's ValueError or OSError.
+
+    Args:
+        action: returns something that can be sent to the other ranks.
+        group: of all ranks; None: the default one.
+
+    Returns:
+        one result a rank, in rank order.
+    """
+    own: tuple[Any, Exception | None]
+    try:
+        own = action(), None
+    except (ValueError, OSError) as error:
+        own = None, error
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, own, group=group)
+    for _, failure in outcomes:
+        if failure is not None:
+            raise failure
+    return [result for result, _ in outcomes]
+
+
 def gather_numbers(numbers: Tensor) -> list[list[float]]:
     """Some numbers of each rank, in rank order, on the host of every rank.
 

@@ -58,6 +58,11 @@ def begin_write_state(state: State, folder: Path, group: dist.ProcessGroup) -> F
     return written
 
 
+def own_files(rank: int) -> str:
+    """Pattern of the names of the files that a rank writes; the index is the first rank's beside those."""
+    return f"__{rank}_*.distcp"
+
+
 def read_state(state: State, folder: Path, *, prefixes: tuple[str, ...], distributed: bool = True) -> None:
     """Fills ``state`` in place, whatever the number of ranks that wrote it.
 

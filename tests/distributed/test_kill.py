@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import yaml
 from forked_ranks import PATIENCE, Job, Launcher
 from tiny_run import losses_of, random_state_of, state_of, tiny_config, write_inputs
 
+from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.training.checkpoint import latest_checkpoint
 
@@ -42,11 +44,11 @@ def _own_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Inputs, and a finished run ``alone`` on 2 ranks."""
+    """Inputs, and a finished run ``alone`` on 2 ranks, with a checkpoint shortly before its end."""
     root = tmp_path_factory.mktemp("kill")
     write_inputs(root)
     launcher = Launcher(world_size=2)
-    launcher.start(config_of(root, "alone", every=STEPS)).finish()
+    launcher.start(config_of(root, "alone", every=STEPS - 2)).finish()
     return root
 
 
@@ -109,6 +111,26 @@ def test_a_run_killed_twenty_times_equals_one_that_was_left_alone(root: Path) ->
     assert kept == [f"step-{STEPS - STEPS % EVERY:08d}", f"step-{STEPS:08d}"], (
         "nothing of the interrupted saves is left"
     )
+
+
+def test_a_file_of_any_rank_that_is_altered_sends_all_back(root: Path) -> None:
+    """Each rank reads a part of the files; what one finds, all heed."""
+    config = config_of(root, "altered", every=STEPS - 2)
+    checkpoints = config.model_dir("checkpoints")
+    shutil.copytree(root / "alone", root / "altered")
+    launcher = Launcher(world_size=2)
+    artifact = open_artifact(checkpoints / f"step-{STEPS:08d}", "checkpoint")
+    artifact.verify()
+    written = [name for name in artifact.manifest.files if name.endswith(".distcp")]
+    assert {name.split("_")[2] for name in written} == {"0", "1"}
+    for name in written:
+        shutil.rmtree(checkpoints / f"step-{STEPS:08d}.damaged", ignore_errors=True)
+        content = bytearray((artifact.path / name).read_bytes())
+        content[-100] ^= 1
+        (artifact.path / name).write_bytes(content)
+        launcher.start(config).finish()
+        assert (checkpoints / f"step-{STEPS:08d}.damaged").is_dir()
+        assert_equal_to_the_bit(config, config_of(root, "alone"))
 
 
 def test_torchrun_goes_on_by_itself_when_a_worker_is_killed(root: Path) -> None:

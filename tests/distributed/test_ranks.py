@@ -21,7 +21,7 @@ from mtmh.config import Config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.training.checkpoint import Checkpoints, latest_checkpoint, training_state
-from mtmh.training.distributed import Ranks, gather_numbers, gather_rows, join_ranks, on_first
+from mtmh.training.distributed import Ranks, gather_numbers, gather_rows, join_ranks, on_all, on_first
 from mtmh.training.finite import NonFiniteStateError, check_finite
 from mtmh.training.frequencies import streaming_frequencies
 from mtmh.training.model import build_model, load_model
@@ -118,6 +118,9 @@ def check_gathers(rank: int, world_size: int) -> None:
     assert gather_numbers(torch.tensor([rank, 7.0], dtype=torch.float64)) == [[r, 7.0] for r in range(world_size)]
     with join_ranks("cpu") as ranks, pytest.raises(ValueError, match="only the first rank saw it"):
         on_first(ranks, _fail)
+    assert on_all(lambda: 2 * rank) == [2 * other for other in range(world_size)]
+    with pytest.raises(ValueError, match="only the last rank saw it"):
+        on_all(lambda: _fail_on(rank, world_size - 1))
 
 
 def check_a_bad_piece_stops_all(ranks: Ranks) -> None:
@@ -129,6 +132,12 @@ def check_a_bad_piece_stops_all(ranks: Ranks) -> None:
         own[1] = -torch.inf
     with pytest.raises(NonFiniteStateError, match=r"^step 4: .* in cut\."):
         check_finite(state, 4)
+
+
+def _fail_on(rank: int, last: int) -> int:
+    if rank == last:
+        raise ValueError("only the last rank saw it")
+    return rank
 
 
 def _fail() -> int:
