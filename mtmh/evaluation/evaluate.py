@@ -120,11 +120,11 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
         progress.update(task, advance=1, description="other ways of preranking")
         preranking_rows = _preranking_rows(config, subject, learned, cohort, measure)
         progress.update(task, advance=1, description="the same with exact search")
-        exact_row = _exact_row(config, subject, cohort, measure)
+        exact_rows = [_exact_row(config, subject, cohort, measure)] if settings.exact_search else []
         progress.update(task, advance=1, description="yardsticks")
         yardsticks = _yardsticks(config, dataset, cohort, measure)
         progress.update(task, advance=1, description="comparing and writing the report")
-        found.rows += [*model_rows, *preranking_rows, exact_row, *yardsticks]
+        found.rows += [*model_rows, *preranking_rows, *exact_rows, *yardsticks]
         for path, other in zip(compare, others, strict=True):
             difference = _difference(values, UserValues.read(path / USERS), max(settings.recall_at), config.seed)
             if difference is not None:
@@ -354,13 +354,13 @@ def _searches(config: Config, subject: Subject) -> dict[str, Search]:
 
 
 def _yardsticks(config: Config, dataset: Dataset, cohort: Cohort, measure: Measure) -> list[Row]:
-    settings = config.retrieval
+    settings, wanted = config.retrieval, config.evaluation.yardsticks
     k_ann = min(settings.k_ann, dataset.num_items)
-    cooccurrence = Cooccurrence(train_histories(dataset), dataset.num_items)
-    ways: dict[str, tuple[Search, Preranker]] = {
-        "item-item cosine": (partial(cooccurrence.search, k=k_ann), cooccurrence)
-    }
-    if (config.content_dir / MANIFEST).is_file():
+    ways: dict[str, tuple[Search, Preranker]] = {}
+    if "item-item" in wanted:
+        cooccurrence = Cooccurrence(train_histories(dataset), dataset.num_items)
+        ways["item-item cosine"] = (partial(cooccurrence.search, k=k_ann), cooccurrence)
+    if "teacher" in wanted and (config.content_dir / MANIFEST).is_file():
         vectors = np.asarray(open_content(config.content_dir, dataset).embeddings, dtype=np.float32)
         ways["content (teacher)"] = (partial(ContentSearch(vectors).search, k=k_ann), HeadScorePreranker())
     rows = []
@@ -377,6 +377,8 @@ def _yardsticks(config: Config, dataset: Dataset, cohort: Cohort, measure: Measu
         rows.append(
             measure.row(name, "yardstick", merged_answers(kept, scores, requests, alpha=100.0, k=settings.k))[0]
         )
+    if "popularity" not in wanted:
+        return rows
     answers, lists = popularity(cohort, measure.train_count, k=settings.k, length=measure.length)
     return [*rows, measure.row("popularity", "yardstick", answers, lists)[0]]
 

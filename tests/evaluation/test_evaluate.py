@@ -5,6 +5,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.evaluation.evaluate import evaluate
-from mtmh.evaluation.results import load_evaluation, markdown_table, results_table
+from mtmh.evaluation.results import Row, load_evaluation, markdown_table, results_table
 
 HEADS = ["engagement", "relevance"]
 
@@ -53,6 +54,23 @@ def test_content_is_a_yardstick_when_it_is_there(two: Config) -> None:
         np.save(writer.folder / "embeddings.npy", random_unit(NUM_ITEMS, 9))
     evaluation = load_evaluation(evaluate(two, two.model_dir("evaluation")).path)
     assert "content (teacher)" in [row.name for row in evaluation.rows]
+
+
+def test_rows_that_a_large_catalogue_has_no_room_for_can_be_left_out(two: Config, tmp_path: Path) -> None:
+    def evaluated(out: str, **settings: Any) -> list[Row]:
+        changed = two.model_copy(update={"evaluation": two.evaluation.model_copy(update=settings)})
+        artifact = evaluate(changed, tmp_path / out)
+        assert (artifact.path / "report.html").is_file()
+        return load_evaluation(artifact.path).rows
+
+    whole = evaluated("whole")
+    assert {"exact", "yardstick"} < {row.kind for row in whole}
+    assert evaluated("bare", exact_search=False, yardsticks=[]) == [
+        row for row in whole if row.kind not in ("exact", "yardstick")
+    ]
+    some = evaluated("some", yardsticks=["popularity"])
+    assert [row.name for row in some if row.kind == "yardstick"] == ["popularity"]
+    assert [row.kind for row in some].count("exact") == 1
 
 
 def test_a_preranker_of_an_earlier_dataset_is_left_out(
