@@ -19,6 +19,7 @@ from mtmh import __version__
 from mtmh.artifacts import Artifact, Kind, open_artifact
 from mtmh.chain.state import State
 from mtmh.config import Config, StageName
+from mtmh.config.base import leaves
 from mtmh.index.versions import find_version, list_versions
 from mtmh.raw_files import stamp
 
@@ -280,15 +281,7 @@ def _index_versions(config: Config) -> list[Path]:
 
 def _chosen(tree: Mapping[str, Any], keys: tuple[str, ...], ignored: tuple[str, ...]) -> dict[str, Any]:
     """The leaves of a tree below some keys, by dotted key."""
-    return {key: value for key, value in _flat(tree) if _below(key, keys) and not _below(key, ignored)}
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+    return {key: value for key, value in leaves(tree) if _below(key, keys) and not _below(key, ignored)}
 
 
 def _below(key: str, sections: tuple[str, ...]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, FileRecord, link_folder, open_artifact
 from mtmh.config import Config
+from mtmh.config.base import leaves
 from mtmh.data.schema import VOCABULARY, FeatureSchema
 from mtmh.training.distributed import Ranks, on_all, on_first
 from mtmh.training.finite import check_finite
@@ -350,7 +351,7 @@ def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer
     state: State = dict(model.state_dict())
     assert all(name.startswith(TASK) for name in state)
     for parameter, entries in optimizer.state_dict()["state"].items():
-        for name, value in _flat(entries):
+        for name, value in leaves(entries):
             assert isinstance(value, Tensor), f"{parameter} {name}: {type(value).__name__}"
             state[f"{OPTIMIZER}{parameter}.{name}"] = value
     return state
@@ -361,7 +362,7 @@ def decisive_settings(config: Mapping[str, Any], sections: Sequence[str] = DECIS
     tree = {section: config[section] for section in sections if section in config}
     tree["training"] = {key: value for key, value in config["training"].items() if key in DECISIVE_TRAINING}
     indifferent = ("loss.chunk_rows", "loss.kernel", "training.continuation.check_period")
-    return {key: value for key, value in _flat(tree) if key not in indifferent}
+    return {key: value for key, value in leaves(tree) if key not in indifferent}
 
 
 def _in_todays_terms(config: dict[str, Any]) -> dict[str, Any]:
@@ -370,14 +371,6 @@ def _in_todays_terms(config: dict[str, Any]) -> dict[str, Any]:
         return Config.model_validate(config).model_dump(mode="json")
     except ValidationError:  # a setting has gone since: compared as they stand, which names it
         return config
-
-
-def _flat(tree: Mapping[str, Any], parents: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, (*parents, str(key)))
-        else:
-            yield ".".join((*parents, str(key))), value
 
 
 def _set_aside(path: Path, why: str) -> None:
