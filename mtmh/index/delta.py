@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from mtmh.artifacts import Artifact, open_artifact
@@ -22,6 +24,7 @@ from mtmh.index.embedder import Embedder
 from mtmh.index.layout import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.training.checkpoint import MODEL, STATE
 from mtmh.training.continuation import RowMover, table_of
+from mtmh.training.distributed import Ranks
 from mtmh.training.row_maps import previous_rows
 from mtmh.training.state_files import stored_pieces, stored_shapes
 
@@ -117,7 +120,9 @@ class DeltaEmbedder:
         )
 
 
-def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, watch: EmbeddingConfig) -> Delta:
+def find_delta(
+    dataset: Dataset, checkpoint: Artifact, previous: Path, watch: EmbeddingConfig, ranks: Ranks | None = None
+) -> Delta:
     """Compares the model and the items of two periods.
 
     An item keeps its vectors if the period before had it with the same values of all id features (and the same float
@@ -129,6 +134,7 @@ def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, watch: Em
         checkpoint: of this period, continued from ``previous``.
         previous: the checkpoint of the period before; its dataset and embeddings must still be where it knows them.
         watch: ``watch_tables`` and ``watch_floats``.
+        ranks: this process among others that call it together, share the reading and get the same; None: alone.
 
     Raises:
         ValueError: an artifact is gone or belongs to something else; the message names it.
@@ -152,9 +158,7 @@ def find_delta(dataset: Dataset, checkpoint: Artifact, previous: Path, watch: Em
     unknown = sorted(watched - set(maps))
     if unknown:
         raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {', '.join(maps)}")
-    changed = _changed_rows(checkpoint, before, dataset, old)
-    for name in set(maps) - watched:
-        changed[name][:] = False
+    changed = _changed_rows(checkpoint, before, dataset, old, watched, ranks)
     for start in range(0, dataset.num_items, _CHUNK_ITEMS):
         part = source[start : start + _CHUNK_ITEMS]
         known = np.flatnonzero(part != NO_ITEM)
@@ -208,21 +212,25 @@ def _same_items(dataset: Dataset, old: Dataset) -> NDArray[np.int64]:
 
 
 def _changed_rows(
-    checkpoint: Artifact, before: Artifact, dataset: Dataset, old: Dataset
+    checkpoint: Artifact, before: Artifact, dataset: Dataset, old: Dataset, watched: Set[str], ranks: Ranks | None
 ) -> dict[str, NDArray[np.bool_]]:
-    """For each table [R]: rows that are new or whose weights are no longer the same."""
+    """For each table [R]: rows that are new or whose weights are no longer the same; none in tables not watched."""
+    share = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
     folder = checkpoint.path / STATE
     sizes = {feature.name: feature.num_rows for feature in old.summary.features.id_features}
     changed = {f.name: np.zeros(f.num_rows, np.bool_) for f in dataset.summary.features.id_features}
     for name in stored_shapes(folder):
         feature = table_of(name)
-        if feature is None or not name.startswith(MODEL):
+        if feature is None or feature not in watched or not name.startswith(MODEL):
             continue
         move = RowMover(feature, before.path, dataset.artifact.path, sizes[feature])
-        for offsets, piece in stored_pieces(folder, name):
+        for offsets, piece in stored_pieces(folder, name, *share):
             then = torch.full_like(piece, torch.nan)  # equals nothing
             move(before.path / STATE, name, offsets, then)
             changed[feature][offsets[0] : offsets[0] + len(piece)] |= (piece != then).any(dim=1).numpy()
+    if share[1] > 1:
+        for name in sorted(watched):
+            dist.all_reduce(torch.from_numpy(changed[name].view(np.uint8)), dist.ReduceOp.MAX)
     return changed
 
 

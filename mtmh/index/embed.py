@@ -66,7 +66,7 @@ def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None
         embedder: Embedder | DeltaEmbedder = model
         inputs, measured = {"dataset": dataset.artifact, "checkpoint": checkpoint}, None
         if delta_from is not None:
-            delta = find_delta(dataset, checkpoint, delta_from, config.embedding)
+            delta = find_delta(dataset, checkpoint, delta_from, config.embedding, ranks)
             embedder = DeltaEmbedder.open(model, delta)
             inputs["previous"] = delta.embeddings
             measured = embedder.measure(dataset.item_table, config.seed)

@@ -112,7 +112,9 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
-def stored_pieces(folder: Path, name: str) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+def stored_pieces(
+    folder: Path, name: str, part: int = 0, num_parts: int = 1
+) -> Iterator[tuple[tuple[int, ...], Tensor]]:
     """The pieces of one tensor as the ranks wrote them, one at a time: (offsets, piece).
 
     For tensors that are too large for one process and whose rows are wanted in another order than `read_state` offers.
@@ -120,11 +122,13 @@ def stored_pieces(folder: Path, name: str) -> Iterator[tuple[tuple[int, ...], Te
     Args:
         folder: as given to `write_state`.
         name: one of `stored_shapes`.
+        part: which of the pieces, for ranks that share the work.
+        num_parts: in so many parts; 1: all pieces.
     """
     reader = SafeReader(folder)
     entry = reader.read_metadata().state_dict_metadata[name]
     assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
-    for chunk in entry.chunks:
+    for chunk in entry.chunks[part::num_parts]:
         piece = torch.empty(chunk.sizes, dtype=entry.properties.dtype)
         with _quiet_about_one_process():
             load({name: piece}, storage_reader=reader, planner=_PiecePlanner(name, chunk, piece), no_dist=True)
