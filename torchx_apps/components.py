@@ -265,6 +265,7 @@ def evaluate(
     *overrides: str,
     compare: Optional[List[str]] = None,
     index_version: str = "",
+    published_version: str = "",
     h: str = "cpu_small",
     image: str = "",
     max_retries: int = 0,
@@ -278,6 +279,7 @@ def evaluate(
         overrides: settings to change, KEY=VALUE each, after all options
         compare: evaluation folders of other models, shown beside, comma between them
         index_version: of the index, as `mtmh index list` shows it; empty: the published one
+        published_version: to measure beside, of whatever data, as it was built; empty: none
         h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
         image: container image; local_cwd and slurm use none
         max_retries: times that the scheduler starts a failed job again
@@ -286,6 +288,7 @@ def evaluate(
     """
     options = [word for folder in compare or [] for word in ("--compare", folder)]
     options += ["--index-version", index_version] if index_version else []
+    options += ["--published-version", published_version] if published_version else []
     return job.app_def(["evaluate"], recipe, overrides, None, h, image, max_retries, env, mounts, options)
 
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.chain.record import Verdict
-from mtmh.chain.state import Figures, State
 from mtmh.config import Config, StageName
 from mtmh.evaluation.results import load_evaluation
 from mtmh.index.layout import IndexSummary
 from mtmh.index.versions import CURRENT, current_version
 
 
-def teacher_gate(config: Config, check: Artifact, state: State) -> Verdict:  # noqa: ARG001
+def teacher_gate(config: Config, check: Artifact, published: Artifact | None) -> Verdict:  # noqa: ARG001
     """Whether the teacher tells topics apart as well as ``content.check`` asks."""
     failures: list[str] = check.summary["failures"]
     asked = config.content.check.model_dump(exclude_none=True)
@@ -22,7 +21,7 @@ def teacher_gate(config: Config, check: Artifact, state: State) -> Verdict:  # n
     return Verdict(gate="teacher", passed=not failures, figures=failures or [f"reaches {', '.join(reached)}"])
 
 
-def index_gate(config: Config, index: Artifact, state: State) -> Verdict:  # noqa: ARG001
+def index_gate(config: Config, index: Artifact, published: Artifact | None) -> Verdict:  # noqa: ARG001
     """Whether every head's index finds ``index.min_recall`` of the exact neighbours."""
     measured = IndexSummary.model_validate(index.summary).ann_recall
     least = config.index.min_recall
@@ -36,26 +35,30 @@ def index_gate(config: Config, index: Artifact, state: State) -> Verdict:  # noq
     )
 
 
-def evaluation_gate(config: Config, evaluation: Artifact, state: State) -> Verdict:
-    """Whether recall and topic match are as good as those of the published version, less the allowed drops."""
+def evaluation_gate(config: Config, evaluation: Artifact, published: Artifact | None) -> Verdict:
+    """Whether recall and topic match are as good as those of the published version on the same data and users.
+
+    The drops that ``chain`` allows are taken off. What cannot be compared misses the gate, unless
+    ``chain.allow_unmeasured``.
+    """
     name = "against the published version"
-    published = published_index(config)
     if published is None:
         return Verdict(gate=name, passed=True, figures=["nothing is published yet"])
     if evaluation.manifest.inputs["index"] == published.manifest.digest:
         return Verdict(gate=name, passed=True, figures=[f"{published.path.name} is the published version"])
-    loaded = load_evaluation(evaluation.path)
-    now = Figures.of(loaded, version="")
-    before = state.figures.get(published.manifest.digest)
-    if before is None:
-        return Verdict(gate=name, passed=True, figures=[f"{published.path.name} was published without an evaluation"])
-    if before.protocol != now.protocol:
-        return Verdict(
-            gate=name, passed=True, figures=[f"{before.version} was evaluated by another protocol: not comparable"]
-        )
+    found = load_evaluation(evaluation.path)
+    assert found.published is not None
+    if found.published.unmeasured:
+        allowed = config.chain.allow_unmeasured
+        figures = [
+            f"{published.path.name} could not be measured on the new data: {found.published.unmeasured};"
+            f" chain.allow_unmeasured is {str(allowed).lower()}"
+        ]
+        return Verdict(gate=name, passed=allowed, figures=figures)
+    now, before, largest = found.merged, found.row("published"), max(found.protocol.recall_at)
     drops = config.chain.max_recall_drop, config.chain.max_match_drop
     rows = [
-        (f"recall@{max(now.protocol.recall_at)}", before.recall, now.recall, drops[0]),
+        (f"recall@{largest}", before.recall[largest], now.recall[largest], drops[0]),
         ("L1 match", before.match_l1, now.match_l1, drops[1]),
         ("L2 match", before.match_l2, now.match_l2, drops[1]),
     ]
@@ -64,21 +67,28 @@ def evaluation_gate(config: Config, evaluation: Artifact, state: State) -> Verdi
         if old is None or new is None:
             continue
         # Figures are shares of counts: a difference of rounding is none.
-        missed = old - new > drop + 1e-12
+        missed = old.value - new.value > drop + 1e-12
         passed &= not missed
         verdict = "too low" if missed else "good"
         figures.append(
-            f"{what}: {100 * new:.2f} %, was {100 * old:.2f} % ({before.version});"
-            f" may drop by {100 * drop:g} points: {verdict}"
+            f"{what}: {100 * new.value:.2f} %, {published.path.name} has {100 * old.value:.2f} % on the same users;"
+            f" may be lower by {100 * drop:g} points: {verdict}"
         )
     return Verdict(gate=name, passed=passed, figures=figures)
 
 
-GATES: dict[StageName, Callable[[Config, Artifact, State], Verdict]] = {
+GATES: dict[StageName, Callable[[Config, Artifact, Artifact | None], Verdict]] = {
     "content_check": teacher_gate,
     "build_index": index_gate,
     "evaluate": evaluation_gate,
 }
+
+
+def to_measure(index: Artifact | None, published: Artifact | None) -> dict[str, Artifact]:
+    """What the evaluation of an index reads besides: the published version, unless there is none or it is this one."""
+    if index is None or published is None or index.manifest.digest == published.manifest.digest:
+        return {}
+    return {"published": published}
 
 
 def published_index(config: Config) -> Artifact | None:

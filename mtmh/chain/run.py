@@ -18,14 +18,13 @@ from typing import Any
 from torchx.specs import AppState
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.chain.gates import GATES, published_index
+from mtmh.chain.gates import GATES, published_index, to_measure
 from mtmh.chain.jobs import Jobs, end_processes
 from mtmh.chain.page import save
 from mtmh.chain.record import RECORD, Record, Result, StageRecord, load_record, now
 from mtmh.chain.stages import PREVIOUS, Finding, Stage, checkpoints_of_preranker, examine, must_start_anew, stages_of
-from mtmh.chain.state import Figures, StageState, State
+from mtmh.chain.state import StageState, State
 from mtmh.config import Config, load_config
-from mtmh.evaluation.results import load_evaluation
 from mtmh.index.versions import BelowGateError, publish
 from mtmh.raw_files import stamp
 
@@ -108,7 +107,7 @@ class Chain:
         self._say = say
         self._previous = previous
         self._found: dict[str, Artifact] = {}
-        self._compared_with = ""  # the published version when the last gate was asked; empty: none was
+        self._published: Artifact | None = None  # the published version as the evaluation begins
         self._begun = time.monotonic()
 
     def run(self, left: StageRecord | None) -> None:
@@ -154,6 +153,9 @@ class Chain:
     def _run_stage(self, stage: Stage) -> None:
         line = self._record.of(stage.name)
         inputs = _inputs_of(stage, self._found, self._previous)
+        if stage.name == "evaluate":
+            self._published = published_index(self._config)
+            inputs |= to_measure(self._found["build_index"], self._published)
         finding = examine(stage, self._config, inputs, self._state, just_ran=False)
         # Before the job: a file that changes while the job reads makes the next chain run it again.
         files = stamp(stage.files(self._config))
@@ -215,7 +217,10 @@ class Chain:
         if stage.name == "build_index":
             return ["--publish", "False"]
         if stage.name == "evaluate":
-            return ["--index_version", self._found["build_index"].path.name]
+            index = self._found["build_index"]
+            beside = to_measure(index, self._published).values()
+            options = [word for other in beside for word in ("--published_version", other.path.name)]
+            return ["--index_version", index.path.name, *options]
         if stage.name == "train" and self._previous is not None:
             return ["--continue_from", str(self._previous.path)]
         if stage.name == "embed" and self._previous is not None:
@@ -264,22 +269,15 @@ class Chain:
             return
         if stage.name == "build_index":
             self._record.version = self._found[stage.name].path.name
-        published = published_index(self._config)
-        self._compared_with = published.path.name if published else ""
-        verdict = gate(self._config, self._found[stage.name], self._state)
+        verdict = gate(self._config, self._found[stage.name], self._published)
         self._record.gates.append(verdict)
         self._say(f"gate, {verdict.gate}: {'passed' if verdict.passed else 'MISSED'}: {'; '.join(verdict.figures)}")
         if not verdict.passed:
             self._end("stopped", f"gate missed: {verdict.gate}. {'; '.join(verdict.figures)}")
             raise StoppedError
-        if stage.name == "evaluate":
-            index = self._found["build_index"]
-            evaluation = load_evaluation(self._found[stage.name].path)
-            self._state.figures[index.manifest.digest] = Figures.of(evaluation, index.path.name)
-            self._state.save(self._config.model_dir("chain"))
 
     def _publish(self) -> None:
-        index, before = self._found["build_index"], published_index(self._config)
+        index, before = self._found["build_index"], self._published
         digest = index.manifest.digest
         if before is not None and before.manifest.digest == digest:
             self._end("unchanged", f"index {before.path.name} is the published one already")
@@ -293,9 +291,9 @@ class Chain:
             return
         settings = self._config.index
         try:
-            published = publish(
-                index.path, min_recall=settings.min_recall, keep=settings.keep_versions, over=self._compared_with
-            )
+            # Over the version that it was compared with, or not at all.
+            over = before.path.name if before else ""
+            published = publish(index.path, min_recall=settings.min_recall, keep=settings.keep_versions, over=over)
         except BelowGateError as error:
             self._end("stopped", str(error))
             return
@@ -342,6 +340,8 @@ def plan_chain(config: Config, continue_from: Path | None = None) -> list[tuple[
         first = [source for source in stage.inputs.values() if source in running]
         missing = [source for source in stage.inputs.values() if source not in found]
         inputs = _inputs_of(stage, found, previous)
+        if stage.name == "evaluate":
+            inputs |= to_measure(found.get("build_index"), published_index(config))
         finding = examine(stage, config, inputs, state, just_ran=False)
         reasons = [*finding.reasons, *(f"after {source}" for source in dict.fromkeys([*first, *missing]))]
         if reasons:

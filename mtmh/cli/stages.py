@@ -138,6 +138,9 @@ def evaluate(
     index_version: Annotated[
         str | None, typer.Option(help="A version of `mtmh index list`; default: the published one.")
     ] = None,
+    published_version: Annotated[
+        str | None, typer.Option(help="A version to measure beside, of whatever data, as it was built.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Measures recall and topic match by the paper's protocol and writes report.html."""
@@ -147,6 +150,8 @@ def evaluate(
 
     config = load_config(recipe, overrides)
     index = find_version(config.model_dir("index"), index_version) if index_version else None
-    artifact = run(config, out or config.model_dir("evaluation"), compare=compare or [], index=index)
+    published = find_version(config.model_dir("index"), published_version) if published_version else None
+    out = out or config.model_dir("evaluation")
+    artifact = run(config, out, compare=compare or [], index=index, published=published)
     Console().print(results_table([load_evaluation(path) for path in (artifact.path, *(compare or []))]))
     done("report", artifact.path / "report.html")

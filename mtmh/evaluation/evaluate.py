@@ -39,8 +39,20 @@ from mtmh.evaluation.protocol import (
     prerank_users,
     user_lists,
 )
+from mtmh.evaluation.published import published_answers
 from mtmh.evaluation.report import write_report
-from mtmh.evaluation.results import METRICS, REPORT, USERS, Difference, Evaluation, Kind, Protocol, Row, load_evaluation
+from mtmh.evaluation.results import (
+    METRICS,
+    REPORT,
+    USERS,
+    Difference,
+    Evaluation,
+    Kind,
+    Protocol,
+    Published,
+    Row,
+    load_evaluation,
+)
 from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.index.layout import PRERANKER
 from mtmh.index.versions import current_version
@@ -52,7 +64,14 @@ from mtmh.serving.retriever import Retriever
 logger = logging.getLogger(__name__)
 
 
-def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: Path | None = None) -> Artifact:
+def evaluate(
+    config: Config,
+    out: Path,
+    compare: Sequence[Path] = (),
+    *,
+    index: Path | None = None,
+    published: Path | None = None,
+) -> Artifact:
     """Writes an evaluation artifact: ``metrics.json``, ``report.html`` and per-user values.
 
     Args:
@@ -60,6 +79,8 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
         out: folder of the artifact.
         compare: evaluation artifacts of other models, shown in the same tables and curve.
         index: a version of the index, or another index; None: the published version.
+        published: a version to measure beside on the same users, of whatever data; None: none. If it cannot be
+            measured, the evaluation says why.
 
     Raises:
         ValueError: an input is missing, belongs to another dataset, or was evaluated by another protocol.
@@ -83,6 +104,8 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
     )
     measure = Measure(dataset, cohort, settings.recall_at, config.seed)
     inputs = {"dataset": dataset.artifact, "index": opened}
+    if published is not None:
+        inputs["published"] = open_artifact(published, "index")
     learned = None
     if "learned" in subject.ranked_by:
         inputs["preranker"] = open_artifact(opened.path / PRERANKER, "preranker")
@@ -124,7 +147,11 @@ def evaluate(config: Config, out: Path, compare: Sequence[Path] = (), *, index: 
         progress.update(task, advance=1, description="yardsticks")
         yardsticks = _yardsticks(config, dataset, cohort, measure)
         progress.update(task, advance=1, description="comparing and writing the report")
-        found.rows += [*model_rows, *preranking_rows, *exact_rows, *yardsticks]
+        found.rows += [*model_rows, *preranking_rows, *exact_rows]
+        if published is not None:
+            found.published, rows = _published(config, published, dataset, cohort, measure)
+            found.rows += rows
+        found.rows += yardsticks
         for path, other in zip(compare, others, strict=True):
             difference = _difference(values, UserValues.read(path / USERS), max(settings.recall_at), config.seed)
             if difference is not None:
@@ -351,6 +378,17 @@ def _searches(config: Config, subject: Subject) -> dict[str, Search]:
         head: partial(subject.search, head, k_ann=settings.k_ann, num_probes=settings.num_probes)
         for head in subject.heads
     }
+
+
+def _published(
+    config: Config, index: Path, dataset: Dataset, cohort: Cohort, measure: Measure
+) -> tuple[Published, list[Row]]:
+    try:
+        answers = published_answers(index, dataset, cohort, k=config.retrieval.k)
+    except ValueError as error:
+        logger.warning("the published index is not measured: %s", error)
+        return Published(version=index.name, unmeasured=str(error)), []
+    return Published(version=index.name), [measure.row(f"published index {index.name}", "published", answers)[0]]
 
 
 def _yardsticks(config: Config, dataset: Dataset, cohort: Cohort, measure: Measure) -> list[Row]:

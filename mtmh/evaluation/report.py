@@ -71,7 +71,7 @@ def _facts(evaluation: Evaluation) -> str:
 
 def _results(evaluation: Evaluation, others: Sequence[Evaluation]) -> str:
     groups = [
-        [row for row in evaluation.rows if row.kind in ("merged", "head", "preranking", "exact")],
+        [row for row in evaluation.rows if row.kind in ("merged", "head", "preranking", "exact", "published")],
         [other.merged for other in others],
         [row for row in evaluation.rows if row.kind == "yardstick"],
         [row for row in evaluation.rows if row.kind == "alpha"],

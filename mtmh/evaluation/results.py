@@ -18,7 +18,7 @@ METRICS = Path("metrics.json")
 USERS = Path("users.parquet")  # per-user values of the model's merged answers, for paired comparisons
 REPORT = Path("report.html")
 
-Kind = Literal["merged", "head", "alpha", "preranking", "exact", "yardstick"]
+Kind = Literal["merged", "head", "alpha", "preranking", "exact", "published", "yardstick"]
 
 
 class Row(BaseModel):
@@ -27,8 +27,8 @@ class Row(BaseModel):
     Attributes:
         name: for people.
         kind: ``merged`` at the recipe's alpha; ``head`` alone; ``alpha``: another merge; ``preranking``: as merged,
-            ranked in another way; ``exact``: as merged, with exact search in place of the index; ``yardstick``: no
-            model of ours.
+            ranked in another way; ``exact``: as merged, with exact search in place of the index; ``published``: the
+            published version at its own settings; ``yardstick``: no model of ours.
         alpha: percent of the engagement head, where there is a choice.
         recall: by cut-off.
         match_l1: share of <trigger, candidate> pairs of the same coarse topic; None without topics.
@@ -74,6 +74,20 @@ class Difference(BaseModel):
     match_l2: Estimate | None
 
 
+class Published(BaseModel):
+    """The published version that was measured beside, in the row of kind ``published``.
+
+    Attributes:
+        version: its name.
+        unmeasured: why there is no such row; empty: there is one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str
+    unmeasured: str = ""
+
+
 class Evaluation(BaseModel):
     """The content of ``metrics.json``."""
 
@@ -95,6 +109,7 @@ class Evaluation(BaseModel):
     sorter: str
     protocol: Protocol
     rows: list[Row]
+    published: Published | None = None  # None: it was not asked for
     differences: dict[str, Difference] = {}  # by name of the other model
 
     def row(self, kind: Kind) -> Row:

@@ -137,7 +137,7 @@ def test_worse_figures_than_the_published_ones_stop_the_chain(folder: Path) -> N
     assert "too low" in record.message
     text = last_page(folder).read_text()
     assert "Stopped at a gate" in text
-    assert "may drop by 0 points: too low" in text
+    assert "may be lower by 0 points: too low" in text
     assert current_version(folder / "runs/mtmh/index").name == "000001"
 
     run(folder, 0, *settings, "--set", "chain.max_recall_drop=1", "--set", "chain.max_match_drop=1")

@@ -146,8 +146,9 @@ def test_evaluate_compares_with_other_folders(runner: Runner) -> None:
 def test_a_stage_of_a_chain_leaves_publishing_to_it(runner: Runner) -> None:
     built = role_of(runner, "mtmh.build_index", "--recipe", "demo", "--publish", "False")
     assert parsed(verb_of(words_of(built)))["publish"] is False
-    judged = role_of(runner, "mtmh.evaluate", "--recipe", "demo", "--index_version", "000004")
-    assert parsed(verb_of(words_of(judged)))["index_version"] == "000004"
+    versions = ["--index_version", "000004", "--published_version", "000003"]
+    judged = parsed(verb_of(words_of(role_of(runner, "mtmh.evaluate", "--recipe", "demo", *versions))))
+    assert (judged["index_version"], judged["published_version"]) == ("000004", "000003")
     chain = role_of(runner, "mtmh.chain", "--recipe", "demo", "--scheduler", "slurm", "--scheduler_cfg", "partition=a")
     options = parsed(verb_of(words_of(chain)))
     assert (options["scheduler"], options["cfg"]) == ("slurm", "partition=a")
