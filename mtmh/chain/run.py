@@ -22,7 +22,7 @@ from mtmh.chain.gates import GATES, published_index, to_measure
 from mtmh.chain.jobs import Jobs, end_processes
 from mtmh.chain.page import save
 from mtmh.chain.record import RECORD, Record, Result, StageRecord, load_record, now
-from mtmh.chain.stages import PREVIOUS, Finding, Stage, checkpoints_of_preranker, examine, must_start_anew, stages_of
+from mtmh.chain.stages import PREVIOUS, Finding, Stage, examine, outlived_checkpoints, stages_of
 from mtmh.chain.state import StageState, State
 from mtmh.config import Config, load_config
 from mtmh.index.versions import BelowGateError, publish
@@ -111,7 +111,7 @@ class Chain:
         self._begun = time.monotonic()
 
     def run(self, left: StageRecord | None) -> None:
-        """All stages, their gates, then publication; never raises for what the record can tell.
+        """All stages, their gates, then publication; an error that is not the user's is recorded, and raised again.
 
         Args:
             left: the stage that was running when the chain before this one was killed.
@@ -130,9 +130,29 @@ class Chain:
         except StoppedError:
             pass
         except ValueError as error:
-            self._end("failed", str(error))
+            self._fail(str(error))
+        except BaseException as error:
+            self._fail(f"{type(error).__name__}: {error}")
+            raise
         self._save()
         self._say(f"{self._record.outcome}: {self._record.message}")
+
+    def _fail(self, message: str) -> None:
+        """Writes down what is wrong, and ends the job that nobody would follow any more."""
+        self._end("failed", message)
+        followed = [line for line in self._record.stages if line.result == "running"]
+        for line in followed:
+            line.result = "failed"
+        try:
+            self._save()
+        finally:
+            for line in followed:
+                if line.job is not None:
+                    self._say(f"{line.stage}: cancelling {line.job.handle}")
+                    try:
+                        self._jobs.cancel(line.job)
+                    except Exception as error:
+                        self._say(f"{line.stage}: {line.job.handle} could not be cancelled: {error}")
 
     def _await_left(self, left: StageRecord) -> None:
         """Gets a killed chain's job out of the way: it would write where ours will."""
@@ -161,10 +181,10 @@ class Chain:
         files = stamp(stage.files(self._config))
         if finding.reasons:
             self._check_stop(line)
-            self._prepare_to_run(stage, finding, inputs)
+            self._prepare_to_run(stage, inputs)
             line.reasons = finding.reasons
             ended = self._run_job(stage, line)
-            finding = examine(stage, self._config, inputs, self._state, just_ran=True)
+            finding = self._left_by(stage, inputs, line, patient=ended is AppState.SUCCEEDED)
             # The check of the teacher ends with an error if it misses a gate; its artifact tells the gate all.
             if ended is not AppState.SUCCEEDED and (finding.reasons or stage.name != "content_check"):
                 assert line.job is not None
@@ -187,14 +207,20 @@ class Chain:
         self._state.save(self._config.model_dir("chain"))
         self._save()
 
-    def _prepare_to_run(self, stage: Stage, finding: Finding, inputs: dict[str, Artifact]) -> None:
+    def _left_by(self, stage: Stage, inputs: dict[str, Artifact], line: StageRecord, *, patient: bool) -> Finding:
+        """What a job has left; a shared file system may show it late."""
+        end = time.monotonic() + (self._config.chain.settle_s if patient else 0.0)
+        while True:
+            finding = examine(stage, self._config, inputs, self._state, just_ran=True)
+            if not finding.reasons or time.monotonic() >= end:
+                return finding
+            self._stop.wait(0.5)
+            self._check_stop(line)
+
+    def _prepare_to_run(self, stage: Stage, inputs: dict[str, Artifact]) -> None:
         """Sets the checkpoints aside that a new run of training would refuse to go on from."""
-        latest, folder = finding.artifact, None
-        if stage.name == "train" and latest is not None and must_start_anew(self._config, latest, inputs):
-            folder = self._config.model_dir("checkpoints")
-        if stage.name == "train_preranker" and latest is not None:
-            folder = checkpoints_of_preranker(self._config)
-        if folder is None or not folder.is_dir():
+        folder = outlived_checkpoints(stage, self._config, inputs)
+        if folder is None:
             return
         aside = folder.with_name(f"{folder.name}.before")
         shutil.rmtree(aside, ignore_errors=True)

@@ -9,7 +9,7 @@ matter whether a chain or a person ran the stage. Only two facts are in no manif
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -132,19 +132,29 @@ def examine(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state:
     return finding
 
 
-def must_start_anew(config: Config, latest: Artifact, inputs: Mapping[str, Artifact]) -> bool:
-    """Whether a training run cannot go on from its newest checkpoint: other data, or settings that decide numbers."""
-    before, now = latest.manifest.config, config.model_dump(mode="json")
-    shorter = any(_limit(before, key) > _limit(now, key) for key in _LIMITS)
-    others = latest.manifest.inputs != {name: artifact.manifest.digest for name, artifact in inputs.items()}
-    return shorter or others or bool(_changes(*_decisive(before, now)))
+def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> Path | None:
+    """The folder of checkpoints from which a stage cannot go on: other data, or settings that decide numbers.
 
+    None: the stage trains nothing, has not begun, or goes on from its newest checkpoint.
+    """
+    if stage.name not in ("train", "train_preranker"):
+        return None
+    # Bring torch with them, which a chain without a change does without.
+    from mtmh.preranking.model import run_config
+    from mtmh.training.checkpoint import DECISIVE
 
-def checkpoints_of_preranker(config: Config) -> Path:
-    """Where the preranker's training run keeps its checkpoints."""
-    from mtmh.preranking.model import run_config  # brings torch with it
-
-    return run_config(config).model_dir("checkpoints")
+    run, sections = (config, DECISIVE) if stage.name == "train" else (run_config(config), (*DECISIVE, "preranker"))
+    try:
+        latest = [open_artifact(path, "checkpoint") for path in _checkpoints(run)]
+    except ValueError:  # training goes back to the one before
+        return None
+    for checkpoint in latest:
+        before, now = checkpoint.manifest.config, run.model_dump(mode="json")
+        shorter = any(_limit(before, key) > _limit(now, key) for key in _LIMITS)
+        others = checkpoint.manifest.inputs != {name: artifact.manifest.digest for name, artifact in inputs.items()}
+        if shorter or others or _changes(*_decisive(before, now, sections)):
+            return run.model_dir("checkpoints")
+    return None
 
 
 _LIMITS = ("epochs", "max_steps")
@@ -220,11 +230,13 @@ def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[s
         yield f"made by mtmh {manifest.mtmh_version}, this is {__version__}"
 
 
-def _decisive(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _decisive(
+    before: Mapping[str, Any], now: Mapping[str, Any], sections: Sequence[str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     # Brings torch with it, which a chain without a change does without.
-    from mtmh.training.checkpoint import decisive_settings
+    from mtmh.training.checkpoint import DECISIVE, decisive_settings
 
-    return decisive_settings(before), decisive_settings(now)
+    return decisive_settings(before, sections or DECISIVE), decisive_settings(now, sections or DECISIVE)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

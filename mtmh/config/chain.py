@@ -40,6 +40,8 @@ class ChainConfig(Settings):
     mounts: list[str] = []  # as the components take them, one word each: type=volume,src=runs,dst=/work/runs
     max_recall_drop: NonNegative = 0.01  # of recall at the largest cut-off, against the published version
     max_match_drop: NonNegative = 0.02  # of topic match, L1 and L2 each
+    # How long the chain waits to see what a job that ended with success has written: shared file systems show it late.
+    settle_s: Annotated[float, Field(ge=0.0)] = 60.0
     allow_unmeasured: bool = False  # publish too where the published version could not be measured on the new data
 
     @field_validator("env")

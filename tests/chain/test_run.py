@@ -1,0 +1,128 @@
+"""A chain over a scheduler that is told what to do: errors, artifacts that show late, and interrupted training."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torchx.specs import AppState
+
+from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.chain.record import PAGE, Job, Process, Record, load_record
+from mtmh.chain.run import Chain
+from mtmh.chain.stages import Stage, outlived_checkpoints, stages_of
+from mtmh.chain.state import State
+from mtmh.config import Config
+from mtmh.preranking.model import run_config
+
+
+class Scheduler:
+    """Takes the place of `Jobs`: a job does what it is told and is over.
+
+    Args:
+        work: done when a stage's state is asked for the first time.
+    """
+
+    def __init__(self, work: Callable[[str], None]) -> None:
+        self._work = work
+        self.submitted: list[str] = []
+        self.cancelled: list[str] = []
+
+    def submit(self, stage: str, options: list[str]) -> Job:
+        if stage != "prepare":
+            raise ValueError("the first stage is all that this test needs")
+        self.submitted.append(stage)
+        return Job(handle=f"test://x/{stage}", host="here")
+
+    def state(self, job: Job) -> AppState:
+        self._work(job.app_id)
+        return AppState.SUCCEEDED
+
+    def cancel(self, job: Job) -> None:
+        self.cancelled.append(job.app_id)
+        raise OSError("the scheduler is still away")
+
+    def processes(self) -> list[Process]:
+        return []
+
+    def where_logs_are(self, job: Job) -> str:
+        return f"logs of {job.app_id}"
+
+
+def config_of(root: Path, **chain: object) -> Config:
+    return Config.model_validate(
+        {"name": "test", "paths": {"root": str(root)}, "data": {"source": "synthetic"}, "chain": chain}
+    )
+
+
+def chain_of(config: Config, scheduler: Scheduler, said: list[str]) -> tuple[Chain, Path]:
+    folder = config.model_dir("chain") / "1"
+    folder.mkdir(parents=True)
+    record = Record(recipe="test", overrides=[], scheduler="test")
+    stop = threading.Event()
+    return Chain(config, scheduler, record, folder, State(), stop, said.append), folder  # type: ignore[arg-type]
+
+
+def write(config: Config, path: Path, kind: str, inputs: dict[str, Artifact] | None = None) -> None:
+    with write_artifact(path, kind, config=config.model_dump(mode="json"), inputs=inputs):  # type: ignore[arg-type]
+        pass
+
+
+def test_an_error_of_the_scheduler_is_on_the_page_and_its_job_is_cancelled(tmp_path: Path) -> None:
+    def lose(stage: str) -> None:
+        raise ConnectionError(f"lost while asking for {stage}")
+
+    said: list[str] = []
+    scheduler = Scheduler(lose)
+    chain, folder = chain_of(config_of(tmp_path), scheduler, said)
+    with pytest.raises(ConnectionError, match="lost while asking for prepare"):
+        chain.run(None)
+    record = load_record(folder)
+    assert (record.outcome, record.message) == ("failed", "ConnectionError: lost while asking for prepare")
+    assert record.of("prepare").result == "failed"
+    assert scheduler.cancelled == ["prepare"]
+    assert said[-1] == "prepare: test://x/prepare could not be cancelled: the scheduler is still away"
+    page = (folder / PAGE).read_text()
+    assert "lost while asking" in page
+    assert 'http-equiv="refresh"' not in page
+
+
+def test_an_artifact_may_show_late(tmp_path: Path) -> None:
+    config = config_of(tmp_path, settle_s=60)
+
+    def write_late(stage: str) -> None:
+        threading.Timer(0.7, write, (config, config.dataset_dir, "dataset")).start()
+
+    chain, folder = chain_of(config, Scheduler(write_late), [])
+    chain.run(None)
+    record = load_record(folder)
+    assert record.of("prepare").result == "ran"
+    assert record.message == "the first stage is all that this test needs"
+
+
+def test_an_artifact_that_never_shows_is_a_failure(tmp_path: Path) -> None:
+    chain, folder = chain_of(config_of(tmp_path, settle_s=0.1), Scheduler(lambda _: None), [])
+    chain.run(None)
+    record = load_record(folder)
+    assert record.of("prepare").result == "failed"
+    assert record.message == "prepare ended with success, but nothing there yet"
+
+
+def test_an_interrupted_training_goes_on_unless_its_data_or_settings_changed(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    learned = config.retrieval.model_copy(update={"sorter": "learned"})
+    config = config.model_copy(update={"retrieval": learned})
+    stages: dict[str, Stage] = {stage.name: stage for stage in stages_of(config)}
+    write(config, tmp_path / "a", "dataset")
+    write(config.model_copy(update={"seed": 5}), tmp_path / "b", "dataset")
+    old, new = (open_artifact(tmp_path / name, "dataset") for name in "ab")
+    for name, run in (("train", config), ("train_preranker", run_config(config))):
+        assert outlived_checkpoints(stages[name], config, {"dataset": old}) is None, "nothing there"
+        folder = run.model_dir("checkpoints")
+        write(run, folder / "step-00000010", "checkpoint", {"dataset": old})
+        assert outlived_checkpoints(stages[name], config, {"dataset": old}) is None
+        assert outlived_checkpoints(stages[name], config, {"dataset": new}) == folder
+        changed = config.model_copy(update={"seed": 5})
+        assert outlived_checkpoints(stages[name], changed, {"dataset": old}) == folder
