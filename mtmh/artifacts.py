@@ -34,6 +34,20 @@ Kind = Literal[
     "check",
 ]
 
+WRITTEN_BY: dict[Kind, str] = {
+    "dataset": "mtmh prepare",
+    "media": "mtmh content simulate",
+    "encoder": "mtmh content train",
+    "content": "mtmh content embed",
+    "checkpoint": "mtmh train",
+    "embeddings": "mtmh embed",
+    "index": "mtmh build-index",
+    "segment": "mtmh index add",
+    "preranker": "mtmh train-preranker",
+    "evaluation": "mtmh evaluate",
+    "check": "mtmh content check",
+}
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -197,9 +211,7 @@ def open_artifact(path: Path, kind: Kind) -> Artifact:
     """
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        raise DamagedArtifactError(
-            f"{path}: no {kind} artifact here (no {MANIFEST}); run the stage that writes it first"
-        )
+        raise DamagedArtifactError(f"{path}: no {kind} artifact here (no {MANIFEST}); run {WRITTEN_BY[kind]} first")
     manifest = _read_manifest(manifest_path)
     if manifest.kind != kind:
         raise ValueError(f"{path}: expected a {kind} artifact, found a {manifest.kind} artifact")

@@ -83,7 +83,7 @@ with write_artifact(Path({str(tmp_path / "c")!r}), "content", config={{}}) as wr
     [
         (lambda p: (p / "sub" / "x.bin").unlink(), r"x\.bin: missing"),
         (lambda p: (p / "sub" / "x.bin").write_text("dat"), r"x\.bin: 3 bytes, the manifest says 4"),
-        (lambda p: (p / MANIFEST).unlink(), "no content artifact here"),
+        (lambda p: (p / MANIFEST).unlink(), "no content artifact here .*; run mtmh content embed first"),
         (lambda p: (p / MANIFEST).write_text("{"), "not a valid manifest"),
     ],
 )

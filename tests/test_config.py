@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from mtmh.cli import app
 from mtmh.config import Config, load_config, recipe_names, variant_names
 
 MINIMAL = {"name": "m", "paths": {"root": "runs/m"}, "data": {"source": "synthetic"}}
@@ -58,7 +60,10 @@ def test_overrides_are_yaml_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.batchsize=5", r"training\.batchsize: Extra inputs"),
+        ("training.batchsize=5", r"training\.batchsize: no such setting; did you mean batch_size\?"),
+        ("alpha=70", r"m\.yaml: alpha: no such setting; did you mean retrieval\.alpha\?"),
+        ("model.heads=[{name: a, weight: 1}]", r"model\.heads\.0\.weight: no such setting"),
+        ("data.split={kind: user, colour: 5}", r"data\.split\.colour: .* may stand cutoff, kind, test_fraction"),
         ("training.batch_size=50", "multiple of training.num_shards"),
         ("training.batch_size", "expected dotted.key=value"),
         ("name.first=a", "name is a value, not a section"),
@@ -101,13 +106,13 @@ def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variant", [name for name in variant_names() if not name.startswith("teacher-")])
 def test_a_variant_of_the_model_changes_name_and_one_part_only(tmp_path: Path, variant: str) -> None:
-    part = "id_tables" if variant == "hash-zch" else "heads"
+    parts = {"hash-zch": ("model", "id_tables"), "streaming": ("loss", "log_q")}
+    section, part = parts.get(variant, ("model", "heads"))
     recipe = write(tmp_path / "m.yaml", MINIMAL)
-    plain, varied = load_config(recipe), load_config(f"{recipe}+{variant}")
-    assert varied.name == variant
-    assert getattr(varied.model, part) != getattr(plain.model, part)
-    same = {"name": plain.name, "model": varied.model.model_copy(update={part: getattr(plain.model, part)})}
-    assert varied.model_copy(update=same) == plain
+    plain, varied = load_config(recipe).model_dump(), load_config(f"{recipe}+{variant}").model_dump()
+    assert varied.pop("name") == variant != plain.pop("name")
+    assert varied[section].pop(part) != plain[section].pop(part)
+    assert varied == plain
 
 
 @pytest.mark.parametrize("variant", [name for name in variant_names() if name.startswith("teacher-")])
@@ -134,3 +139,14 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(name: str) -> None
     config = load_config(name)
     assert config.description, "a recipe says what it is for"
     assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_what_show_prints_is_the_recipe_again(tmp_path: Path) -> None:
+    description = (
+        "More words than a line of eighty letters has room for, as recipes like to have, with [bold]brackets[/bold]."
+    )
+    recipe = write(tmp_path / "m.yaml", {**MINIMAL, "description": description})
+    shown = CliRunner().invoke(app, ["show", str(recipe)])
+    assert shown.exit_code == 0
+    (tmp_path / "shown.yaml").write_text(shown.stdout)
+    assert load_config(tmp_path / "shown.yaml") == load_config(recipe)

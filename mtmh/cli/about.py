@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from mtmh.cli.options import Overrides, Recipe
 from mtmh.config import Config, load_config
@@ -21,8 +22,10 @@ def recipes() -> None:
     """Lists the recipes that ship with mtmh."""
     from mtmh.config import recipe_names
 
+    table = Table.grid(padding=(0, 2))
     for name in recipe_names():
-        Console().print(f"{name:28} {load_config(name).description}", highlight=False)
+        table.add_row(name, load_config(name).description)
+    Console().print(table, highlight=False)
 
 
 def show(recipe: Recipe, overrides: Overrides = None) -> None:
@@ -30,4 +33,5 @@ def show(recipe: Recipe, overrides: Overrides = None) -> None:
     import yaml
 
     config: Config = load_config(recipe, overrides)
-    Console().print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), highlight=False)
+    # Not through Rich, which would break lines and read [..] as markup: the output is a recipe again.
+    typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)

@@ -20,6 +20,7 @@ from mtmh.config.content import ContentConfig
 from mtmh.config.data import DataConfig, PairsConfig
 from mtmh.config.model import ModelConfig
 from mtmh.config.preranker import PrerankerConfig
+from mtmh.config.problems import describe_problems
 from mtmh.config.service import ServiceConfig
 from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, RetrievalConfig
 from mtmh.config.training import LossConfig, PlanConfig, ShardingConfig, TrainingConfig
@@ -117,8 +118,7 @@ def load_config(recipe: str | Path, overrides: list[str] | None = None) -> Confi
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"recipe {recipe}: {problems}") from None
+        raise ValueError(f"recipe {recipe}: {describe_problems(error, Config)}") from None
 
 
 def _recipes() -> Any:

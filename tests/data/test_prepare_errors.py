@@ -52,7 +52,7 @@ def prepare_files(folder: Path, **data: Any) -> None:
         ({"split": {"kind": "time"}, "min_item_events": 100}, "no history is left with .* rare_item 50"),
         ({"options": {"keep_events": ["buy"]}}, r"keep_events needs data\.columns\.event"),
         ({"options": {"min_value": 1}}, r"min_value needs data\.columns\.value"),
-        ({"options": {"minvalue": 1}}, r"data\.options\.minvalue: Extra inputs"),
+        ({"options": {"minvalue": 1}}, r"data\.options\.minvalue: no such setting; did you mean min_value"),
         ({"items": ["nothing-*.parquet"]}, r"data\.items: no file .*nothing-"),
         ({"events": []}, r"data\.events: empty"),
         ({"items": [], "id_features": ["brand"]}, r"data\.items: empty, but"),

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from mtmh.config import Config
+from mtmh.config.problems import describe_problems
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
@@ -85,11 +86,7 @@ class SourceContext:
         try:
             return model.model_validate(self.config.data.options)
         except ValidationError as error:
-            problems = "; ".join(
-                f"data.options.{'.'.join(map(str, e['loc']))}: {e['msg']}" if e["loc"] else f"data.options: {e['msg']}"
-                for e in error.errors()
-            )
-            raise ValueError(problems) from None
+            raise ValueError(describe_problems(error, model, "data.options")) from None
 
     def file(self, *names: str) -> Path:
         """The first of ``names`` that lies in ``data.input``.

@@ -1,0 +1,61 @@
+"""What a user reads about settings that do not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def describe_problems(error: ValidationError, model: type[BaseModel], section: str = "") -> str:
+    """One line for all problems of a refused tree of settings.
+
+    Args:
+        error: what validation against ``model`` raised.
+        model: the settings class of the whole tree.
+        section: dotted name of the place where the tree stands in a recipe, if it is not the whole of it.
+
+    Returns:
+        ``dotted.key: problem``, joined by semicolons. For an unknown key the problem names what may be meant.
+    """
+    problems = []
+    for problem in error.errors():
+        place = ".".join([section, *map(str, problem["loc"])]).strip(".") or "recipe"
+        unknown = problem["type"] == "extra_forbidden"
+        problems.append(f"{place}: {_unknown(problem['loc'], model) if unknown else problem['msg']}")
+    return "; ".join(problems)
+
+
+def _unknown(location: tuple[str | int, ...], model: type[BaseModel]) -> str:
+    *parents, key = location
+    section = [model]
+    for parent in parents:
+        # The number of a list's entry or the key of a mapping is no field: the section stays.
+        section = [
+            below
+            for above in section
+            if parent in above.model_fields
+            for below in _models(above.model_fields[str(parent)].annotation)
+        ] or section
+    names = sorted({name for above in section for name in above.model_fields})
+    close = get_close_matches(str(key), names, n=1)
+    elsewhere = [path for path in _paths(model) if path.rpartition(".")[2] == key]
+    if close or elsewhere:
+        return f"no such setting; did you mean {' or '.join([*close, *elsewhere])}?"
+    return f"no such setting; here may stand {', '.join(names)}"
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _paths(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        path = f"{above}{name}"
+        yield path
+        for below in _models(field.annotation):
+            yield from _paths(below, f"{path}.")
