@@ -19,6 +19,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh import __version__
+from mtmh.source_code import code_digest
 
 Kind = Literal[
     "dataset",
@@ -78,6 +79,7 @@ class Manifest(BaseModel):
     kind: Kind
     format_version: int
     mtmh_version: str
+    code: str = ""  # `code_digest` of the writer; empty: from before it was noted
     created_at: str
     config: dict[str, Any]
     inputs: dict[str, str]  # name -> digest of the input artifact
@@ -86,8 +88,8 @@ class Manifest(BaseModel):
 
     @property
     def digest(self) -> str:
-        """Identity of the content: kind, settings, inputs and file digests, not the time of writing."""
-        identity = self.model_dump(exclude={"created_at", "mtmh_version"})
+        """Identity of the content: kind, settings, inputs and file digests, not who wrote it when."""
+        identity = self.model_dump(exclude={"created_at", "mtmh_version", "code"})
         return hashlib.sha256(_canonical_json(identity)).hexdigest()
 
 
@@ -166,6 +168,7 @@ class ArtifactWriter:
             kind=self.kind,
             format_version=FORMAT_VERSION,
             mtmh_version=__version__,
+            code=code_digest(),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             config=dict(config),
             inputs={name: artifact.manifest.digest for name, artifact in inputs.items()},

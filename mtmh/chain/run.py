@@ -219,7 +219,7 @@ class Chain:
 
     def _prepare_to_run(self, stage: Stage, inputs: dict[str, Artifact]) -> None:
         """Sets the checkpoints aside that a new run of training would refuse to go on from."""
-        folder = outlived_checkpoints(stage, self._config, inputs)
+        folder = outlived_checkpoints(stage, self._config, inputs, self._state)
         if folder is None:
             return
         aside = folder.with_name(f"{folder.name}.before")

@@ -1,7 +1,7 @@
 """The stages of a recipe: what each writes, what it is made from, and whether that is still so.
 
-A stage is unchanged when its artifact is whole, was made by this version of mtmh from the inputs that are there now (by
-digest), and with the same values of the settings that the stage reads. All of this is in manifests, so it does not
+A stage is unchanged when its artifact is whole, was made by this very code of mtmh from the inputs that are there now
+(by digest), and with the same values of the settings that the stage reads. All of this is in manifests, so it does not
 matter whether a chain or a person ran the stage. Only two facts are in no manifest, and kept by the chain
 (``state.py``): that a training run came to its end, and which raw files a dataset was read from.
 """
@@ -15,13 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mtmh import __version__
 from mtmh.artifacts import Artifact, Kind, open_artifact
 from mtmh.chain.state import State
 from mtmh.config import Config, StageName
 from mtmh.config.base import leaves
 from mtmh.index.versions import find_version, list_versions
 from mtmh.raw_files import stamp
+from mtmh.source_code import code_digest
 
 PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
 
@@ -123,6 +123,9 @@ def examine(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state:
                 finding = finding if finding.artifact else Finding(None, [str(error)])
             continue
         reasons = list(_reasons(stage, config, artifact, inputs))
+        # A training run that goes on, and was at its end before the code changed, writes no new checkpoint.
+        if not (just_ran and stage.name == "train"):
+            reasons += _other_code(config, artifact)
         if not just_ran:
             reasons += _unknown_to_manifests(stage, config, artifact, state)
         if not reasons:
@@ -132,8 +135,10 @@ def examine(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state:
     return finding
 
 
-def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Artifact]) -> Path | None:
+def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: State) -> Path | None:
     """The folder of checkpoints from which a stage cannot go on: other data, or settings that decide numbers.
+
+    So are those of a run that other code has brought to its end; one that was interrupted goes on with the code of now.
 
     None: the stage trains nothing, has not begun, or goes on from its newest checkpoint.
     """
@@ -153,6 +158,8 @@ def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Arti
         shorter = any(_limit(before, key) > _limit(now, key) for key in _LIMITS)
         others = checkpoint.manifest.inputs != {name: artifact.manifest.digest for name, artifact in inputs.items()}
         if shorter or others or _changes(*_decisive(before, now, sections)):
+            return run.model_dir("checkpoints")
+        if _other_code(config, checkpoint) and _ended(stage, config, checkpoint, state):
             return run.model_dir("checkpoints")
     return None
 
@@ -226,8 +233,6 @@ def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[s
         limits = ({f"training.{key}": tree["training"].get(key) for key in _LIMITS} for tree in (before, now))
         changes = [*_changes(*_decisive(before, now)), *_changes(*limits)]
     yield from changes
-    if manifest.mtmh_version != __version__:
-        yield f"made by mtmh {manifest.mtmh_version}, this is {__version__}"
 
 
 def _decisive(
@@ -245,6 +250,26 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key, "not set") != now.get(key, "not set")
     ]
+
+
+def _other_code(config: Config, artifact: Artifact) -> list[str]:
+    made_by, this = artifact.manifest.code, code_digest()
+    if config.chain.ignore_code or made_by == this:
+        return []
+    return [f"made by other code of mtmh ({made_by[:12] or 'not noted'}) than this ({this[:12]})"]
+
+
+def _ended(stage: Stage, config: Config, checkpoint: Artifact, state: State) -> bool:
+    """Whether a checkpoint is known to be the last one of its run."""
+    digest = checkpoint.manifest.digest
+    if stage.name == "train":
+        noted = state.stages.get(stage.name)
+        return noted is not None and noted.digest == digest
+    try:
+        made = [open_artifact(path, stage.kind) for path in stage.find(config)]
+    except ValueError:  # no preranker yet
+        return False
+    return any(artifact.manifest.inputs.get("checkpoint") == digest for artifact in made)
 
 
 def _unknown_to_manifests(stage: Stage, config: Config, artifact: Artifact, state: State) -> list[str]:

@@ -22,7 +22,7 @@ def chain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Says what would run and why; starts nothing.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Runs every stage whose inputs, settings or version changed, checks gates, and publishes the index.
+    """Runs every stage whose inputs, settings or code changed, checks gates, and publishes the index.
 
     Ends with exit code 1 if a gate or a job failed, with 130 if it was cancelled.
     """

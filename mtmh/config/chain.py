@@ -42,6 +42,7 @@ class ChainConfig(Settings):
     max_match_drop: NonNegative = 0.02  # of topic match, L1 and L2 each
     # How long the chain waits to see what a job that ended with success has written: shared file systems show it late.
     settle_s: Annotated[float, Field(ge=0.0)] = 60.0
+    ignore_code: bool = False  # skip stages too whose artifact other code of mtmh has made
     allow_unmeasured: bool = False  # publish too where the published version could not be measured on the new data
 
     @field_validator("env")

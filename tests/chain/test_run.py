@@ -12,10 +12,11 @@ from torchx.specs import AppState
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.chain.record import PAGE, Job, Process, Record, load_record
 from mtmh.chain.run import Chain
-from mtmh.chain.stages import Stage, outlived_checkpoints, stages_of
-from mtmh.chain.state import State
+from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
+from mtmh.chain.state import StageState, State
 from mtmh.config import Config
 from mtmh.preranking.model import run_config
+from mtmh.source_code import code_digest, digest_of
 
 
 class Scheduler:
@@ -119,10 +120,51 @@ def test_an_interrupted_training_goes_on_unless_its_data_or_settings_changed(tmp
     write(config.model_copy(update={"seed": 5}), tmp_path / "b", "dataset")
     old, new = (open_artifact(tmp_path / name, "dataset") for name in "ab")
     for name, run in (("train", config), ("train_preranker", run_config(config))):
-        assert outlived_checkpoints(stages[name], config, {"dataset": old}) is None, "nothing there"
+        assert outlived_checkpoints(stages[name], config, {"dataset": old}, State()) is None, "nothing there"
         folder = run.model_dir("checkpoints")
         write(run, folder / "step-00000010", "checkpoint", {"dataset": old})
-        assert outlived_checkpoints(stages[name], config, {"dataset": old}) is None
-        assert outlived_checkpoints(stages[name], config, {"dataset": new}) == folder
+        assert outlived_checkpoints(stages[name], config, {"dataset": old}, State()) is None
+        assert outlived_checkpoints(stages[name], config, {"dataset": new}, State()) == folder
         changed = config.model_copy(update={"seed": 5})
-        assert outlived_checkpoints(stages[name], changed, {"dataset": old}) == folder
+        assert outlived_checkpoints(stages[name], changed, {"dataset": old}, State()) == folder
+
+
+def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_on(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    developing = config_of(tmp_path, ignore_code=True)
+    stages = {stage.name: stage for stage in stages_of(config)}
+    write(config, config.dataset_dir, "dataset")
+    write(config, config.model_dir("checkpoints") / "step-00000010", "checkpoint")
+    prepare, train = stages["prepare"], stages["train"]
+
+    def reasons() -> list[str]:
+        return examine(prepare, config, {}, State(), just_ran=False).reasons
+
+    assert reasons() == []
+    digest = open_artifact(config.dataset_dir, "dataset").manifest.digest
+    for folder in (config.dataset_dir, config.model_dir("checkpoints") / "step-00000010"):
+        manifest = folder / "manifest.json"
+        manifest.write_text(manifest.read_text().replace(code_digest(), "0123456789abcdef"))
+    assert open_artifact(config.dataset_dir, "dataset").manifest.digest == digest, "what it holds is the same"
+    assert reasons() == [f"made by other code of mtmh (0123456789ab) than this ({code_digest()[:12]})"]
+    assert examine(prepare, developing, {}, State(), just_ran=False).reasons == []
+
+    checkpoint = open_artifact(config.model_dir("checkpoints") / "step-00000010", "checkpoint")
+    ended = State(stages={"train": StageState(digest=checkpoint.manifest.digest, files="")})
+    assert outlived_checkpoints(train, config, {}, State()) is None
+    assert outlived_checkpoints(train, config, {}, ended) == config.model_dir("checkpoints")
+    assert outlived_checkpoints(train, developing, {}, ended) is None
+
+
+def test_the_digest_of_the_code(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/one.py").write_text("x = 1\n")
+    before = digest_of({"mtmh": tmp_path})
+    (tmp_path / "a/notes.txt").write_text("not code")
+    assert digest_of({"mtmh": tmp_path}) == before
+    assert digest_of({"mtmh/a": tmp_path / "a"}) == before, "wherever the folder lies"
+    (tmp_path / "a/one.py").write_text("x = 2\n")
+    changed = digest_of({"mtmh": tmp_path})
+    (tmp_path / "a/one.py").rename(tmp_path / "a/two.py")
+    assert len({before, changed, digest_of({"mtmh": tmp_path})}) == 3
+    assert len(code_digest()) == 64
