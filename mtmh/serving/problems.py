@@ -85,6 +85,10 @@ def invalid_request(error: RequestValidationError) -> Response:
 def _expected(error: Mapping[str, Any]) -> str:
     if error["type"] == "json_invalid":
         return f"valid JSON; {error.get('ctx', {}).get('error', 'it is not')}"
+    if error["type"] == "extra_forbidden":
+        return "no field of this name"
+    if error["type"] == "model_attributes_type" and tuple(error["loc"]) == ("body",):
+        return "a JSON object, sent with the header Content-Type: application/json"
     return str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -126,7 +126,7 @@ def test_one_unknown_trigger_fails_its_own_request_only(service: ServiceProcess)
         ({"triggers": [17], "k_ann": 10**6}, "body.k_ann", "at most 10000"),
         ({"triggers": [17] * 20, "k_ann": 10_000, "k": 10, "num_probes": 1, "alpha": 101}, "body.alpha", "100"),
         ({"triggers": [17], "alpha": "lots"}, "body.alpha", "number"),
-        ({"triggers": [17], "colour": 1}, "body.colour", "not permitted"),
+        ({"triggers": [17], "colour": 1}, "body.colour", "no field of this name"),
         ({"triggers": [17, 4], "side_by_side": True}, "body", "exactly one trigger"),
         ({"triggers": [17], "filters": {"exclude": "x"}}, "body.filters.exclude", "list"),
         ({"history": [17] * 501}, "body.history", "at most 500 items"),
@@ -158,6 +158,12 @@ def test_what_is_not_a_request_is_refused(service: ServiceProcess, raw: bytes) -
     reply = service.call("POST", "/v1/retrieve", raw=raw)
     assert reply.status in (400, 422), reply.body
     problem_of(reply, reply.status)
+
+
+def test_a_body_without_its_content_type_is_told_the_header(service: ServiceProcess) -> None:
+    plain = {"Content-Type": "application/x-www-form-urlencoded"}
+    reply = service.call("POST", "/v1/retrieve", {"triggers": [17]}, headers=plain)
+    assert "Content-Type: application/json" in problem_of(reply, 422)["detail"]
 
 
 def test_a_large_body_is_refused_before_it_is_read(service: ServiceProcess) -> None:
