@@ -1,5 +1,8 @@
 """A bounded queue before a bounded pool of threads: what does not fit is refused, what waits too long is dropped.
 
+What would be answered too late is refused at once: work on it would be thrown away, and under overload that is all the
+work there is.
+
 The event loop only waits; all computing is done by the threads. A thread that becomes free takes the oldest job and
 with it whatever else waits and may run in the same batch. Nothing waits for a batch to fill: alone, a job runs at once.
 """
@@ -17,11 +20,15 @@ from typing import Any
 
 Run = Callable[[list[Any]], list[Any]]
 
-_SMOOTHING = 0.05  # weight of the newest batch in the mean time of a job
+_SMOOTHING = 0.05  # weight of the newest batch in mean times
+_USABLE = 0.8  # of a job's time budget: estimates err
 
 
 class QueueFull(Exception):
-    """The queue has no room; ``retry_after``: seconds after which there probably is."""
+    """The queue has no room, or is so long that the answer would be late.
+
+    ``retry_after``: seconds after which there probably is room.
+    """
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"the queue is full; try again in {retry_after} s")
@@ -82,7 +89,8 @@ class WorkQueue:
         self._changed = threading.Condition()
         self._closed = False
         self._running = 0
-        self._job_seconds = 0.0
+        self._job_seconds = 0.0  # of a thread's time
+        self._batch_seconds = 0.0  # from its start to its answers
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{place}", daemon=True) for place in range(threads)
         ]
@@ -118,7 +126,7 @@ class WorkQueue:
             size: of the job, in the unit of ``max_batch``.
 
         Raises:
-            QueueFull: too many jobs wait already.
+            QueueFull: too many jobs wait already, or so many that this one would probably miss its deadline.
             DeadlineExceeded: the result did not come in time.
             Exception: whatever ``run`` raised.
         """
@@ -127,8 +135,8 @@ class WorkQueue:
         with self._changed:
             if self._closed:
                 raise QueueFull(1)
-            if len(self._waiting) >= self._capacity:
-                raise QueueFull(self._seconds_to_empty())
+            if len(self._waiting) >= self._capacity or self._would_be_late(deadline):
+                raise QueueFull(math.ceil(max(1.0, self._seconds_to_empty())))
             self._waiting.append(job)
             self._changed.notify()
         try:
@@ -147,8 +155,15 @@ class WorkQueue:
         for thread in self._threads:
             thread.join()
 
-    def _seconds_to_empty(self) -> int:
-        return max(1, math.ceil(len(self._waiting) * self._job_seconds / len(self._threads)))
+    def _seconds_to_empty(self) -> float:
+        return len(self._waiting) * self._job_seconds / len(self._threads)
+
+    def _would_be_late(self, deadline: float) -> bool:
+        # Where nothing waits the job is taken in any case: the means may be stale, and only work renews them.
+        if not self._waiting:
+            return False
+        expected = self._seconds_to_empty() + 1.5 * self._batch_seconds  # half a batch under way, then its own
+        return expected > _USABLE * (deadline - time.monotonic())
 
     def _work(self) -> None:
         if self._on_start is not None:
@@ -156,10 +171,11 @@ class WorkQueue:
         while batch := self._take():
             start = time.monotonic()
             done = self._run_batch(batch)
-            seconds = (time.monotonic() - start) / len(batch)
+            seconds = time.monotonic() - start
             with self._changed:
                 self._running -= len(batch)
-                self._job_seconds += _SMOOTHING * (seconds - self._job_seconds)
+                self._batch_seconds += _SMOOTHING * (seconds - self._batch_seconds)
+                self._job_seconds += _SMOOTHING * (seconds / len(batch) - self._job_seconds)
             by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Any]]] = {}
             for job, result in zip(batch, done, strict=True):
                 outcome = result if isinstance(result, Exception) else Finished(result, start - job.submitted)

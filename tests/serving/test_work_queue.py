@@ -189,3 +189,34 @@ def test_the_event_loop_goes_on_while_threads_compute() -> None:
         assert ticks >= 10
 
     in_queue(body)
+
+
+def test_a_job_that_would_be_answered_too_late_is_refused_at_once() -> None:
+    def slow(payloads: list[int]) -> list[int]:
+        time.sleep(0.01)
+        return payloads
+
+    async def body(queue: WorkQueue) -> None:
+        for number in range(60):  # the queue learns how long a job takes
+            await queue.submit(slow, number, deadline=soon())
+        blocker = Blocker()
+        held = await blocker.hold(queue)
+        taken = [asyncio.create_task(queue.submit(slow, number, deadline=soon(2.0))) for number in range(1000)]
+        await asyncio.sleep(0)
+        refused = [task for task in taken if task.done()]
+        assert 0 < len(refused) < 1000
+        for task in refused:
+            with pytest.raises(QueueFull):
+                await task
+        assert len(refused) >= 1000 - 2.0 / 0.009, "a thread answers no more than that in the time budget"
+        patient = asyncio.create_task(queue.submit(slow, 0, deadline=soon(60.0)))
+        await asyncio.sleep(0)
+        assert not patient.done(), "who can wait is not refused"
+        blocker.go.set()
+        await asyncio.gather(held, patient, *taken, return_exceptions=True)
+
+        # With nothing waiting even a short budget gets its try, or stale means would refuse for ever.
+        with pytest.raises(DeadlineExceeded):
+            await queue.submit(slow, 0, deadline=soon(0.001))
+
+    in_queue(body, capacity=10_000)
