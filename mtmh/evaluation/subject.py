@@ -49,15 +49,21 @@ class Subject:
         return Subject(self._retriever.exact(), self._rows)
 
     def search(self, head: str, triggers: Indices, k_ann: int, num_probes: int) -> Candidates:
-        """As ``Retriever.search``; a trigger that the index does not hold finds nothing."""
+        """As ``Retriever.search``; a trigger that the index does not hold finds nothing.
+
+        Items that the dataset does not have are no candidates, so gaps (-1) may be anywhere in a row. They are not kept
+        out of the search: few allowed items would be compared one by one, which shows nothing of the index's loss.
+        """
         if self._rows is None:
             return self._retriever.search(head, triggers, k_ann, num_probes)
         rows = self._rows.row_of[triggers]
         there = rows >= 0
-        found = self._retriever.search(head, rows[there], k_ann, num_probes, allowed=self._rows.in_dataset)
+        found = self._retriever.search(head, rows[there], k_ann, num_probes)
+        found_items = self._rows.item_of[found.items]
         items = np.full((len(triggers), k_ann), -1, np.int32)
         scores = np.full((len(triggers), k_ann), -np.inf, np.float32)
-        items[there], scores[there] = self._rows.item_of[found.items], found.scores
+        items[there] = found_items
+        scores[there] = np.where(found_items >= 0, found.scores, np.float32(-np.inf))
         return Candidates(head, items, scores)
 
     def _translated(self, ranker: Preranker) -> Preranker:

@@ -14,6 +14,8 @@ from mtmh.chain.gates import evaluation_gate, to_measure
 from mtmh.config import Config
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.evaluation.results import load_evaluation
+from mtmh.evaluation.subject import ItemRows, Subject
+from mtmh.serving.retriever import Retriever
 
 HEADS = ["engagement", "relevance"]
 NUM_NEW = 5
@@ -85,6 +87,22 @@ def test_what_an_index_does_not_know_it_does_not_answer(tmp_path: Path) -> None:
     row = load_evaluation(evaluate(now, tmp_path / "beside", published=index_of(before)).path).row("published")
     assert 0 < row.coverage <= NUM_ITEMS / 2 / (NUM_ITEMS + NUM_NEW)
     assert row.recall[15].value > 0
+
+
+def test_an_item_that_the_dataset_does_not_have_hides_nothing_of_the_loss_of_the_index(tmp_path: Path) -> None:
+    foreign = 30
+    before = last_week(tmp_path / "before", [5 if item == foreign else 10 * item for item in range(NUM_ITEMS)])
+    dataset = write_dataset(tmp_path / "now", histories(), test=truth(), item_ids=plain_ids())
+    retriever = Retriever.load(index_of(before))
+    subject = Subject(retriever, ItemRows.match(dataset, retriever.catalogue))
+    triggers = np.delete(np.arange(NUM_ITEMS), foreign)
+    for head in HEADS:
+        found = subject.search(head, triggers, NUM_ITEMS, num_probes=1)
+        served = retriever.search(head, triggers, NUM_ITEMS, num_probes=1)
+        assert (served.items == foreign).any()
+        assert (served.items < 0).any(), "of the clusters that are not searched"
+        np.testing.assert_array_equal(found.items, np.where(served.items == foreign, -1, served.items))
+        np.testing.assert_array_equal(found.scores, np.where(found.items < 0, -np.inf, served.scores))
 
 
 def test_an_index_of_other_items_alone_misses_the_gate_unless_that_is_allowed(tmp_path: Path) -> None:
