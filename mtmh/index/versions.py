@@ -44,6 +44,9 @@ class Pointer(BaseModel):
     before: list[Annotated[str, Field(pattern=_NAME)]] = []  # published before it, the latest first
     # Published once and neither of these: no longer kept or taken back. On disk until the next publication at most.
     left: list[Annotated[str, Field(pattern=_NAME)]] = []
+    # The highest number that any version had when this was written: of some, nothing else is left. 0: not known, as in
+    # pointers of earlier versions of mtmh.
+    highest: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,9 @@ def new_version(index_dir: Path) -> Path:
         raise ValueError(f"{index_dir}: holds one index without versions; move it away, versions go there")
     (index_dir / VERSIONS).mkdir(parents=True, exist_ok=True)
     while True:
-        numbers = [int(path.name.removesuffix(_REJECTED)) for path in _folders(index_dir)]
-        if (index_dir / CURRENT).is_file():
-            pointer = read_pointer(index_dir)
-            numbers += map(int, (pointer.version, *pointer.before))
-        path = version_folder(index_dir, f"{max(numbers, default=0) + 1:06d}")
+        numbers = _numbers(index_dir)  # before the pointer: who removes folders has noted their numbers there
+        pointer = read_pointer(index_dir) if (index_dir / CURRENT).is_file() else None
+        path = version_folder(index_dir, f"{_highest(numbers, pointer) + 1:06d}")
         try:
             path.mkdir()
         except FileExistsError:  # another writer was faster
@@ -178,6 +179,8 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
             check_gate(artifact, min_recall)
         except BelowGateError:
             if version.name not in earlier and not version.name.endswith(_REJECTED):
+                if before is not None:
+                    _point(index_dir, before)
                 _reject(version)
             raise
         if version.name.endswith(_REJECTED):  # the gate was lowered
@@ -187,7 +190,8 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
         kept = [name for name in earlier if name != version.name][: keep - 1]
         once = dict.fromkeys([*earlier, *(before.left if before else [])])
         left = [name for name in once if name not in (version.name, *kept) and version_folder(index_dir, name).is_dir()]
-        _point(index_dir, Pointer(version=version.name, before=kept, left=left))
+        highest = before.highest if before else 0
+        _point(index_dir, Pointer(version=version.name, before=kept, left=left, highest=highest))
         _remove_old(index_dir, published={version.name, *kept}, left=left, candidates=keep)
     return version
 
@@ -215,7 +219,7 @@ def rollback(index_dir: Path, to: str | None = None) -> Path:
         open_artifact(version_folder(index_dir, name), "index").verify()
         place = pointer.before.index(name)
         left = [pointer.version, *pointer.before[:place], *pointer.left]
-        _point(index_dir, Pointer(version=name, before=pointer.before[place + 1 :], left=left))
+        _point(index_dir, Pointer(version=name, before=pointer.before[place + 1 :], left=left, highest=pointer.highest))
     return version_folder(index_dir, name)
 
 
@@ -267,6 +271,8 @@ def check_gate(artifact: Artifact, min_recall: float) -> None:
 
 
 def _point(index_dir: Path, pointer: Pointer) -> None:
+    """Writes the pointer, with the numbers of all versions that are on disk now noted."""
+    pointer = pointer.model_copy(update={"highest": _highest(_numbers(index_dir), pointer)})
     write_atomically(index_dir / CURRENT, pointer.model_dump_json() + os.linesep)
 
 
@@ -302,6 +308,16 @@ def _remove_old(index_dir: Path, published: set[str], left: list[str], candidate
         aside = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old"))
         drop_collections(aside)
         shutil.rmtree(aside)
+
+
+def _numbers(index_dir: Path) -> list[int]:
+    return [int(path.name.removesuffix(_REJECTED)) for path in _folders(index_dir)]
+
+
+def _highest(numbers: list[int], pointer: Pointer | None) -> int:
+    """Of some versions and all that a pointer names."""
+    named = [pointer.highest, *map(int, (pointer.version, *pointer.before, *pointer.left))] if pointer else []
+    return max([*numbers, *named], default=0)
 
 
 def _folders(index_dir: Path) -> list[Path]:

@@ -64,6 +64,26 @@ def test_names_are_reserved_and_never_used_twice(tmp_path: Path) -> None:
     assert new_version(tmp_path).name == "000005"
 
 
+def test_a_name_is_not_used_twice_after_a_rollback_either(tmp_path: Path) -> None:
+    first, _, third = (publish(build(tmp_path)) for _ in range(3))
+    rollback(tmp_path)
+    publish(first)
+    assert not third.exists()
+    assert new_version(tmp_path).name == "000004", "a reader may still hold the one that was 000003"
+    low, high = build(tmp_path, recall=0.1), build(tmp_path, recall=0.1)
+    for version in (high, low):
+        with pytest.raises(BelowGateError):
+            publish(version, min_recall=0.8)
+    assert new_version(tmp_path).name == "000007"
+
+
+def test_a_pointer_without_the_highest_number_is_read(tmp_path: Path) -> None:
+    publish(build(tmp_path))
+    (tmp_path / "CURRENT").write_text('{"version": "000001", "before": [], "left": ["000007"]}')
+    assert current_version(tmp_path).name == "000001"
+    assert new_version(tmp_path).name == "000008"
+
+
 def test_the_gate(tmp_path: Path) -> None:
     good, bad = publish(build(tmp_path)), build(tmp_path, recall=0.42)
     with pytest.raises(BelowGateError, match=r"engagement 0.4200 \(recall@100 of 10 queries, 32 probes\)"):
