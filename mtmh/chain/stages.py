@@ -91,7 +91,8 @@ def stages_of(config: Config) -> list[Stage]:
             "index",
             _index_versions,
             inputs={"dataset": "prepare", "embeddings": "embed", **preranker},
-            settings=("index", "retrieval", "seed"),
+            # Who ranks is a part of a version. So is the recall that the gate reads, at the probes it is asked with.
+            settings=("index", "retrieval.preranker", "retrieval.sorter", "retrieval.num_probes", "seed"),
             ignored=("index.min_recall", "index.keep_versions"),
         ),
         Stage(
@@ -215,7 +216,7 @@ def _preranker(config: Config) -> Stage:
         "preranker",
         lambda c: [c.model_dir("preranker")],
         inputs={"dataset": "prepare", **embeddings},
-        settings=("preranker", "seed"),
+        settings=("preranker", "index.tower", "seed"),  # index.tower: of its own item tower too
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torchx.specs import AppState
@@ -127,6 +128,32 @@ def test_an_interrupted_training_goes_on_unless_its_data_or_settings_changed(tmp
         assert outlived_checkpoints(stages[name], config, {"dataset": new}, State()) == folder
         changed = config.model_copy(update={"seed": 5})
         assert outlived_checkpoints(stages[name], changed, {"dataset": old}, State()) == folder
+
+
+@pytest.mark.parametrize(
+    ("stage", "overrides", "reasons"),
+    [
+        ("build_index", {"retrieval": {"alpha": 70, "k": 9, "k_ann": 90, "preranking": "shared"}}, []),
+        ("build_index", {"retrieval": {"num_probes": 5}}, ["retrieval.num_probes was 32, is 5"]),
+        ("build_index", {"retrieval": {"preranker": "history"}}, ["retrieval.preranker was head-score, is history"]),
+        ("build_index", {"retrieval": {"sorter": "history"}}, ["retrieval.sorter was None, is history"]),
+        ("train_preranker", {"index": {"tower": "fp16"}}, ["index.tower was int8, is fp16"]),
+        ("train_preranker", {"index": {"storage": "sq8"}}, []),
+    ],
+)
+def test_a_changed_setting_runs_the_stages_that_it_is_a_part_of(
+    tmp_path: Path, stage: str, overrides: dict[str, Any], reasons: list[str]
+) -> None:
+    config = config_of(tmp_path)
+    learned = {"train_preranker": {"preranker": "learned"}}.get(stage, {})
+    before = Config.model_validate(config.model_dump() | {"retrieval": learned})
+    now = Config.model_validate(
+        before.model_dump() | overrides | {"retrieval": learned | overrides.get("retrieval", {})}
+    )
+    of = next(one for one in stages_of(now) if one.name == stage)
+    places = {"build_index": before.model_dir("index") / "versions" / "000001"}
+    write(before, places.get(stage, before.model_dir("preranker")), of.kind)
+    assert examine(of, now, {}, State(), just_ran=False).reasons == reasons
 
 
 def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_on(tmp_path: Path) -> None:
