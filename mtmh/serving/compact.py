@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mtmh.artifacts import link_folder, open_artifact
+from mtmh.artifacts import Artifact, link_folder, open_artifact
 from mtmh.config import Config
 from mtmh.index.build import write_index
 from mtmh.index.layout import ITEMS, PRERANKER, EmbeddingsSummary, IndexSummary, vectors_file
@@ -28,35 +28,30 @@ _COPIED_ROWS = 65_536
 def compact(config: Config) -> Path:
     """Builds and publishes a version of the items that may be answers now.
 
-    Vectors are taken as they are; the tower and the learned preranker go along. Items that come or go meanwhile are
-    applied to the new version like to any other. The changes stay on disk as one segment: a version that is built from
-    data later takes them over, and so does one that is rolled back to.
+    Vectors are taken as they are; the tower and the learned preranker go along, and who ranks stays the same, whatever
+    the recipe says by now. Items that come or go meanwhile are applied to the new version like to any other. The
+    changes stay on disk as one segment: a version that is built from data later takes them over, and so does one that
+    is rolled back to.
 
     Args:
-        config: ``index`` sets clusters, storage and the gate.
+        config: ``index`` sets clusters, storage and the gate, ``retrieval`` the probes that recall is measured with.
 
     Returns:
         Folder of the version; the published one, if nothing was added or removed since it was built.
 
     Raises:
         BelowGateError: a head's recall is below the gate.
-        ValueError: nothing is published, a file is damaged, another version was published meanwhile, or the recipe asks
-            for the learned preranker and the published version has none.
+        ValueError: nothing is published, a file is damaged, or another version was published meanwhile.
     """
     index_dir = config.model_dir("index")
-    live = LiveIndex(index_dir)
+    live = LiveIndex(index_dir, config.retrieval)
     base, through, retriever = live.folder, live.change, live.retriever
-    preranker = _learned(retriever)
-    if config.retrieval.needs_preranker and preranker is None:
-        raise ValueError(
-            f"{base}: the recipe asks for the learned preranker, which this version was built without;"
-            " mtmh build-index takes it in, and all that was added and removed too"
-        )
     artifact = open_artifact(base, "index")
     before = IndexSummary.model_validate(artifact.summary)
     if through == before.segments_through:
         return base
-    catalogue = retriever.catalogue
+    config = _ranking_as_before(config, artifact, retriever)
+    preranker, catalogue = _learned(retriever), retriever.catalogue
     rows = np.arange(len(catalogue)) if catalogue.answerable is None else np.flatnonzero(catalogue.answerable)
     made = EmbeddingsSummary(heads=retriever.heads, dim=before.dim, num_items=len(rows))
 
@@ -64,8 +59,7 @@ def compact(config: Config) -> Path:
         pq.write_table(catalogue.table, folder / ITEMS)
         if (base / TOWER).is_dir():
             link_folder(base / TOWER, folder / TOWER)
-        if config.retrieval.needs_preranker:
-            assert preranker is not None
+        if preranker is not None:
             write_rows(preranker.scorer, base / PRERANKER, rows, folder / PRERANKER)
         of_dataset = artifact.manifest.inputs.get("dataset", before.of_dataset)
         return {"tower": before.tower, "segments_through": through, "of_dataset": of_dataset}
@@ -87,6 +81,13 @@ def compact(config: Config) -> Path:
     with writing(index_dir):
         merge_segments(index_dir, through)
     return published
+
+
+def _ranking_as_before(config: Config, artifact: Artifact, retriever: Retriever) -> Config:
+    """The recipe, but with the ranking of a version: who ranks, and what that one was built with."""
+    temperature = Config.model_validate(artifact.manifest.config).loss.temperature
+    loss = config.loss.model_copy(update={"temperature": temperature})
+    return config.model_copy(update={"retrieval": retriever.defaults, "loss": loss})
 
 
 def _learned(retriever: Retriever) -> LearnedPreranker | None:

@@ -179,17 +179,24 @@ def test_a_preranker_of_other_inputs_is_refused(config: Config, live: LiveIndex)
         manifest.write_text(text)
 
 
+@pytest.mark.parametrize("built", ["history", "learned"])
 @pytest.mark.usefixtures("live")
-def test_compaction_with_the_preranker_needs_one_in_the_published_version(config: Config) -> None:
-    plain = config.model_copy(update={"retrieval": config.retrieval.model_copy(update={"preranker": "head-score"})})
-    version = build_version(plain)
-    assert not (version / PRERANKER).exists()
+def test_compaction_leaves_the_ranking_to_the_next_build(config: Config, built: str) -> None:
+    def ranking_by(preranker: str, temperature: float) -> Config:
+        retrieval = config.retrieval.model_copy(update={"preranker": preranker, "alpha": temperature})
+        loss = config.loss.model_copy(update={"temperature": temperature})
+        return config.model_copy(update={"retrieval": retrieval, "loss": loss})
+
+    before = build_version(ranking_by(built, 0.5))
     LiveIndex(config.model_dir("index")).add([raw_row(config, 60)])
-    with pytest.raises(
-        ValueError, match="the recipe asks for the learned preranker, which this version was built with"
-    ):
-        compact(config)
-    assert not list(Path(config.model_dir("index")).glob(".compact-*"))
+    expected = answers(LiveIndex(config.model_dir("index")).retriever)
+    version = compact(ranking_by({"history": "learned", "learned": "history"}[built], 0.25))
+    assert version != before
+    assert (version / PRERANKER).exists() == (built == "learned")
+    recorded = Config.model_validate(open_artifact(version, "index").manifest.config)
+    assert (recorded.retrieval.preranker, recorded.loss.temperature) == (built, 0.5)
+    assert recorded.retrieval.alpha == 0.25, "of requests, not of the index"
+    assert_same(answers(Retriever.load(version, ranking_by(built, 0.5).retrieval)), expected)
 
 
 def test_a_compacted_version_is_evaluated_by_the_rows_of_the_dataset(config: Config, live: LiveIndex) -> None:
