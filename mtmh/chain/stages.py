@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mtmh.artifacts import Artifact, Kind, open_artifact
+from mtmh.artifacts import Artifact, DamagedArtifactError, Kind, open_artifact
 from mtmh.chain.state import State
 from mtmh.config import Config, StageName
 from mtmh.config.base import leaves
@@ -141,7 +141,10 @@ def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Arti
 
     So are those of a run that other code has brought to its end; one that was interrupted goes on with the code of now.
 
-    None: the stage trains nothing, has not begun, or goes on from its newest checkpoint.
+    None: the stage trains nothing, has not begun, or goes on from its newest checkpoint or the one before.
+
+    Raises:
+        ValueError: the newest is of another format, or no checkpoint, where training stops as well.
     """
     if stage.name not in ("train", "train_preranker"):
         return None
@@ -152,7 +155,7 @@ def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Arti
     run, sections = (config, DECISIVE) if stage.name == "train" else (run_config(config), (*DECISIVE, "preranker"))
     try:
         latest = [open_artifact(path, "checkpoint") for path in _checkpoints(run)]
-    except ValueError:  # training goes back to the one before
+    except DamagedArtifactError:  # training goes back to the one before
         return None
     for checkpoint in latest:
         before, now = checkpoint.manifest.config, run.model_dump(mode="json")

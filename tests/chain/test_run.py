@@ -128,6 +128,13 @@ def test_an_interrupted_training_goes_on_unless_its_data_or_settings_changed(tmp
         assert outlived_checkpoints(stages[name], config, {"dataset": new}, State()) == folder
         changed = config.model_copy(update={"seed": 5})
         assert outlived_checkpoints(stages[name], changed, {"dataset": old}, State()) == folder
+        manifest = folder / "step-00000010/manifest.json"
+        whole = manifest.read_text()
+        manifest.write_text(whole[:-9])
+        assert outlived_checkpoints(stages[name], changed, {"dataset": new}, State()) is None, "training goes back"
+        manifest.write_text(whole.replace('"format_version": 1', '"format_version": 9'))
+        with pytest.raises(ValueError, match="format version 9"):
+            outlived_checkpoints(stages[name], config, {"dataset": old}, State())
 
 
 @pytest.mark.parametrize(
