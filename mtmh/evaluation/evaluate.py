@@ -384,7 +384,7 @@ def _published(
     config: Config, index: Path, dataset: Dataset, cohort: Cohort, measure: Measure
 ) -> tuple[Published, list[Row]]:
     try:
-        answers = published_answers(index, dataset, cohort, k=config.retrieval.k)
+        answers = published_answers(index, dataset, cohort, config.retrieval)
     except ValueError as error:
         logger.warning("the published index is not measured: %s", error)
         return Published(version=index.name, unmeasured=str(error)), []

@@ -1,4 +1,4 @@
-"""The published index beside the one that is evaluated: the same users and truth, its own items and settings."""
+"""The published index beside the one that is evaluated: the same users, truth and settings, its own items."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from mtmh.config import RetrievalConfig
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.protocol import Answers, Cohort, merged_answers, prerank_users
 from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.serving.retriever import Retriever
 
 
-def published_answers(index: Path, dataset: Dataset, cohort: Cohort, *, k: int) -> Answers:
-    """What an index of whatever data answers to the users of a dataset, by the retrieval settings it was built with.
+def published_answers(index: Path, dataset: Dataset, cohort: Cohort, settings: RetrievalConfig) -> Answers:
+    """What an index of whatever data answers to the users of a dataset.
 
     Triggers that the index does not know have no answers, as in service, and items that have left the dataset are none.
 
@@ -22,7 +23,7 @@ def published_answers(index: Path, dataset: Dataset, cohort: Cohort, *, k: int) 
         index: folder of a version.
         dataset: of the cohort.
         cohort: U users; item indices are the dataset's.
-        k: answers a trigger.
+        settings: ``retrieval`` of the recipe that asks, by which the index would serve; who ranks is a part of it.
 
     Returns:
         of all triggers; item indices are the dataset's.
@@ -30,15 +31,14 @@ def published_answers(index: Path, dataset: Dataset, cohort: Cohort, *, k: int) 
     Raises:
         ValueError: the index cannot be read, has ids of another type, or knows none of the triggers.
     """
-    retriever = Retriever.load(index)
+    retriever = Retriever.load(index, settings)
     rows = ItemRows.match(dataset, retriever.catalogue)
     if not (rows.row_of[cohort.triggers] >= 0).any():
         raise ValueError(
             f"{index}: knows {np.count_nonzero(rows.in_dataset):,} of the dataset's {dataset.num_items:,} items, and"
             " none of those that users engaged with last: nothing to compare with"
         )
-    subject, settings = Subject(retriever, rows), retriever.defaults
-    k_ann = max(settings.k_ann, k)
+    subject, k_ann, k = Subject(retriever, rows), settings.k_ann, settings.k
     kept, scores, requests = prerank_users(
         cohort,
         {head: partial(subject.search, head, k_ann=k_ann, num_probes=settings.num_probes) for head in subject.heads},

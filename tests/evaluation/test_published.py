@@ -66,15 +66,18 @@ def index_of(config: Config) -> Path:
     return config.model_dir("index")
 
 
-def test_an_index_of_other_rows_is_measured_by_ids_and_by_its_own_settings(tmp_path: Path) -> None:
+def test_an_index_of_other_rows_is_measured_by_ids_and_as_it_would_serve_today(tmp_path: Path) -> None:
     before, now = last_week(tmp_path / "before", plain_ids()), this_week(tmp_path / "now")
-    alone = load_evaluation(evaluate(before, tmp_path / "alone").path)
+    alone, of_its_time = (
+        load_evaluation(evaluate(before.model_copy(update={"retrieval": asking.retrieval}), tmp_path / "alone").path)
+        for asking in (now, before)
+    )
     beside = evaluate(now, tmp_path / "beside", published=index_of(before))
     found = load_evaluation(beside.path)
     assert found.published is not None
     assert not found.published.unmeasured
     row = found.row("published")
-    assert row.recall == alone.merged.recall
+    assert row.recall == alone.merged.recall != of_its_time.merged.recall
     assert row.list_length == alone.merged.list_length
     assert found.merged.recall != row.recall
     assert beside.manifest.inputs["published"] == open_artifact(index_of(before), "index").manifest.digest
