@@ -396,7 +396,6 @@ class Retriever:
         num_probes: int,
         *,
         needed: int = 1,
-        allowed: Mask | None = None,
     ) -> Candidates:
         """Nearest items of triggers under one head; the trigger itself is not among them.
 
@@ -406,12 +405,11 @@ class Retriever:
             k_ann: candidates a trigger.
             num_probes: clusters searched.
             needed: candidates for which further clusters are searched.
-            allowed: [I + F] items that may be candidates; None: all.
 
         Returns:
             [T, k_ann] candidates, best first, missing ones at the end.
         """
-        return self._searches.search(head, triggers, k_ann, num_probes, needed=needed, allowed=allowed)
+        return self._searches.search(head, triggers, k_ann, num_probes, needed=needed, allowed=None)
 
     def _prerank(
         self,
