@@ -15,7 +15,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.config import Config, EmbeddingConfig
+from mtmh.config import EmbeddingConfig
+from mtmh.config.recorded import recorded_config
 from mtmh.data.arrays import open_array
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
@@ -187,7 +188,7 @@ def open_period(checkpoint: Artifact) -> tuple[Dataset, Artifact]:
     Raises:
         ValueError: one is gone or belongs to something else, or a table of the model goes by raw ids.
     """
-    config = Config.model_validate(checkpoint.manifest.config)
+    config = recorded_config(checkpoint, "model")
     if config.model.id_tables:
         raise ValueError(
             f"{checkpoint.path}: {', '.join(config.model.id_tables)} goes by raw ids (model.id_tables), whose rows move"

@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import Config, ModelConfig
+from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import ITEM_ID, FeatureSchema
 from mtmh.index.exported import export_program, load_program
@@ -136,7 +137,7 @@ def unseen_tower(checkpoint: Path) -> tuple[MTMH, int]:
     """
     artifact = open_artifact(checkpoint, "checkpoint")
     schema = FeatureSchema.model_validate(artifact.summary["features"])
-    settings = ModelConfig.model_validate(artifact.manifest.config["model"])
+    settings = recorded_section(artifact, "model", ModelConfig)
     hidden_rows = 0 if ITEM_ID in settings.id_tables else 1
     settings = settings.model_copy(update={"id_tables": {}})
     model = build_model(settings, unseen_schema(schema), torch.device("cpu"))

@@ -15,7 +15,8 @@ from torchrec.inference.modules import quantize_embeddings
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.artifacts import Artifact
-from mtmh.config import Config
+from mtmh.config import Config, PrerankerConfig
+from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
 from mtmh.index.exported import export_program, load_program
@@ -89,7 +90,7 @@ def write_item_tower(folder: Path, config: Config, dataset: Dataset, inputs: Ite
     Raises:
         ValueError: the files of the checkpoint do not hold this model, or the dataset lacks what raw features need.
     """
-    trained = Config.model_validate(checkpoint.manifest.config)
+    trained = recorded_section(checkpoint, "preranker", PrerankerConfig)
     schema = unseen_schema(FeatureSchema.model_validate(checkpoint.summary["features"]))
     facts = checkpoint.summary["preranker"]
     model = build_preranker(trained, schema, facts["frozen_dim"], facts["prior"], torch.device("cpu"))

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from mtmh.artifacts import open_artifact
-from mtmh.config import Config, HeadConfig, LossConfig, ModelConfig, PrerankerTrainingConfig
+from mtmh.config import Config, HeadConfig, LossConfig, ModelConfig, PrerankerConfig, PrerankerTrainingConfig
+from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
 from mtmh.modules.dense_nn import DenseNN
@@ -64,7 +65,7 @@ def run_config(config: Config) -> Config:
 
 
 def build_preranker(
-    config: Config,
+    settings: PrerankerConfig,
     schema: FeatureSchema,
     frozen_dim: int,
     prior: list[float],
@@ -75,14 +76,13 @@ def build_preranker(
     """An untrained preranker; the towers' values follow torch's random state.
 
     Args:
-        config: its ``preranker`` section sets the widths.
+        settings: the widths.
         schema: the features of the dataset.
         frozen_dim: width of the frozen inputs.
         prior: see `priors`.
         device: where the towers live.
         tables: where the embedding tables live if elsewhere: ``meta`` for a model that is to be sharded.
     """
-    settings = config.preranker
     names = [feature.name for feature in schema.id_features]
     ebc = build_ebc(
         rows={feature.name: feature.num_rows for feature in schema.id_features},
@@ -122,9 +122,9 @@ def load_preranker(checkpoint: Path) -> Preranker:
         ValueError: no complete checkpoint there, or its files do not hold exactly this model.
     """
     artifact = open_artifact(checkpoint, "checkpoint")
-    config = Config.model_validate(artifact.manifest.config)
+    settings = recorded_section(artifact, "preranker", PrerankerConfig)
     schema = FeatureSchema.model_validate(artifact.summary["features"])
     facts = artifact.summary["preranker"]
-    model = build_preranker(config, schema, facts["frozen_dim"], facts["prior"], torch.device("cpu"))
+    model = build_preranker(settings, schema, facts["frozen_dim"], facts["prior"], torch.device("cpu"))
     load_weights(model, checkpoint, distributed=False)
     return model.eval()

@@ -55,7 +55,9 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         checkpoints.facts["preranker"] = {"prior": prior, "frozen_dim": inputs.frozen_dim}
 
         torch.manual_seed(run.seed)
-        model = build_preranker(run, features, inputs.frozen_dim, prior, ranks.device, tables=torch.device("meta"))
+        model = build_preranker(
+            run.preranker, features, inputs.frozen_dim, prior, ranks.device, tables=torch.device("meta")
+        )
         sharded, plan = shard(PrerankerTask(model, run.loss.in_batch_negatives), run, ranks)
         optimizer = build_optimizer(sharded, run.training)
         step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0

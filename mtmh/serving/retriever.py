@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtmh.artifacts import open_artifact
-from mtmh.config import Config, RetrievalConfig
+from mtmh.config import LossConfig, RetrievalConfig
+from mtmh.config.recorded import recorded_section
 from mtmh.errors import RequestError
 from mtmh.index.item_features import Row
 from mtmh.index.item_vectors import ItemVectors
@@ -109,8 +110,7 @@ class Retriever:
         items = pq.read_table(index_dir / ITEMS)
         if len(items) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
-        config = Config.model_validate(artifact.manifest.config)
-        built = config.retrieval
+        built = recorded_section(artifact, "retrieval", RetrievalConfig)
         asked = built if settings is None else settings
         if (asked.preranker, asked.sorted_by) != (built.preranker, built.sorted_by):
             logger.warning(
@@ -123,7 +123,7 @@ class Retriever:
             summary.heads,
             vectors,
             folder=index_dir / PRERANKER,
-            temperature=config.loss.temperature,
+            temperature=recorded_section(artifact, "loss", LossConfig).temperature,
         )
         return cls(
             indexes,

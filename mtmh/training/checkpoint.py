@@ -13,7 +13,6 @@ from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -21,6 +20,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, FileRecord, link_folder, open_artifact
 from mtmh.config import Config
 from mtmh.config.base import leaves
+from mtmh.config.recorded import recorded_config
 from mtmh.data.schema import VOCABULARY, FeatureSchema
 from mtmh.training.distributed import Ranks, on_all, on_first
 from mtmh.training.finite import check_finite
@@ -307,7 +307,7 @@ class Checkpoints:
 
     def _check_same_run(self, artifact: Artifact) -> None:
         before, now = (
-            decisive_settings(_in_todays_terms(artifact.manifest.config), self._decisive),
+            decisive_settings(_in_todays_terms(artifact, self._decisive), self._decisive),
             decisive_settings(self._config.model_dump(mode="json"), self._decisive),
         )
         changed = [
@@ -365,12 +365,12 @@ def decisive_settings(config: Mapping[str, Any], sections: Sequence[str] = DECIS
     return {key: value for key, value in leaves(tree) if key not in indifferent}
 
 
-def _in_todays_terms(config: dict[str, Any]) -> dict[str, Any]:
+def _in_todays_terms(artifact: Artifact, sections: Sequence[str]) -> dict[str, Any]:
     """Settings that came in since they were written, with the values that stand for what was done before."""
     try:
-        return Config.model_validate(config).model_dump(mode="json")
-    except ValidationError:  # a setting has gone since: compared as they stand, which names it
-        return config
+        return recorded_config(artifact, *sections, "training").model_dump(mode="json")
+    except ValueError:  # a setting has gone since: compared as they stand, which names it
+        return artifact.manifest.config
 
 
 def _set_aside(path: Path, why: str) -> None:

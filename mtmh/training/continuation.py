@@ -15,6 +15,7 @@ from torchrec.optim.keyed import CombinedOptimizer
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import Config, ModelConfig
+from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.period import Period, why_it_may_leak
 from mtmh.data.schema import ITEM_ID, DatasetSummary, FeatureSchema
@@ -67,7 +68,7 @@ def open_previous(path: Path, config: Config, summary: DatasetSummary) -> Artifa
     ):
         if then != now:
             problems.append(f"its {kind} are {', '.join(then) or 'none'}; the dataset has {', '.join(now) or 'none'}")
-    model_then = ModelConfig.model_validate(artifact.manifest.config["model"])
+    model_then = recorded_section(artifact, "model", ModelConfig)
     problems += [
         f"model.{name} was {getattr(model_then, name)}, is {getattr(config.model, name)}"
         for name in ModelConfig.model_fields

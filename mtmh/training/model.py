@@ -10,6 +10,7 @@ from torchrec.types import DataType
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import ModelConfig
+from mtmh.config.recorded import recorded_section
 from mtmh.data.schema import FeatureSchema
 from mtmh.modules.dense_nn import DenseNN
 from mtmh.modules.heads import Head
@@ -91,7 +92,7 @@ def model_settings(checkpoint: Path) -> ModelConfig:
     Raises:
         ValueError: no complete checkpoint there.
     """
-    return ModelConfig.model_validate(open_artifact(checkpoint, "checkpoint").manifest.config["model"])
+    return recorded_section(open_artifact(checkpoint, "checkpoint"), "model", ModelConfig)
 
 
 def load_weights(model: nn.Module, checkpoint: Path, *, distributed: bool = True) -> None:

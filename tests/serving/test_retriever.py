@@ -1,6 +1,7 @@
 """The retriever over a small index artifact."""
 
 import io
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 from synthetic_dataset import make_config
 
-from mtmh.artifacts import write_artifact
+from mtmh.artifacts import MANIFEST, write_artifact
 from mtmh.index.layout import AnnRecall, IndexSummary, index_file, vectors_file
 from mtmh.index.vector_index import IvfIndex
 from mtmh.serving.display import retrieval_table
@@ -229,3 +230,22 @@ def test_every_head_is_searched_with_the_threads_of_who_asks(index_dir: Path, mo
     finally:
         faiss.omp_set_num_threads(before)
     assert sorted(seen) == [(False, 3), (True, 3)]
+
+
+@pytest.mark.parametrize("section", ["service", "chain", "training"])
+def test_an_index_is_read_whose_recipe_had_a_setting_that_is_gone(index_dir: Path, section: str) -> None:
+    record_setting(index_dir, section, "max_connections", 7)
+    assert Retriever.load(index_dir).num_items == NUM_ITEMS
+
+
+def test_an_unknown_recorded_setting_that_a_retriever_needs_is_named_with_the_index(index_dir: Path) -> None:
+    record_setting(index_dir, "retrieval", "num_prob", 7)
+    with pytest.raises(ValueError, match=r"retrieval\.num_prob: no such setting.* or make it anew") as refused:
+        Retriever.load(index_dir)
+    assert str(refused.value).startswith(f"{index_dir}: ")
+
+
+def record_setting(index_dir: Path, section: str, name: str, value: object) -> None:
+    manifest = json.loads((index_dir / MANIFEST).read_text())
+    manifest["config"][section][name] = value
+    (index_dir / MANIFEST).write_text(json.dumps(manifest))

@@ -29,6 +29,7 @@ from pydantic import Field
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.config import Config, NonNegative, Positive, Settings
+from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import open_dataset
 from mtmh.data.randomness import Purpose, generator
 from mtmh.data.sources.synthetic import SyntheticOptions, topic_words
@@ -71,7 +72,7 @@ def write_media(config: Config, out: Path, options: MediaOptions | None = None) 
     dataset = open_dataset(config.dataset_dir)
     if dataset.summary.source != "synthetic":
         raise ValueError(f"{config.dataset_dir}: source {dataset.summary.source}; only simulated items can be drawn")
-    simulated = SyntheticOptions.model_validate(dataset.artifact.manifest.config["data"]["options"])
+    simulated = recorded_section(dataset.artifact, "data.options", SyntheticOptions)
     topics = topic_words(simulated.num_topics_l1, simulated.num_topics_l2)
     number = {(topic.l1, topic.l2): i for i, topic in enumerate(topics)}
     items = dataset.items(["item_id", "topic_l1", "topic_l2"])
