@@ -57,6 +57,10 @@ class DamagedArtifactError(ValueError):
     """Files are missing, truncated or altered; an artifact of another kind, format or schema is not damaged."""
 
 
+class OtherFormatError(ValueError):
+    """An mtmh of another format wrote it: whole perhaps, but not for this one to read."""
+
+
 class FileRecord(BaseModel):
     """Size and SHA-256 of one data file."""
 
@@ -210,7 +214,8 @@ def open_artifact(path: Path, kind: Kind) -> Artifact:
 
     Raises:
         DamagedArtifactError: the manifest or a file is missing, truncated or altered.
-        ValueError: another kind, another format, or a manifest with other fields than this mtmh knows.
+        OtherFormatError: another format.
+        ValueError: another kind, or a manifest with other fields than this mtmh knows.
     """
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
@@ -244,14 +249,18 @@ def _canonical_json(tree: Any) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _read_json(manifest: Path) -> Any:
     try:
-        tree = json.loads(path.read_bytes())
+        return json.loads(manifest.read_bytes())
     except ValueError as error:
-        raise DamagedArtifactError(f"{path}: not a valid manifest: {error}") from None
+        raise DamagedArtifactError(f"{manifest}: not a valid manifest: {error}") from None
+
+
+def _read_manifest(path: Path) -> Manifest:
+    tree = _read_json(path)
     # Looked at before the other fields, which another format is free to name as it likes.
     if isinstance(tree, dict) and tree.get("format_version") not in (None, FORMAT_VERSION):
-        raise ValueError(
+        raise OtherFormatError(
             f"{path.parent}: format version {tree['format_version']}, this mtmh reads {FORMAT_VERSION}; read it with "
             f"the mtmh that wrote it, or write it anew"
         )
@@ -282,7 +291,9 @@ def _refuse_foreign(path: Path, kind: Kind) -> None:
         return
     if not (path / MANIFEST).is_file():
         raise ValueError(f"{path}: exists and is no {kind} artifact; choose another folder or remove it")
-    found = _read_manifest(path / MANIFEST).kind
+    # The kind alone: what another format may be named beside it does not matter to who replaces it.
+    tree = _read_json(path / MANIFEST)
+    found = tree.get("kind") if isinstance(tree, dict) else None
     if found != kind:
         raise ValueError(f"{path}: holds a {found} artifact, not a {kind} artifact; choose another folder")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mtmh.artifacts import (
+    FORMAT_VERSION,
     MANIFEST,
     Artifact,
     ArtifactWriter,
@@ -152,3 +153,14 @@ def test_a_folder_with_something_else_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds a content artifact, not a index artifact"):
         write(tmp_path / "c", kind="index")
     assert (tmp_path / "thesis" / "chapter").read_text() == "years of work"
+
+
+def test_an_artifact_of_another_format_is_written_anew(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "c", "old").path / MANIFEST
+    manifest.write_text(json.dumps({"format_version": FORMAT_VERSION + 1, "kind": "content", "more": 1}))
+    with pytest.raises(ValueError, match=r"another|format version"):
+        open_artifact(tmp_path / "c", "content")
+    assert write(tmp_path / "c", "new").summary == {"rows": 3}
+    manifest.write_text(json.dumps({"format_version": FORMAT_VERSION + 1, "kind": "dataset"}))
+    with pytest.raises(ValueError, match="holds a dataset artifact, not a content artifact"):
+        write(tmp_path / "c", "new")

@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtmh.artifacts import Artifact, DamagedArtifactError, open_artifact, write_artifact
+from mtmh.artifacts import Artifact, DamagedArtifactError, OtherFormatError, open_artifact, write_artifact
 from mtmh.config import Config
 from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
 from mtmh.content.inputs import ItemReader, tokenize
@@ -325,7 +325,7 @@ def _seed_of(seed: int, step: int, rank: int) -> int:
 def _is_finished(out: Path, facts: dict[str, Any]) -> bool:
     try:
         artifact = open_artifact(out, "encoder")
-    except DamagedArtifactError:
+    except (DamagedArtifactError, OtherFormatError):
         return False
     if artifact.summary["decisive"] != facts:
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ import torch
 from tiny_catalogue import NUM_ITEMS, finish, make_config, start, write_catalogue
 from torch import Tensor
 
+from mtmh.artifacts import FORMAT_VERSION
 from mtmh.config import Config
 from mtmh.content.concepts import PairOrder, open_concepts
 from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
@@ -274,3 +276,12 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, catalogu
     plain = config.model_copy(update={"content": type(config.content)()})
     with pytest.raises(ValueError, match="only kind = encoder"):
         train_content(plain, tmp_path / "encoder")
+
+
+def test_an_encoder_of_another_format_is_trained_anew(tmp_path):
+    write_catalogue(tmp_path)
+    config = make_config(tmp_path, encoder={"training": {"max_steps": 1}})
+    config.encoder_dir.mkdir(parents=True)
+    manifest = config.encoder_dir / "manifest.json"
+    manifest.write_text(json.dumps({"format_version": FORMAT_VERSION + 1, "kind": "encoder"}))
+    assert train_content(config, config.encoder_dir).manifest.format_version == FORMAT_VERSION
