@@ -35,9 +35,20 @@ class Period(BaseModel):
         )
 
     def after(self, before: Period | None) -> Period:
-        """This period, of a run that goes on from a model of ``before``: what was seen is never forgotten."""
-        ends = [period.train_end for period in (self, before) if period is not None and period.train_end is not None]
-        return self.model_copy(update={"train_end": max(ends, default=None)})
+        """This period, of a run that goes on from a model of ``before``: what was seen is never forgotten.
+
+        Args:
+            before: None: nobody recorded it.
+        """
+        if before is None or before.train_end is None:
+            seen = None
+        else:
+            seen = None if self.train_end is None else max(self.train_end, before.train_end)
+        if why_it_may_leak(before, self) is None:
+            # Cut by user and not forced: what this period trains on holds what the one before did.
+            return self if seen is None else self.model_copy(update={"train_end": seen})
+        # Forced: of each user more may have been seen than this period's share.
+        return self.model_copy(update={"train_end": seen, "user_test_fraction": None})
 
 
 def why_it_may_leak(before: Period | None, now: Period) -> str | None:

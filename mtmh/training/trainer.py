@@ -57,7 +57,8 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         previous = open_previous(continue_from, config, dataset.summary) if continue_from else None
         inputs |= {"previous": previous} if previous else {}
         checkpoints = Checkpoints(config, features, inputs, ranks)
-        period = Period.of(dataset.summary).after(period_of(previous) if previous else None)
+        period = Period.of(dataset.summary)
+        period = period.after(period_of(previous)) if previous else period
         checkpoints.facts["period"] = period.model_dump()
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"

@@ -22,6 +22,7 @@ from mtmh.artifacts import open_artifact
 from mtmh.cli import app
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
+from mtmh.data.period import Period, why_it_may_leak
 from mtmh.data.schema import vocabulary_file
 from mtmh.training.checkpoint import STATE, latest_checkpoint, training_state
 from mtmh.training.continuation import CarriedRows, carry_over, carry_over_frequencies, open_previous
@@ -359,6 +360,22 @@ def test_a_model_that_may_know_the_test_period_is_refused(tmp_path: Path, caplog
     assert open_artifact(tainted, "checkpoint").summary["period"]["train_end"] == 40
 
 
+def test_what_a_forced_run_has_seen_is_not_forgotten() -> None:
+    first = Period(train_end=90, test_begin=10, user_test_fraction=0.2)
+    more_held_back = Period(train_end=60, test_begin=5, user_test_fraction=0.5)
+    assert why_it_may_leak(first, more_held_back)
+    forced = more_held_back.after(first)
+    assert forced == Period(train_end=90, test_begin=5, user_test_fraction=None)
+    assert why_it_may_leak(forced, more_held_back)
+    for unknown in (None, Period(train_end=None, test_begin=None, user_test_fraction=None)):
+        later = Period(train_end=200, test_begin=200, user_test_fraction=None)
+        assert later.after(unknown).train_end is None
+        assert why_it_may_leak(later.after(unknown), later)
+    # Nothing was forced: what the later period trains on holds what the earlier one did.
+    grown = Period(train_end=120, test_begin=10, user_test_fraction=0.2)
+    assert grown.after(first) == grown
+
+
 def test_a_checkpoint_from_before_periods_were_recorded_is_taken_only_knowingly(root: Path, tmp_path: Path) -> None:
     old = shutil.copytree(checkpoint_of(root), tmp_path / "step-00000004")
     manifest = json.loads((old / "manifest.json").read_text())
@@ -367,7 +384,9 @@ def test_a_checkpoint_from_before_periods_were_recorded_is_taken_only_knowingly(
     with pytest.raises(ValueError, match=r"does not say which events.*training.continuation.check_period=false"):
         train(config_of(root / "two", name="unknown"), continue_from=old)
     train(config_of(root / "two", name="unknown", continuation={"check_period": False}, max_steps=1), continue_from=old)
-    train(config_of(root / "two", name="unknown", continuation={"check_period": False}), continue_from=old)
+    last = train(config_of(root / "two", name="unknown", continuation={"check_period": False}), continue_from=old)
+    with pytest.raises(ValueError, match="does not say at which instant"):
+        open_previous(last, config_of(root / "two"), open_dataset(root / "two" / "dataset").summary)
 
 
 def test_verb(root: Path) -> None:
