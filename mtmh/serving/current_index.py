@@ -91,6 +91,11 @@ class CurrentIndex:
         self.snapshot = Snapshot(self._live.retriever, cache_bytes)
         self._tell()
 
+    @property
+    def has_versions(self) -> bool:
+        """Whether changes have a place."""
+        return self._live.has_versions
+
     def refresh(self) -> None:
         """Takes a new version or items of other processes into use; a bad one is refused and the old one stays."""
         try:

@@ -77,6 +77,11 @@ class LiveIndex:
         return self._state.folder
 
     @property
+    def has_versions(self) -> bool:
+        """Whether changes have a place; an index artifact alone has none."""
+        return self._state.folder != self._index_dir
+
+    @property
     def change(self) -> int:
         """Number of the last change applied to it."""
         return self._state.change
@@ -164,7 +169,7 @@ class LiveIndex:
     @contextmanager
     def _change(self, deadline: float) -> Iterator[_State]:
         """Holds off other changes, of this process and others; gives the state that they left."""
-        if self._state.folder == self._index_dir:
+        if not self.has_versions:
             raise ValueError(
                 f"{self._index_dir}: holds one index without versions, so changes have no place;"
                 " mtmh build-index without --out makes a folder of versions"

@@ -29,11 +29,15 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
             raise Refused(403, f"this service takes no writes: set {API_KEYS} or service.api_keys_file and restart it")
         if key is None or not key_is_valid(key, service.api_keys):
             raise Refused(401, "expected a valid key in the header X-API-Key", headers={"WWW-Authenticate": "ApiKey"})
+        if not service.current.has_versions:
+            raise Refused(
+                409, "this index is one without versions and takes no changes: mtmh build-index without --out makes one"
+            )
 
     @app.post(
         "/v1/items",
         response_model=Written,
-        responses=documented(400, 401, 403, 408, 413, 422, 429, 504),
+        responses=documented(400, 401, 403, 408, 409, 413, 422, 429, 504),
         tags=["items"],
         dependencies=[Depends(may_write)],
     )
@@ -42,6 +46,8 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
 
         An id that is there already is refused, unless it was added by an equal row: a request may be repeated.
         """
+        if service.current.snapshot.retriever.tower is None:
+            raise Refused(409, "this index has no tower to embed items from their features: build it again")
         if len(body.items) > service.limits.max_new_items:
             expected = f"at most {service.limits.max_new_items} items, not {len(body.items)}"
             raise Refused(422, f"body.items: {expected}", fields=[FieldProblem(field="body.items", expected=expected)])
@@ -51,7 +57,7 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
     @app.delete(
         "/v1/items/{item_id:path}",
         response_model=Written,
-        responses=documented(401, 403, 404, 422, 429, 504),
+        responses=documented(401, 403, 404, 409, 422, 429, 504),
         tags=["items"],
         dependencies=[Depends(may_write)],
     )

@@ -8,10 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from service_process import Reply, ServiceProcess
+from synthetic_dataset import make_config
+from test_retriever import NUM_ITEMS, write_index
 
 from mtmh.config import load_config
+from mtmh.index.versions import new_version, publish
 
 
 @pytest.fixture(scope="module")
@@ -164,3 +168,20 @@ def test_writes_and_questions_at_the_same_time(written: ServiceProcess, row: dic
         assert all(len(items_of(one.result())) == 5 for one in asked)
         for one in changed:
             one.result()
+
+
+@pytest.mark.parametrize("has_versions", [False, True])
+def test_an_index_that_cannot_take_a_change_says_so(tmp_path: Path, has_versions: bool) -> None:
+    index_dir = make_config(tmp_path).model_dir("index")
+    folder = new_version(index_dir) if has_versions else index_dir
+    write_index(folder, ids=pa.array(range(NUM_ITEMS)))
+    if has_versions:
+        publish(folder)
+    recipe = tmp_path / "served.yaml"
+    recipe.write_text(make_config(tmp_path).model_dump_json())
+    with ServiceProcess(recipe) as running:
+        added = running.write("POST", "/v1/items", {"items": [{"item_id": 5001}]})
+        removed = running.write("DELETE", "/v1/items/3")
+    assert (added.status, removed.status) == (409, 200 if has_versions else 409), (added.body, removed.body)
+    assert ("no tower" if has_versions else "without versions") in added.json["detail"]
+    assert str(tmp_path) not in added.json["detail"]
