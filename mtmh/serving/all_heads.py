@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +10,7 @@ import numpy as np
 
 from mtmh.config import RetrievalConfig
 from mtmh.serving.catalogue import Indices, Mask
+from mtmh.serving.cores import busy_threads, usable_cores
 from mtmh.serving.head_search import HeadSearch
 from mtmh.serving.preranker import Candidates
 
@@ -31,6 +31,7 @@ class AllHeads:
 
     def __init__(self, by_head: Mapping[str, HeadSearch], threads: ThreadPoolExecutor | None = None) -> None:
         self.by_head = by_head
+        self._cores = usable_cores()  # reads files, so not with every search
         self.threads = threads or ThreadPoolExecutor(max_workers=64, thread_name_prefix="head-search")
 
     def search(
@@ -61,13 +62,11 @@ class AllHeads:
             k_ann, probes = settings.k_ann, settings.num_probes
             return self.search(head, triggers, k_ann, probes, needed=settings.k, allowed=allowed)
 
-        others = heads[1:] if _searches_in_parallel(len(triggers)) else []
+        others = heads[1:] if self._searches_in_parallel(len(triggers)) else []
         running = [self.threads.submit(search, head) for head in others]
         found = [search(head) for head in heads if head not in others]
         return found + [one.result() for one in running]
 
-
-def _searches_in_parallel(num_queries: int) -> bool:
-    """Whether a thread a head pays: faiss spreads the queries of one call over its own threads, where it may."""
-    own_threads = faiss.omp_get_max_threads()
-    return len(os.sched_getaffinity(0)) > own_threads or num_queries < own_threads
+    def _searches_in_parallel(self, num_queries: int) -> bool:
+        """Whether a thread a head pays: faiss spreads the queries of one call over its own threads, where it may."""
+        return self._cores > busy_threads() or num_queries < faiss.omp_get_max_threads()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from pathlib import Path
 
 import faiss
@@ -11,6 +12,7 @@ import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+_own = threading.local()
 
 
 def usable_cores() -> int:
@@ -37,14 +39,24 @@ def cgroup_cores(root: Path, membership: Path) -> int:
     return max(1, math.floor(min([*quotas, 2.0**31])))
 
 
-def compute_with(threads: int) -> None:
+def compute_with(threads: int, at_once: int = 1) -> None:
     """Lets faiss and torch, where this thread calls them, spread their work over so many threads.
+
+    Args:
+        threads: of this thread's work.
+        at_once: threads like this one that compute at the same time, itself among them; see `busy_threads`.
 
     OpenMP keeps the number for each calling thread. Torch sets its own when a thread uses it for the first time, and in
     some builds shares it with faiss, so both are told.
     """
+    _own.at_once = at_once
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
+
+
+def busy_threads() -> int:
+    """Threads that this thread and those like it keep busy, as `compute_with` was told."""
+    return getattr(_own, "at_once", 1) * int(faiss.omp_get_max_threads())
 
 
 def _quota(path: Path) -> float:

@@ -56,20 +56,22 @@ class Service:
         self.current = CurrentIndex(
             config.model_dir("index"), self.metrics, config.service.cache_mb << 20, config.retrieval
         )
+        threads = config.service.threads or usable_cores()
+        on_start = partial(compute_with, config.service.search_threads, at_once=threads)
         self.queue = WorkQueue(
             "search",
-            threads=config.service.threads or usable_cores(),
+            threads=threads,
             capacity=config.service.queue_size,
             max_batch=config.service.batch_triggers,
             on_batch=self.metrics.batch_requests.observe,
-            on_start=partial(compute_with, config.service.search_threads),
+            on_start=on_start,
         )
         # Writes wait for each other anyhow; apart from the queue, they hold up no answer.
         self.writes = WorkQueue(
             "write",
             threads=1,
             capacity=_WAITING_WRITES,
-            on_start=partial(compute_with, config.service.search_threads),
+            on_start=on_start,
         )
         # People look items up by words, which passes over the whole catalogue: one at a time, beside the questions.
         self.lookups = WorkQueue("lookup", threads=1, capacity=_WAITING_LOOKUPS)

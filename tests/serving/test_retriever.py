@@ -17,6 +17,8 @@ from synthetic_dataset import make_config
 from mtmh.artifacts import MANIFEST, write_artifact
 from mtmh.index.layout import AnnRecall, IndexSummary, index_file, vectors_file
 from mtmh.index.vector_index import IvfIndex
+from mtmh.serving import all_heads
+from mtmh.serving.cores import compute_with
 from mtmh.serving.display import retrieval_table
 from mtmh.serving.filters import Filters
 from mtmh.serving.merge import head_quotas, head_shares
@@ -230,6 +232,27 @@ def test_every_head_is_searched_with_the_threads_of_who_asks(index_dir: Path, mo
     finally:
         faiss.omp_set_num_threads(before)
     assert sorted(seen) == [(False, 3), (True, 3)]
+
+
+@pytest.mark.parametrize(
+    ("cores", "at_once", "in_parallel"), [(4, 1, True), (4, 3, True), (4, 4, False), (1, 1, False)]
+)
+def test_heads_are_searched_side_by_side_only_where_cores_are_free(
+    index_dir: Path, monkeypatch: pytest.MonkeyPatch, cores: int, at_once: int, in_parallel: bool
+) -> None:
+    monkeypatch.setattr(all_heads, "usable_cores", lambda: cores)
+    seen: list[bool] = []
+    search = IvfIndex.search
+
+    def recording(*arguments: object, **settings: object) -> object:
+        seen.append(threading.current_thread().name.startswith("head-search"))
+        return search(*arguments, **settings)
+
+    monkeypatch.setattr(IvfIndex, "search", recording)
+    retriever = Retriever.load(index_dir)
+    with ThreadPoolExecutor(1, initializer=compute_with, initargs=(1, at_once)) as one:
+        one.submit(retriever.retrieve, [id_of(1)], k=5).result()
+    assert sorted(seen) == [False, in_parallel]
 
 
 @pytest.mark.parametrize("section", ["service", "chain", "training"])
