@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 _LOCK = ".lock"
 _SCRATCH = ".compact-"
@@ -36,7 +37,7 @@ def scratch_folder(index_dir: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        _remove(folder)
         file.close()
 
 
@@ -44,8 +45,21 @@ def _remove_abandoned(index_dir: Path) -> None:
     """Removes scratch folders whose owners are gone; the caller holds the lock of the folder."""
     for folder in index_dir.glob(f"{_SCRATCH}*"):
         try:
-            with (folder / _LOCK).open("a") as file:
+            # Not made anew where there is none: it would be in the way of an owner that is removing the folder.
+            with (folder / _LOCK).open("r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-        except (BlockingIOError, FileNotFoundError):  # at work, or just done with it
+                _remove(folder)
+        except BlockingIOError:  # at work
             continue
+        except FileNotFoundError:  # just done with it, or killed before it had a lock
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder that another process may be removing too."""
+
+    def unless_gone(_function: object, _path: object, why: tuple[type, BaseException, TracebackType]) -> None:
+        if not isinstance(why[1], FileNotFoundError):
+            raise why[1]
+
+    shutil.rmtree(folder, onerror=unless_gone)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from mtmh.index.writers import scratch_folder, writing
 
@@ -41,3 +45,22 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
     (tmp_path / ".compact-old").mkdir()  # of a version of mtmh without locks
     with writing(tmp_path):
         assert scratch_of(tmp_path) == []
+
+
+def test_a_writer_that_comes_while_the_owner_removes_its_folder_is_not_in_its_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmdir, meanwhile = os.rmdir, []
+
+    def after_another_writer(*arguments: Any, **settings: Any) -> None:
+        if not meanwhile:  # all files are unlinked, the lock among them
+            meanwhile.append(scratch_of(tmp_path))
+            with writing(tmp_path):
+                pass
+        rmdir(*arguments, **settings)
+
+    with scratch_folder(tmp_path) as folder:
+        (folder / "vectors.npy").write_text("much")
+        monkeypatch.setattr(os, "rmdir", after_another_writer)
+    assert meanwhile == [[folder]]
+    assert scratch_of(tmp_path) == []
