@@ -111,7 +111,8 @@ def open_concepts(dataset: Dataset, path: Path, source_weights: Mapping[str, flo
         time = _instants(table.column(TIMESTAMP), dataset, path)
         early = pc.fill_null(pc.less(time, cutoff), False)
         no_time = time.null_count
-        dropped_by_time = {"test period": len(table) - pc.sum(early).as_py() - no_time, "no timestamp": no_time}
+        num_early = pc.sum(early).as_py() or 0  # None of no rows
+        dropped_by_time = {"test period": len(table) - num_early - no_time, "no timestamp": no_time}
         table, source = table.filter(early).combine_chunks(), source.filter(early.combine_chunks())
     text = pc.utf8_trim_whitespace(table.column("concept").combine_chunks().fill_null(""))
     canonical = pc.utf8_ltrim(pc.utf8_lower(text), characters="#")

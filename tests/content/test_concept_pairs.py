@@ -173,3 +173,11 @@ def test_items_without_concepts_do_not_disturb(tmp_path):
     draw = PairDraw(np.array([item]), concepts.values[concepts.offsets[item] :][:1], np.ones(1, np.float32))
     rows, columns = false_negatives(concepts, draw)
     assert (rows.tolist(), columns.tolist()) == ([0], [0])
+
+
+def test_an_empty_table_with_a_timestamp_has_no_concept(tmp_path: Path) -> None:
+    cut = write_dataset(tmp_path / "cut", {"item_id": [10]}, cutoff=100)
+    path = timed(tmp_path / "c.parquet", pa.array([1]))
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(ValueError, match="no concept of any item"):
+        open_concepts(cut, path, {})
