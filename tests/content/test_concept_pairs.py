@@ -181,3 +181,9 @@ def test_an_empty_table_with_a_timestamp_has_no_concept(tmp_path: Path) -> None:
     pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(ValueError, match="no concept of any item"):
         open_concepts(cut, path, {})
+
+
+def test_a_run_ends_with_its_epochs_or_its_steps_whatever_comes_first(dataset: Dataset, tmp_path: Path) -> None:
+    order = PairOrder(open_concepts(dataset, write(tmp_path / "c.parquet", ROWS), {}), batch_size=2, seed=0)
+    assert order.steps_per_epoch == 2
+    assert [order.num_steps(3, most) for most in (None, 5, 100)] == [6, 5, 6]

@@ -100,7 +100,7 @@ def test_modality_dropout_takes_one_of_two_and_never_both(catalogue):
 
 
 def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path, catalogue):
-    training = {"max_steps": 40, "epochs": 5, "checkpoint_every": 2, "warmup_steps": 5}
+    training = {"max_steps": 40, "epochs": 40, "checkpoint_every": 2, "warmup_steps": 5}
     config = make_config(tmp_path, catalogue, encoder={"training": training})
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     job = start(config, "mtmh.content.train:train_content", killed)
