@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from mtmh.artifacts import Artifact, link_folder, open_artifact
-from mtmh.config import Config
+from mtmh.config import Config, LossConfig
+from mtmh.config.recorded import recorded_section
 from mtmh.index.build import write_index
 from mtmh.index.layout import ITEMS, PRERANKER, EmbeddingsSummary, IndexSummary, vectors_file
 from mtmh.index.segments import merge_segments
@@ -85,7 +86,7 @@ def compact(config: Config) -> Path:
 
 def _ranking_as_before(config: Config, artifact: Artifact, retriever: Retriever) -> Config:
     """The recipe, but with the ranking of a version: who ranks, and what that one was built with."""
-    temperature = Config.model_validate(artifact.manifest.config).loss.temperature
+    temperature = recorded_section(artifact, "loss", LossConfig).temperature
     loss = config.loss.model_copy(update={"temperature": temperature})
     return config.model_copy(update={"retrieval": retriever.defaults, "loss": loss})
 
