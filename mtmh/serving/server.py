@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from socket import IPPROTO_TCP, TCP_NODELAY, socket
+from socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_REUSEADDR, SOL_SOCKET, TCP_NODELAY, socket
 from types import FrameType
 
 import uvicorn
@@ -66,14 +66,13 @@ def serve(config: Config) -> None:
     _log_to_stderr()
     if config.service.access_log:
         _log_access_to_stdout()
+    listening = _bound(config.service.host, config.service.port)  # before the index, which takes its time
     app = create_app(config)
     service: Service = app.state.service
     server = DrainingServer(
         # No limit_concurrency: it counts connections that a proxy keeps for later, too, and answers even /healthz 503.
         uvicorn.Config(
             app,
-            host=config.service.host,
-            port=config.service.port,
             access_log=False,
             log_config=None,
             server_header=False,
@@ -82,14 +81,23 @@ def serve(config: Config) -> None:
         ),
         service,
     )
-    try:
-        listening = server.config.bind_socket()
-    except SystemExit:
-        raise ValueError(f"cannot listen on {config.service.host}:{config.service.port}; see the line above") from None
+    asyncio.run(server.serve(sockets=[listening]))
+
+
+def _bound(host: str, port: int) -> socket:
+    """A socket that has the address and does not listen yet, so that nobody is kept waiting while the index opens."""
+    bound = socket(AF_INET6 if ":" in host else AF_INET)
+    bound.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     # Connections inherit it. asyncio sets it on sockets of its own making only; without it an answer's second packet
     # waits 40 ms for the client to acknowledge the first.
-    listening.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
-    asyncio.run(server.serve(sockets=[listening]))
+    bound.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        reason = error.strerror or error
+        raise ValueError(f"cannot listen on {host}:{port} (service.host, service.port): {reason}") from None
+    return bound
 
 
 def _log_to_stderr() -> None:
