@@ -1,4 +1,4 @@
-"""The searches of all heads: one after the other or a thread each, in blocks of triggers."""
+"""The searches of all heads: a thread each while cores are free, else one after the other; in blocks of triggers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from mtmh.config import RetrievalConfig
 from mtmh.serving.catalogue import Indices, Mask
-from mtmh.serving.cores import busy_threads, usable_cores
+from mtmh.serving.cores import Shares, usable_cores
 from mtmh.serving.head_search import HeadSearch
 from mtmh.serving.preranker import Candidates
 
@@ -23,15 +23,19 @@ class AllHeads:
     Args:
         by_head: the search of each head.
         threads: to share with another one of these; None: new ones.
+        cores: likewise.
 
     Attributes:
         by_head: the search of each head.
         threads: for all heads but the first.
+        cores: which the searches of all requests share.
     """
 
-    def __init__(self, by_head: Mapping[str, HeadSearch], threads: ThreadPoolExecutor | None = None) -> None:
+    def __init__(
+        self, by_head: Mapping[str, HeadSearch], threads: ThreadPoolExecutor | None = None, cores: Shares | None = None
+    ) -> None:
         self.by_head = by_head
-        self._cores = usable_cores()  # reads files, so not with every search
+        self.cores = cores or Shares(usable_cores())
         self.threads = threads or ThreadPoolExecutor(max_workers=64, thread_name_prefix="head-search")
 
     def search(
@@ -62,11 +66,9 @@ class AllHeads:
             k_ann, probes = settings.k_ann, settings.num_probes
             return self.search(head, triggers, k_ann, probes, needed=settings.k, allowed=allowed)
 
-        others = heads[1:] if self._searches_in_parallel(len(triggers)) else []
-        running = [self.threads.submit(search, head) for head in others]
-        found = [search(head) for head in heads if head not in others]
-        return found + [one.result() for one in running]
-
-    def _searches_in_parallel(self, num_queries: int) -> bool:
-        """Whether a thread a head pays: faiss spreads the queries of one call over its own threads, where it may."""
-        return self._cores > busy_threads() or num_queries < faiss.omp_get_max_threads()
+        # faiss spreads the queries of one call over its own threads.
+        with self.cores.share(len(heads), max(1, min(own_threads, len(triggers)))) as in_parallel:
+            others = heads[1:] if in_parallel else []
+            running = [self.threads.submit(search, head) for head in others]
+            found = [search(head) for head in heads if head not in others]
+            return found + [one.result() for one in running]

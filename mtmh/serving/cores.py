@@ -1,10 +1,12 @@
-"""The CPU cores that a process may use, and how many of them one thread's computing takes."""
+"""The CPU cores that a process may use, and who takes them."""
 
 from __future__ import annotations
 
 import math
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
@@ -12,7 +14,32 @@ import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
-_own = threading.local()
+
+
+class Shares:
+    """Hands out a process's cores to what runs at the same time.
+
+    Args:
+        cores: how many there are.
+    """
+
+    def __init__(self, cores: int) -> None:
+        self._cores = cores
+        self._taken = 0
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def share(self, parts: int, cores_each: int) -> Iterator[bool]:
+        """Whether ``parts`` pieces of work, of ``cores_each`` cores each, may run side by side, not one by one."""
+        with self._lock:
+            in_parallel = self._taken + parts * cores_each <= self._cores
+            taken = (parts if in_parallel else 1) * cores_each
+            self._taken += taken
+        try:
+            yield in_parallel
+        finally:
+            with self._lock:
+                self._taken -= taken
 
 
 def usable_cores() -> int:
@@ -39,24 +66,14 @@ def cgroup_cores(root: Path, membership: Path) -> int:
     return max(1, math.floor(min([*quotas, 2.0**31])))
 
 
-def compute_with(threads: int, at_once: int = 1) -> None:
+def compute_with(threads: int) -> None:
     """Lets faiss and torch, where this thread calls them, spread their work over so many threads.
-
-    Args:
-        threads: of this thread's work.
-        at_once: threads like this one that compute at the same time, itself among them; see `busy_threads`.
 
     OpenMP keeps the number for each calling thread. Torch sets its own when a thread uses it for the first time, and in
     some builds shares it with faiss, so both are told.
     """
-    _own.at_once = at_once
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
-
-
-def busy_threads() -> int:
-    """Threads that this thread and those like it keep busy, as `compute_with` was told."""
-    return getattr(_own, "at_once", 1) * int(faiss.omp_get_max_threads())
 
 
 def _quota(path: Path) -> float:

@@ -28,6 +28,7 @@ from mtmh.index.versions import current_version
 from mtmh.serving.all_heads import AllHeads
 from mtmh.serving.answers import RetrievedItem, SideBySide, merged_answers, popular_answers, user_answers
 from mtmh.serving.catalogue import Catalogue, Indices, ItemDescription, ItemId, Mask
+from mtmh.serving.cores import Shares
 from mtmh.serving.filters import Filters
 from mtmh.serving.head_search import HeadSearch
 from mtmh.serving.preranker import (
@@ -77,6 +78,7 @@ class Retriever:
         tower: Tower | None = None,
         version: str = "",
         threads: ThreadPoolExecutor | None = None,
+        cores: Shares | None = None,
     ) -> None:
         self.heads = list(indexes)
         self.catalogue = catalogue
@@ -87,7 +89,9 @@ class Retriever:
         self.version = version
         stacked = {head: of if isinstance(of, StackedVectors) else StackedVectors(of) for head, of in vectors.items()}
         self.vectors = stacked
-        self._searches = AllHeads({head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}, threads)
+        self._searches = AllHeads(
+            {head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}, threads, cores
+        )
 
     @classmethod
     def load(cls, index_dir: Path, settings: RetrievalConfig | None = None) -> Self:
@@ -494,4 +498,5 @@ class Retriever:
             tower=self.tower,
             version=self.version,
             threads=self._searches.threads,
+            cores=self._searches.cores,
         )

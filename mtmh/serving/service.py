@@ -57,7 +57,7 @@ class Service:
             config.model_dir("index"), self.metrics, config.service.cache_mb << 20, config.retrieval
         )
         threads = config.service.threads or usable_cores()
-        on_start = partial(compute_with, config.service.search_threads, at_once=threads)
+        on_start = partial(compute_with, config.service.search_threads)
         self.queue = WorkQueue(
             "search",
             threads=threads,

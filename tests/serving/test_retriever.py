@@ -18,7 +18,6 @@ from mtmh.artifacts import MANIFEST, write_artifact
 from mtmh.index.layout import AnnRecall, IndexSummary, index_file, vectors_file
 from mtmh.index.vector_index import IvfIndex
 from mtmh.serving import all_heads
-from mtmh.serving.cores import compute_with
 from mtmh.serving.display import retrieval_table
 from mtmh.serving.filters import Filters
 from mtmh.serving.merge import head_quotas, head_shares
@@ -217,6 +216,7 @@ def test_one_head(tmp_path: Path) -> None:
 
 
 def test_every_head_is_searched_with_the_threads_of_who_asks(index_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(all_heads, "usable_cores", lambda: 2)
     seen: list[tuple[bool, int]] = []
     search = IvfIndex.search
 
@@ -235,10 +235,10 @@ def test_every_head_is_searched_with_the_threads_of_who_asks(index_dir: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("cores", "at_once", "in_parallel"), [(4, 1, True), (4, 3, True), (4, 4, False), (1, 1, False)]
+    ("cores", "taken", "in_parallel"), [(4, 0, True), (4, 2, True), (4, 3, False), (2, 0, True), (1, 0, False)]
 )
-def test_heads_are_searched_side_by_side_only_where_cores_are_free(
-    index_dir: Path, monkeypatch: pytest.MonkeyPatch, cores: int, at_once: int, in_parallel: bool
+def test_heads_are_searched_side_by_side_while_cores_are_free(
+    index_dir: Path, monkeypatch: pytest.MonkeyPatch, cores: int, taken: int, in_parallel: bool
 ) -> None:
     monkeypatch.setattr(all_heads, "usable_cores", lambda: cores)
     seen: list[bool] = []
@@ -250,9 +250,12 @@ def test_heads_are_searched_side_by_side_only_where_cores_are_free(
 
     monkeypatch.setattr(IvfIndex, "search", recording)
     retriever = Retriever.load(index_dir)
-    with ThreadPoolExecutor(1, initializer=compute_with, initargs=(1, at_once)) as one:
-        one.submit(retriever.retrieve, [id_of(1)], k=5).result()
+    with retriever._searches.cores.share(1, taken):  # what other requests search with meanwhile
+        retriever.retrieve([id_of(1)], k=5)
     assert sorted(seen) == [False, in_parallel]
+    seen.clear()
+    retriever.retrieve([id_of(1)], k=5)
+    assert sorted(seen) == [False, cores > 1], "the others have ended"
 
 
 @pytest.mark.parametrize("section", ["service", "chain", "training"])
