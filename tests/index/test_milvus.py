@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,8 +56,11 @@ def test_search_equals_numpy(index: MilvusIndex) -> None:
         DIM,
         20,
     )
-    _, near = index.search(queries, 500, num_probes=2)
-    assert ((near >= 0).sum(axis=1) < 500).all()
+    # Milvus answers exactly until its index is built, which it does in its own time.
+    deadline = time.monotonic() + 60
+    while (index.search(queries, 500, num_probes=2)[1] >= 0).all():
+        assert time.monotonic() < deadline, "two clusters of twenty hold all items"
+        time.sleep(0.1)
     # More than there are: the rest is marked, and nothing is there twice.
     scores, items = index.search(queries[:2], 700, num_probes=20)
     assert [sorted(row[:500]) for row in items.tolist()] == [list(range(500))] * 2
