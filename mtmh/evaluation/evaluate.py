@@ -277,16 +277,7 @@ class Measure:
 def _model_rows(config: Config, subject: Subject, cohort: Cohort, measure: Measure) -> tuple[list[Row], UserValues]:
     """Rows of the merge, of each head and of the alpha sweep, and the users' values of the merge."""
     settings = config.retrieval
-    kept, scores, requests = prerank_users(
-        cohort,
-        _searches(config, subject),
-        subject.preranker,
-        subject.sorter,
-        num_items=measure.num_items,
-        k_ann=settings.k_ann,
-        k=settings.k,
-        shared=settings.preranking == "shared",
-    )
+    kept, scores, requests = subject.prerank(cohort, settings, measure.num_items)
     merge = partial(merged_answers, kept, scores, requests, k=settings.k)
     if len(subject.heads) == 1:
         row, values = measure.row(config.name, "merged", merge(alpha=100.0))
@@ -311,16 +302,7 @@ def _model_rows(config: Config, subject: Subject, cohort: Cohort, measure: Measu
 def _exact_row(config: Config, subject: Subject, cohort: Cohort, measure: Measure) -> Row:
     """The merge over exact search: what it has more than the merge over the index is the index's loss."""
     settings = config.retrieval
-    kept, scores, requests = prerank_users(
-        cohort,
-        _searches(config, subject.exact()),
-        subject.preranker,
-        subject.sorter,
-        num_items=measure.num_items,
-        k_ann=settings.k_ann,
-        k=settings.k,
-        shared=settings.preranking == "shared",
-    )
+    kept, scores, requests = subject.exact().prerank(cohort, settings, measure.num_items)
     answers = merged_answers(kept, scores, requests, alpha=settings.alpha, k=settings.k)
     return measure.row(f"{config.name}, exact search", "exact", answers)[0]
 
@@ -352,15 +334,8 @@ def _preranking_rows(
             continue
         shown.add(_outcome(*way))
         preranker, sorter = rankers[keeps][0], rankers[sorts][1]
-        kept, scores, requests = prerank_users(
-            cohort,
-            _searches(config, subject),
-            preranker,
-            sorter,
-            num_items=measure.num_items,
-            k_ann=settings.k_ann,
-            k=settings.k,
-            shared=shared,
+        kept, scores, requests = subject.prerank(
+            cohort, settings, measure.num_items, preranker=preranker, sorter=sorter, shared=shared
         )
         answers = merged_answers(kept, scores, requests, alpha=settings.alpha, k=settings.k)
         rows.append(measure.row(f"{config.name}, {name}", "preranking", answers)[0])
@@ -370,14 +345,6 @@ def _preranking_rows(
 def _outcome(keeps: str, sorts: str, preranking: str) -> tuple[str, ...]:
     """What a way of preranking comes to: equal for ways whose answers are. A shared ranking is the sorter's alone."""
     return (sorts, preranking) if preranking == "shared" else (keeps, sorts, preranking)
-
-
-def _searches(config: Config, subject: Subject) -> dict[str, Search]:
-    settings = config.retrieval
-    return {
-        head: partial(subject.search, head, k_ann=settings.k_ann, num_probes=settings.num_probes)
-        for head in subject.heads
-    }
 
 
 def _published(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mtmh.config import RetrievalConfig
 from mtmh.data.dataset import Dataset
-from mtmh.evaluation.protocol import Answers, Cohort, merged_answers, prerank_users
+from mtmh.evaluation.protocol import Answers, Cohort, merged_answers
 from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.serving.retriever import Retriever
 
@@ -35,18 +34,10 @@ def published_answers(index: Path, dataset: Dataset, cohort: Cohort, settings: R
     rows = ItemRows.match(dataset, retriever.catalogue)
     if not (rows.row_of[cohort.triggers] >= 0).any():
         raise ValueError(
-            f"{index}: knows {np.count_nonzero(rows.in_dataset):,} of the dataset's {dataset.num_items:,} items, and"
+            f"{index}: knows {np.count_nonzero(rows.item_of >= 0):,} of the dataset's {dataset.num_items:,} items, and"
             " none of those that users engaged with last: nothing to compare with"
         )
-    subject, k_ann, k = Subject(retriever, rows), settings.k_ann, settings.k
-    kept, scores, requests = prerank_users(
-        cohort,
-        {head: partial(subject.search, head, k_ann=k_ann, num_probes=settings.num_probes) for head in subject.heads},
-        subject.preranker,
-        subject.sorter,
-        num_items=dataset.num_items,
-        k_ann=k_ann,
-        k=k,
-        shared=settings.preranking == "shared",
-    )
-    return merged_answers(kept, scores, requests, alpha=settings.alpha if len(subject.heads) > 1 else 100.0, k=k)
+    subject = Subject(retriever, rows)
+    kept, scores, requests = subject.prerank(cohort, settings, dataset.num_items)
+    alpha = settings.alpha if len(subject.heads) > 1 else 100.0
+    return merged_answers(kept, scores, requests, alpha=alpha, k=settings.k)

@@ -28,7 +28,7 @@ class Row(BaseModel):
         name: for people.
         kind: ``merged`` at the recipe's alpha; ``head`` alone; ``alpha``: another merge; ``preranking``: as merged,
             ranked in another way; ``exact``: as merged, with exact search in place of the index; ``published``: the
-            published version at its own settings; ``yardstick``: no model of ours.
+            published version by the recipe's settings; ``yardstick``: no model of ours.
         alpha: percent of the engagement head, where there is a choice.
         recall: by cut-off.
         match_l1: share of <trigger, candidate> pairs of the same coarse topic; None without topics.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.config import RetrievalConfig
 from mtmh.data.dataset import Dataset
+from mtmh.evaluation.protocol import Cohort, prerank_users
 from mtmh.serving.catalogue import Catalogue
 from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, Scores
 from mtmh.serving.retriever import Retriever
@@ -66,6 +69,38 @@ class Subject:
         scores[there] = np.where(found_items >= 0, found.scores, np.float32(-np.inf))
         return Candidates(head, items, scores)
 
+    def prerank(
+        self,
+        cohort: Cohort,
+        settings: RetrievalConfig,
+        num_items: int,
+        *,
+        preranker: Preranker | None = None,
+        sorter: Preranker | None = None,
+        shared: bool | None = None,
+    ) -> tuple[list[Candidates], list[Scores], Requests]:
+        """As `prerank_users`: the candidates of all heads, by the settings of a recipe.
+
+        Args:
+            cohort: U users of the dataset.
+            settings: ``k_ann``, ``num_probes`` and ``k``.
+            num_items: of the dataset.
+            preranker: keeps the best of each head; None: the subject's own.
+            sorter: scores what is kept; None: the subject's own.
+            shared: whether all heads are ranked as one; None: as ``settings.preranking`` says.
+        """
+        k_ann, num_probes = settings.k_ann, settings.num_probes
+        return prerank_users(
+            cohort,
+            {head: partial(self.search, head, k_ann=k_ann, num_probes=num_probes) for head in self.heads},
+            preranker or self.preranker,
+            sorter or self.sorter,
+            num_items=num_items,
+            k_ann=k_ann,
+            k=settings.k,
+            shared=settings.preranking == "shared" if shared is None else shared,
+        )
+
     def _translated(self, ranker: Preranker) -> Preranker:
         return ranker if self._rows is None else _Translated(ranker, self._rows)
 
@@ -77,12 +112,10 @@ class ItemRows:
     Attributes:
         row_of: [I + 1] row of an item, -1: not in the index; the last entry is for item -1.
         item_of: [rows + 1] item of a row, -1: not in the dataset; the last entry is for row -1.
-        in_dataset: [rows].
     """
 
     row_of: npt.NDArray[np.int64]
     item_of: npt.NDArray[np.int32]
-    in_dataset: npt.NDArray[np.bool_]
 
     @staticmethod
     def match(dataset: Dataset, catalogue: Catalogue) -> ItemRows:
@@ -90,7 +123,7 @@ class ItemRows:
         rows = catalogue.find(dataset.item_ids.tolist(), "item")
         items = np.full(len(catalogue) + 1, -1, np.int32)
         items[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
-        return ItemRows(np.append(rows, -1), items, items[:-1] >= 0)
+        return ItemRows(np.append(rows, -1), items)
 
 
 class _Translated:
