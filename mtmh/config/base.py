@@ -18,6 +18,18 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class RunLength(Settings):
+    """How long something trains: to the end of its epochs, or ``max_steps`` if that is sooner."""
+
+    epochs: Positive = 1
+    max_steps: Positive | None = None
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Of the whole run."""
+        steps = self.epochs * steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+
 def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested mappings, by dotted key; an empty mapping is a value."""
     for key, value in tree.items():

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mtmh.config.base import Fraction, NonNegative, Positive, Settings
+from mtmh.config.base import Fraction, NonNegative, Positive, RunLength, Settings
 
 
 class BackboneConfig(Settings):
@@ -26,12 +26,10 @@ class BackboneConfig(Settings):
     lora_rank: Positive = 16
 
 
-class EncoderTrainingConfig(Settings):
+class EncoderTrainingConfig(RunLength):
     """Content against concepts, contrastive. ``batch_size`` counts pairs of the global batch."""
 
     batch_size: Positive = 256
-    epochs: Positive = 1
-    max_steps: Positive | None = None
     learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3  # of the new layers
     backbone_learning_rate: Annotated[float, Field(gt=0.0)] = 2e-5
     weight_decay: NonNegative = 0.01

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mtmh.config.base import NonNegative, Positive, Settings
+from mtmh.config.base import NonNegative, Positive, RunLength, Settings
 
 
 class PropensityConfig(Settings):
@@ -120,14 +120,12 @@ class ContinuationConfig(Settings):
     check_period: bool = True
 
 
-class TrainingConfig(Settings):
+class TrainingConfig(RunLength):
     """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks."""
 
     batch_size: Positive = 6144
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
-    epochs: Positive = 1
-    max_steps: Positive | None = None
     optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
     learning_rate: Annotated[float, Field(gt=0.0)] = 0.05
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.01

@@ -220,11 +220,6 @@ class PairOrder:
         """Full batches of an epoch."""
         return len(self._concepts) // self._batch_size
 
-    def num_steps(self, epochs: int, max_steps: int | None) -> int:
-        """Of a run that ends with its epochs, or after ``max_steps`` if that is sooner."""
-        steps = epochs * self.steps_per_epoch
-        return steps if max_steps is None else min(steps, max_steps)
-
     def draw(self, step: int) -> PairDraw:
         """The pairs of global step ``step``, counted through all epochs."""
         epoch, place = divmod(step, self.steps_per_epoch)

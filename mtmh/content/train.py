@@ -74,7 +74,7 @@ def train_content(config: Config, out: Path) -> Artifact:
         if ranks.is_first and encoder.concepts is not None:  # those of a simulation know nothing of events
             logger.warning("%s: %s", table, concepts.test_period)
         order = PairOrder(concepts, training.batch_size, config.seed)
-        num_steps = order.num_steps(training.epochs, training.max_steps)
+        num_steps = training.num_steps(order.steps_per_epoch)
         files = on_first(ranks, lambda: identity_of_files(config, dataset))
         facts = decisive(config, dataset, concepts.pairs_of_source, num_steps, files)
         if on_first(ranks, lambda: _is_finished(out, facts)):

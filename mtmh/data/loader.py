@@ -75,7 +75,7 @@ class PairLoader:
         self._negatives = UniformNegatives(self._table.train_count, config.loss.num_uniform_negatives, config.seed)
         self._log_q = NegativeLogProbability(self._table.train_count, config) if config.loss.log_q == "counts" else None
         self.steps_per_epoch = self._plan.steps_per_epoch
-        self.num_steps = min(training.epochs * self.steps_per_epoch, training.max_steps or 2**63)
+        self.num_steps = training.num_steps(self.steps_per_epoch)
         self.num_pairs = self._plan.num_pairs
 
     def batches(self, start_step: int = 0) -> Iterator[PairBatch]:

@@ -131,7 +131,7 @@ class ExampleLoader:
         self._negatives = UniformNegatives(counts, config.loss.num_uniform_negatives, config.seed)
         self._log_q = NegativeLogProbability(counts, config)
         self.steps_per_epoch = self._plan.steps_per_epoch
-        self.num_steps = min(training.epochs * self.steps_per_epoch, training.max_steps or 2**63)
+        self.num_steps = training.num_steps(self.steps_per_epoch)
         self.num_examples = self._plan.num_pairs
 
     def batches(self, start_step: int = 0) -> Iterator[ExampleBatch]:

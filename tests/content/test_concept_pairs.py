@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_catalogue import write_dataset
 
+from mtmh.config.content import EncoderTrainingConfig
 from mtmh.content.concepts import PairDraw, PairOrder, false_negatives, open_concepts
 from mtmh.data.dataset import Dataset
 
@@ -186,4 +187,5 @@ def test_an_empty_table_with_a_timestamp_has_no_concept(tmp_path: Path) -> None:
 def test_a_run_ends_with_its_epochs_or_its_steps_whatever_comes_first(dataset: Dataset, tmp_path: Path) -> None:
     order = PairOrder(open_concepts(dataset, write(tmp_path / "c.parquet", ROWS), {}), batch_size=2, seed=0)
     assert order.steps_per_epoch == 2
-    assert [order.num_steps(3, most) for most in (None, 5, 100)] == [6, 5, 6]
+    runs = [EncoderTrainingConfig(epochs=3, max_steps=most) for most in (None, 5, 100)]
+    assert [run.num_steps(order.steps_per_epoch) for run in runs] == [6, 5, 6]
