@@ -225,33 +225,21 @@ class Retriever:
             RequestError: a setting out of range.
         """
         timings = timings or Timings()
-        if features:
-            with timings.stage("embed"):
-                knowing = self._knowing(triggers, features)
-            return knowing.retrieve(
-                triggers,
-                k=k,
-                k_ann=k_ann,
-                num_probes=num_probes,
-                alpha=alpha,
-                shares=shares,
-                filters=filters,
-                timings=timings,
-            )
-        settings = asked_settings(self.defaults, k, k_ann, num_probes, alpha)
-        quotas = head_slots(settings, self.heads, alpha, shares)
+        asked = self._knowing(triggers, features or {}, timings)
+        settings = asked_settings(asked.defaults, k, k_ann, num_probes, alpha)
+        quotas = head_slots(settings, asked.heads, alpha, shares)
         with timings.stage("embed"):
-            indices = self._triggers(triggers)
+            indices = asked._triggers(triggers)
             known = indices >= 0
-            allowed = (filters or Filters()).allowed(self.catalogue, _NOBODY)
+            allowed = (filters or Filters()).allowed(asked.catalogue, _NOBODY)
         requests = Requests.anonymous(indices[known])
-        heads, quotas = self._taking_part(quotas)
-        kept = self._prerank(heads, requests, settings, allowed, timings)
+        heads, quotas = asked._taking_part(quotas)
+        kept = asked._prerank(heads, requests, settings, allowed, timings)
         with timings.stage("merge"):
-            answers = iter(merged_answers(requests, kept, quotas, self.sorter, self.catalogue))
+            answers = iter(merged_answers(requests, kept, quotas, asked.sorter, asked.catalogue))
         with timings.stage("describe"):
             return [
-                next(answers) if is_known else popular_answers(self.catalogue, settings.k, allowed, trigger)
+                next(answers) if is_known else popular_answers(asked.catalogue, settings.k, allowed, trigger)
                 for trigger, is_known in zip(triggers, known.tolist(), strict=True)
             ]
 
@@ -299,43 +287,30 @@ class Retriever:
         timings = timings or Timings()
         if not len(history):
             raise RequestError("history is empty, expected at least one item")
-        if features:
-            with timings.stage("embed"):
-                knowing = self._knowing(history, features)
-            return knowing.retrieve_user(
-                history,
-                k=k,
-                k_trigger=k_trigger,
-                k_ann=k_ann,
-                num_probes=num_probes,
-                alpha=alpha,
-                shares=shares,
-                filters=filters,
-                timings=timings,
-            )
+        asked = self._knowing(history, features or {}, timings)
         if k_trigger is not None and k_trigger < 1:
             raise RequestError(f"k_trigger is {k_trigger}, expected at least 1")
-        settings = asked_settings(self.defaults, k, k_ann, num_probes, alpha)
-        quotas = head_slots(settings, self.heads, alpha, shares)
+        settings = asked_settings(asked.defaults, k, k_ann, num_probes, alpha)
+        quotas = head_slots(settings, asked.heads, alpha, shares)
         with timings.stage("embed"):
-            indices = latest_first(self._triggers(history))
-            allowed = (filters or Filters()).allowed(self.catalogue, indices)
+            indices = latest_first(asked._triggers(history))
+            allowed = (filters or Filters()).allowed(asked.catalogue, indices)
         if not len(indices):
             with timings.stage("describe"):
-                return popular_answers(self.catalogue, settings.k, allowed, None)
+                return popular_answers(asked.catalogue, settings.k, allowed, None)
         requests = Requests(indices, np.zeros(len(indices), np.int64), indices[None, :])
-        heads, quotas = self._taking_part(quotas)
+        heads, quotas = asked._taking_part(quotas)
         # Enough of each trigger that the pool of a head covers the whole list, if triggers do not share answers.
         share = -(-settings.k // len(indices))
-        keep = k_trigger if k_trigger is not None else max(self.defaults.k, share)
-        kept = self._prerank(heads, requests, settings.model_copy(update={"k": keep}), allowed, timings)
-        found = self._pooled(requests, kept, quotas, timings)
+        keep = k_trigger if k_trigger is not None else max(asked.defaults.k, share)
+        kept = asked._prerank(heads, requests, settings.model_copy(update={"k": keep}), allowed, timings)
+        found = asked._pooled(requests, kept, quotas, timings)
         if len(found.items) < settings.k and keep < settings.k:
             # The triggers share their answers: as many of each as the whole list needs.
-            kept = self._prerank(heads, requests, settings, allowed, timings)
-            found = self._pooled(requests, kept, quotas, timings)
+            kept = asked._prerank(heads, requests, settings, allowed, timings)
+            found = asked._pooled(requests, kept, quotas, timings)
         with timings.stage("describe"):
-            return user_answers(found, heads, self.catalogue)
+            return user_answers(found, heads, asked.catalogue)
 
     def retrieve_side_by_side(
         self,
@@ -352,40 +327,28 @@ class Retriever:
     ) -> SideBySide:
         """What each head alone and the merge answer to one trigger; arguments as ``retrieve``."""
         timings = timings or Timings()
-        if features:
-            with timings.stage("embed"):
-                knowing = self._knowing([trigger], features)
-            return knowing.retrieve_side_by_side(
-                trigger,
-                k=k,
-                k_ann=k_ann,
-                num_probes=num_probes,
-                alpha=alpha,
-                shares=shares,
-                filters=filters,
-                timings=timings,
-            )
-        settings = asked_settings(self.defaults, k, k_ann, num_probes, alpha)
-        quotas = head_slots(settings, self.heads, alpha, shares)
+        asked = self._knowing([trigger], features or {}, timings)
+        settings = asked_settings(asked.defaults, k, k_ann, num_probes, alpha)
+        quotas = head_slots(settings, asked.heads, alpha, shares)
         with timings.stage("embed"):
-            index = self.catalogue.indices([trigger], "trigger")
-            allowed = (filters or Filters()).allowed(self.catalogue, _NOBODY)
+            index = asked.catalogue.indices([trigger], "trigger")
+            allowed = (filters or Filters()).allowed(asked.catalogue, _NOBODY)
         requests = Requests.anonymous(index)
         with timings.stage("search"):
-            found = self._searches.search_all(self.heads, requests.triggers, settings, allowed)
+            found = asked._searches.search_all(asked.heads, requests.triggers, settings, allowed)
         with timings.stage("prerank"):
-            by_head = [prerank(self.preranker, requests, one, settings.k) for one in found]
-            kept = shared_prerank(self.sorter, requests, found, settings.k) if self._shared else by_head
+            by_head = [prerank(asked.preranker, requests, one, settings.k) for one in found]
+            kept = shared_prerank(asked.sorter, requests, found, settings.k) if asked._shared else by_head
         with timings.stage("merge"):
             alone = {
-                head: merged_answers(requests, [one], [settings.k], self.sorter, self.catalogue)[0]
-                for head, one in zip(self.heads, by_head, strict=True)
+                head: merged_answers(requests, [one], [settings.k], asked.sorter, asked.catalogue)[0]
+                for head, one in zip(asked.heads, by_head, strict=True)
             }
-            merged = merged_answers(requests, kept, quotas, self.sorter, self.catalogue)[0]
+            merged = merged_answers(requests, kept, quotas, asked.sorter, asked.catalogue)[0]
         with timings.stage("describe"):
-            shown = [self.catalogue.ids(index)[0], *(answer.item for answers in alone.values() for answer in answers)]
+            shown = [asked.catalogue.ids(index)[0], *(answer.item for answers in alone.values() for answer in answers)]
             shown = list(dict.fromkeys(shown))
-            described = dict(zip(shown, self.describe(shown), strict=True))
+            described = dict(zip(shown, asked.describe(shown), strict=True))
         return SideBySide(shown[0], settings.alpha, alone, merged, described)
 
     def describe(self, ids: Sequence[ItemId]) -> list[ItemDescription]:
@@ -455,13 +418,19 @@ class Retriever:
         taking = [(head, quota) for head, quota in zip(self.heads, quotas, strict=True) if quota]
         return [head for head, _ in taking], [quota for _, quota in taking]
 
-    def _knowing(self, triggers: Sequence[ItemId], features: Mapping[ItemId, Row]) -> Retriever:
-        """A retriever for one request that knows the unknown triggers by their features.
+    def _knowing(self, triggers: Sequence[ItemId], features: Mapping[ItemId, Row], timings: Timings) -> Retriever:
+        """A retriever for one request that knows the unknown triggers by their features; without any, this one.
 
         Raises:
             RequestError: features that do not fit.
             ValueError: there is no tower.
         """
+        if not features:
+            return self
+        with timings.stage("embed"):
+            return self._with_triggers(triggers, features)
+
+    def _with_triggers(self, triggers: Sequence[ItemId], features: Mapping[ItemId, Row]) -> Retriever:
         typed = {self.catalogue.typed(item, "trigger"): row for item, row in features.items()}
         ids = list(dict.fromkeys(self.catalogue.typed(item, "trigger") for item in triggers))
         unknown = self.catalogue.find(ids, "trigger") < 0
