@@ -24,7 +24,7 @@ from mtmh.data.schema import ITEM_ID
 from mtmh.index.embedder import Embedder
 from mtmh.index.layout import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.training.checkpoint import MODEL, STATE
-from mtmh.training.continuation import RowMover, table_of
+from mtmh.training.continuation import RowMover, rows_of, table_of
 from mtmh.training.distributed import Ranks
 from mtmh.training.row_maps import previous_rows
 from mtmh.training.state_files import stored_pieces, stored_shapes
@@ -218,7 +218,7 @@ def _changed_rows(
     """For each table [R]: rows that are new or whose weights are no longer the same; none in tables not watched."""
     share = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
     folder = checkpoint.path / STATE
-    sizes = {feature.name: feature.num_rows for feature in old.summary.features.id_features}
+    sizes = rows_of(old.summary.features)
     changed = {f.name: np.zeros(f.num_rows, np.bool_) for f in dataset.summary.features.id_features}
     for name in stored_shapes(folder):
         feature = table_of(name)
