@@ -41,9 +41,9 @@ setup(
     package_data={
         "mtmh": [
             "py.typed",
-            "recipes/*.yaml",
-            "recipes/variants/*.yaml",
-            "data/sources/*.yaml",
+            "config/recipes/*.yaml",
+            "config/recipes/variants/*.yaml",
+            "prepare/sources/*.yaml",
             "evaluation/*.html",
             "serving/static/*",
             "chain/*.html",

@@ -30,13 +30,13 @@ from benchmarks.loader import build_dataset, machine
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
-from mtmh.training.distributed import Ranks, join_ranks
-from mtmh.training.id_tables import IdTables
-from mtmh.training.metrics import quiet_libraries
-from mtmh.training.model import build_model
-from mtmh.training.optimizers import build_optimizer, set_learning_rates
+from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
+from mtmh.distributed.ranks import Ranks, join_ranks
+from mtmh.distributed.raw_id_tables import IdTables
+from mtmh.distributed.sharding import shard
+from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
-from mtmh.training.sharding import shard
+from mtmh.training.progress import quiet_libraries
 from mtmh.training.task import TrainTask
 
 BUCKETS = 48

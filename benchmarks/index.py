@@ -26,8 +26,8 @@ import numpy.typing as npt
 
 from benchmarks.index_build import HEADS, index_config, write_vectors, write_world
 from benchmarks.loader import machine
+from mtmh.index.artifact import IndexSummary
 from mtmh.index.build import build_index
-from mtmh.index.layout import IndexSummary
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, IvfIndex
 

@@ -29,9 +29,10 @@ from benchmarks.loader import build_dataset, machine
 from mtmh.artifacts import open_artifact, write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
+from mtmh.data.row_file import RowFile
 from mtmh.data.schema import ITEMS
-from mtmh.index.layout import EmbeddingsSummary, IndexSummary, vectors_file
-from mtmh.index.row_file import RowFile
+from mtmh.index.artifact import IndexSummary
+from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
 
 HEADS = ["engagement", "relevance"]
 CENTRES = 2000

@@ -30,7 +30,7 @@ EVENTS_AN_ITEM = 200
 SIMULATE = """
 import json, sys
 from pathlib import Path
-from mtmh.data.sources.synthetic import SyntheticOptions, simulate
+from mtmh.prepare.sources.synthetic import SyntheticOptions, simulate
 task = json.loads(sys.argv[1])
 simulate(SyntheticOptions(**task["options"]), 0, Path(task["folder"]))
 """
@@ -39,7 +39,7 @@ PREPARE = """
 import json, sys
 from pathlib import Path
 from mtmh.config import Config
-from mtmh.data.prepare import prepare
+from mtmh.prepare.prepare import prepare
 task = json.loads(sys.argv[1])
 prepare(Config(**task["config"]), Path(task["out"]))
 """

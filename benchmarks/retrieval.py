@@ -30,12 +30,12 @@ from rich.table import Table
 
 from mtmh.config import RetrievalConfig
 from mtmh.index.vector_index import IvfIndex, selector
-from mtmh.serving.catalogue import Catalogue
-from mtmh.serving.filters import Filters
-from mtmh.serving.head_search import SCANNED_ITEMS
-from mtmh.serving.preranker import HeadScorePreranker
-from mtmh.serving.retriever import Retriever
-from mtmh.serving.timings import Timings
+from mtmh.retrieval.catalogue import Catalogue
+from mtmh.retrieval.filters import Filters
+from mtmh.retrieval.head_search import SCANNED_ITEMS
+from mtmh.retrieval.ranking import HeadScorePreranker
+from mtmh.retrieval.retriever import Retriever
+from mtmh.retrieval.timings import Timings
 
 HEADS = ["engagement", "relevance"]
 STAGES = ["embed", "search", "prerank", "merge", "describe"]

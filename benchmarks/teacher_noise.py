@@ -32,11 +32,11 @@ from mtmh.content.check import check_content
 from mtmh.content.embed import embed_content
 from mtmh.data.content_store import EMBEDDINGS, open_content
 from mtmh.data.dataset import open_dataset
-from mtmh.data.prepare import prepare
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation
 from mtmh.index.build import build_index
-from mtmh.index.embed import embed_catalogue
+from mtmh.prepare.prepare import prepare
+from mtmh.tower.embed import embed_catalogue
 from mtmh.training.trainer import train
 
 

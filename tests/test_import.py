@@ -18,7 +18,7 @@ import torch
 from tiny_run import tiny_config, write_inputs
 from torchrec import KeyedJaggedTensor
 
-from mtmh.training.model import load_model
+from mtmh.training.model_builder import load_model
 from mtmh.training.trainer import train
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from mtmh.artifacts import Artifact, open_artifact
 from mtmh.chain.record import Verdict
 from mtmh.config import Config, StageName
 from mtmh.evaluation.results import load_evaluation
-from mtmh.index.layout import IndexSummary
+from mtmh.index.artifact import IndexSummary
 from mtmh.index.versions import CURRENT, current_version
 
 

@@ -25,8 +25,8 @@ from mtmh.chain.record import RECORD, Record, Result, StageRecord, load_record, 
 from mtmh.chain.stages import PREVIOUS, Finding, Stage, examine, outlived_checkpoints, stages_of
 from mtmh.chain.state import StageState, State
 from mtmh.config import Config, load_config
+from mtmh.data.raw_files import stamp
 from mtmh.index.versions import BelowGateError, publish
-from mtmh.raw_files import stamp
 
 Say = Callable[[str], None]
 
@@ -255,7 +255,7 @@ class Chain:
 
     def _delta(self, previous: Artifact) -> list[str]:
         """Embeds what has changed, or all if there is nothing to keep from the period before."""
-        from mtmh.index.delta import open_period  # brings torch with it
+        from mtmh.tower.delta import open_period  # brings torch with it
 
         try:
             open_period(previous)

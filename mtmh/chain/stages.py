@@ -19,8 +19,8 @@ from mtmh.artifacts import Artifact, DamagedArtifactError, Kind, open_artifact
 from mtmh.chain.state import State
 from mtmh.config import Config, StageName
 from mtmh.config.base import leaves
+from mtmh.data.raw_files import stamp
 from mtmh.index.versions import find_version, list_versions
-from mtmh.raw_files import stamp
 from mtmh.source_code import code_digest
 
 PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
@@ -149,7 +149,7 @@ def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Arti
     if stage.name not in ("train", "train_preranker"):
         return None
     # Bring torch with them, which a chain without a change does without.
-    from mtmh.preranking.model import run_config
+    from mtmh.preranking.model_builder import run_config
     from mtmh.training.checkpoint import DECISIVE
 
     run, sections = (config, DECISIVE) if stage.name == "train" else (run_config(config), (*DECISIVE, "preranker"))

@@ -12,7 +12,7 @@ from mtmh.config import Config, load_config
 
 def doctor() -> None:
     """Checks that the installed packages belong together and compute."""
-    from mtmh.doctor import examine, report
+    from mtmh.cli.doctor import examine, report
 
     if not report(examine(), Console()):
         raise typer.Exit(1)

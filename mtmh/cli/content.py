@@ -14,7 +14,7 @@ content_app = typer.Typer(no_args_is_help=True, help="The teacher: content embed
 @content_app.command("simulate")
 def content_simulate(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
     """Draws pictures and concepts for a simulated catalogue."""
-    from mtmh.data.sources.synthetic_media import write_media
+    from mtmh.prepare.sources.synthetic_media import write_media
 
     config = load_config(recipe, overrides)
     done("media", write_media(config, out or config.media_dir).path)

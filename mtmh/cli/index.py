@@ -84,8 +84,8 @@ def add(
     overrides: Overrides = None,
 ) -> None:
     """Embeds new items from their features and makes them answers, without a new build."""
-    from mtmh.index.item_rows import read_rows
-    from mtmh.serving.live import LiveIndex
+    from mtmh.live.item_rows import read_rows
+    from mtmh.live.live_index import LiveIndex
 
     live = LiveIndex(load_config(recipe, overrides).model_dir("index"))
     tower = live.retriever.tower
@@ -100,7 +100,7 @@ def remove(
     overrides: Overrides = None,
 ) -> None:
     """Removes items from all answers, whatever version is published, until they are added again."""
-    from mtmh.serving.live import LiveIndex
+    from mtmh.live.live_index import LiveIndex
 
     live = LiveIndex(load_config(recipe, overrides).model_dir("index"))
     live.remove(ids)
@@ -111,7 +111,7 @@ def remove(
 def compact(recipe: Recipe, overrides: Overrides = None) -> None:
     """Builds a version out of the published one with all that was added and removed since, and publishes it."""
     from mtmh.index.versions import BelowGateError
-    from mtmh.serving.compact import compact as run
+    from mtmh.live.compaction import compact as run
 
     config = load_config(recipe, overrides)
     try:

@@ -19,7 +19,7 @@ def train_preranker(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of this preranker.")] = True,
 ) -> None:
     """Trains the user-to-item preranker and measures its tasks on T2; alone, or as one rank of torchrun."""
-    from mtmh.preranking.publish import quality_table, write_preranker
+    from mtmh.preranking.export import quality_table, write_preranker
     from mtmh.preranking.scorer import read_summary
     from mtmh.preranking.trainer import train_preranker as run
 

@@ -19,8 +19,8 @@ def prepare(
     overrides: Overrides = None,
 ) -> None:
     """Turns raw events and items into a dataset artifact."""
-    from mtmh.data.prepare import prepare as run
-    from mtmh.data.report import summary_table
+    from mtmh.prepare.prepare import prepare as run
+    from mtmh.prepare.report import summary_table
 
     config = load_config(recipe, [*(overrides or []), *([f"data.input={source}"] if source else [])])
     artifact = run(config, out or config.dataset_dir)
@@ -53,7 +53,7 @@ def plan(
     overrides: Overrides = None,
 ) -> None:
     """Shows how the tables would be spread over machines that are not there; exit code 1 if they do not fit."""
-    from mtmh.training.hardware import Cluster
+    from mtmh.distributed.hardware import Cluster
     from mtmh.training.plan import DoesNotFit, make_plan
     from mtmh.training.plan_report import plan_report
 
@@ -76,8 +76,8 @@ def embed(
     overrides: Overrides = None,
 ) -> None:
     """Embeds the catalogue under every head of the newest checkpoint."""
-    from mtmh.index.embed import embed_catalogue
-    from mtmh.index.layout import EmbeddingsSummary
+    from mtmh.tower.artifact import EmbeddingsSummary
+    from mtmh.tower.embed import embed_catalogue
 
     config = load_config(recipe, overrides)
     artifact = embed_catalogue(config, out or config.model_dir("embeddings"), delta_from=delta_from)
@@ -120,8 +120,8 @@ def retrieve(
     overrides: Overrides = None,
 ) -> None:
     """Prints what each head and the merge return for one trigger, side by side."""
-    from mtmh.serving.display import retrieval_table
-    from mtmh.serving.live import LiveIndex
+    from mtmh.cli.answer_table import retrieval_table
+    from mtmh.live.live_index import LiveIndex
 
     config = load_config(recipe, overrides)
     retriever = LiveIndex(config.model_dir("index"), config.retrieval).retriever

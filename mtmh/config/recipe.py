@@ -18,9 +18,9 @@ from mtmh.config.base import Settings
 from mtmh.config.chain import ChainConfig
 from mtmh.config.content import ContentConfig
 from mtmh.config.data import DataConfig, PairsConfig
+from mtmh.config.messages import describe_problems
 from mtmh.config.model import ModelConfig
 from mtmh.config.preranker import PrerankerConfig
-from mtmh.config.problems import describe_problems
 from mtmh.config.service import ServiceConfig
 from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, RetrievalConfig
 from mtmh.config.training import LossConfig, PlanConfig, ShardingConfig, TrainingConfig
@@ -122,7 +122,7 @@ def load_config(recipe: str | Path, overrides: list[str] | None = None) -> Confi
 
 
 def _recipes() -> Any:
-    return resources.files("mtmh") / "recipes"
+    return resources.files("mtmh.config") / "recipes"
 
 
 def _yaml_names(folder: Any) -> list[str]:

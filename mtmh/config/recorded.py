@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mtmh.artifacts import Artifact
-from mtmh.config.problems import describe_problems
+from mtmh.config.messages import describe_problems
 from mtmh.config.recipe import Config
 
 S = TypeVar("S", bound=BaseModel)

@@ -29,8 +29,8 @@ from mtmh.content.train_state import identity_of_images
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.prefetch import prefetched
+from mtmh.distributed.ranks import Ranks, join_ranks, on_first
 from mtmh.modules import ContentEncoder
-from mtmh.training.distributed import Ranks, join_ranks, on_first
 
 logger = logging.getLogger(__name__)
 

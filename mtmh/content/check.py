@@ -32,7 +32,7 @@ from mtmh.content.teacher import (
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.randomness import Purpose, generator
-from mtmh.training.distributed import join_ranks
+from mtmh.distributed.ranks import join_ranks
 
 METRICS = Path("metrics.json")
 REPORT = Path("report.html")

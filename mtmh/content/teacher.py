@@ -17,8 +17,8 @@ from mtmh.content.backbones import Backbone, Kind, describe_backbone, load_backb
 from mtmh.content.images import open_images
 from mtmh.content.inputs import ItemReader
 from mtmh.data.dataset import Dataset
-from mtmh.data.sources.synthetic_media import CONCEPTS, IMAGES
 from mtmh.modules import ContentEncoder
+from mtmh.prepare.sources.synthetic_media import CONCEPTS, IMAGES
 
 WEIGHTS = Path("model.safetensors")
 Tower = Literal["text", "image", "concept"]

@@ -36,9 +36,9 @@ from mtmh.content.tuning import (
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen
+from mtmh.distributed.ranks import Ranks, gather_rows, join_ranks, on_first
 from mtmh.modules import ContentInputs, Head, contrastive_losses
-from mtmh.training.distributed import Ranks, gather_rows, join_ranks, on_first
-from mtmh.training.metrics import NonFiniteLossError, quiet_libraries
+from mtmh.training.progress import NonFiniteLossError, quiet_libraries
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from mtmh.artifacts import Artifact, DamagedArtifactError, open_artifact, write_
 from mtmh.config import Config
 from mtmh.content.teacher import concepts_path, encoder_config
 from mtmh.data.dataset import Dataset
-from mtmh.raw_files import stamp
-from mtmh.training.distributed import Ranks, on_first
-from mtmh.training.finite import check_finite
+from mtmh.data.raw_files import stamp
+from mtmh.distributed.finite import check_finite
+from mtmh.distributed.ranks import Ranks, on_first
 
 logger = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""From raw logs to training batches: sources, prepare, the dataset artifact, pairs, negatives, the loader."""
+"""The dataset artifact and its readers: schema, item table, content store, histories, pairs, negatives, the loader."""

@@ -13,11 +13,11 @@ from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset
 from mtmh.data.distinct import Distinct
-from mtmh.data.negatives import NegativeLogProbability, UniformNegatives
 from mtmh.data.pairs import Pairs, WindowPairs
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen
 from mtmh.data.stream import PairPlan, PairStream, StepPairs, shards_of_rank
+from mtmh.data.uniform_negatives import NegativeLogProbability, UniformNegatives
 from mtmh.data.weights import PairWeights
 
 

@@ -10,7 +10,7 @@ from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories, concatenate
 from mtmh.evaluation.protocol import Answers, Cohort, Indices
 from mtmh.index.vector_index import ExactIndex
-from mtmh.serving.preranker import Candidates, Requests
+from mtmh.retrieval.ranking import Candidates, Requests
 
 _PRODUCT_ROWS = 255  # triggers whose co-occurrence rows are held at a time; packs with catalogues up to 16M items
 _SEARCH_ROWS = 4096

@@ -54,12 +54,12 @@ from mtmh.evaluation.results import (
     load_evaluation,
 )
 from mtmh.evaluation.subject import ItemRows, Subject
-from mtmh.index.layout import PRERANKER
+from mtmh.index.artifact import PRERANKER
 from mtmh.index.versions import current_version
 from mtmh.preranking.scorer import Scorer
-from mtmh.serving.preranker import HeadScorePreranker, Preranker
-from mtmh.serving.prerankers import LearnedPreranker
-from mtmh.serving.retriever import Retriever
+from mtmh.retrieval.open_preranker import LearnedPreranker
+from mtmh.retrieval.ranking import HeadScorePreranker, Preranker
+from mtmh.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
 

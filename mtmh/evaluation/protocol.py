@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from mtmh.data.dataset import EvaluationUsers
 from mtmh.data.histories import Histories
-from mtmh.serving.merge import head_quotas, head_shares, quota_merge
-from mtmh.serving.preranker import Candidates, Preranker, Requests, prerank, shared_prerank
+from mtmh.retrieval.merge import head_quotas, head_shares, quota_merge
+from mtmh.retrieval.ranking import Candidates, Preranker, Requests, prerank, shared_prerank
 
 Indices = npt.NDArray[np.integer[Any]]
 Search = Callable[[Indices], Candidates]  # [T] triggers -> [T, k_ann]; the trigger is not among its candidates

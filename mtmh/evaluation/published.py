@@ -10,7 +10,7 @@ from mtmh.config import RetrievalConfig
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.protocol import Answers, Cohort, merged_answers
 from mtmh.evaluation.subject import ItemRows, Subject
-from mtmh.serving.retriever import Retriever
+from mtmh.retrieval.retriever import Retriever
 
 
 def published_answers(index: Path, dataset: Dataset, cohort: Cohort, settings: RetrievalConfig) -> Answers:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from mtmh.config import RetrievalConfig
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.protocol import Cohort, prerank_users
-from mtmh.serving.catalogue import Catalogue
-from mtmh.serving.preranker import Candidates, HeadScorePreranker, Preranker, Requests, Scores
-from mtmh.serving.retriever import Retriever
+from mtmh.retrieval.catalogue import Catalogue
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Preranker, Requests, Scores
+from mtmh.retrieval.retriever import Retriever
 
 Indices = npt.NDArray[np.integer[Any]]
 

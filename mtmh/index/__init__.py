@@ -1,1 +1,1 @@
-"""Item embeddings per head and the indexes over them."""
+"""The index artifact: built shard by shard, stored in several kinds, versioned and published."""

@@ -17,28 +17,27 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 from mtmh.artifacts import Artifact, ArtifactWriter, link_folder, open_artifact
 from mtmh.config import Config, IndexConfig
 from mtmh.data.dataset import open_dataset
+from mtmh.data.item_vectors import ItemVectors
+from mtmh.data.row_file import RowFile, open_rows
+from mtmh.distributed.ranks import Ranks, gather_rows, join_ranks, on_first
 from mtmh.index import lists
-from mtmh.index.item_vectors import ItemVectors
-from mtmh.index.layout import (
+from mtmh.index.artifact import (
     ITEMS,
     PRERANKER,
     AnnRecall,
-    EmbeddingsSummary,
     IndexSummary,
     exact_file,
     index_file,
     lists_file,
     milvus_file,
     places_file,
-    vectors_file,
 )
 from mtmh.index.milvus import MilvusCollection, MilvusIndex, drop_collections
-from mtmh.index.row_file import RowFile, open_rows
 from mtmh.index.storage import PRECISIONS, WHOLE, IvfSettings, VectorFile, train_ivf
 from mtmh.index.store import open_head
-from mtmh.index.tower import write_tower
 from mtmh.index.vector_index import IvfIndex, VectorIndex
-from mtmh.training.distributed import Ranks, gather_rows, join_ranks, on_first
+from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
+from mtmh.tower.export import write_tower
 
 DISPLAY_COLUMNS = ["item_id", "text", "topic_l1", "topic_l2", "train_count", "first_seen"]
 

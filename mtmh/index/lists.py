@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.index.row_file import RowFile, write_at
+from mtmh.data.row_file import RowFile, write_at
 from mtmh.index.storage import on_gpu
 
 Sizes = npt.NDArray[np.int64]

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh.config import MilvusConfig
-from mtmh.index.layout import milvus_file
+from mtmh.index.artifact import milvus_file
 from mtmh.index.vector_index import Allowed, Items, Vectors, check_search
 
 logger = logging.getLogger(__name__)

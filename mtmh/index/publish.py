@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtmh.config import Config
+from mtmh.distributed.ranks import join_ranks, on_first
 from mtmh.index import versions
 from mtmh.index.build import build_index
-from mtmh.training.distributed import join_ranks, on_first
 
 
 def build_version(config: Config, *, publish: bool = True) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtmh.config import IndexConfig
-from mtmh.index.row_file import write_at
+from mtmh.data.row_file import write_at
 
 Vectors = npt.NDArray[np.float32]
 Storage = Literal["flat", "fp16", "sq8", "pq"]

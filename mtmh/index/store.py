@@ -9,19 +9,12 @@ import faiss
 import numpy as np
 
 from mtmh.data.arrays import open_array
-from mtmh.index.item_vectors import ItemVectors, StoredVectors
-from mtmh.index.layout import (
-    IndexSummary,
-    exact_file,
-    index_file,
-    lists_file,
-    milvus_file,
-    places_file,
-    vectors_file,
-)
+from mtmh.data.item_vectors import ItemVectors, StoredVectors
+from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, milvus_file, places_file
 from mtmh.index.milvus import MilvusCollection, MilvusIndex
 from mtmh.index.storage import PRECISIONS, WHOLE, empty_flat
 from mtmh.index.vector_index import IvfIndex, VectorIndex, load_index, mapped_lists, read_faiss, without_prefetch
+from mtmh.tower.artifact import vectors_file
 
 
 def open_head(folder: Path, head: str, summary: IndexSummary) -> tuple[VectorIndex, ItemVectors]:

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.index.item_vectors import ItemVectors
+from mtmh.data.item_vectors import ItemVectors
 from mtmh.index.storage import IvfSettings, Storage, storage_of, train_ivf
 
 Vectors = npt.NDArray[np.float32]

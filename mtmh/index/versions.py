@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtmh.artifacts import MANIFEST, Artifact, fsync, open_artifact, write_atomically
-from mtmh.index.layout import IndexSummary
+from mtmh.index.artifact import IndexSummary
 from mtmh.index.milvus import drop_collections
 from mtmh.index.writers import writing
 

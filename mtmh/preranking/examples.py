@@ -16,10 +16,10 @@ from mtmh.data.batch import ItemBatch
 from mtmh.data.dataset import Dataset
 from mtmh.data.distinct import Distinct
 from mtmh.data.histories import Histories
-from mtmh.data.negatives import NegativeLogProbability, UniformNegatives
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen, generator
 from mtmh.data.stream import PairPlan, PairStream, StepPairs, shards_of_rank
+from mtmh.data.uniform_negatives import NegativeLogProbability, UniformNegatives
 from mtmh.preranking.inputs import ItemInputs
 from mtmh.preranking.labels import Labels
 

@@ -15,7 +15,7 @@ from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import Config
 from mtmh.data.arrays import open_array
 from mtmh.data.dataset import Dataset
-from mtmh.index.layout import EmbeddingsSummary, vectors_file
+from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
 
 
 class ItemInputs:

@@ -19,12 +19,12 @@ from mtmh.config import Config, PrerankerConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
-from mtmh.index.exported import export_program, load_program
-from mtmh.index.item_features import ItemFeatures, write_features
-from mtmh.index.tower import PROGRAM, TABLE_TYPES, TOWER, read_unseen, unseen_schema
 from mtmh.modules.preranker import Preranker
 from mtmh.preranking.inputs import ItemInputs
-from mtmh.preranking.model import build_preranker
+from mtmh.preranking.model_builder import build_preranker
+from mtmh.tower.export import PROGRAM, TABLE_TYPES, TOWER, read_unseen, unseen_schema
+from mtmh.tower.item_features import ItemFeatures, write_features
+from mtmh.tower.program import export_program, load_program
 
 Floats = npt.NDArray[np.float32]
 

@@ -14,8 +14,8 @@ from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories
 from mtmh.data.randomness import Purpose, generator
 from mtmh.modules.preranker import task_probability
+from mtmh.preranking.artifact import TaskQuality
 from mtmh.preranking.labels import Labels
-from mtmh.preranking.layout import TaskQuality
 from mtmh.preranking.metrics import auc, normalized_entropy
 from mtmh.preranking.scorer import Scorer
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.data.arrays import open_array
-from mtmh.index.stacked_vectors import StackedVectors
+from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.modules.preranker import UserTower, task_probability
+from mtmh.preranking.artifact import USER_TOWER, VECTORS, PrerankerSummary, TaskSummary
 from mtmh.preranking.item_tower import ItemTower
-from mtmh.preranking.layout import USER_TOWER, VECTORS, PrerankerSummary, TaskSummary
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.integer[Any]]

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from mtmh.distributed.ranks import gather_numbers, gather_rows
 from mtmh.modules.preranker import Preranker
 from mtmh.preranking.examples import ExampleBatch
-from mtmh.training.distributed import gather_numbers, gather_rows
 
 CHUNK_LOGITS = 4_194_304  # logits of examples against negatives that are held at a time
 

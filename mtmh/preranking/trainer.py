@@ -10,18 +10,18 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
+from mtmh.distributed.communication import items_at_a_time
+from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
+from mtmh.distributed.ranks import join_ranks, on_first
+from mtmh.distributed.sharding import plan_table, shard
 from mtmh.preranking.examples import ExampleLoader
 from mtmh.preranking.inputs import open_inputs
 from mtmh.preranking.labels import Labels
-from mtmh.preranking.model import build_preranker, priors, run_config
+from mtmh.preranking.model_builder import build_preranker, priors, run_config
 from mtmh.preranking.task import PrerankerTask
 from mtmh.training.checkpoint import DECISIVE, Checkpoints
-from mtmh.training.communication import items_at_a_time
-from mtmh.training.distributed import join_ranks, on_first
-from mtmh.training.metrics import LossNames, TrainingLog, quiet_libraries
-from mtmh.training.optimizers import build_optimizer, set_learning_rates
 from mtmh.training.padding import of_one_size
-from mtmh.training.sharding import plan_table, shard
+from mtmh.training.progress import LossNames, TrainingLog, quiet_libraries
 
 
 def train_preranker(config: Config, *, resume: bool = True) -> Path:

@@ -1,1 +1,1 @@
-"""Retrieval: search under every head, prerank, merge by quota."""
+"""The HTTP service over a retriever."""

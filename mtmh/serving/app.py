@@ -23,6 +23,8 @@ from starlette.responses import Response
 from mtmh import __version__
 from mtmh.config import Config
 from mtmh.errors import RequestError
+from mtmh.retrieval.catalogue import UnknownItemError
+from mtmh.retrieval.text_search import MOST_WORDS, search_items
 from mtmh.serving.api import (
     IndexResponse,
     ItemsResponse,
@@ -30,11 +32,9 @@ from mtmh.serving.api import (
     RetrieveResponse,
     document_limits,
 )
-from mtmh.serving.catalogue import UnknownItemError
 from mtmh.serving.curve import read_curve
 from mtmh.serving.guard import Guard
-from mtmh.serving.item_search import MOST_WORDS, search_items
-from mtmh.serving.problems import FieldProblem, Problem, Refused, documented, invalid_request, problem
+from mtmh.serving.http_errors import FieldProblem, Problem, Refused, documented, invalid_request, problem
 from mtmh.serving.service import Service
 from mtmh.serving.work_queue import DeadlineExceeded, QueueFull
 from mtmh.serving.writing_routes import add_writing_routes

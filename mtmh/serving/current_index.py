@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from mtmh.config import RetrievalConfig
-from mtmh.serving.catalogue import ItemId
-from mtmh.serving.live import LiveIndex
-from mtmh.serving.retriever import Retriever
-from mtmh.serving.service_metrics import ServiceMetrics
+from mtmh.live.live_index import LiveIndex
+from mtmh.retrieval.catalogue import ItemId
+from mtmh.retrieval.retriever import Retriever
+from mtmh.serving.prometheus import ServiceMetrics
 
 log = logging.getLogger("mtmh.serve")
 

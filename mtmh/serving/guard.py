@@ -13,8 +13,8 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mtmh.serving.problems import problem
-from mtmh.serving.service_metrics import ServiceMetrics
+from mtmh.serving.http_errors import problem
+from mtmh.serving.prometheus import ServiceMetrics
 
 log = logging.getLogger("mtmh.serve")
 access_log = logging.getLogger("mtmh.access")

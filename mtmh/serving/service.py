@@ -12,15 +12,15 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from mtmh.config import Config
+from mtmh.retrieval.cores import compute_with, usable_cores
+from mtmh.retrieval.filters import Filters
+from mtmh.retrieval.timings import Timings
 from mtmh.serving.api import RetrieveRequest, beyond_limits
 from mtmh.serving.api_keys import read_api_keys
-from mtmh.serving.cores import compute_with, usable_cores
 from mtmh.serving.current_index import CurrentIndex, Snapshot
-from mtmh.serving.filters import Filters
+from mtmh.serving.http_errors import FieldProblem, Refused
 from mtmh.serving.loop_lag import LoopLag
-from mtmh.serving.problems import FieldProblem, Refused
-from mtmh.serving.service_metrics import ServiceMetrics
-from mtmh.serving.timings import Timings
+from mtmh.serving.prometheus import ServiceMetrics
 from mtmh.serving.work_queue import WorkQueue
 
 _WRITE_SECONDS = 60.0

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from mtmh.serving.api import NewItems, Written
 from mtmh.serving.api_keys import API_KEYS, key_is_valid
-from mtmh.serving.problems import FieldProblem, Refused, documented
+from mtmh.serving.http_errors import FieldProblem, Refused, documented
 from mtmh.serving.service import Service
 
 # At module level: FastAPI resolves annotations of routes there.

@@ -22,9 +22,9 @@ from mtmh.config import Config
 from mtmh.config.base import leaves
 from mtmh.config.recorded import recorded_config
 from mtmh.data.schema import VOCABULARY, FeatureSchema
-from mtmh.training.distributed import Ranks, on_all, on_first
-from mtmh.training.finite import check_finite
-from mtmh.training.state_files import State, begin_write_state, own_files, read_state, stored_names, write_state
+from mtmh.distributed.finite import check_finite
+from mtmh.distributed.ranks import Ranks, on_all, on_first
+from mtmh.distributed.state_files import State, begin_write_state, own_files, read_state, stored_names, write_state
 
 logger = logging.getLogger(__name__)
 

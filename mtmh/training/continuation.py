@@ -19,13 +19,13 @@ from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.period import Period, why_it_may_leak
 from mtmh.data.schema import ITEM_ID, DatasetSummary, FeatureSchema
+from mtmh.distributed.optimizers import TABLE_KEY
+from mtmh.distributed.ranks import Ranks, on_first
+from mtmh.distributed.sharding import local_shards
+from mtmh.distributed.state_files import read_state, stored_pieces, stored_shapes
 from mtmh.training.checkpoint import OPTIMIZER, STATE, training_state
-from mtmh.training.distributed import Ranks, on_first
 from mtmh.training.frequencies import FREQUENCIES, StreamingFrequencies
-from mtmh.training.optimizers import TABLE_KEY
 from mtmh.training.row_maps import num_carried, previous_rows
-from mtmh.training.sharding import local_shards
-from mtmh.training.state_files import read_state, stored_pieces, stored_shapes
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, Shard
 from mtmh.config import Config
 from mtmh.data.item_table import ItemTable
 from mtmh.data.schema import ITEM_ID
-from mtmh.training.distributed import Ranks
+from mtmh.distributed.ranks import Ranks
 
 FREQUENCIES = "frequencies"  # the estimator's name among the parts of a checkpoint
 

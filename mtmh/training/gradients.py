@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor  # type: ignore[attr-defined]
 from torchrec.optim.keyed import CombinedOptimizer
 
-from mtmh.training.optimizers import TABLE_KEY
-from mtmh.training.sharding import local_shards
+from mtmh.distributed.optimizers import TABLE_KEY
+from mtmh.distributed.sharding import local_shards
 
 HEADS = "head_mlps."  # part of the names of a head's weights
 SUMS = ("momentum1", "sum")  # what the optimizers call Adagrad's sum of squared gradients

@@ -24,13 +24,13 @@ from mtmh.artifacts import MANIFEST
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.schema import FeatureSchema, IdFeature
+from mtmh.distributed.hardware import GIB, Cluster
+from mtmh.distributed.optimizers import TABLE_KEY, fuse_optimizer
+from mtmh.distributed.ranks import Ranks
+from mtmh.distributed.sharding import MEMORY_MARGIN, table_constraints, table_sharders, tables_of
 from mtmh.modules.id_tables import HashIdRows
 from mtmh.modules.mtmh import MTMH
-from mtmh.training.distributed import Ranks
-from mtmh.training.hardware import GIB, Cluster
-from mtmh.training.model import build_model
-from mtmh.training.optimizers import TABLE_KEY, fuse_optimizer
-from mtmh.training.sharding import MEMORY_MARGIN, table_constraints, table_sharders, tables_of
+from mtmh.training.model_builder import build_model
 
 STAGES = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
 TOWER_COPIES = 4  # weight, gradient, Adagrad's sum, bucket of DDP's all-reduce

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Group
 from rich.table import Table
 
-from mtmh.training.hardware import GIB
+from mtmh.distributed.hardware import GIB
 from mtmh.training.plan import Plan
 
 MEMORY = {

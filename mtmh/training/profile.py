@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from mtmh.training.distributed import Ranks
+from mtmh.distributed.ranks import Ranks
 
 SKIPPED = 2  # first steps, in which buffers are made
 WARM_UP = 1  # the profiler's own

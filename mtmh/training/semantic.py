@@ -11,7 +11,7 @@ from mtmh.config import SemanticConfig
 from mtmh.data.batch import PairBatch
 from mtmh.data.randomness import Purpose, mixed, salts, uniform
 from mtmh.modules.semantic import NONE, pseudo_labels
-from mtmh.training.negatives import SharedNegatives
+from mtmh.training.shared_negatives import SharedNegatives
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from mtmh.config import LossConfig
 from mtmh.data.batch import PairBatch
+from mtmh.distributed.ranks import gather_numbers
 from mtmh.modules.heads import Head
 from mtmh.modules.losses import Similar, Teacher, contrastive_losses
 from mtmh.modules.mtmh import MTMH
-from mtmh.training.distributed import gather_numbers
 from mtmh.training.frequencies import StreamingFrequencies
-from mtmh.training.negatives import SharedNegatives, hits_of, share_negatives
 from mtmh.training.semantic import label_pairs
+from mtmh.training.shared_negatives import SharedNegatives, hits_of, share_negatives
 
 
 class TrainTask(nn.Module):

@@ -13,18 +13,18 @@ from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.data.period import Period
+from mtmh.distributed.communication import items_at_a_time
+from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
+from mtmh.distributed.ranks import join_ranks
+from mtmh.distributed.raw_id_tables import IdTables
+from mtmh.distributed.sharding import plan_table, shard
 from mtmh.training.checkpoint import Checkpoints
-from mtmh.training.communication import items_at_a_time
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
-from mtmh.training.distributed import join_ranks
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
-from mtmh.training.id_tables import IdTables
-from mtmh.training.metrics import TrainingLog, quiet_libraries
-from mtmh.training.model import build_model
-from mtmh.training.optimizers import build_optimizer, set_learning_rates
+from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
 from mtmh.training.profile import tracing
-from mtmh.training.sharding import plan_table, shard
+from mtmh.training.progress import TrainingLog, quiet_libraries
 from mtmh.training.task import TrainTask
 
 

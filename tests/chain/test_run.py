@@ -16,7 +16,7 @@ from mtmh.chain.run import Chain
 from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
 from mtmh.chain.state import StageState, State
 from mtmh.config import Config
-from mtmh.preranking.model import run_config
+from mtmh.preranking.model_builder import run_config
 from mtmh.source_code import code_digest, digest_of
 
 

@@ -25,8 +25,8 @@ from mtmh.content.train import ContrastTask, TrainBatches, train_content
 from mtmh.content.train_state import TrainState, decisive, identity_of_files
 from mtmh.content.tuning import merge_adapters, prepare_tuning, set_learning_rate, trained_parameters
 from mtmh.data.dataset import open_dataset
-from mtmh.training.distributed import join_ranks
-from mtmh.training.finite import NonFiniteStateError
+from mtmh.distributed.finite import NonFiniteStateError
+from mtmh.distributed.ranks import join_ranks
 
 PATIENCE = 120.0
 

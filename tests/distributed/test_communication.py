@@ -18,11 +18,11 @@ from torch import Tensor
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
-from mtmh.training.communication import items_at_a_time
-from mtmh.training.distributed import Ranks, join_ranks
-from mtmh.training.model import build_model
+from mtmh.distributed.communication import items_at_a_time
+from mtmh.distributed.ranks import Ranks, join_ranks
+from mtmh.distributed.sharding import local_shards, shard
+from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
-from mtmh.training.sharding import local_shards, shard
 
 KINDS = {"table_wise": "rowwise_adagrad", "row_wise": "rowwise_adagrad", "column_wise": "adagrad"}
 # Largest error of a value: share of the largest one. Twice half a unit in the last place: sums are rounded again.

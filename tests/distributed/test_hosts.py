@@ -11,7 +11,7 @@ from tiny_run import losses_of, tiny_config, write_inputs
 
 from mtmh.config import Config
 from mtmh.training.checkpoint import latest_checkpoint
-from mtmh.training.model import load_model
+from mtmh.training.model_builder import load_model
 
 STEPS = 4
 

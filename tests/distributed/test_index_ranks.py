@@ -19,12 +19,12 @@ from tiny_run import tiny_config, write_inputs
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
-from mtmh.index import embed
+from mtmh.distributed.ranks import join_ranks
 from mtmh.index.build import build_index
-from mtmh.index.embed import embed_catalogue
-from mtmh.index.embedder import Embedder
+from mtmh.tower import embed
+from mtmh.tower.embed import embed_catalogue
+from mtmh.tower.embedder import Embedder
 from mtmh.training.checkpoint import latest_checkpoint
-from mtmh.training.distributed import join_ranks
 from mtmh.training.trainer import train
 
 STORAGES = ("flat", "pq")

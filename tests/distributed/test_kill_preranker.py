@@ -12,7 +12,7 @@ from test_kill import assert_equal_to_the_bit, wait_for_writing
 from tiny_preranker import tiny_config, write_inputs
 
 from mtmh.config import Config
-from mtmh.preranking.model import run_config
+from mtmh.preranking.model_builder import run_config
 from mtmh.preranking.trainer import train_preranker
 
 KILLS = 4

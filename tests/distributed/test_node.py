@@ -24,7 +24,7 @@ from tiny_run import losses_of, state_of, tiny_config, write_inputs
 
 from mtmh.config import Config
 from mtmh.training.checkpoint import latest_checkpoint
-from mtmh.training.metrics import METRICS
+from mtmh.training.progress import METRICS
 
 NUM_STEPS = 200
 PATIENCE = 180.0  # seconds, for a machine that is busy with other things

@@ -20,14 +20,14 @@ from torch.distributed.tensor import DTensor, Shard
 from mtmh.config import Config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
+from mtmh.distributed.finite import NonFiniteStateError, check_finite
+from mtmh.distributed.optimizers import build_optimizer
+from mtmh.distributed.ranks import Ranks, gather_numbers, gather_rows, join_ranks, on_all, on_first
+from mtmh.distributed.sharding import shard
+from mtmh.distributed.state_files import State, write_state
 from mtmh.training.checkpoint import Checkpoints, latest_checkpoint, training_state
-from mtmh.training.distributed import Ranks, gather_numbers, gather_rows, join_ranks, on_all, on_first
-from mtmh.training.finite import NonFiniteStateError, check_finite
 from mtmh.training.frequencies import streaming_frequencies
-from mtmh.training.model import build_model, load_model
-from mtmh.training.optimizers import build_optimizer
-from mtmh.training.sharding import shard
-from mtmh.training.state_files import State, write_state
+from mtmh.training.model_builder import build_model, load_model
 from mtmh.training.task import TrainTask
 from mtmh.training.trainer import train
 

@@ -17,13 +17,13 @@ from tiny_run import read_whole, state_of, tiny_config, write_inputs
 
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
-from mtmh.index.embed import embed_catalogue
+from mtmh.distributed.optimizers import build_optimizer
+from mtmh.distributed.ranks import Ranks, join_ranks, on_first
+from mtmh.distributed.sharding import shard, table_constraints, tables_of
+from mtmh.distributed.state_files import write_state
+from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import Checkpoints, latest_checkpoint, training_state
-from mtmh.training.distributed import Ranks, join_ranks, on_first
-from mtmh.training.model import build_model
-from mtmh.training.optimizers import build_optimizer
-from mtmh.training.sharding import shard, table_constraints, tables_of
-from mtmh.training.state_files import write_state
+from mtmh.training.model_builder import build_model
 from mtmh.training.task import TrainTask
 from mtmh.training.trainer import train
 

@@ -17,7 +17,7 @@ from mtmh.config import Config
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import ITEMS
 from mtmh.index.build import build_index
-from mtmh.index.layout import EmbeddingsSummary, vectors_file
+from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
 
 NUM_ITEMS = 60
 NUM_USERS = 25

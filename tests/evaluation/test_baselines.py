@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mtmh.data.histories import Histories
 from mtmh.evaluation.baselines import ContentSearch, Cooccurrence, popularity
 from mtmh.evaluation.protocol import Cohort
-from mtmh.serving.preranker import Requests
+from mtmh.retrieval.ranking import Requests
 
 NUM_ITEMS = 9
 

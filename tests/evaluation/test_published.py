@@ -15,7 +15,7 @@ from mtmh.config import Config
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.evaluation.results import load_evaluation
 from mtmh.evaluation.subject import ItemRows, Subject
-from mtmh.serving.retriever import Retriever
+from mtmh.retrieval.retriever import Retriever
 
 HEADS = ["engagement", "relevance"]
 NUM_NEW = 5

@@ -16,7 +16,7 @@ from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.schema import ITEMS
-from mtmh.index.layout import EmbeddingsSummary
+from mtmh.tower.artifact import EmbeddingsSummary
 
 NUM_ITEMS, DIM, HEADS = 3000, 16, ["engagement", "relevance"]
 

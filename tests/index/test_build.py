@@ -16,15 +16,16 @@ from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import ITEMS
-from mtmh.index import embed
+from mtmh.distributed.ranks import join_ranks
+from mtmh.index.artifact import IndexSummary
 from mtmh.index.build import ann_recall, build_index
-from mtmh.index.embed import Parts, embed_catalogue, write_shards
-from mtmh.index.embedder import Embedder
-from mtmh.index.layout import EmbeddingsSummary, IndexSummary
 from mtmh.index.vector_index import IvfIndex
-from mtmh.serving.retriever import Retriever
-from mtmh.training.distributed import join_ranks
-from mtmh.training.model import build_model, load_model
+from mtmh.retrieval.retriever import Retriever
+from mtmh.tower import embed
+from mtmh.tower.artifact import EmbeddingsSummary
+from mtmh.tower.embed import Parts, embed_catalogue, write_shards
+from mtmh.tower.embedder import Embedder
+from mtmh.training.model_builder import build_model, load_model
 from mtmh.training.trainer import train
 
 

@@ -14,11 +14,11 @@ from stored_index import DIM, HEADS, NUM_ITEMS, clustered, index_config, write_w
 from mtmh.artifacts import Artifact
 from mtmh.config import Config, MilvusConfig
 from mtmh.index import build
+from mtmh.index.artifact import IndexSummary, milvus_file
 from mtmh.index.build import build_index
-from mtmh.index.layout import IndexSummary, milvus_file
 from mtmh.index.milvus import MilvusCollection, MilvusIndex, drop_collections, filter_expression
 from mtmh.index.store import open_head
-from mtmh.serving.retriever import Retriever
+from mtmh.retrieval.retriever import Retriever
 
 pytest.importorskip("pymilvus", reason="the extra mtmh[milvus] is not installed")
 pytest.importorskip("milvus_lite", reason="the extra mtmh[milvus] is not installed")

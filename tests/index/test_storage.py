@@ -12,8 +12,8 @@ import pytest
 from stored_index import DIM, HEADS, NUM_ITEMS, clustered, index_config, write_world
 
 from mtmh.artifacts import Artifact, open_artifact
+from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, places_file
 from mtmh.index.build import build_index
-from mtmh.index.layout import IndexSummary, exact_file, index_file, lists_file, places_file
 from mtmh.index.storage import VectorFile
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import IvfIndex

@@ -14,7 +14,7 @@ from synthetic_dataset import make_config
 
 from mtmh.artifacts import write_artifact
 from mtmh.index import versions
-from mtmh.index.layout import AnnRecall, IndexSummary
+from mtmh.index.artifact import AnnRecall, IndexSummary
 from mtmh.index.versions import (
     BelowGateError,
     current_version,

@@ -18,7 +18,7 @@ from mtmh.data.schema import HISTORIES, TEST
 from mtmh.preranking.examples import ExampleBatch, ExampleLoader
 from mtmh.preranking.inputs import open_inputs
 from mtmh.preranking.labels import Labels
-from mtmh.preranking.model import priors, run_config
+from mtmh.preranking.model_builder import priors, run_config
 
 
 @pytest.fixture(scope="module")

@@ -21,16 +21,16 @@ from tiny_run import losses_of, state_of
 
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
+from mtmh.distributed.ranks import join_ranks
 from mtmh.preranking import task as task_module
 from mtmh.preranking.examples import ExampleBatch
+from mtmh.preranking.export import write_preranker
 from mtmh.preranking.inputs import open_inputs
-from mtmh.preranking.model import load_preranker, run_config
-from mtmh.preranking.publish import write_preranker
+from mtmh.preranking.model_builder import load_preranker, run_config
 from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.task import PrerankerLoss
 from mtmh.preranking.trainer import train_preranker
 from mtmh.training.checkpoint import latest_checkpoint
-from mtmh.training.distributed import join_ranks
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
-from mtmh.data.prepare import prepare
-from mtmh.index.layout import EmbeddingsSummary, vectors_file
+from mtmh.prepare.prepare import prepare
+from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
 
 TASKS = [{"name": "click"}, {"name": "like", "event": ["like"], "weight": 2.0}, {"name": "long_view", "min_value": 0.6}]
 PRERANKER: dict[str, Any] = {

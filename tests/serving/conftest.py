@@ -35,10 +35,10 @@ def make_served_recipe(folder: Path) -> Path:
     """Prepares, trains, embeds, builds and evaluates a small recipe; returns its file."""
     from mtmh.config import load_config
     from mtmh.content.embed import embed_content
-    from mtmh.data.prepare import prepare
     from mtmh.evaluation.evaluate import evaluate
-    from mtmh.index.embed import embed_catalogue
     from mtmh.index.publish import build_version
+    from mtmh.prepare.prepare import prepare
+    from mtmh.tower.embed import embed_catalogue
     from mtmh.training.trainer import train
 
     recipe = folder / "served.yaml"
@@ -57,7 +57,7 @@ def make_served_recipe(folder: Path) -> Path:
 def write_hostile_text(config: Config) -> None:
     """Publishes a version in which the text and topics of one item are an attack on a page that shows them."""
     from mtmh.artifacts import open_artifact, write_artifact
-    from mtmh.index.layout import ITEMS
+    from mtmh.index.artifact import ITEMS
     from mtmh.index.versions import current_version, new_version, publish
 
     old = open_artifact(current_version(config.model_dir("index")), "index")

@@ -14,7 +14,7 @@ from browser import CHROMIUM, Browser
 from conftest import HOSTILE_ITEM, HOSTILE_TEXT
 from service_process import ServiceProcess
 
-from mtmh.serving.merge import head_quotas, head_shares, quota_merge
+from mtmh.retrieval.merge import head_quotas, head_shares, quota_merge
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
 

@@ -8,7 +8,7 @@ import pytest
 from service_process import ServiceProcess
 
 from mtmh.config import load_config
-from mtmh.serving.retriever import Retriever
+from mtmh.retrieval.retriever import Retriever
 
 NEW = 900_001
 

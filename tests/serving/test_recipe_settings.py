@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from mtmh.cli import app
 from mtmh.config import load_config
-from mtmh.serving.retriever import Retriever
+from mtmh.retrieval.retriever import Retriever
 
 
 def test_the_service_goes_by_the_recipe_it_serves(served_recipe: Path) -> None:

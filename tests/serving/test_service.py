@@ -19,8 +19,8 @@ from pydantic import TypeAdapter
 from service_process import KEY, Reply, ServiceProcess
 
 from mtmh.config import load_config
+from mtmh.retrieval.retriever import Retriever
 from mtmh.serving.api import IndexResponse, RetrieveResponse
-from mtmh.serving.retriever import Retriever
 
 
 def valid(reply: Reply) -> dict[str, Any]:

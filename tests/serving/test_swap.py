@@ -15,10 +15,10 @@ from service_process import ServiceProcess
 
 from mtmh.artifacts import write_artifact, write_atomically
 from mtmh.config import Config, load_config
-from mtmh.index.layout import vectors_file
 from mtmh.index.publish import build_version
 from mtmh.index.versions import current_version, new_version, publish
-from mtmh.serving.retriever import Retriever
+from mtmh.retrieval.retriever import Retriever
+from mtmh.tower.artifact import vectors_file
 
 
 @pytest.fixture(scope="module")

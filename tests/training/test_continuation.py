@@ -24,14 +24,14 @@ from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.period import Period, why_it_may_leak
 from mtmh.data.schema import vocabulary_file
+from mtmh.distributed.optimizers import build_optimizer
+from mtmh.distributed.ranks import join_ranks
+from mtmh.distributed.sharding import shard
+from mtmh.distributed.state_files import write_state
 from mtmh.training.checkpoint import STATE, latest_checkpoint, training_state
 from mtmh.training.continuation import CarriedRows, carry_over, carry_over_frequencies, open_previous
-from mtmh.training.distributed import join_ranks
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
-from mtmh.training.model import build_model
-from mtmh.training.optimizers import build_optimizer
-from mtmh.training.sharding import shard
-from mtmh.training.state_files import write_state
+from mtmh.training.model_builder import build_model
 from mtmh.training.task import TrainTask
 from mtmh.training.trainer import train
 

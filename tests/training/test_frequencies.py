@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtmh.training.distributed import Ranks, join_ranks
+from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.training.frequencies import StreamingFrequencies
 
 NUM_ITEMS, HITS = 120, 60  # of the catalogue; of a step

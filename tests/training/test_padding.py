@@ -6,7 +6,7 @@ import torch
 from synthetic_dataset import make_config, random_histories, write_dataset
 
 from mtmh.data.loader import PairLoader
-from mtmh.training.model import build_model
+from mtmh.training.model_builder import build_model
 from mtmh.training.padding import padded
 
 

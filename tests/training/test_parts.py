@@ -13,12 +13,12 @@ from torch import Tensor
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
+from mtmh.distributed.optimizers import build_optimizer
+from mtmh.distributed.ranks import join_ranks
+from mtmh.distributed.sharding import shard
 from mtmh.training.checkpoint import Checkpoints
-from mtmh.training.distributed import join_ranks
-from mtmh.training.metrics import METRICS, TrainingLog
-from mtmh.training.model import build_model
-from mtmh.training.optimizers import build_optimizer
-from mtmh.training.sharding import shard
+from mtmh.training.model_builder import build_model
+from mtmh.training.progress import METRICS, TrainingLog
 from mtmh.training.task import TrainTask
 
 

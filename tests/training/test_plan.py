@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mtmh.cli import app
 from mtmh.config import Config, ShardingConfig, load_config
 from mtmh.data.dataset import open_dataset
-from mtmh.training.hardware import DEVICES, GIB, Cluster, device_like
+from mtmh.distributed.hardware import DEVICES, GIB, Cluster, device_like
 from mtmh.training.plan import DoesNotFit, make_plan
 
 ROWS = {"item_id": 4_000_000, "brand": 10_000, "tags": 500}

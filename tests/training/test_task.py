@@ -19,9 +19,9 @@ from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
-from mtmh.training.distributed import join_ranks
-from mtmh.training.negatives import share_negatives
+from mtmh.distributed.ranks import join_ranks
 from mtmh.training.semantic import label_pairs
+from mtmh.training.shared_negatives import share_negatives
 from mtmh.training.task import GlobalLoss
 
 HEADS = (

@@ -21,15 +21,15 @@ from mtmh.config import Config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
+from mtmh.distributed.finite import NonFiniteStateError
+from mtmh.distributed.optimizers import build_optimizer
+from mtmh.distributed.ranks import join_ranks
+from mtmh.distributed.sharding import shard
+from mtmh.distributed.state_files import SafeReader
 from mtmh.training.checkpoint import latest_checkpoint
-from mtmh.training.distributed import join_ranks
-from mtmh.training.finite import NonFiniteStateError
 from mtmh.training.gradients import GradientNorms
-from mtmh.training.metrics import METRICS, NonFiniteLossError
-from mtmh.training.model import build_model, load_model
-from mtmh.training.optimizers import build_optimizer
-from mtmh.training.sharding import shard
-from mtmh.training.state_files import SafeReader
+from mtmh.training.model_builder import build_model, load_model
+from mtmh.training.progress import METRICS, NonFiniteLossError
 from mtmh.training.task import TrainTask
 from mtmh.training.trainer import train
 

@@ -18,15 +18,15 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.raw_ids import raw_ids
-from mtmh.index.embed import embed_catalogue
+from mtmh.distributed.optimizers import build_optimizer
+from mtmh.distributed.ranks import join_ranks
+from mtmh.distributed.raw_id_tables import IdTables, first_values
+from mtmh.distributed.sharding import local_shards, shard
+from mtmh.distributed.state_files import State
+from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import latest_checkpoint, training_state
-from mtmh.training.distributed import join_ranks
-from mtmh.training.id_tables import IdTables, first_values
-from mtmh.training.metrics import METRICS
-from mtmh.training.model import build_model, load_model
-from mtmh.training.optimizers import build_optimizer
-from mtmh.training.sharding import local_shards, shard
-from mtmh.training.state_files import State
+from mtmh.training.model_builder import build_model, load_model
+from mtmh.training.progress import METRICS
 from mtmh.training.task import TrainTask
 from mtmh.training.trainer import train
 

@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
+from mtmh.distributed.state_files import SafeReader, read_state
 from mtmh.training.checkpoint import STATE
-from mtmh.training.metrics import METRICS
-from mtmh.training.state_files import SafeReader, read_state
+from mtmh.training.progress import METRICS
 
 NUM_ITEMS = 200
 

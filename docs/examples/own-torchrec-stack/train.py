@@ -23,7 +23,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 import mtmh
-from mtmh.training.model import load_weights, model_of
+from mtmh.training.model_builder import load_weights, model_of
 
 NUM_USERS, NUM_COUNTRIES = 5_000, 40
 BATCH = 64  # clicks of one rank

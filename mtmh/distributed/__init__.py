@@ -1,0 +1,1 @@
+"""Ranks and what they share: rendezvous, sharding, communication, optimizers, state files."""

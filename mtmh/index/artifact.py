@@ -1,0 +1,70 @@
+"""Files of an index artifact, and the summary in its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mtmh.tower.artifact import TowerFacts
+
+PRERANKER = Path("preranker")  # in an index: the learned preranker that ranks its answers, a whole artifact
+ITEMS = Path("items.parquet")  # item_id, text, topic_l1, topic_l2, train_count; row number = item index
+
+
+def index_file(head: str) -> Path:
+    """The faiss index of one head: clusters, quantizers, and where each list is."""
+    return Path(f"{head}.faiss")
+
+
+def lists_file(head: str) -> Path:
+    """The inverted lists of one head: for each list its codes, then its item indices (int64)."""
+    return Path(f"{head}.lists")
+
+
+def places_file(head: str) -> Path:
+    """[I] int64: at which value of the lists file the vector of an item begins; for ``flat`` and ``fp16``."""
+    return Path(f"{head}.places.npy")
+
+
+def exact_file(head: str) -> Path:
+    """A flat faiss index of the vectors in item order, beside the codes of ``sq8`` and ``pq``."""
+    return Path(f"{head}.exact.faiss")
+
+
+def milvus_file(head: str) -> Path:
+    """Which collection of Milvus holds the vectors of one head."""
+    return Path(f"{head}.milvus.json")
+
+
+class AnnRecall(BaseModel):
+    """Share of the exact ``k`` nearest neighbours that the index finds, over sampled items as queries."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int
+    num_probes: int
+    num_queries: int
+    recall: float
+
+
+class IndexSummary(BaseModel):
+    """The ``summary`` of an index manifest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    heads: list[str]
+    dim: int
+    num_items: int
+    id_type: Literal["int64", "string"]
+    num_clusters: int
+    ann_recall: dict[str, AnnRecall]  # by head
+    backend: Literal["faiss", "milvus"] = "faiss"
+    storage: Literal["flat", "fp16", "sq8", "pq"] = "flat"
+    # Where the vector of an item is: in the lists; in this precision beside them; or in rows of <head>.npy.
+    vectors: Literal["lists", "fp16", "fp32", "rows"] = "rows"
+    refine_factor: int = 0
+    tower: TowerFacts | None = None
+    segments_through: int = 0  # the last segment whose changes are part of this index
+    of_dataset: str | None = None  # compacted: digest of the dataset that the version before it goes back to

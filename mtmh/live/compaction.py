@@ -1,0 +1,97 @@
+"""Compaction: one new version out of the published one, with all that was added and removed since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from mtmh.artifacts import Artifact, link_folder, open_artifact
+from mtmh.config import Config, LossConfig
+from mtmh.config.recorded import recorded_section
+from mtmh.distributed.ranks import join_ranks
+from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
+from mtmh.index.build import write_index
+from mtmh.index.versions import new_version, publish
+from mtmh.index.writers import scratch_folder, writing
+from mtmh.live.live_index import LiveIndex
+from mtmh.live.segments import merge_segments
+from mtmh.preranking.export import write_rows
+from mtmh.retrieval.open_preranker import LearnedPreranker
+from mtmh.retrieval.retriever import Retriever
+from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
+from mtmh.tower.export import TOWER
+
+_COPIED_ROWS = 65_536
+
+
+def compact(config: Config) -> Path:
+    """Builds and publishes a version of the items that may be answers now.
+
+    Vectors are taken as they are; the tower and the learned preranker go along, and who ranks stays the same, whatever
+    the recipe says by now. Items that come or go meanwhile are applied to the new version like to any other. The
+    changes stay on disk as one segment: a version that is built from data later takes them over, and so does one that
+    is rolled back to.
+
+    Args:
+        config: ``index`` sets clusters, storage and the gate, ``retrieval`` the probes that recall is measured with.
+
+    Returns:
+        Folder of the version; the published one, if nothing was added or removed since it was built.
+
+    Raises:
+        BelowGateError: a head's recall is below the gate.
+        ValueError: nothing is published, a file is damaged, or another version was published meanwhile.
+    """
+    index_dir = config.model_dir("index")
+    live = LiveIndex(index_dir, config.retrieval)
+    base, through, retriever = live.folder, live.change, live.retriever
+    artifact = open_artifact(base, "index")
+    before = IndexSummary.model_validate(artifact.summary)
+    if through == before.segments_through:
+        return base
+    config = _ranking_as_before(config, artifact, retriever)
+    preranker, catalogue = _learned(retriever), retriever.catalogue
+    rows = np.arange(len(catalogue)) if catalogue.answerable is None else np.flatnonzero(catalogue.answerable)
+    made = EmbeddingsSummary(heads=retriever.heads, dim=before.dim, num_items=len(rows))
+
+    def finish(folder: Path) -> dict[str, Any]:
+        pq.write_table(catalogue.table, folder / ITEMS)
+        if (base / TOWER).is_dir():
+            link_folder(base / TOWER, folder / TOWER)
+        if preranker is not None:
+            write_rows(preranker.scorer, base / PRERANKER, rows, folder / PRERANKER)
+        of_dataset = artifact.manifest.inputs.get("dataset", before.of_dataset)
+        return {"tower": before.tower, "segments_through": through, "of_dataset": of_dataset}
+
+    with join_ranks("cpu") as ranks, scratch_folder(index_dir) as scratch:
+        if ranks.world_size != 1:
+            raise ValueError(f"compaction runs in one process, not in {ranks.world_size}")
+        for head in retriever.heads:
+            vectors = np.lib.format.open_memmap(
+                scratch / vectors_file(head), mode="w+", dtype=np.float32, shape=(len(rows), before.dim)
+            )
+            for start in range(0, len(rows), _COPIED_ROWS):
+                part = slice(start, start + _COPIED_ROWS)
+                vectors[part] = retriever.vectors[head][rows[part]]
+            vectors.flush()
+        version = new_version(index_dir)
+        write_index(config, before.id_type, made, scratch, version, ranks, {"index": artifact}, finish)
+    published = publish(version, min_recall=config.index.min_recall, keep=config.index.keep_versions, over=base.name)
+    with writing(index_dir):
+        merge_segments(index_dir, through)
+    return published
+
+
+def _ranking_as_before(config: Config, artifact: Artifact, retriever: Retriever) -> Config:
+    """The recipe, but with the ranking of a version: who ranks, and what that one was built with."""
+    temperature = recorded_section(artifact, "loss", LossConfig).temperature
+    loss = config.loss.model_copy(update={"temperature": temperature})
+    return config.model_copy(update={"retrieval": retriever.defaults, "loss": loss})
+
+
+def _learned(retriever: Retriever) -> LearnedPreranker | None:
+    rankers = (retriever.preranker, retriever.sorter)
+    return next((ranker for ranker in rankers if isinstance(ranker, LearnedPreranker)), None)

@@ -1,0 +1,257 @@
+"""The published index with what was added and removed since: durable on disk, one reference to swap in memory."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtmh.artifacts import open_artifact
+from mtmh.config import RetrievalConfig
+from mtmh.data.schema import ITEM_ID
+from mtmh.errors import RequestError
+from mtmh.index.artifact import IndexSummary
+from mtmh.index.versions import current_version
+from mtmh.index.writers import writing
+from mtmh.live.segments import Segment, last_change, read_segments, write_segment
+from mtmh.retrieval.catalogue import ItemId
+from mtmh.retrieval.retriever import Retriever
+from mtmh.tower.export import Tower
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is in use.
+
+    Attributes:
+        folder: of the version.
+        change: number of the last change applied to it.
+        retriever: answers.
+    """
+
+    folder: Path
+    change: int
+    retriever: Retriever
+
+
+class LiveIndex:
+    """An index that items are added to and removed from while it answers.
+
+    A change is written first (``segments.py``) and then put in the place of the old state by one assignment: who reads
+    ``retriever`` once a request sees one state throughout. Several threads may use one ``LiveIndex``, and several
+    processes one folder; ``refresh`` shows the changes of the others.
+
+    Args:
+        index_dir: versioned folder of an index.
+        settings: defaults of a request, under every version; None: those that the version was built with.
+
+    Raises:
+        ValueError: nothing is published there, or a file is missing, truncated or altered.
+    """
+
+    def __init__(self, index_dir: Path, settings: RetrievalConfig | None = None) -> None:
+        self._index_dir = index_dir
+        self._settings = settings
+        self._refreshing = threading.Lock()  # one after the other; it is taken before the next one
+        self._changing = threading.Lock()
+        self._state = _open(index_dir, current_version(index_dir), settings)
+
+    @property
+    def retriever(self) -> Retriever:
+        """Answers requests; to be read once a request."""
+        return self._state.retriever
+
+    @property
+    def folder(self) -> Path:
+        """Of the version in use."""
+        return self._state.folder
+
+    @property
+    def has_versions(self) -> bool:
+        """Whether changes have a place; an index artifact alone has none."""
+        return self._state.folder != self._index_dir
+
+    @property
+    def change(self) -> int:
+        """Number of the last change applied to it."""
+        return self._state.change
+
+    def refresh(self) -> bool:
+        """Takes a newly published version, and changes of other processes, into use.
+
+        Returns:
+            Whether there is another retriever now.
+
+        Raises:
+            ValueError: the new version or a change is damaged; what was in use stays so.
+        """
+        with self._refreshing:
+            before = self._state
+            folder = current_version(self._index_dir)
+            if folder != before.folder:
+                # Reading a whole index takes a while, so outside the lock: items come and go under the old version
+                # meanwhile, and what came and went is applied to the new one before it takes over.
+                opened = _open(self._index_dir, folder, self._settings)
+                with self._changing:
+                    self._state = _with_changes(opened, read_segments(self._index_dir, opened.change))
+            elif last_change(self._index_dir) > before.change:
+                with self._changing:
+                    self._state = self._caught_up()
+            return self._state is not before
+
+    def add(self, rows: Sequence[Mapping[str, Any]], *, deadline: float = math.inf) -> list[ItemId]:
+        """Adds fresh items: embedded from their features, on the disk, and answers from here on.
+
+        An item that is there because an equal row was added before is left as it is, so that a caller who does not know
+        whether an addition took place may repeat it.
+
+        Args:
+            rows: ``item_id``, every feature of the model (null: not known), and optionally ``text``, ``topic_l1``,
+                ``topic_l2``, ``first_seen``.
+            deadline: of ``time.monotonic()``; an addition that could not begin by then does not take place.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            RequestError: a row does not fit, or an id is there already; nothing is added then.
+            ValueError: the index has no versions or no tower, or a change of another process is damaged; likewise.
+            TimeoutError: other changes were under way until after the deadline; nothing is added then.
+        """
+        with self._change(deadline) as state:
+            if not len(rows):
+                return []
+            table = _tower(state).features.table(rows)
+            ids: list[ItemId] = table.column(ITEM_ID).to_pylist()
+            repeated = [item for item, count in Counter(ids).items() if count > 1]
+            if repeated:
+                raise RequestError(f"item {repeated[0]!r} comes more than once")
+            there = state.retriever.catalogue.find_answerable(ids, "item") >= 0
+            self._check_equal(table.filter(pa.array(there)))
+            table = table.filter(pa.array(~there))
+            if len(table):
+                self._write(state, table, [])
+            return ids
+
+    def remove(self, ids: Sequence[ItemId], *, deadline: float = math.inf) -> None:
+        """Removes items: they are in no answer from here on, whatever version is published, until they are added again.
+
+        Args:
+            ids: of the items.
+            deadline: of ``time.monotonic()``; a removal that could not begin by then does not take place.
+
+        Raises:
+            UnknownItemError: an id is not in the index; nothing is removed then.
+            RequestError: an id of the wrong type.
+            ValueError: the index has no versions, or a change of another process is damaged.
+            TimeoutError: other changes were under way until after the deadline; nothing is removed then.
+        """
+        with self._change(deadline) as state:
+            catalogue = state.retriever.catalogue
+            found = catalogue.find_answerable(ids, "item")
+            if (found < 0).any():
+                raise catalogue.unknown([ids[place] for place in np.flatnonzero(found < 0).tolist()], "item")
+            if not len(ids):
+                return
+            typed = list(dict.fromkeys(catalogue.typed(item, "item") for item in ids))
+            self._write(state, catalogue.table.slice(0, 0).select([ITEM_ID]), typed)
+
+    @contextmanager
+    def _change(self, deadline: float) -> Iterator[_State]:
+        """Holds off other changes, of this process and others; gives the state that they left."""
+        if not self.has_versions:
+            raise ValueError(
+                f"{self._index_dir}: holds one index without versions, so changes have no place;"
+                " mtmh build-index without --out makes a folder of versions"
+            )
+        with self._changing, writing(self._index_dir):
+            if time.monotonic() > deadline:
+                raise TimeoutError("other changes of the index took until after the deadline; nothing was changed")
+            yield self._caught_up()
+
+    def _write(self, state: _State, added: pa.Table, removed: list[ItemId]) -> None:
+        """Writes one change and takes it into use."""
+        number = state.change + 1
+        # Applied before it is written: what cannot be embedded is not kept.
+        changed = _with_changes(state, [Segment(number, number, added, removed)])
+        written = write_segment(self._index_dir, added, removed)
+        assert written == changed.change
+        self._state = changed
+
+    def _check_equal(self, rows: pa.Table) -> None:
+        """Compares rows of items that are there with those by which they were added last."""
+        if not len(rows):
+            return
+        ids = rows.column(ITEM_ID).combine_chunks()
+        added: dict[ItemId, dict[str, Any]] = {}
+        for segment in read_segments(self._index_dir, 0):
+            same = segment.added.filter(pc.is_in(segment.added.column(ITEM_ID), value_set=ids))
+            added |= {row[ITEM_ID]: _known(row) for row in same.to_pylist()}
+        for row in rows.to_pylist():
+            if added.get(row[ITEM_ID]) != _known(row):
+                raise RequestError(f"item {row[ITEM_ID]!r} is in the index already; remove it first")
+
+    def _caught_up(self) -> _State:
+        """The version in use with the changes of other processes."""
+        return _with_changes(self._state, read_segments(self._index_dir, self._state.change))
+
+
+def _open(index_dir: Path, folder: Path, settings: RetrievalConfig | None) -> _State:
+    artifact = open_artifact(folder, "index")
+    artifact.verify()
+    through = IndexSummary.model_validate(artifact.summary).segments_through
+    state = _State(folder, through, Retriever.load(folder, settings))
+    if folder == index_dir:  # one index without versions: there is nowhere to write changes
+        return state
+    return _with_changes(state, read_segments(index_dir, through))
+
+
+def _with_changes(state: _State, segments: Sequence[Segment]) -> _State:
+    """The state after some changes."""
+    retriever, change = state.retriever, state.change
+    for segment in segments:
+        there = retriever.catalogue.find_answerable(segment.removed, "removed item") >= 0
+        if there.any():
+            retriever = retriever.with_removed([segment.removed[place] for place in np.flatnonzero(there)])
+        # Items that the index holds, because it was built from data that know them, keep its rows. So do those that
+        # were removed and come back: what training made of an item is more than its features tell.
+        ids = segment.added.column(ITEM_ID).to_pylist()
+        new = retriever.catalogue.find_answerable(ids, "added item") < 0
+        trained = retriever.catalogue.find_trained(ids)
+        back = new & (trained >= 0)
+        if back.any():
+            retriever = retriever.with_returned(trained[back])
+        rows = segment.added.filter(pa.array(new & ~back))
+        if len(rows):
+            vectors = _tower(state).embed(rows)
+            for head, of in vectors.items():
+                if not np.isfinite(of).all():
+                    raise RequestError(f"head {head}: an embedding of the new items is not finite numbers")
+            retriever = retriever.with_added(rows, vectors)
+        change = segment.last
+    if change == state.change:
+        return state
+    retriever = retriever.with_version(f"{state.folder.name}+{change}")
+    return _State(state.folder, change, retriever)
+
+
+def _known(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what is not known of it: merged changes may have more columns than each alone."""
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _tower(state: _State) -> Tower:
+    tower = state.retriever.tower
+    if tower is None:
+        raise ValueError(f"{state.folder}: no tower, so features cannot be embedded; build the index again")
+    return tower

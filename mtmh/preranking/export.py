@@ -1,0 +1,136 @@
+"""Writes the preranker artifact: every item's vector, the user tower, and what the tasks are worth on T2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.table import Table
+from safetensors.torch import save_model
+
+from mtmh.artifacts import Artifact, link_file, link_folder, open_artifact, write_artifact
+from mtmh.config import Config
+from mtmh.data.dataset import open_dataset
+from mtmh.modules.preranker import Preranker
+from mtmh.preranking.artifact import USER_TOWER, VECTORS, PrerankerSummary, TaskQuality, TaskSummary
+from mtmh.preranking.inputs import ItemInputs, open_inputs
+from mtmh.preranking.item_tower import write_item_tower
+from mtmh.preranking.labels import Labels
+from mtmh.preranking.model_builder import load_preranker, run_config
+from mtmh.preranking.quality import measure, questions
+from mtmh.preranking.scorer import Scorer, read_summary
+from mtmh.tower.export import TOWER
+from mtmh.training.checkpoint import latest_checkpoint
+
+_CHUNK_ITEMS = 8192
+
+
+def write_preranker(config: Config, out: Path) -> Artifact:
+    """Writes the preranker artifact of the newest checkpoint: all that scores items, new ones included.
+
+    Args:
+        config: names dataset, embeddings and the preranker's checkpoints.
+        out: folder of the artifact.
+
+    Raises:
+        ValueError: an input is missing, or the checkpoint is of another dataset or of other embeddings.
+    """
+    dataset = open_dataset(config.dataset_dir)
+    inputs, artifacts = open_inputs(config, dataset)
+    checkpoint = open_artifact(latest_checkpoint(run_config(config).model_dir("checkpoints")), "checkpoint")
+    for name, artifact in artifacts.items():
+        if checkpoint.manifest.inputs.get(name) != artifact.manifest.digest:
+            raise ValueError(f"{checkpoint.path}: trained on another {name} artifact than {artifact.path}; train again")
+    labels = Labels(config.preranker.tasks, dataset.summary)
+    model = load_preranker(checkpoint.path)
+    tasks = [
+        TaskSummary(
+            name=task.name, label=None if task.is_engagement else labels.names.index(task.name), weight=task.weight
+        )
+        for task in config.preranker.tasks
+    ]
+    artifacts = artifacts | {"checkpoint": checkpoint}
+    with write_artifact(out, "preranker", config=config.model_dump(mode="json"), inputs=artifacts) as writer:
+        vectors = write_items(model, inputs, dataset.num_items, writer.folder)
+        save_model(model.user_tower, str(writer.folder / USER_TOWER))
+        write_item_tower(writer.folder, config, dataset, inputs, checkpoint)
+        settings = config.preranker
+        scorer = Scorer(vectors, model.user_tower, tasks, settings.history_length)
+        writer.summary |= PrerankerSummary(
+            num_items=dataset.num_items,
+            dim=settings.dim,
+            temperature=settings.temperature,
+            hidden=settings.hidden,
+            history_length=settings.history_length,
+            prior=checkpoint.summary["preranker"]["prior"],
+            heads=inputs.heads,
+            tasks=tasks,
+            quality=measure(scorer, questions(config, dataset, labels)),
+        ).model_dump()
+    return open_artifact(out, "preranker")
+
+
+@torch.inference_mode()
+def write_items(model: Preranker, inputs: ItemInputs, num_items: int, folder: Path) -> npt.NDArray[np.float32]:
+    """Runs the catalogue through the item tower in chunks; no process memory grows with the catalogue.
+
+    Returns:
+        vectors [I, D + K], memory-mapped.
+    """
+    shape = (num_items, model.dim + len(model.user_tower.mix))
+    file = np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float32, shape=shape)
+    for start in range(0, num_items, _CHUNK_ITEMS):
+        end = min(start + _CHUNK_ITEMS, num_items)
+        rows = model(*inputs.gather(np.arange(start, end)))
+        if not torch.isfinite(rows).all():
+            raise ValueError(f"preranker: vectors of items {start} to {end - 1} are not finite numbers")
+        file[start:end] = rows.numpy()
+    file.flush()
+    return file
+
+
+def write_rows(scorer: Scorer, source: Path, rows: npt.NDArray[np.integer[Any]], out: Path) -> Artifact:
+    """Writes the preranker artifact of other items: some of those of another one, and of those added to it since.
+
+    Args:
+        scorer: over the items of ``source``, and the added ones.
+        source: folder of the other artifact; all but the vectors is linked from there.
+        rows: [N] the items to keep, in their new order.
+        out: folder of the artifact.
+    """
+    base = open_artifact(source, "preranker")
+    with write_artifact(out, "preranker", config=base.manifest.config, inputs={"preranker": base}) as writer:
+        vectors = np.lib.format.open_memmap(
+            writer.folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(rows), scorer.vectors.shape[1])
+        )
+        for start in range(0, len(rows), _CHUNK_ITEMS):
+            part = slice(start, start + _CHUNK_ITEMS)
+            vectors[part] = scorer.vectors[rows[part]]
+        vectors.flush()
+        link_file(source / USER_TOWER, writer.folder / USER_TOWER)
+        link_folder(source / TOWER, writer.folder / TOWER)
+        writer.summary |= read_summary(base).model_copy(update={"num_items": len(rows)}).model_dump()
+    return open_artifact(out, "preranker")
+
+
+def quality_table(quality: dict[str, TaskQuality]) -> Table:
+    """AUC and normalised entropy of the tasks, for the terminal."""
+    table = Table(
+        title="Tasks on T2, from histories of T1",
+        caption="NE: normalised entropy, below 1 is better than the mean; engaged: among T2 items alone",
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("task")
+    for heading in ("AUC", "NE", "rate", "engaged AUC", "engaged NE", "engaged rate"):
+        table.add_column(heading, justify="right")
+    for name, task in quality.items():
+        figures = (
+            task.auc, task.normalized_entropy, task.rate,
+            task.engaged_auc, task.engaged_normalized_entropy, task.engaged_rate,
+        )  # fmt: skip
+        table.add_row(name, *("–" if figure is None else f"{figure:.4f}" for figure in figures))
+    return table

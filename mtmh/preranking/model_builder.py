@@ -1,0 +1,130 @@
+"""The preranker of a recipe: its settings as a run of its own, and its model, untrained or of a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mtmh.artifacts import open_artifact
+from mtmh.config import Config, HeadConfig, LossConfig, ModelConfig, PrerankerConfig, PrerankerTrainingConfig
+from mtmh.config.recorded import recorded_section
+from mtmh.data.dataset import Dataset
+from mtmh.data.schema import FeatureSchema
+from mtmh.modules.dense_nn import DenseNN
+from mtmh.modules.preranker import Preranker
+from mtmh.modules.sparse_nn import SparseNN, build_ebc
+from mtmh.preranking.labels import Labels
+from mtmh.training.model_builder import load_weights
+
+RUN = "preranker-training"
+
+
+def run_config(config: Config) -> Config:
+    """The preranker's training as a recipe of its own, so that everything of `mtmh.training` serves it as well.
+
+    Its checkpoints lie beside the model's folders: ``runs/RECIPE/MODEL/preranker-training/checkpoints``.
+    """
+    settings = config.preranker
+    return config.model_copy(
+        update={
+            "name": RUN,
+            "paths": config.paths.model_copy(
+                update={
+                    "root": config.paths.root / config.name,
+                    "dataset": config.dataset_dir,
+                    "content": config.content_dir,
+                }
+            ),
+            "model": ModelConfig(
+                embedding_dim=settings.embedding_dim,
+                dense_hidden=settings.dense_hidden,
+                dense_dim=settings.dense_dim,
+                head_hidden=settings.hidden,
+                head_dim=settings.dim,
+                id_dropout=settings.id_dropout,
+                heads=[HeadConfig(name="engagement")],
+            ),
+            "loss": LossConfig(
+                in_batch_negatives=settings.in_batch_negatives, num_uniform_negatives=settings.num_uniform_negatives
+            ),
+            "training": settings.training,
+            # What is left here decides which numbers the run computes; how tasks are weighed and measured does not.
+            "preranker": settings.model_copy(
+                update={
+                    "tasks": [task.model_copy(update={"weight": 1.0}) for task in settings.tasks],
+                    "training": PrerankerTrainingConfig(),
+                    "check_users": 1,
+                    "check_negatives": 1,
+                }
+            ),
+        }
+    )
+
+
+def build_preranker(
+    settings: PrerankerConfig,
+    schema: FeatureSchema,
+    frozen_dim: int,
+    prior: list[float],
+    device: torch.device,
+    *,
+    tables: torch.device | None = None,
+) -> Preranker:
+    """An untrained preranker; the towers' values follow torch's random state.
+
+    Args:
+        settings: the widths.
+        schema: the features of the dataset.
+        frozen_dim: width of the frozen inputs.
+        prior: see `priors`.
+        device: where the towers live.
+        tables: where the embedding tables live if elsewhere: ``meta`` for a model that is to be sharded.
+    """
+    names = [feature.name for feature in schema.id_features]
+    ebc = build_ebc(
+        rows={feature.name: feature.num_rows for feature in schema.id_features},
+        dims=dict.fromkeys(names, settings.embedding_dim),
+        device=tables or device,
+    )
+    with device:
+        dense_nn = DenseNN(len(schema.float_features), settings.dense_hidden, settings.dense_dim)
+        return Preranker(
+            SparseNN(ebc, names),
+            dense_nn,
+            frozen_dim,
+            settings.hidden,
+            settings.dim,
+            settings.temperature,
+            prior,
+        )
+
+
+def priors(dataset: Dataset, labels: Labels) -> list[float]:
+    """Logits to start from: any known item is engaged with next, and how often each label is true in T1."""
+    reader = dataset.history_reader(labels=True)
+    fulfilled, events = np.zeros(len(labels.names)), 0
+    for group in range(reader.num_groups):
+        histories = reader.read(group)
+        fulfilled += labels(histories).sum(axis=0)
+        events += len(histories.items)
+    known = int(np.count_nonzero(dataset.item_table.train_count))
+    rates = (fulfilled + 1.0) / (events + 2.0)
+    return [-math.log(known), *(float(np.log(rate / (1.0 - rate))) for rate in rates)]
+
+
+def load_preranker(checkpoint: Path) -> Preranker:
+    """The model of a checkpoint, whole, on the CPU of this process; needs neither the dataset nor a process group.
+
+    Raises:
+        ValueError: no complete checkpoint there, or its files do not hold exactly this model.
+    """
+    artifact = open_artifact(checkpoint, "checkpoint")
+    settings = recorded_section(artifact, "preranker", PrerankerConfig)
+    schema = FeatureSchema.model_validate(artifact.summary["features"])
+    facts = artifact.summary["preranker"]
+    model = build_preranker(settings, schema, facts["frozen_dim"], facts["prior"], torch.device("cpu"))
+    load_weights(model, checkpoint, distributed=False)
+    return model.eval()

@@ -1,0 +1,1 @@
+"""The retriever as a plain Python object: search under every head, rank, merge by quota, answer."""

@@ -1,0 +1,93 @@
+"""What a retriever answers: the items of each list, with ids in the place of indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtmh.retrieval.catalogue import Catalogue, ItemDescription, ItemId, Mask
+from mtmh.retrieval.merge import quota_merge
+from mtmh.retrieval.ranking import Candidates, Preranker, Requests
+from mtmh.retrieval.user_list import UserList
+
+POPULAR = "popular"  # in the place of a head: what most users engaged with, for triggers of which nothing is known
+
+
+@dataclass(frozen=True)
+class RetrievedItem:
+    """One answer.
+
+    Attributes:
+        item: its id.
+        score: comparable over all triggers and heads of a request: the similarity to the trigger under the engagement
+            head, unless the retriever has another sorter. Of a popular item: its share of the training events.
+        similarity: to the trigger, under the head that brought it; None: a popular item.
+        head: the head that brought it, or ``popular``.
+        trigger: the id of the trigger it answers; None: none of the history was known.
+    """
+
+    item: ItemId
+    score: float
+    similarity: float | None
+    head: str
+    trigger: ItemId | None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """What each head alone and the merge answer to one trigger, with the columns that a person wants to see."""
+
+    trigger: ItemId
+    alpha: float
+    heads: dict[str, list[RetrievedItem]]
+    merged: list[RetrievedItem]
+    descriptions: dict[ItemId, ItemDescription]
+
+
+def merged_answers(
+    requests: Requests, kept: Sequence[Candidates], quotas: Sequence[int], sorter: Preranker, catalogue: Catalogue
+) -> list[list[RetrievedItem]]:
+    """Merges the heads' candidates of each trigger by quota; one list a trigger, scored by the sorter."""
+    merged = quota_merge([one.items for one in kept], quotas)
+    scores = merged.take([sorter.score(requests, one) for one in kept])
+    similarities = merged.take([one.scores for one in kept])
+    rows, slots = np.nonzero(merged.items >= 0)
+    trigger_ids = catalogue.ids(requests.triggers)
+    answers: list[list[RetrievedItem]] = [[] for _ in trigger_ids]
+    for row, item, score, similarity, head in zip(
+        rows.tolist(),
+        catalogue.ids(merged.items[rows, slots]),
+        scores[rows, slots].tolist(),
+        similarities[rows, slots].tolist(),
+        merged.heads[rows, slots].tolist(),
+        strict=True,
+    ):
+        answers[row].append(RetrievedItem(item, score, similarity, kept[head].head, trigger_ids[row]))
+    return answers
+
+
+def user_answers(found: UserList, heads: Sequence[str], catalogue: Catalogue) -> list[RetrievedItem]:
+    """The list of a user; ``heads`` are those that took part."""
+    return [
+        RetrievedItem(item, score, similarity, heads[head], trigger)
+        for item, score, similarity, head, trigger in zip(
+            catalogue.ids(found.items),
+            found.scores.tolist(),
+            found.similarities.tolist(),
+            found.heads.tolist(),
+            catalogue.ids(found.triggers),
+            strict=True,
+        )
+    ]
+
+
+def popular_answers(catalogue: Catalogue, k: int, allowed: Mask | None, trigger: ItemId | None) -> list[RetrievedItem]:
+    """The most popular allowed items, marked as such."""
+    items = catalogue.popular(k, allowed)
+    shares = catalogue.popularity(items).tolist()
+    return [
+        RetrievedItem(item, share, None, POPULAR, trigger)
+        for item, share in zip(catalogue.ids(items), shares, strict=True)
+    ]

@@ -1,0 +1,95 @@
+"""One list for a user: the answers of all triggers pooled under each head, then shared out among the heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mtmh.retrieval.merge import quota_merge, shared_merge
+from mtmh.retrieval.ranking import Candidates, Preranker, Requests, Scores
+
+
+@dataclass(frozen=True)
+class UserList:
+    """N answers, best first by score.
+
+    Attributes:
+        items: [N] item indices.
+        scores: [N] float32, comparable over heads and triggers.
+        similarities: [N] float32, to the trigger, under the head that brought the item.
+        heads: [N] position of that head among those given.
+        triggers: [N] item indices.
+    """
+
+    items: npt.NDArray[np.int64]
+    scores: Scores
+    similarities: Scores
+    heads: npt.NDArray[np.int8]
+    triggers: npt.NDArray[np.int64]
+
+
+def user_list(
+    requests: Requests,
+    kept: Sequence[Candidates],
+    rankings: Sequence[Scores],
+    quotas: Sequence[int],
+    sorter: Preranker,
+    *,
+    shared: bool = False,
+) -> UserList:
+    """Pools the candidates of one user's triggers under each head, and merges the pools by quota.
+
+    Args:
+        requests: the T triggers of one user.
+        kept: candidates [T, C] of each head.
+        rankings: [T, C] preranking scores of them, larger first; they decide the order in a pool.
+        quotas: answers of each head.
+        sorter: scores what is merged.
+        shared: take the best of all pools, whatever the quotas, instead; rankings compare over heads then.
+
+    Returns:
+        As many answers as the quotas sum to, or as there are distinct candidates.
+    """
+    length = sum(quotas)
+    pools = [_pool(one.items, ranking, length) for one, ranking in zip(kept, rankings, strict=True)]
+    lists = [one.items.ravel()[pool][None, :] for one, pool in zip(kept, pools, strict=True)]
+    if shared:
+        of_lists = [ranking.ravel()[pool][None, :] for ranking, pool in zip(rankings, pools, strict=True)]
+        merged = shared_merge(lists, of_lists, length)
+    else:
+        merged = quota_merge(lists, quotas)
+    items, heads, ranks = (values[0][merged.items[0] >= 0] for values in (merged.items, merged.heads, merged.ranks))
+    scores, similarities = np.empty(len(items), np.float32), np.empty(len(items), np.float32)
+    triggers = np.empty(len(items), np.int64)
+    for head, (one, pool) in enumerate(zip(kept, pools, strict=True)):
+        mine = heads == head
+        places = pool[ranks[mine]]
+        rows = places // one.items.shape[1]
+        triggers[mine] = requests.triggers[rows]
+        similarities[mine] = one.scores.ravel()[places]
+        # Scored as one candidate of its trigger each.
+        asked = Requests(requests.triggers[rows], requests.users[rows], requests.histories)
+        single = Candidates(one.head, items[mine][:, None], similarities[mine][:, None])
+        scores[mine] = sorter.score(asked, single)[:, 0]
+    order = np.argsort(-scores, kind="stable")
+    return UserList(items[order], scores[order], similarities[order], heads[order], triggers[order])
+
+
+def latest_first(history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The distinct known items of a history whose latest is the last; the latest first, as `Requests` has them."""
+    known = history[history >= 0][::-1]
+    _, first = np.unique(known, return_index=True)
+    return known[np.sort(first)]
+
+
+def _pool(items: npt.NDArray[np.integer], ranking: Scores, length: int) -> npt.NDArray[np.intp]:
+    """Places (in the flattened [T, C]) of the ``length`` best distinct items, the best place of each, best first."""
+    flat, rank = items.ravel(), ranking.ravel()
+    order = np.argsort(-rank, kind="stable")
+    order = order[flat[order] >= 0]
+    _, first = np.unique(flat[order], return_index=True)
+    best: npt.NDArray[np.intp] = order[np.sort(first)[:length]]
+    return best

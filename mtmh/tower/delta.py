@@ -1,0 +1,264 @@
+"""Which items must be embedded anew after a continued run: those whose inputs or table rows are no longer the same."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from mtmh.artifacts import Artifact, open_artifact
+from mtmh.config import EmbeddingConfig
+from mtmh.config.recorded import recorded_config
+from mtmh.data.arrays import open_array
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.item_table import ItemTable
+from mtmh.data.schema import ITEM_ID
+from mtmh.distributed.ranks import Ranks
+from mtmh.distributed.state_files import stored_pieces, stored_shapes
+from mtmh.tower.artifact import DeltaSummary, EmbeddingsSummary, vectors_file
+from mtmh.tower.embedder import Embedder
+from mtmh.training.checkpoint import MODEL, STATE
+from mtmh.training.continuation import RowMover, rows_of, table_of
+from mtmh.training.row_maps import previous_rows
+
+NO_ITEM = -1
+_CHUNK_ITEMS = 1 << 20
+_SAMPLE_ITEMS = 2000
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Where the vectors of this period's items come from.
+
+    Attributes:
+        embeddings: the embeddings artifact of the period before.
+        source: [I] int64; the item of ``embeddings`` whose vectors an item keeps, `NO_ITEM`: to be embedded anew.
+    """
+
+    embeddings: Artifact
+    source: NDArray[np.int64]
+
+    @property
+    def num_kept(self) -> int:
+        """Items that keep their vectors."""
+        return int((self.source != NO_ITEM).sum())
+
+
+@dataclass(frozen=True)
+class DeltaEmbedder:
+    """Embeds what must be embedded anew and takes the rest from the period before.
+
+    Attributes:
+        model: embeds items; all ranks call it together.
+        delta: which items.
+        kept: head -> [I of the period before, D] float32.
+    """
+
+    model: Embedder
+    delta: Delta
+    kept: dict[str, Vectors]
+
+    @classmethod
+    def open(cls, model: Embedder, delta: Delta) -> DeltaEmbedder:
+        """Maps the previous embeddings.
+
+        Raises:
+            ValueError: they are of other heads or another width.
+        """
+        made = EmbeddingsSummary.model_validate(delta.embeddings.summary)
+        if (made.heads, made.dim) != (model.heads, model.dim):
+            raise ValueError(
+                f"{delta.embeddings.path}: heads {', '.join(made.heads)} of width {made.dim}, the model has "
+                f"{', '.join(model.heads)} of width {model.dim}; embed the whole catalogue"
+            )
+        shape = (made.num_items, made.dim)
+        kept = {head: open_array(delta.embeddings.path / vectors_file(head), np.float32, shape) for head in made.heads}
+        return cls(model, delta, kept)
+
+    @property
+    def heads(self) -> list[str]:
+        """As the model's."""
+        return self.model.heads
+
+    @property
+    def dim(self) -> int:
+        """As the model's."""
+        return self.model.dim
+
+    def embed(self, table: ItemTable, items: NDArray[np.int64]) -> dict[str, Vectors]:
+        """As `Embedder.embed`."""
+        source = self.delta.source[items]
+        anew = np.flatnonzero(source == NO_ITEM)
+        # A sharded model is computed by all ranks together, so no rank may leave a step out.
+        embedded = self.model.embed(table, items[anew] if len(anew) else items[:1])
+        vectors = {head: self.kept[head][source.clip(0)] for head in self.heads}
+        for head, rows in vectors.items():
+            rows[anew] = embedded[head][: len(anew)]
+        return vectors
+
+    def measure(self, table: ItemTable, seed: int) -> DeltaSummary:
+        """Compares a sample of kept embeddings with the model's; all ranks call it together and get the same."""
+        known = np.flatnonzero(self.delta.source != NO_ITEM)
+        sample = np.random.default_rng(seed).choice(known, min(_SAMPLE_ITEMS, len(known)), replace=False)
+        drift = np.zeros(1)
+        if len(sample):
+            now = self.model.embed(table, sample)
+            drift = np.concatenate(
+                [1.0 - (now[head] * self.kept[head][self.delta.source[sample]]).sum(axis=1) for head in self.heads]
+            )
+        return DeltaSummary(
+            num_kept=len(known), num_sampled=len(sample), mean_drift=float(drift.mean()), max_drift=float(drift.max())
+        )
+
+
+def find_delta(
+    dataset: Dataset, checkpoint: Artifact, previous: Path, watch: EmbeddingConfig, ranks: Ranks | None = None
+) -> Delta:
+    """Compares the model and the items of two periods.
+
+    An item keeps its vectors if the period before had it with the same values of all id features (and the same float
+    features, if those are watched) and training has changed none of the rows that it reads in the watched tables. Rows
+    are compared as they are in the two checkpoints, so whatever moved a row counts.
+
+    Args:
+        dataset: of this period.
+        checkpoint: of this period, continued from ``previous``.
+        previous: the checkpoint of the period before; its dataset and embeddings must still be where it knows them.
+        watch: ``watch_tables`` and ``watch_floats``.
+        ranks: this process among others that call it together, share the reading and get the same; None: alone.
+
+    Raises:
+        ValueError: an artifact is gone or belongs to something else; the message names it.
+    """
+    before = open_artifact(previous, "checkpoint")
+    if checkpoint.manifest.inputs.get("previous") != before.manifest.digest:
+        raise ValueError(f"{checkpoint.path}: was not continued from {previous}; embed the whole catalogue")
+    old, embeddings = open_period(before)
+    source = _same_items(dataset, old)
+    maps = {
+        feature.name: previous_rows(
+            feature.name, before.path, dataset.artifact.path, 0, feature.num_rows, previous_size=size
+        )
+        for feature, size in zip(
+            dataset.summary.features.id_features,
+            [feature.num_rows for feature in old.summary.features.id_features],
+            strict=True,
+        )
+    }
+    watched = set(maps) if watch.watch_tables is None else set(watch.watch_tables)
+    unknown = sorted(watched - set(maps))
+    if unknown:
+        raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {', '.join(maps)}")
+    changed = _changed_rows(checkpoint, before, dataset, old, watched, ranks)
+    for start in range(0, dataset.num_items, _CHUNK_ITEMS):
+        part = source[start : start + _CHUNK_ITEMS]
+        known = np.flatnonzero(part != NO_ITEM)
+        stale = np.zeros(len(known), np.bool_)
+        for name, rows in maps.items():
+            stale |= _differs(dataset, old, name, start + known, part[known], rows, changed[name])
+        if watch.watch_floats:
+            now, then = (
+                table.item_table.float_features[items]
+                for table, items in ((dataset, start + known), (old, part[known]))
+            )
+            stale |= (now != then).any(axis=1)
+        part[known[stale]] = NO_ITEM
+    return Delta(embeddings, source)
+
+
+def open_period(checkpoint: Artifact) -> tuple[Dataset, Artifact]:
+    """What must be left of a period for its vectors to be kept.
+
+    Args:
+        checkpoint: of that period.
+
+    Returns:
+        The dataset that it was trained on, and the embeddings made from it.
+
+    Raises:
+        ValueError: one is gone or belongs to something else, or a table of the model goes by raw ids.
+    """
+    config = recorded_config(checkpoint, "model")
+    if config.model.id_tables:
+        raise ValueError(
+            f"{checkpoint.path}: {', '.join(config.model.id_tables)} goes by raw ids (model.id_tables), whose rows move"
+            f" when ids are evicted; embed the whole catalogue"
+        )
+    old = open_dataset(config.dataset_dir)
+    if old.artifact.manifest.digest != checkpoint.manifest.inputs["dataset"]:
+        raise ValueError(f"{old.artifact.path}: no longer the dataset of {checkpoint.path}; embed the whole catalogue")
+    embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
+    if embeddings.manifest.inputs["checkpoint"] != checkpoint.manifest.digest:
+        raise ValueError(f"{embeddings.path}: not made from {checkpoint.path}; embed the whole catalogue")
+    return old, embeddings
+
+
+def _same_items(dataset: Dataset, old: Dataset) -> NDArray[np.int64]:
+    """[I] the index that an item had in the period before; `NO_ITEM`: it is new."""
+    now, then = (table.items([ITEM_ID]).column(ITEM_ID) for table in (dataset, old))
+    if now.type != then.type:
+        raise ValueError(f"{dataset.artifact.path}: item ids are {now.type}, in {old.artifact.path} {then.type}")
+    found: pa.ChunkedArray = pc.index_in(now, value_set=then)
+    return np.asarray(pc.fill_null(found, NO_ITEM).to_numpy(), dtype=np.int64)
+
+
+def _changed_rows(
+    checkpoint: Artifact, before: Artifact, dataset: Dataset, old: Dataset, watched: Set[str], ranks: Ranks | None
+) -> dict[str, NDArray[np.bool_]]:
+    """For each table [R]: rows that are new or whose weights are no longer the same; none in tables not watched."""
+    share = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
+    folder = checkpoint.path / STATE
+    sizes = rows_of(old.summary.features)
+    changed = {f.name: np.zeros(f.num_rows, np.bool_) for f in dataset.summary.features.id_features}
+    for name in stored_shapes(folder):
+        feature = table_of(name)
+        if feature is None or feature not in watched or not name.startswith(MODEL):
+            continue
+        move = RowMover(feature, before.path, dataset.artifact.path, sizes[feature])
+        for offsets, piece in stored_pieces(folder, name, *share):
+            then = torch.full_like(piece, torch.nan)  # equals nothing
+            move(before.path / STATE, name, offsets, then)
+            changed[feature][offsets[0] : offsets[0] + len(piece)] |= (piece != then).any(dim=1).numpy()
+    if share[1] > 1:
+        for name in sorted(watched):
+            dist.all_reduce(torch.from_numpy(changed[name].view(np.uint8)), dist.ReduceOp.MAX)
+    return changed
+
+
+def _differs(
+    dataset: Dataset,
+    old: Dataset,
+    feature: str,
+    items: NDArray[np.int64],
+    old_items: NDArray[np.int64],
+    rows_before: NDArray[np.int64],
+    changed: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """[n] items whose values of one id feature are others, or have rows that changed."""
+    values, lengths = dataset.item_table.columns[feature].gather(items)
+    old_values, old_lengths = old.item_table.columns[feature].gather(old_items)
+    owner = np.repeat(np.arange(len(items)), lengths)
+    differs = np.bincount(owner, changed[values], len(items)) > 0
+    same_length = lengths == old_lengths
+    differs |= ~same_length
+    # In the order of the rows of the period before; the two vocabularies have orders of their own.
+    ours = _sorted_within(rows_before[values], owner)
+    theirs = _sorted_within(old_values, np.repeat(np.arange(len(items)), old_lengths))
+    keep, old_keep = np.repeat(same_length, lengths), np.repeat(same_length, old_lengths)
+    unequal = ours[keep] != theirs[old_keep]
+    differs |= np.bincount(owner[keep], unequal, len(items)) > 0
+    return differs
+
+
+def _sorted_within(values: NDArray[np.integer[Any]], owner: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
+    return values[np.lexsort((values, owner))]

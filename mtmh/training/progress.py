@@ -1,0 +1,336 @@
+"""What a run shows while it trains: a progress bar or log lines, TensorBoard, and one JSON line a window of steps."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar
+
+import torch
+import torch.distributed as dist
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.profiler import record_function
+from torch.utils.tensorboard import SummaryWriter
+from torchrec.optim.keyed import CombinedOptimizer
+
+from mtmh.config import Config, HeadConfig
+from mtmh.data.batch import ItemBatch
+from mtmh.data.dataset import Dataset
+from mtmh.distributed.ranks import Ranks
+from mtmh.distributed.waiting import CollectiveClock
+from mtmh.training.gradients import GradientNorms
+
+METRICS = "metrics.jsonl"
+NAMED_ITEMS = 8  # of a batch, in an error message
+
+Batch = TypeVar("Batch", bound=ItemBatch)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Holds back what TorchRec and torch.fx report about their own workings, and deprecations in TorchRec's calls."""
+    loggers = [logging.getLogger(name) for name in ("torchrec", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for text in (
+                ".*broadcast_buffers.*",
+                ".*deprecating ShardedTensor.*",
+                ".*torch.distributed.* is deprecated.*",
+            ):
+                warnings.filterwarnings("ignore", message=text, category=FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Loader(Protocol):
+    """What the log asks of a loader."""
+
+    steps_per_epoch: int
+    num_steps: int
+
+    def iterate(self, start_step: int = 0) -> Iterator[ItemBatch]:
+        """The batches from a step on."""
+
+
+@dataclass(frozen=True)
+class LossNames:
+    """What the losses of a step, a matrix, stand for.
+
+    Attributes:
+        kinds: of its rows.
+        names: of its columns: heads, tasks.
+        weights: [kinds][names], with which a column's ``total`` adds up its kinds.
+        noun: what a column is.
+    """
+
+    kinds: tuple[str, ...]
+    names: tuple[str, ...]
+    weights: tuple[tuple[float, ...], ...]
+    noun: str = "head"
+
+    @classmethod
+    def of_heads(cls, heads: Sequence[HeadConfig]) -> Self:
+        """Losses of the heads of a model."""
+        kinds = ("engagement", "relevance", "semantic")
+        weights = tuple(tuple(getattr(head, f"{kind}_weight") for head in heads) for kind in kinds)
+        return cls(kinds, tuple(head.name for head in heads), weights)
+
+    def tree(self, losses: list[list[float]]) -> dict[str, dict[str, float]]:
+        """Column name -> ``total`` and each kind."""
+        return {
+            name: {
+                "total": sum(row[place] * weights[place] for row, weights in zip(losses, self.weights, strict=True)),
+                **{kind: row[place] for kind, row in zip(self.kinds, losses, strict=True)},
+            }
+            for place, name in enumerate(self.names)
+        }
+
+
+class TrainingLog:
+    """Collects losses on the device and reads them once a window of ``training.log_every`` steps, over all ranks.
+
+    Args:
+        config: the recipe.
+        dataset: names the items of a batch whose loss is not finite.
+        loader: makes that batch again.
+        optimizer: whose gradient norms are shown; has a part ``towers``.
+        ranks: only rank 0 prints and writes.
+        names: of the losses; default: those of the model's heads.
+        start_step: finished steps; lines of later ones, of a run that was killed, are dropped.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        loader: Loader,
+        optimizer: CombinedOptimizer,
+        ranks: Ranks,
+        *,
+        start_step: int,
+        names: LossNames | None = None,
+    ) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._loader = loader
+        self._ranks = ranks
+        self._names = names or LossNames.of_heads(config.model.heads)
+        self._gradients = GradientNorms(optimizer)
+        self._collectives = CollectiveClock()
+        self._open = ExitStack()
+        self._window: list[Tensor] = []
+        self._waited = 0.0
+        self._step = start_step
+        self._gauges: dict[str, Callable[[], Mapping[str, float]]] = {}
+        self._view = _View(config, loader.num_steps, start_step) if ranks.is_first else None
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        if self._ranks.device.type == "cpu":
+            self._open.enter_context(self._collectives.running())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
+        if self._view is not None:
+            self._view.close()
+
+    def add(self, name: str, gauge: Callable[[], Mapping[str, float]]) -> None:
+        """Shows more numbers with every window, under ``name`` in the JSON line and ``name/KEY`` in TensorBoard.
+
+        Args:
+            name: not one of the line's own keys.
+            gauge: called at the end of a window on all ranks together, so it may communicate; rank 0's result is shown.
+        """
+        assert name not in self._gauges, name
+        self._gauges[name] = gauge
+
+    def show(self, message: RenderableType) -> None:
+        """Prints on rank 0."""
+        if self._view is not None:
+            self._view.console.print(message, soft_wrap=isinstance(message, str))
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches; measures how long the step waits for them."""
+        while True:
+            began = time.perf_counter()
+            with record_function("data wait"):
+                batch = next(batches, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
+    def record(self, step: int, losses: Tensor, *, report: bool) -> None:
+        """Takes in a finished step; at the end of a window, or if ``report``, checks and writes. All ranks call it.
+
+        Args:
+            step: finished steps.
+            losses: [kinds, names] this rank's part of the losses.
+            report: end the window here.
+
+        Raises:
+            NonFiniteLossError: a loss of the window is infinite or not a number.
+        """
+        self._window.append(losses)
+        if not report and step % self._config.training.log_every:
+            return
+        first_step = self._step + 1
+        own = torch.stack(self._window)  # [steps, kinds, names]
+        total = own.clone()
+        dist.all_reduce(total)
+        if not bool(total.isfinite().all()):
+            raise NonFiniteLossError(self._describe(own.cpu(), total.cpu(), first_step))
+        line = self._line(step, total)
+        if self._view is not None:
+            self._view.write(line)
+        self._window.clear()
+        self._waited = 0.0
+        self._collectives.seconds = 0.0
+        self._step = step
+        self._began = time.perf_counter()
+
+    def _line(self, step: int, total: Tensor) -> dict[str, Any]:
+        seconds = time.perf_counter() - self._began
+        peak = 0 if self._ranks.device.type == "cpu" else torch.cuda.max_memory_allocated(self._ranks.device)
+        own = (self._waited, self._collectives.seconds, _resident_bytes(), _peak_bytes(), peak)
+        worst = torch.tensor(own, device=self._ranks.device, dtype=torch.float64)
+        dist.all_reduce(worst, dist.ReduceOp.MAX)
+        waited, exchanged, resident, peak_resident, peak_gpu = worst.tolist()
+        steps = len(self._window)
+        exchange = {"collective_wait_share": min(1.0, exchanged / seconds)} if self._ranks.device.type == "cpu" else {}
+        return {
+            "step": step,
+            "epoch": (step - 1) // self._loader.steps_per_epoch,
+            "loss": self._names.tree(total.mean(dim=0).tolist()),
+            "pairs_per_s": steps * self._config.training.batch_size / seconds,
+            "data_wait_share": min(1.0, waited / seconds),
+            **exchange,
+            "grad_norm": self._gradients.read(steps),
+            "rss_gb": resident / 1e9,
+            "peak_rss_gb": peak_resident / 1e9,
+            "peak_gpu_gb": peak_gpu / 1e9,
+        } | {name: dict(gauge()) for name, gauge in self._gauges.items()}
+
+    def _describe(self, own: Tensor, total: Tensor, first_step: int) -> str:
+        """Which step, head and items; every rank gets to the same message, so that all stop."""
+        offset, kind, name = (~total.isfinite()).nonzero()[0].tolist()
+        step = first_step + offset
+        items: list[list[str]] = [[] for _ in range(self._ranks.world_size)]
+        mine: list[str] = []
+        if not math.isfinite(own[offset, kind, name]):
+            batch = next(self._loader.iterate(step - 1))
+            mine = [str(self._dataset.item_ids[i]) for i in batch.item_index[batch.trigger[:NAMED_ITEMS]].tolist()]
+        dist.all_gather_object(items, mine)
+        named = ", ".join(item for part in items for item in part[:NAMED_ITEMS])
+        return (
+            f"step {step}: the {self._names.kinds[kind]} loss of {self._names.noun} {self._names.names[name]!r} is "
+            f"{total[offset, kind, name].item()}. First triggers of the batch: {named}. "
+            f"Stopped before it could reach a checkpoint; a lower learning rate or a higher temperature may help"
+        )
+
+
+class _View:
+    """Rank 0's outlets: console, metrics.jsonl, TensorBoard."""
+
+    def __init__(self, config: Config, num_steps: int, start_step: int) -> None:
+        folder = config.model_dir("checkpoints")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.console = Console()
+        self._num_steps = num_steps
+        self._last = (start_step, time.perf_counter())
+        _drop_lines_after(folder / METRICS, start_step)
+        self._file = (folder / METRICS).open("a")
+        self._board = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)
+        self._progress: Progress | None = None
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
+            )
+            self._task = self._progress.add_task("", total=num_steps, completed=start_step, text="")
+            self._progress.start()
+
+    def write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        scalars = {f"loss/{head}/{kind}": value for head, loss in line["loss"].items() for kind, value in loss.items()}
+        for key, value in line.items():
+            if key not in ("step", "loss"):
+                scalars |= {f"{key}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        for key, value in scalars.items():
+            self._board.add_scalar(key, value, line["step"])
+        losses = "  ".join(
+            f"{name} " + "/".join(f"{value:.3f}" for kind, value in loss.items() if kind != "total" and value)
+            for name, loss in line["loss"].items()
+        )
+        text = f"{losses}  {line['pairs_per_s']:,.0f} pairs/s  data wait {line['data_wait_share']:.0%}"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=line["step"], text=text)
+            return
+        step, now = line["step"], time.perf_counter()
+        seconds = (now - self._last[1]) / (step - self._last[0]) * (self._num_steps - step)
+        self._last = (step, now)
+        eta = timedelta(seconds=round(seconds))
+        self.console.print(
+            f"step {step}/{self._num_steps}  epoch {line['epoch']}  {text}  eta {eta}", highlight=False, soft_wrap=True
+        )
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._file.close()
+        self._board.close()
+
+
+def _drop_lines_after(path: Path, step: int) -> None:
+    """Keeps whole lines of steps up to ``step``; a killed run may leave later ones and half a line."""
+    if not path.is_file():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line["step"] <= step:
+            kept.append(text + "\n")
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text("".join(kept))
+    aside.replace(path)
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

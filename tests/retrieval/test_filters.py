@@ -1,0 +1,274 @@
+"""Filters, users' lists, shares of many heads: what comes back is what an exact search over the allowed items gives."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mtmh.config import RetrievalConfig
+from mtmh.index.vector_index import IvfIndex
+from mtmh.retrieval import head_search
+from mtmh.retrieval.answers import RetrievedItem
+from mtmh.retrieval.catalogue import Catalogue, UnknownItemError
+from mtmh.retrieval.filters import Filters
+from mtmh.retrieval.merge import head_quotas, named_shares
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Requests, Scores
+from mtmh.retrieval.retriever import Retriever
+from mtmh.retrieval.timings import Timings
+
+NUM_ITEMS, DIM = 300, 8
+HEADS = ["engagement", "relevance", "visual"]
+COARSE = ["a", "b", None]
+
+
+def unit(rng: np.random.Generator, rows: int) -> np.ndarray:
+    vectors = rng.normal(size=(rows, DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+VECTORS = {head: unit(np.random.default_rng(place), NUM_ITEMS) for place, head in enumerate(HEADS)}
+ITEMS = pa.table(
+    {
+        "item_id": [f"i{item}" for item in range(NUM_ITEMS)],
+        "text": [f"item {item}" for item in range(NUM_ITEMS)],
+        "topic_l1": [COARSE[item % 3] for item in range(NUM_ITEMS)],
+        "topic_l2": [f"{item % 3}{item % 10}" for item in range(NUM_ITEMS)],
+        "train_count": [(item * 7) % 50 for item in range(NUM_ITEMS)],
+        "first_seen": pa.array([None if item % 11 == 0 else 1000 + item for item in range(NUM_ITEMS)], pa.int64()),
+    }
+)
+INDEXES = {head: IvfIndex.build(VECTORS[head], num_clusters=30) for head in HEADS}
+
+
+def make_retriever(heads: Sequence[str] = HEADS, **defaults: Any) -> Retriever:
+    return Retriever(
+        {head: INDEXES[head] for head in heads},
+        {head: VECTORS[head] for head in heads},
+        Catalogue(ITEMS),
+        RetrievalConfig(**{"k": 10, "k_ann": 40, "num_probes": 2, "alpha": 50} | defaults),
+        preranker=HeadScorePreranker(),
+        sorter=HeadScorePreranker((heads[0], VECTORS[heads[0]])),
+    )
+
+
+RETRIEVER = make_retriever()
+
+
+def naive_allowed(filters: Filters, history: Sequence[int] = ()) -> list[int]:
+    allowed = []
+    for item, row in enumerate(ITEMS.to_pylist()):
+        seen = filters.exclude_seen and item in history
+        old = filters.min_first_seen is not None and (row["first_seen"] or 10**12) < filters.min_first_seen
+        wrong = [
+            wanted is not None and row[level] not in wanted
+            for level, wanted in (("topic_l1", filters.topic_l1), ("topic_l2", filters.topic_l2))
+        ]
+        listed = filters.allow is None or row["item_id"] in filters.allow
+        if listed and not (seen or old or any(wrong) or row["item_id"] in filters.exclude):
+            allowed.append(item)
+    return allowed
+
+
+def naive_list(head: str, trigger: int, allowed: Sequence[int], k: int) -> list[int]:
+    similarity = VECTORS[head].astype(np.float64) @ VECTORS[head][trigger].astype(np.float64)
+    return sorted((item for item in allowed if item != trigger), key=lambda item: -similarity[item])[:k]
+
+
+def items_of(answers: list[RetrievedItem]) -> list[int]:
+    return [int(str(answer.item)[1:]) for answer in answers]
+
+
+ids = st.lists(st.integers(0, NUM_ITEMS + 20).map("i{}".format), max_size=NUM_ITEMS)
+any_filters = st.builds(
+    Filters,
+    exclude=ids,
+    allow=st.none() | ids,
+    exclude_seen=st.booleans(),
+    min_first_seen=st.none() | st.integers(990, 1310),
+    topic_l1=st.none() | st.lists(st.sampled_from(["a", "b", "nowhere"]), max_size=3),
+    topic_l2=st.none() | st.lists(st.sampled_from(["00", "13", "29", "nowhere"]), max_size=3),
+)
+many = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.mark.parametrize("scanned", [0, 100, 10**6])
+@many
+@given(any_filters, st.integers(0, NUM_ITEMS - 1), st.integers(1, 40), st.integers(1, 30))
+def test_k_allowed_answers_whenever_there_are_k(
+    monkeypatch: pytest.MonkeyPatch, scanned: int, filters: Filters, trigger: int, k: int, num_probes: int
+) -> None:
+    monkeypatch.setattr(head_search, "SCANNED_ITEMS", scanned)
+    allowed = naive_allowed(filters)
+    found = items_of(
+        RETRIEVER.retrieve([f"i{trigger}"], k=k, k_ann=max(k, 20), num_probes=num_probes, filters=filters)[0]
+    )
+    assert set(found) <= set(allowed) - {trigger}
+    assert len(found) == len(set(found)) == min(k, len(set(allowed) - {trigger}))
+
+
+@pytest.mark.parametrize("scanned", [0, 10**6])
+@many
+@given(any_filters, st.integers(0, NUM_ITEMS - 1), st.integers(1, 40), st.sampled_from(HEADS))
+def test_with_all_clusters_probed_a_head_answers_as_exact_search_does(
+    monkeypatch: pytest.MonkeyPatch, scanned: int, filters: Filters, trigger: int, k: int, head: str
+) -> None:
+    monkeypatch.setattr(head_search, "SCANNED_ITEMS", scanned)
+    found = RETRIEVER.retrieve([f"i{trigger}"], k=k, num_probes=30, filters=filters, shares={head: 1.0})[0]
+    assert items_of(found) == naive_list(head, trigger, naive_allowed(filters), k)
+    assert {answer.head for answer in found} <= {head}
+
+
+shares_of_heads = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)
+
+
+@many
+@given(shares_of_heads, st.integers(1, 30), st.integers(0, NUM_ITEMS - 1))
+def test_shares_of_many_heads(weights: list[int], k: int, trigger: int) -> None:
+    shares = {head: weight / sum(weights) for head, weight in zip(HEADS, weights, strict=True)}
+    quotas = head_quotas(named_shares(shares, HEADS), k)
+    found = RETRIEVER.retrieve([f"i{trigger}"], k=k, num_probes=30, shares=shares)[0]
+    assert len({answer.item for answer in found}) == k
+    assert [sum(answer.head == head for answer in found) for head in HEADS] == quotas
+    for head in HEADS:
+        ranks = [
+            naive_list(head, trigger, range(NUM_ITEMS), NUM_ITEMS).index(item)
+            for item in items_of([answer for answer in found if answer.head == head])
+        ]
+        assert ranks == sorted(ranks), "each head's items keep that head's order"
+
+
+@pytest.mark.parametrize(("alpha", "head"), [(100, "engagement"), (0, "relevance")])
+def test_an_alpha_at_an_end_is_one_head(alpha: float, head: str) -> None:
+    retriever = make_retriever(HEADS[:2])
+    for filters in (None, Filters(topic_l1=["a"])):
+        found = retriever.retrieve(["i5", "i9"], alpha=alpha, num_probes=30, filters=filters)
+        alone = retriever.retrieve(["i5", "i9"], shares={head: 1.0}, num_probes=30, filters=filters)
+        assert found == alone
+
+
+def naive_user(history: Sequence[int], quotas: Sequence[int], allowed: Sequence[int], keep: int) -> list[tuple]:
+    """(item, head, trigger) by the rule in ``retrieve_user``, one item at a time."""
+    pools: list[list[tuple[float, int, int]]] = []
+    for head in HEADS:
+        best: dict[int, tuple[float, int]] = {}
+        for trigger in history:
+            for item in naive_list(head, trigger, allowed, keep):
+                similarity = float(VECTORS[head][trigger] @ VECTORS[head][item])
+                if item not in best or similarity > best[item][0]:
+                    best[item] = (similarity, trigger)
+        # Two triggers that bring each other tie; the one that comes first in the history is asked first.
+        places = [(score, item, trigger) for item, (score, trigger) in best.items()]
+        pools.append(sorted(places, key=lambda place: (-place[0], history.index(place[2]))))
+    taken: dict[int, tuple[str, int]] = {}
+    for full in (False, True):
+        for head, pool, quota in zip(HEADS, pools, quotas, strict=True):
+            for _, item, trigger in pool:
+                count = sum(of == head for of, _ in taken.values())
+                room = len(taken) < sum(quotas) if full else count < quota
+                if room and item not in taken:
+                    taken[item] = (head, trigger)
+    score = {item: float(VECTORS[HEADS[0]][trigger] @ VECTORS[HEADS[0]][item]) for item, (_, trigger) in taken.items()}
+    return [(item, *taken[item]) for item in sorted(taken, key=lambda item: -score[item])]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=12),
+    shares_of_heads,
+    st.integers(1, 60),
+    st.booleans(),
+    st.none() | st.just(["a"]),
+)
+def test_a_users_list_is_the_quota_merge_of_the_pools(
+    history: list[int], weights: list[int], k: int, exclude_seen: bool, topics: list[str] | None
+) -> None:
+    filters = Filters(exclude_seen=exclude_seen, topic_l1=topics)
+    shares = {head: weight / sum(weights) for head, weight in zip(HEADS, weights, strict=True)}
+    found = RETRIEVER.retrieve_user(
+        [f"i{item}" for item in history], k=k, k_trigger=60, num_probes=30, k_ann=300, shares=shares, filters=filters
+    )
+    allowed = naive_allowed(filters, history)
+    latest_first = list(dict.fromkeys(reversed(history)))
+    expected = naive_user(latest_first, head_quotas(named_shares(shares, HEADS), k), allowed, 60)
+    assert [(answer.item, answer.head, answer.trigger) for answer in found] == [
+        (f"i{item}", head, f"i{trigger}") for item, head, trigger in expected
+    ]
+    scores = [answer.score for answer in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=50), st.integers(1, 200), any_filters)
+def test_a_user_gets_k_items_whenever_there_are_k(history: list[int], k: int, filters: Filters) -> None:
+    found = items_of(RETRIEVER.retrieve_user([f"i{item}" for item in history], k=k, filters=filters))
+    allowed = set(naive_allowed(filters, history))
+    if len(set(history)) == 1:
+        allowed -= set(history)
+    assert set(found) <= allowed
+    assert len(found) == len(set(found)) == min(k, len(allowed))
+
+
+def test_a_preranker_sees_a_history_from_its_latest_item_on() -> None:
+    class Noting(HeadScorePreranker):
+        def score(self, requests: Requests, candidates: Candidates) -> Scores:
+            seen.append(requests.histories.tolist())
+            return super().score(requests, candidates)
+
+    seen: list[list[list[int]]] = []
+    retriever = make_retriever(unknown="popular")
+    retriever.preranker = Noting()
+    retriever.retrieve_user(["i7", "i250", "new", "i3", "i7", "i90"], k=5)
+    assert seen
+    assert all(histories == [[90, 7, 3, 250]] for histories in seen)
+
+
+def test_unknown_triggers_are_an_error_or_answered_with_popular_items() -> None:
+    with pytest.raises(UnknownItemError, match="unknown trigger 'new'"):
+        RETRIEVER.retrieve(["i1", "new"])
+    with pytest.raises(UnknownItemError, match="unknown trigger 'new'"):
+        RETRIEVER.retrieve_user(["i1", "new"])
+    retriever = make_retriever(unknown="popular")
+    known, popular = retriever.retrieve(["i1", "new"], k=5, filters=Filters(topic_l1=["b"]))
+    assert known == retriever.retrieve(["i1"], k=5, filters=Filters(topic_l1=["b"]))[0]
+    counts = ITEMS.column("train_count").to_pylist()
+    expected = sorted(naive_allowed(Filters(topic_l1=["b"])), key=lambda item: -counts[item])[:5]
+    assert items_of(popular) == expected
+    assert {(answer.head, answer.similarity, answer.trigger) for answer in popular} == {("popular", None, "new")}
+    assert popular[0].score == pytest.approx(counts[expected[0]] / sum(counts))
+    assert retriever.retrieve_user(["i1", "new"]) == retriever.retrieve_user(["i1"])
+    assert {answer.head for answer in retriever.retrieve_user(["new"])} == {"popular"}
+    with pytest.raises(ValueError, match="history is empty"):
+        retriever.retrieve_user([])
+
+
+def test_one_id_in_the_place_of_a_list_is_refused() -> None:
+    """Its characters are ids, too: of digits, perhaps those of other items."""
+    for ask in (
+        lambda: RETRIEVER.retrieve("i1"),
+        lambda: RETRIEVER.retrieve_user("i1"),
+        lambda: RETRIEVER.retrieve(["i1"], filters=Filters(exclude="i2")),
+        lambda: RETRIEVER.retrieve(["i1"], filters=Filters(allow="i2")),
+        lambda: RETRIEVER.with_removed("i1"),
+    ):
+        with pytest.raises(ValueError, match=r"expected a list of ids, got 'i\d'"):
+            ask()
+    with pytest.raises(ValueError, match="k_trigger is 0, expected at least 1"):
+        RETRIEVER.retrieve_user(["i1"], k_trigger=0)
+
+
+def test_stages_are_timed() -> None:
+    timings = Timings()
+    RETRIEVER.retrieve(["i1"], timings=timings)
+    RETRIEVER.retrieve_user(["i1", "i2"], timings=timings)
+    assert list(timings.seconds) == ["embed", "search", "prerank", "merge", "describe"]
+    assert all(seconds > 0.0 for seconds in timings.seconds.values())
+
+
+def test_describe_leaves_unknown_items_empty() -> None:
+    known, unknown = RETRIEVER.describe(["i4", "new"])
+    assert (known.text, known.topic_l1, known.topic_l2) == ("item 4", "b", "14")
+    assert (unknown.text, unknown.topic_l1, unknown.topic_l2) == ("", "", "")
