@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/.installed-$(DEVICE)
 # TorchX finds its jobs' programs on PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint types bench bench-serving doctor clean
+.PHONY: demo test lint layout types bench bench-serving doctor clean
 
 demo: $(INSTALLED)
 	@echo; echo "1/8 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
@@ -38,15 +38,18 @@ demo: $(INSTALLED)
 test: $(INSTALLED) lint types
 	python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) layout
 	ruff check .
 	ruff format --check .
+	cd build/types && lint-imports $(CURDIR)/pyproject.toml --no-cache
 	! command -v hadolint >/dev/null || hadolint Dockerfile.cpu Dockerfile.cuda
 
-# mypy follows folders, not package_dir: this lays the three source folders out as they install.
-types: $(INSTALLED)
+# mypy and import-linter follow folders, not package_dir: this lays the three source folders out as they install.
+layout:
 	rm -rf build/types && mkdir -p build/types/mtmh
 	ln -s $(CURDIR)/mtmh/* $(CURDIR)/modules $(CURDIR)/torchx_apps build/types/mtmh/
+
+types: $(INSTALLED) layout
 	cd build/types && mypy --config-file $(CURDIR)/pyproject.toml -p mtmh
 
 # Half an hour on two quiet cores; tables on the screen, figures as JSON in runs/benchmarks.

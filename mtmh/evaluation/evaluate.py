@@ -57,6 +57,7 @@ from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.index.artifact import PRERANKER
 from mtmh.index.versions import current_version
 from mtmh.preranking.scorer import Scorer
+from mtmh.retrieval.curve import CURVE
 from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.ranking import HeadScorePreranker, Preranker
 from mtmh.retrieval.retriever import Retriever
@@ -159,6 +160,8 @@ def evaluate(
         with write_artifact(out, "evaluation", config=config.model_dump(mode="json"), inputs=inputs) as writer:
             values.write(writer.folder / USERS)
             (writer.folder / METRICS).write_text(found.model_dump_json(indent=2))
+            if (curve := found.curve()) is not None:
+                (writer.folder / CURVE).write_text(curve.model_dump_json(indent=2))
             write_report(found, others, writer.folder / REPORT)
             writer.summary |= {"model": found.model, "merged": found.merged.model_dump(mode="json")}
     return open_artifact(out, "evaluation")

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mtmh.artifacts import open_artifact
 from mtmh.evaluation.metrics import Estimate
+from mtmh.retrieval.curve import Curve, CurvePoint
 
 METRICS = Path("metrics.json")
 USERS = Path("users.parquet")  # per-user values of the model's merged answers, for paired comparisons
@@ -127,6 +128,24 @@ class Evaluation(BaseModel):
             row.alpha: row for row in self.rows if row.kind in ("merged", "head", "alpha") and row.alpha is not None
         }
         return [rows[alpha] for alpha in sorted(rows)]
+
+    def curve(self) -> Curve | None:
+        """Recall at the largest cut-off and topic match of every alpha; None for a model with one head."""
+        sweep = self.sweep()
+        if len(sweep) < 2:
+            return None
+        fine = all(row.match_l2 is not None for row in sweep)
+        largest = self.protocol.recall_at[-1]
+        points = []
+        for row in sweep:
+            match = row.match_l2 if fine else row.match_l1
+            assert row.alpha is not None
+            points.append(
+                CurvePoint(
+                    alpha=row.alpha, recall=row.recall[largest].value, match=match.value if match is not None else None
+                )
+            )
+        return Curve(recall_at=largest, topic="topic_l2" if fine else "topic_l1", points=points)
 
 
 def load_evaluation(path: Path) -> Evaluation:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 from mtmh.config import ServiceConfig
+from mtmh.retrieval.curve import Curve
 from mtmh.serving.http_errors import FieldProblem
 
 ItemId = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=256)]
@@ -178,21 +179,10 @@ class Written(BaseModel):
     items: Annotated[list[int | str], Field(description="Ids that are there, or gone, from now on.")]
 
 
-class CurvePoint(BaseModel):
-    """One alpha of the evaluation."""
-
-    alpha: float
-    recall: float
-    match: float | None
-
-
-class Curve(BaseModel):
+class MeasuredCurve(Curve):
     """Recall against topic match over alpha, as the evaluation measured it."""
 
-    recall_at: int
-    topic: Annotated[str, Field(description="Level of the topic match: topic_l1 or topic_l2.")]
     same_index: Annotated[bool, Field(description="Whether it was measured on the index version that answers now.")]
-    points: list[CurvePoint]
 
 
 class IndexResponse(BaseModel):
@@ -210,7 +200,7 @@ class IndexResponse(BaseModel):
     max_history: int
     features: Annotated[list[str], Field(description="Fields that a new item must have beside item_id; may be null.")]
     writes: Annotated[bool, Field(description="Whether a key for the routes that write is configured.")]
-    curve: Curve | None
+    curve: MeasuredCurve | None
 
 
 # Field of RetrieveRequest -> the setting that bounds its value or its length.

@@ -9,14 +9,14 @@ import pkgutil
 import mtmh.modules
 import pytest
 
-NAMES = [module.name for module in pkgutil.iter_modules(mtmh.modules.__path__)]
+NAMES = [module.name for module in pkgutil.walk_packages(mtmh.modules.__path__, "mtmh.modules.")]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_run(name: str) -> None:
-    if name == "losses_triton":
+    if name == "mtmh.modules.losses.triton":
         pytest.importorskip("triton")
-    results = doctest.testmod(importlib.import_module(f"mtmh.modules.{name}"), verbose=False)
+    results = doctest.testmod(importlib.import_module(name), verbose=False)
     assert results.failed == 0
 
 

@@ -45,7 +45,7 @@ def test_triton_checks() -> None:
 def test_kernels_compile_for_gpus(capability: int) -> None:
     """The interpreter takes what the compiler may refuse; compiling needs no GPU."""
     import triton
-    from mtmh.modules import losses_triton
+    from mtmh.modules.losses import triton as losses_triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

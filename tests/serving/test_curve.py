@@ -6,7 +6,7 @@ import pytest
 from synthetic_dataset import make_config
 
 from mtmh.artifacts import write_artifact
-from mtmh.evaluation.results import METRICS
+from mtmh.retrieval.curve import CURVE
 from mtmh.serving.curve import read_curve
 
 
@@ -15,9 +15,9 @@ def test_without_a_readable_evaluation_there_is_no_curve(tmp_path: Path, caplog:
     assert read_curve(config) is None
     assert caplog.text == "", "most services have none"
     with write_artifact(config.model_dir("evaluation"), "evaluation", config={}) as writer:
-        (writer.folder / METRICS).write_text("{}")
+        (writer.folder / CURVE).write_text("{}")
     assert read_curve(config) is None
-    assert f"{METRICS}: model: Field required" in caplog.text
+    assert f"{CURVE}: recall_at: Field required" in caplog.text
     (config.model_dir("evaluation") / "manifest.json").write_text("{")
     assert read_curve(config) is None
     assert "not a valid manifest" in caplog.text

@@ -1,6 +1,6 @@
 """The contrastive losses on a GPU: tiles of logits that live in registers only, in Triton.
 
-The same formulas and the same interface as the chunked pass of ``losses.py``, in the manner of flash attention:
+The same formulas and the same interface as the pass of ``chunked.py``, in the manner of flash attention:
 
 1. **Statistics.** Programs go through the negatives tile by tile with an online softmax: for each row the running
    maximum and sum of ``P``, and of ``Q`` also the sums of ``Q q`` and ``Q s``, which the KL is made of.
@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .losses import EXCLUDED, Hits, Problem
+from .problem import EXCLUDED, Hits, Problem
 
 # Compiled for sm_90 with 8 warps, tiles of this size spill next to nothing from the registers; wider ones do.
 BLOCK_ROWS = 64

@@ -1,0 +1,7 @@
+"""The contrastive losses: one interface, a pass in chunks for every device and a Triton pass for GPUs."""
+
+from .chunked import CPU_CHUNK_ELEMENTS
+from .dispatcher import LossOutput, contrastive_losses
+from .problem import Similar, Teacher
+
+__all__ = ["CPU_CHUNK_ELEMENTS", "LossOutput", "Similar", "Teacher", "contrastive_losses"]

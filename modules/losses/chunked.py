@@ -1,0 +1,182 @@
+"""The losses in chunks of rows, on any device: logits of a few rows at a time, gradients formed on the way.
+
+Logits of a few rows are turned into probabilities, those into the gradient of the logits, ``(a + b) P - a onehot_+ - b
+Q``, and that into the gradients of the embeddings, in reused buffers. The backward only scales what the forward has
+formed: ``M x D``, ``M x D`` and ``L x D`` a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..heads import Head
+from .problem import EXCLUDED, Distillation, Hits, Problem
+
+# On CPU a chunk's logits should stay near the last-level cache; beyond that, more rows do not make its products faster.
+CPU_CHUNK_ELEMENTS = 1 << 23
+# MKL is up to a third slower when it multiplies with all negatives at once than with some thousands of them at a time.
+CPU_TILE_NEGATIVES = 4096
+
+
+def one_pass(problem: Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Losses ``[num_heads]`` and gradients of the embeddings, in their order (none if not asked for)."""
+    num_heads = len(problem.heads)
+    triggers, positives, negatives = (embeddings[i * num_heads : (i + 1) * num_heads] for i in range(3))
+    num_rows, width = triggers[0].shape[0], negatives[0].shape[0] + 1
+    gradients = [torch.zeros_like(tensor) for tensor in embeddings] if problem.with_gradients else []
+    row_losses = triggers[0].new_zeros(2, num_heads, num_rows)
+
+    starts = range(0, num_rows, problem.chunk_rows)
+    bounds = _hit_bounds(problem.hits, starts)
+    shape = (min(problem.chunk_rows, num_rows), width)
+    logits_buffer, probability_buffer = triggers[0].new_empty(shape), triggers[0].new_empty(shape)
+    target_buffer = triggers[0].new_empty(shape) if problem.distillation else None
+
+    for chunk, start in enumerate(starts):
+        rows = slice(start, min(start + problem.chunk_rows, num_rows))
+        logits, probability = (x[: rows.stop - start] for x in (logits_buffer, probability_buffer))
+        excluded = None
+        if problem.hits is not None:
+            found = slice(bounds[chunk], bounds[chunk + 1])
+            excluded = (problem.hits.rows[found] - start) * width + problem.hits.columns[found]
+        similar = None
+        if problem.similar is not None:
+            _multiply(problem.similar.trigger[rows], problem.similar.negative, out=logits[:, :-1])
+            similar = logits[:, :-1] >= problem.similar.threshold
+        left_out = (excluded, similar)
+        target = None
+        if problem.distillation is not None and target_buffer is not None:
+            teacher = problem.distillation
+            _fill_logits(logits, teacher.trigger[rows], teacher.positive[rows], teacher.negative, problem, left_out)
+            target = _soft_labels(logits, target_buffer[: rows.stop - start], probability, teacher, rows)
+        for index, head in enumerate(problem.heads):
+            scaled_trigger = triggers[index][rows] / problem.temperature
+            _fill_logits(logits, scaled_trigger, positives[index][rows], negatives[index], problem, left_out)
+            engagement, relevance, row_factor = _logit_gradient(head, logits, probability, target)
+            row_losses[0, index, rows], row_losses[1, index, rows] = engagement, relevance
+            if not gradients:
+                continue
+            row_factor *= problem.row_weight[rows]
+            # P, Q and the one-hot all sum to 1, so a row's gradient sums to 0: no cancellation where P_+ is near 1.
+            of_positive = -row_factor * probability[:, :-1].sum(dim=1)
+            of_trigger, of_positives, of_negatives = gradients[index::num_heads]
+            torch.mm(probability[:, :-1], negatives[index], out=of_trigger[rows])
+            of_trigger[rows] *= row_factor[:, None]
+            of_trigger[rows].addcmul_(positives[index][rows], of_positive[:, None]).div_(problem.temperature)
+            torch.mul(scaled_trigger, of_positive[:, None], out=of_positives[rows])
+            of_negatives.addmm_(probability[:, :-1].t(), scaled_trigger * row_factor[:, None])
+    engagement, relevance = (row_losses * problem.row_weight).sum(dim=-1)
+    return engagement, relevance, gradients
+
+
+def _fill_logits(
+    logits: Tensor,
+    scaled_trigger: Tensor,
+    positive: Tensor,
+    negative: Tensor,
+    problem: Problem,
+    left_out: tuple[Tensor | None, Tensor | None],
+) -> None:
+    """Writes ``[s_1, ..., s_L, s_+]`` of a chunk's rows.
+
+    What is left out is given as places in the flattened chunk and as a mask ``[rows, L]``.
+    """
+    _multiply(scaled_trigger, negative, out=logits[:, :-1])
+    if problem.log_weight is not None:
+        logits[:, :-1] += problem.log_weight
+    logits[:, -1] = (scaled_trigger * positive).sum(dim=1)
+    excluded, similar = left_out
+    if excluded is not None:
+        logits.view(-1).index_fill_(0, excluded, EXCLUDED)
+    if similar is not None:
+        logits[:, :-1].masked_fill_(similar, EXCLUDED)
+
+
+def _multiply(rows: Tensor, columns: Tensor, out: Tensor) -> None:
+    """Writes ``rows @ columns.T``."""
+    tile = CPU_TILE_NEGATIVES if out.device.type == "cpu" else max(len(columns), 1)
+    for tile_columns, tile_out in zip(torch.split(columns, tile), torch.split(out, tile, dim=1), strict=True):
+        torch.mm(rows, tile_columns.t(), out=tile_out)
+
+
+def _softmax(logits: Tensor, out: Tensor) -> Tensor:
+    """Writes the row-wise softmax to ``out`` and returns the log of the normaliser, ``[rows]``."""
+    largest = logits.amax(dim=1)
+    torch.softmax(logits, dim=1, out=out)
+    # The largest probability is exp(0) / normaliser, so this holds however far the logits are apart.
+    return largest - out.amax(dim=1).log()
+
+
+class _SoftLabels(NamedTuple):
+    """The teacher's side of a chunk."""
+
+    probability: Tensor  # [rows, L + 1]; zero in rows without content
+    negative_entropy: Tensor  # [rows], sum of Q log Q
+    has_content: Tensor  # [rows] bool
+    no_content: Tensor | None  # [L + 1] bool
+
+
+def _soft_labels(logits: Tensor, out: Tensor, scratch: Tensor, teacher: Distillation, rows: slice) -> _SoftLabels:
+    """Turns the teacher's logits into ``Q``."""
+    if teacher.no_content is not None:
+        logits.masked_fill_(teacher.no_content, EXCLUDED)
+    normaliser = _softmax(logits, out)
+    negative_entropy = torch.mul(out, logits, out=scratch).sum(dim=1) - normaliser
+    has_content = teacher.row_has_content[rows]
+    if not teacher.all_rows_have_content:
+        out.masked_fill_(~has_content[:, None], 0.0)
+    return _SoftLabels(out, negative_entropy, has_content, teacher.no_content)
+
+
+def _logit_gradient(
+    head: Head, logits: Tensor, out: Tensor, target: _SoftLabels | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of one head and chunk, and the gradient of its logits.
+
+    ``row_factor[:, None] * out`` is ``a P + b (P - Q)``: for the negatives the gradient of a row of weight 1.
+
+    Returns:
+        ``L_e``, ``L_r`` and the row factor, ``[rows]`` each.
+    """
+    a, b = head.engagement_weight, head.relevance_weight
+    similarity_to_positive = logits[:, -1].clone()
+    if target is None or b == 0.0:
+        normaliser = _softmax(logits, out)
+        engagement = normaliser - similarity_to_positive
+        return engagement, torch.zeros_like(engagement), torch.full_like(engagement, a)
+
+    cross = torch.mul(target.probability, logits, out=out).sum(dim=1)
+    normaliser = _softmax(logits, out)
+    engagement = normaliser - similarity_to_positive
+    row_relevance = b * target.has_content.to(logits.dtype)
+    if target.no_content is None:
+        out.sub_(target.probability, alpha=b / (a + b))
+        row_factor = a + row_relevance
+    else:
+        # P of the relevance loss is over other columns than P of the engagement loss.
+        logits.masked_fill_(target.no_content, EXCLUDED)
+        probability = torch.empty_like(out)
+        normaliser = _softmax(logits, probability)
+        out.mul_(a).addcmul_(probability, row_relevance[:, None]).sub_(target.probability, alpha=b)
+        row_factor = torch.ones_like(engagement)
+    relevance = (target.negative_entropy - cross + normaliser) * target.has_content
+    return engagement, relevance, row_factor
+
+
+def rows_at_a_time(chunk_rows: int, num_negatives: int, device: torch.device) -> int:
+    """Rows whose logits are held at a time: on CPU fewer where there are many negatives."""
+    if device.type != "cpu":
+        return chunk_rows
+    return min(chunk_rows, max(32, CPU_CHUNK_ELEMENTS // (num_negatives + 1)))
+
+
+def _hit_bounds(hits: Hits | None, starts: range) -> list[int]:
+    """Where each chunk's hits begin, and where the last one's end."""
+    if hits is None:
+        return []
+    bounds = torch.searchsorted(hits.rows, torch.tensor([*starts], dtype=hits.rows.dtype, device=hits.rows.device))
+    return [*bounds.tolist(), hits.rows.numel()]

@@ -1,0 +1,126 @@
+"""The problem that every backend of the losses solves: teacher, pairs to leave out, weights, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..heads import Head
+
+# Stands for minus infinity in logits: exp gives exactly 0, and 0 times it is 0 where infinity would give nan.
+EXCLUDED = -1e30
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Content embeddings of the frozen teacher; no gradient flows into them.
+
+    Attributes:
+        trigger: ``[M, Dc]`` content embeddings of the rows' triggers; a zero row has no content.
+        positive: ``[M, Dc]`` those of the positives.
+        negative: ``[L, Dc]`` those of the negatives.
+        temperature: divides the teacher's similarities.
+    """
+
+    trigger: Tensor
+    positive: Tensor
+    negative: Tensor
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Similar:
+    """Negatives that are left out because their content is too close to the row's trigger.
+
+    Attributes:
+        trigger: ``[M, Dc]`` content embeddings of the rows' triggers.
+        negative: ``[L, Dc]`` those of the negatives.
+        threshold: negatives whose dot product with the trigger is at least this are left out.
+    """
+
+    trigger: Tensor
+    negative: Tensor
+    threshold: float
+
+
+class Hits(NamedTuple):
+    """Pairs to leave out, sorted by row."""
+
+    rows: Tensor
+    columns: Tensor
+
+    @staticmethod
+    def sort(hits: tuple[Tensor, Tensor], num_rows: int, num_negatives: int) -> Hits:
+        """Checks and sorts the pairs as they are given."""
+        rows, columns = hits
+        if rows.shape != columns.shape or rows.dim() != 1:
+            raise ValueError(f"hits: expected rows and columns of one length, got {rows.shape} and {columns.shape}")
+        if rows.numel():
+            low, high = torch.stack([torch.stack(torch.aminmax(x)) for x in (rows, columns)], dim=1).tolist()
+            if min(low) < 0 or high[0] >= num_rows or high[1] >= num_negatives:
+                raise ValueError(f"hits: row or column out of range for {num_rows} rows and {num_negatives} negatives")
+        rows, order = torch.sort(rows, stable=True)
+        return Hits(rows, columns[order])
+
+
+class Distillation(NamedTuple):
+    """The teacher, ready for use."""
+
+    trigger: Tensor  # [M, Dc], divided by the temperature
+    positive: Tensor
+    negative: Tensor
+    row_has_content: Tensor  # [M] bool
+    all_rows_have_content: bool
+    no_content: Tensor | None  # [L + 1] bool: columns that the teacher cannot judge; None: there are none
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that the pass needs beside the embeddings."""
+
+    heads: tuple[Head, ...]
+    temperature: float
+    row_weight: Tensor
+    log_weight: Tensor | None  # [L], of the negatives
+    distillation: Distillation | None
+    hits: Hits | None
+    similar: Similar | None
+    chunk_rows: int
+    with_gradients: bool
+    uses_triton: bool = False
+
+
+def prepare_teacher(teacher: Teacher, dtype: torch.dtype, num_rows: int, num_negatives: int) -> Distillation:
+    """Checks the teacher's shapes; divides by its temperature and finds what it cannot judge."""
+    shapes = [tuple(tensor.shape) for tensor in (teacher.trigger, teacher.positive, teacher.negative)]
+    width = shapes[0][-1]
+    if shapes != [(num_rows, width), (num_rows, width), (num_negatives, width)] or not teacher.temperature > 0.0:
+        raise ValueError(
+            f"teacher: expected [{num_rows}, Dc], [{num_rows}, Dc], [{num_negatives}, Dc] and a temperature > 0, "
+            f"got {shapes} and {teacher.temperature}"
+        )
+    trigger, positive, negative = (
+        tensor.detach().to(dtype) for tensor in (teacher.trigger, teacher.positive, teacher.negative)
+    )
+    no_content = torch.cat([(negative == 0.0).all(dim=1), torch.zeros(1, dtype=torch.bool, device=negative.device)])
+    row_has_content = (trigger != 0.0).any(dim=1) & (positive != 0.0).any(dim=1)
+    return Distillation(
+        trigger=trigger / teacher.temperature,
+        positive=positive,
+        negative=negative,
+        row_has_content=row_has_content,
+        all_rows_have_content=bool(row_has_content.all()),
+        no_content=no_content if bool(no_content.any()) else None,
+    )
+
+
+def prepare_similar(similar: Similar, dtype: torch.dtype, num_rows: int, num_negatives: int) -> Similar:
+    """Checks the shapes of the further pairs to leave out."""
+    shapes = [tuple(tensor.shape) for tensor in (similar.trigger, similar.negative)]
+    width = shapes[0][-1]
+    if shapes != [(num_rows, width), (num_negatives, width)]:
+        raise ValueError(f"similar: expected [{num_rows}, Dc] and [{num_negatives}, Dc], got {shapes}")
+    return Similar(similar.trigger.detach().to(dtype), similar.negative.detach().to(dtype), similar.threshold)
