@@ -1,8 +1,7 @@
-"""Sharded state on disk: torch.distributed.checkpoint, with every name accounted for and no arbitrary pickle."""
+"""Sharded state on disk: torch.distributed.checkpoint, with every name accounted for and no pickle."""
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -15,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
+
+from mtmh.distributed.state_format import StateReader, StateWriter
 
 State = dict[str, Tensor]  # name -> tensor or ShardedTensor, written and filled in place
 
@@ -33,7 +33,7 @@ def write_state(state: State, folder: Path) -> None:
         state: flat; replicated tensors under the same name on all ranks, sharded ones as ShardedTensor.
         folder: existing or not, seen by all ranks.
     """
-    save(state, storage_writer=FileSystemWriter(folder))
+    save(state, storage_writer=StateWriter(folder))
 
 
 def begin_write_state(state: State, folder: Path, group: dist.ProcessGroup) -> Future[Any]:
@@ -49,7 +49,7 @@ def begin_write_state(state: State, folder: Path, group: dist.ProcessGroup) -> F
     """
     written = async_save(
         state,
-        storage_writer=FileSystemWriter(folder),
+        storage_writer=StateWriter(folder),
         process_group=group,
         # PyTorch's other stager fails on ShardedTensor.
         async_stager=BlockingAsyncStager(),
@@ -75,7 +75,7 @@ def read_state(state: State, folder: Path, *, prefixes: tuple[str, ...], distrib
     Raises:
         ValueError: names that only one side knows, a wrong shape, or an unexpected kind of entry.
     """
-    reader = SafeReader(folder)
+    reader = StateReader(folder)
     stored = reader.read_metadata().state_dict_metadata
     # A rank only names the tables it holds a part of, so what is there to fill is the union over ranks.
     names = [sorted(state)]
@@ -103,12 +103,12 @@ def read_state(state: State, folder: Path, *, prefixes: tuple[str, ...], distrib
 
 def stored_names(folder: Path) -> set[str]:
     """Names of all entries of a state on disk."""
-    return set(SafeReader(folder).read_metadata().state_dict_metadata)
+    return set(StateReader(folder).read_metadata().state_dict_metadata)
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors of a state on disk, by name."""
-    entries = SafeReader(folder).read_metadata().state_dict_metadata
+    entries = StateReader(folder).read_metadata().state_dict_metadata
     return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
@@ -125,7 +125,7 @@ def stored_pieces(
         part: which of the pieces, for ranks that share the work.
         num_parts: in so many parts; 1: all pieces.
     """
-    reader = SafeReader(folder)
+    reader = StateReader(folder)
     entry = reader.read_metadata().state_dict_metadata[name]
     assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
     for chunk in entry.chunks[part::num_parts]:
@@ -144,7 +144,7 @@ def stored_rows(folder: Path, name: str, start: int, end: int) -> Tensor:
         start: first row.
         end: behind the last.
     """
-    reader = SafeReader(folder)
+    reader = StateReader(folder)
     entry = reader.read_metadata().state_dict_metadata[name]
     assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
     rows = torch.empty(end - start, entry.size[1], dtype=entry.properties.dtype)
@@ -174,38 +174,6 @@ class _PiecePlanner(DefaultLoadPlanner):
 
     def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
         """Nothing is left to do: `resolve_tensor` gave a view of the piece."""
-
-
-class SafeReader(FileSystemReader):
-    """Reads the index of a checkpoint, a pickle, without running what a forged one may ask for."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:  # noqa: ARG002
-        """The index: names, shapes and where the pieces are.
-
-        Raises:
-            ValueError: the index names anything but checkpoint records and plain values.
-        """
-        with Path(self.path, ".metadata").open("rb") as file:
-            metadata: Metadata = _RecordUnpickler(file).load()
-        assert metadata.storage_meta is not None
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _RecordUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        record = module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-        plain = (module, name) in {
-            ("torch", "Size"),
-            ("torch.serialization", "_get_layout"),
-            ("pathlib", "PosixPath"),
-            ("pathlib", "Path"),
-            ("collections", "OrderedDict"),
-        }
-        torch_value = module == "torch" and (name.startswith(("float", "int", "uint", "bfloat", "bool")))
-        if not (record and name.lstrip("_")[:1].isupper()) and not plain and not torch_value:
-            raise ValueError(f"checkpoint index asks for {module}.{name}: not a checkpoint record; refusing to read it")
-        return super().find_class(module, name)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-import pickle
 import resource
 import shutil
 from pathlib import Path
@@ -25,7 +24,6 @@ from mtmh.distributed.finite import NonFiniteStateError
 from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import join_ranks
 from mtmh.distributed.sharding import shard
-from mtmh.distributed.state_files import SafeReader
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.gradients import GradientNorms
 from mtmh.training.model_builder import build_model, load_model
@@ -79,8 +77,6 @@ def test_checkpoints_hold_the_run_and_only_the_last_are_kept(root: Path) -> None
     assert artifact.summary["features"] == open_dataset(config.dataset_dir).summary.features.model_dump()
     assert set(artifact.manifest.inputs) == {"dataset", "content"}
     assert Config.model_validate(artifact.manifest.config) == config
-    for entry in SafeReader(artifact.path / "state").read_metadata().state_dict_metadata.values():
-        assert type(entry).__name__ == "TensorStorageMetadata", "bytes would be read with pickle"
 
 
 @pytest.mark.parametrize(
@@ -210,19 +206,6 @@ def test_a_checkpoint_that_another_mtmh_wrote_stops_training_and_stays(
     with pytest.raises(ValueError, match=message):  # nor is the model of step 2 taken for the newest
         latest_checkpoint(config.model_dir("checkpoints"))
     assert names(root) == ["step-00000002", "step-00000004"]
-
-
-def test_an_index_that_asks_for_code_is_refused(root: Path) -> None:
-    config = trained(root, 2)
-    checkpoint = latest_checkpoint(config.model_dir("checkpoints"))
-
-    class Forged:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (print, ("run from a checkpoint",))
-
-    (checkpoint / "state" / ".metadata").write_bytes(pickle.dumps(Forged()))
-    with pytest.raises(ValueError, match=r"builtins.print: not a checkpoint record"):
-        SafeReader(checkpoint / "state").read_metadata()
 
 
 def test_load_model_gives_the_trained_model_without_the_dataset(root: Path) -> None:

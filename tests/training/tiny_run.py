@@ -14,7 +14,8 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
-from mtmh.distributed.state_files import SafeReader, read_state
+from mtmh.distributed.state_files import read_state
+from mtmh.distributed.state_format import StateReader
 from mtmh.training.checkpoint import STATE
 from mtmh.training.progress import METRICS
 
@@ -72,7 +73,7 @@ def random_state_of(checkpoint: Path) -> dict[str, Tensor]:
 
 def read_whole(folder: Path, *, random: bool = False) -> dict[str, Tensor]:
     """All tensors of a state on disk, whole: the random states, or all others."""
-    entries = SafeReader(folder).read_metadata().state_dict_metadata
+    entries = StateReader(folder).read_metadata().state_dict_metadata
     state = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in entries.items()
