@@ -40,7 +40,7 @@ from mtmh.retrieval.ranking import (
     shared_prerank,
 )
 from mtmh.retrieval.timings import Timings
-from mtmh.retrieval.user_list import UserList, latest_first, user_list
+from mtmh.retrieval.user_list import UserList, latest_first, trigger_widths, user_list
 from mtmh.tower.export import TOWER, Tower
 from mtmh.tower.item_features import Row
 
@@ -267,7 +267,7 @@ class Retriever:
             history: item ids the user engaged with, the latest last; a repeated one counts once, at its last place. The
                 order matters to a learned preranker alone, which goes by the latest.
             k: answers in all.
-            k_trigger: candidates a trigger and head keeps after preranking.
+            k_trigger: candidates a trigger and head keeps after preranking; more where the list would not fill.
             k_ann: candidates a trigger and head.
             num_probes: clusters searched a head.
             alpha: percent of the answers from the engagement head; the other heads share the rest equally.
@@ -300,15 +300,11 @@ class Retriever:
                 return popular_answers(asked.catalogue, settings.k, allowed, None)
         requests = Requests(indices, np.zeros(len(indices), np.int64), indices[None, :])
         heads, quotas = asked._taking_part(quotas)
-        # Enough of each trigger that the pool of a head covers the whole list, if triggers do not share answers.
-        share = -(-settings.k // len(indices))
-        keep = k_trigger if k_trigger is not None else max(asked.defaults.k, share)
-        kept = asked._prerank(heads, requests, settings.model_copy(update={"k": keep}), allowed, timings)
-        found = asked._pooled(requests, kept, quotas, timings)
-        if len(found.items) < settings.k and keep < settings.k:
-            # The triggers share their answers: as many of each as the whole list needs.
-            kept = asked._prerank(heads, requests, settings, allowed, timings)
+        for keep in trigger_widths(k_trigger or asked.defaults.k, settings.k, len(indices)):
+            kept = asked._prerank(heads, requests, settings.model_copy(update={"k": keep}), allowed, timings)
             found = asked._pooled(requests, kept, quotas, timings)
+            if len(found.items) == settings.k:
+                break
         with timings.stage("describe"):
             return user_answers(found, heads, asked.catalogue)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,6 +76,30 @@ def user_list(
         scores[mine] = sorter.score(asked, single)[:, 0]
     order = np.argsort(-scores, kind="stable")
     return UserList(items[order], scores[order], similarities[order], heads[order], triggers[order])
+
+
+def trigger_widths(k: int, length: int, num_triggers: int) -> Iterator[int]:
+    """Candidates that each trigger of a user keeps so that a list fills: the next one where the list came out short.
+
+    Args:
+        k: kept at least.
+        length: of the list.
+        num_triggers: of the user, at least 1.
+
+    Yields:
+        First the smallest of k, 2k, 4k, ... with which triggers that share no answers fill the list, then its doubles;
+        at most ``length``, unless ``k`` is more.
+
+    Example:
+        >>> list(trigger_widths(30, 500, 50)), list(trigger_widths(30, 500, 2))
+        ([30, 60, 120, 240, 480, 500], [480, 500])
+    """
+    width = k
+    while width * num_triggers < length:
+        width *= 2
+    yield (width := max(k, min(width, length)))
+    while width < length:
+        yield (width := min(2 * width, length))
 
 
 def latest_first(history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
