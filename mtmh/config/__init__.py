@@ -4,19 +4,20 @@ from mtmh.config.base import Fraction, NonNegative, Positive, Settings
 from mtmh.config.chain import ChainConfig, JobConfig, StageName
 from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfig, EncoderConfig, EncoderTrainingConfig
 from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns
+from mtmh.config.distributed import CommunicationConfig, ShardingConfig, ShardingType
+from mtmh.config.evaluation import EvaluationConfig
+from mtmh.config.index import IndexConfig, MilvusConfig, PqConfig
 from mtmh.config.model import HeadConfig, IdTableConfig, ModelConfig
-from mtmh.config.preranker import PrerankerConfig, PrerankerTrainingConfig, TaskConfig
+from mtmh.config.preranking import PrerankerConfig, PrerankerTrainingConfig, TaskConfig
 from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
-from mtmh.config.service import ServiceConfig
-from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, MilvusConfig, PqConfig, RetrievalConfig
+from mtmh.config.retrieval import RetrievalConfig
+from mtmh.config.serving import ServiceConfig
+from mtmh.config.tower import EmbeddingConfig
 from mtmh.config.training import (
-    CommunicationConfig,
     LossConfig,
     PlanConfig,
     PropensityConfig,
     SemanticConfig,
-    ShardingConfig,
-    ShardingType,
     TrainingConfig,
 )
 

@@ -1,4 +1,4 @@
-"""What every section of the settings is made of."""
+"""The base class and the value types that all sections of the settings share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class RunLength(Settings):
     max_steps: Positive | None = None
 
     def num_steps(self, steps_per_epoch: int) -> int:
-        """Of the whole run."""
+        """Steps of the whole run."""
         steps = self.epochs * steps_per_epoch
         return steps if self.max_steps is None else min(steps, self.max_steps)
 

@@ -1,4 +1,4 @@
-"""Settings of the chain: what each stage's job asks for, and how much worse a new index may be."""
+"""Settings of the chain: resources of each stage's job, and the limits that a new index must keep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user reads about settings that do not fit."""
+"""Error messages about settings that do not fit: the place, the problem, and the name that may be meant."""
 
 from __future__ import annotations
 

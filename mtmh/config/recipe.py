@@ -18,12 +18,16 @@ from mtmh.config.base import Settings
 from mtmh.config.chain import ChainConfig
 from mtmh.config.content import ContentConfig
 from mtmh.config.data import DataConfig, PairsConfig
+from mtmh.config.distributed import ShardingConfig
+from mtmh.config.evaluation import EvaluationConfig
+from mtmh.config.index import IndexConfig
 from mtmh.config.messages import describe_problems
 from mtmh.config.model import ModelConfig
-from mtmh.config.preranker import PrerankerConfig
-from mtmh.config.service import ServiceConfig
-from mtmh.config.serving import EmbeddingConfig, EvaluationConfig, IndexConfig, RetrievalConfig
-from mtmh.config.training import LossConfig, PlanConfig, ShardingConfig, TrainingConfig
+from mtmh.config.preranking import PrerankerConfig
+from mtmh.config.retrieval import RetrievalConfig
+from mtmh.config.serving import ServiceConfig
+from mtmh.config.tower import EmbeddingConfig
+from mtmh.config.training import LossConfig, PlanConfig, TrainingConfig
 
 
 class PathsConfig(Settings):

@@ -1,4 +1,4 @@
-"""Settings as an artifact recorded them, perhaps by an mtmh that had others."""
+"""Reading back the settings that an artifact was made with, perhaps by another version of mtmh."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Settings of a training run: loss, sharding, optimisers, checkpoints."""
+"""Settings of a training run: loss, optimisers, checkpoints, and what it continues from."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -12,12 +13,22 @@ from mtmh.config.base import NonNegative, Positive, RunLength, Settings
 class PropensityConfig(Settings):
     """Off-policy weight ``1 / (a + count^b)`` (related-video paper), scaled to mean 1 over T1 events.
 
-    ``on``: whose count weighs a pair: the ``trigger``'s, as in the paper, the ``candidate``'s, or ``both``.
+    ``count_of``: whose count weighs a pair: the ``trigger``'s, as in the paper, the ``candidate``'s, or ``both``.
     """
 
-    on: Literal["trigger", "candidate", "both"] = "trigger"
+    count_of: Literal["trigger", "candidate", "both"] = "trigger"
     a: NonNegative = 1.0
     b: NonNegative = 0.5
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_old_name(cls, tree: object) -> object:
+        """Takes ``on``, the name in 0.1.0, also as YAML reads it: as ``true``."""
+        old = [key for key in tree if key == "on" or key is True] if isinstance(tree, dict) else []
+        if not isinstance(tree, dict) or not old or "count_of" in tree:
+            return tree
+        warnings.warn("loss.propensity.on is called loss.propensity.count_of now", FutureWarning, stacklevel=2)
+        return {"count_of" if key in old else key: value for key, value in tree.items()}
 
 
 class SemanticConfig(Settings):
@@ -57,36 +68,6 @@ class LossConfig(Settings):
                 "loss.log_q = streaming estimates how often items are in a batch: it needs in_batch_negatives"
             )
         return self
-
-
-# Without grid_shard: on gloo its embeddings were not those of one rank (TorchRec 1.8).
-ShardingType = Literal["data_parallel", "table_wise", "column_wise", "row_wise", "table_row_wise"]
-
-
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mx4"]
-
-
-class CommunicationConfig(Settings):
-    """What pooled embeddings, and their gradients, are rounded to while they travel between ranks.
-
-    ``int8``, ``fp8`` (on CUDA only) and ``mx4`` scale groups of 32 values. Such values cannot be added up, as those of
-    tables that are cut by rows are on their way: these travel as fp16, their gradients as bf16.
-    """
-
-    forward: Precision = "fp32"
-    backward: Precision = "fp32"
-
-
-class ShardingConfig(Settings):
-    """Constraints for TorchRec's planner; a table without one is placed by the planner.
-
-    ``uvm_caching`` names tables that stay in host memory, and the share of their rows that is cached on the GPU.
-    """
-
-    default: ShardingType | None = None
-    tables: dict[str, ShardingType] = {}
-    uvm_caching: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] = {}
-    communication: CommunicationConfig = CommunicationConfig()
 
 
 class PlanConfig(Settings):

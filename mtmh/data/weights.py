@@ -96,9 +96,9 @@ class PropensityWeights:
             [M] float32.
         """
         of_item = self(items)
-        if self._config.on == "both":
+        if self._config.count_of == "both":
             return of_item[trigger] * of_item[candidate]
-        return of_item[trigger if self._config.on == "trigger" else candidate]
+        return of_item[trigger if self._config.count_of == "trigger" else candidate]
 
 
 def share_value(column: IdColumn, first: Indices, second: Indices) -> npt.NDArray[np.bool_]:

@@ -84,6 +84,22 @@ def test_a_wrong_setting_is_named(tmp_path: Path, override: str, message: str) -
         load_config(write(tmp_path / "m.yaml", MINIMAL), [override])
 
 
+@pytest.mark.parametrize("text", ["{on: both}", '{"on": both}', "{'on': both, b: 0.5}"])
+def test_the_old_name_of_count_of_is_read_and_told(tmp_path: Path, text: str) -> None:
+    recipe = write(tmp_path / "m.yaml", MINIMAL)
+    with pytest.warns(FutureWarning, match=r"loss\.propensity\.on is called loss\.propensity\.count_of now"):
+        config = load_config(recipe, [f"loss.propensity={text}"])
+    assert config.loss.propensity is not None
+    assert config.loss.propensity.count_of == "both"
+    assert config.loss.propensity.b == 0.5
+
+
+def test_both_names_of_count_of_are_one_too_many(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "m.yaml", MINIMAL)
+    with pytest.raises(ValueError, match=r"loss\.propensity\.on: no such setting"):
+        load_config(recipe, ["loss.propensity={'on': both, count_of: trigger}"])
+
+
 @pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping")])
 def test_a_broken_recipe_is_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "broken.yaml"

@@ -52,7 +52,11 @@ LOSSES: dict[str, dict[str, Any]] = {
     "uniform_only": {"in_batch_negatives": False, "mask_history": False},
     "streaming": {"log_q": "streaming", "log_q_rate": 0.3},
     "semantic": {"semantic": {"threshold": 0.4, "share": 0.5}},
-    "uncorrected": {"log_q": "none", "num_uniform_negatives": 0, "propensity": {"on": "both", "a": 1.0, "b": 0.5}},
+    "uncorrected": {
+        "log_q": "none",
+        "num_uniform_negatives": 0,
+        "propensity": {"count_of": "both", "a": 1.0, "b": 0.5},
+    },
 }
 
 

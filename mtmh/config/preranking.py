@@ -11,7 +11,7 @@ from mtmh.config.training import TrainingConfig
 
 
 class TaskConfig(Settings):
-    """What a user may do with an item.
+    """Something that a user may do with an item, to be predicted.
 
     ``event``: kinds of events that count; none: every kind. ``min_value``: the least value that counts. A task without
     either is the engagement itself. ``weight``: of the task's probability in the score.

@@ -1,0 +1,28 @@
+"""Settings of the evaluation: how many users, which cut-offs, what it is compared with."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from mtmh.config.base import Positive, Settings
+
+Yardstick = Literal["item-item", "teacher", "popularity"]
+
+
+class EvaluationConfig(Settings):
+    """The paper's protocol (section 2): triggers from the past, recall against what the user engaged with in T2.
+
+    Two parts grow with the catalogue beyond the model's own index, in the memory of one process. ``exact_search``
+    holds all vectors of all heads as float32. Of the ``yardsticks``, ``teacher`` holds the teacher's vectors so, and
+    ``item-item`` the training histories of all users. A catalogue too large for that is evaluated without them.
+    """
+
+    num_users: Positive = 2000
+    num_triggers: Positive = 50
+    recall_at: list[Positive] = [5, 20, 100, 500]
+    alphas: list[Annotated[float, Field(ge=0.0, le=100.0)]] = [0, 10, 30, 50, 70, 90, 100]
+    exact_search: bool = True  # a row that tells the index's loss from the model's
+    yardsticks: list[Yardstick] = ["item-item", "teacher", "popularity"]  # the teacher where there is one
+    exclude_seen: bool = True  # items of the user's training history are neither answers nor ground truth

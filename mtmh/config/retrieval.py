@@ -1,0 +1,53 @@
+"""Settings of retrieval: the defaults of a request, and the scores that rank its candidates."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from mtmh.config.base import Positive, Settings
+
+
+class RetrievalConfig(Settings):
+    """Defaults of a request, and who ranks.
+
+    A verb that asks an index (retrieve, serve, evaluate) goes by its own recipe's settings, but for ``preranker`` and
+    ``sorter``: an index version ranks as the recipe said when it was built.
+    """
+
+    k: Positive = 30  # kept a trigger (K)
+    k_ann: Positive = 1000  # candidates a head (K_ann)
+    num_probes: Positive = 32  # clusters searched (C)
+    alpha: Annotated[float, Field(ge=0.0, le=100.0)] = 50.0  # share of the engagement head, percent
+    # Who ranks each head's candidates, of which K are kept: the head's own similarity, the similarity to the history,
+    # or the model of train-preranker.
+    preranker: Literal["head-score", "history", "learned"] = "head-score"
+    # Who scores the answers of all heads and triggers, which sorts a user's list; None: as preranker. head-score: by
+    # the engagement head.
+    sorter: Literal["head-score", "history", "learned"] | None = None
+    # Each head's candidates ranked and cut alone, then merged by quota; or all heads' candidates in one ranking.
+    preranking: Literal["per-head", "shared"] = "per-head"
+    unknown: Literal["error", "popular"] = (
+        "error"  # triggers that the index does not know and that come without features
+    )
+
+    @property
+    def needs_preranker(self) -> bool:
+        """Whether the model of train-preranker ranks anything."""
+        return "learned" in (self.preranker, self.sorter)
+
+    @property
+    def sorted_by(self) -> str:
+        """Who scores the answers of all heads and triggers."""
+        return self.sorter or self.preranker
+
+    def of_index(self, built: RetrievalConfig) -> RetrievalConfig:
+        """These settings for an index that was built with others: who ranks is a part of it."""
+        return self.model_copy(update={"preranker": built.preranker, "sorter": built.sorter})
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Self:
+        if self.k > self.k_ann:
+            raise ValueError(f"retrieval.k ({self.k}) exceeds retrieval.k_ann ({self.k_ann})")
+        return self
