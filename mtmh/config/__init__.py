@@ -3,7 +3,7 @@
 from mtmh.config.base import Fraction, NonNegative, Positive, Settings
 from mtmh.config.chain import ChainConfig, JobConfig, StageName
 from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfig, EncoderConfig, EncoderTrainingConfig
-from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns
+from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns, ValidationConfig
 from mtmh.config.distributed import CommunicationConfig, ShardingConfig, ShardingType
 from mtmh.config.evaluation import EvaluationConfig
 from mtmh.config.index import IndexConfig, MilvusConfig, PqConfig
@@ -62,6 +62,7 @@ __all__ = [
     "TableColumns",
     "TaskConfig",
     "TrainingConfig",
+    "ValidationConfig",
     "load_config",
     "recipe_names",
     "variant_names",

@@ -28,6 +28,17 @@ class SplitConfig(Settings):
         return self
 
 
+class ValidationConfig(Settings):
+    """The end of T1 that is held back to choose by; nothing of T2 is read.
+
+    ``fraction``: of T1's events where the dataset is cut at one instant; of the events of each of ``num_users`` users
+    where it is cut by user. Figures come from at most ``num_users`` users.
+    """
+
+    fraction: Annotated[float, Field(gt=0.0, le=0.5)] = 0.1
+    num_users: Positive = 2000
+
+
 class TableColumns(Settings):
     """Names of the columns in the user's own tables (source ``tables``); ``None``: the column is absent."""
 

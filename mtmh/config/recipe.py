@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError
 from mtmh.config.base import Settings
 from mtmh.config.chain import ChainConfig
 from mtmh.config.content import ContentConfig
-from mtmh.config.data import DataConfig, PairsConfig
+from mtmh.config.data import DataConfig, PairsConfig, ValidationConfig
 from mtmh.config.distributed import ShardingConfig
 from mtmh.config.evaluation import EvaluationConfig
 from mtmh.config.index import IndexConfig
@@ -48,6 +48,7 @@ class Config(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     paths: PathsConfig
     data: DataConfig
+    validation: ValidationConfig = ValidationConfig()
     pairs: PairsConfig = PairsConfig()
     content: ContentConfig = ContentConfig()
     model: ModelConfig = ModelConfig()

@@ -55,6 +55,22 @@ class Histories:
         positions += np.arange(len(positions))
         return self._taken(positions, offsets)
 
+    def first_engagements(self) -> Histories:
+        """The distinct items of each user at their first place, with all kinds of events and the largest value."""
+        rows = np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+        keys = rows * (int(self.items.max(initial=0)) + 1) + self.items
+        _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        places = first[order]
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(rows[places], minlength=len(self.offsets) - 1))])
+        events, values = self.events, self.values
+        if events is not None and values is not None:
+            kinds, largest = events[first], values[first]
+            np.bitwise_or.at(kinds, group, events)
+            np.fmax.at(largest, group, values)
+            events, values = kinds[order], largest[order]
+        return Histories(self.items[places], offsets, events, values)
+
     def _taken(self, places: slice | npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> Histories:
         events = None if self.events is None else self.events[places]
         values = None if self.values is None else self.values[places]
@@ -85,11 +101,19 @@ class HistoryReader:
     One reader belongs to one thread.
 
     Attributes:
-        lengths: [num_users] int32, memory-mapped, in file order.
+        lengths: [num_users] int32, in file order.
         group_starts: [G + 1] int64; row group ``g`` holds the users ``group_starts[g]`` to ``group_starts[g + 1] - 1``.
     """
 
-    def __init__(self, folder: Path, num_items: int, cached_groups: int, labels: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        num_items: int,
+        cached_groups: int,
+        labels: bool = False,
+        *,
+        kept: npt.NDArray[np.int32] | None = None,
+    ) -> None:
         """Opens the file; reads its metadata only.
 
         Args:
@@ -97,6 +121,7 @@ class HistoryReader:
             num_items: item indices must be below.
             cached_groups: row groups that stay in memory, at least 1.
             labels: read kinds and values of events too, where the dataset has them.
+            kept: [num_users] how much of each history is read, from its beginning; default: all.
 
         Raises:
             ValueError: wrong column types, or lengths that do not go with the file.
@@ -111,7 +136,8 @@ class HistoryReader:
         metadata = self._file.metadata
         rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.group_starts = np.cumsum([0, *rows], dtype=np.int64)
-        self.lengths = open_array(folder / HISTORY_LENGTHS, np.int32, (metadata.num_rows,))
+        self._stored_lengths = open_array(folder / HISTORY_LENGTHS, np.int32, (metadata.num_rows,))
+        self.lengths = self._stored_lengths if kept is None else kept
 
     @property
     def num_groups(self) -> int:
@@ -132,11 +158,14 @@ class HistoryReader:
             events, values = (read_column(self._file, self._path, group, name) for name in LABELS)
             histories = with_labels(histories, events, values, self._path)
         first, end = self.group_starts[group : group + 2]
-        if not np.array_equal(np.diff(histories.offsets), self.lengths[first:end]):
+        if not np.array_equal(np.diff(histories.offsets), self._stored_lengths[first:end]):
             raise ValueError(
                 f"{self._path}: row group {group}: lengths of the histories differ from {HISTORY_LENGTHS.name}"
             )
         check_item_range(histories.items, self._num_items, f"{self._path}: row group {group}")
+        if self.lengths is not self._stored_lengths:
+            kept = self.lengths[first:end].astype(np.int64)
+            histories = histories.before(histories.offsets[:-1] + kept, kept)
         self._cache[group] = histories
         if len(self._cache) > self._cached_groups:
             self._cache.popitem(last=False)
@@ -192,6 +221,15 @@ def flat_lists(column: pa.ChunkedArray, path: Path) -> Histories:
     """
     items, offsets = _flat_column(column, path, "items")
     return Histories(items, offsets)
+
+
+def flat_numbers(column: pa.ChunkedArray, path: Path) -> npt.NDArray[Any]:
+    """The numbers of a list column of any type, one list after another.
+
+    Raises:
+        ValueError: there are nulls.
+    """
+    return _flat_column(column, path, "timestamps")[0]
 
 
 def _flat_column(column: pa.ChunkedArray, path: Path, name: str) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

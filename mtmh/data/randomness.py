@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     PSEUDO_LABELS = 10
     HISTORY_CONTEXT = 11
     PRERANKER_CHECK = 12
+    VALIDATION_USERS = 13
 
 
 def generator(purpose: Purpose, *key: int) -> np.random.Generator:

@@ -28,7 +28,7 @@ The id feature ``item_id`` is always there: one vocabulary row an item with T1 e
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +83,13 @@ class FloatScale(BaseModel):
     name: str
     mean: float
     deviation: Annotated[float, Field(ge=0.0)]
+
+    @classmethod
+    def measured(cls, name: str, values: npt.NDArray[np.float64]) -> Self:
+        """The scale of some items' values, NaN: missing."""
+        known = values[~np.isnan(values)]
+        mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+        return cls(name=name, mean=mean, deviation=deviation)
 
     def standardise(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         """``(x - mean) / deviation``; NaN (missing) becomes 0, the mean."""

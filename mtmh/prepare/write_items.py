@@ -149,7 +149,7 @@ def write_item_table(
     scales: list[FloatScale] = []
     for column, name in enumerate(names):
         value = values[name] if name in values else _float_column(connection, name, len(seen))
-        scales.append(_scale(name, value, seen))
+        scales.append(FloatScale.measured(name, value[seen]))
         floats[:, column] = scales[-1].standardise(value)
     floats.flush()
     (folder / FLOAT_SCALES).write_text(FloatScales(features=scales).model_dump_json(indent=2))
@@ -180,13 +180,6 @@ def item_facts(item_index: NDArray[np.int32], facts: HistoryFacts) -> pa.Table:
             "first_seen": pa.array(facts.first_seen[item_index], mask=facts.first_seen[item_index] == NEVER),
         }
     )
-
-
-def _scale(name: str, values: NDArray[np.float64], seen: NDArray[np.bool_]) -> FloatScale:
-    """Mean and standard deviation of the T1 items' values."""
-    known = values[seen & ~np.isnan(values)]
-    mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
-    return FloatScale(name=name, mean=mean, deviation=deviation)
 
 
 def _float_column(connection: Any, name: str, num_items: int) -> NDArray[np.float64]:

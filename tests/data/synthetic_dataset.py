@@ -69,6 +69,8 @@ def write_dataset(
     num_items: int = NUM_ITEMS,
     row_group_size: int = 5,
     seed: int = 0,
+    timestamps: Sequence[Sequence[int]] | None = None,
+    float_features: Sequence[str] = ("price", "age"),
     changes: dict[Path, npt.NDArray[Any]] | None = None,
 ) -> Dataset:
     """A dataset artifact with features item_id, brand (single), tags (0 to 3 values) and two floats.
@@ -83,6 +85,8 @@ def write_dataset(
         num_items: size of the catalogue.
         row_group_size: users a row group.
         seed: of the features.
+        timestamps: of the events of each user; then the dataset is cut at one instant, after all of them.
+        float_features: names of the two.
         changes: arrays that take the place of a file, to damage the artifact under a valid manifest.
     """
     rng = np.random.default_rng(seed)
@@ -112,14 +116,14 @@ def write_dataset(
         num_events_read=0,
         dropped_events={},
         dropped_items={},
-        cutoff=None,
+        cutoff=None if timestamps is None else 1.0 + max(time for times in timestamps for time in times),
         features=FeatureSchema(
             id_features=[
                 IdFeature(name="item_id", num_rows=int(known.sum()) + 1),
                 IdFeature(name="brand", num_rows=NUM_BRANDS),
                 IdFeature(name="tags", num_rows=NUM_TAGS),
             ],
-            float_features=["price", "age"],
+            float_features=list(float_features),
         ),
         has_topics=False,
         content_embedding_dim=None,
@@ -156,12 +160,14 @@ def write_dataset(
         for name, of in values.items():
             rows = pa.array(range(1, len(of) + 1), pa.int32())
             pq.write_table(pa.table({"value": of, "row": rows}), writer.folder / vocabulary_file(name))
-        scales = FloatScales(features=[FloatScale(name=name, mean=0.0, deviation=1.0) for name in ("price", "age")])
+        scales = FloatScales(features=[FloatScale(name=name, mean=0.0, deviation=1.0) for name in float_features])
         (writer.folder / FLOAT_SCALES).write_text(scales.model_dump_json())
         lists = pa.array([list(history) for history in histories], pa.list_(pa.int32()))
-        pq.write_table(
-            pa.table({"user_index": users, "items": lists}), writer.folder / HISTORIES, row_group_size=row_group_size
-        )
+        table = pa.table({"user_index": users, "items": lists})
+        if timestamps is not None:
+            times = pa.array([list(times) for times in timestamps], pa.list_(pa.int64()))
+            table = table.append_column("timestamps", times)
+        pq.write_table(table, writer.folder / HISTORIES, row_group_size=row_group_size)
         tests = pa.array(list(test.values()), pa.list_(pa.int32()))
         pq.write_table(
             pa.table({"user_index": users[list(test)].astype(np.int64), "items": tests}),
