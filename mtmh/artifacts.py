@@ -83,17 +83,22 @@ class Manifest(BaseModel):
     kind: Kind
     format_version: int
     mtmh_version: str
-    code: str = ""  # `code_digest` of the writer; empty: from before it was noted
+    code: str  # `code_digest` of the writer
     created_at: str
-    config: dict[str, Any]
+    config: dict[str, Any]  # the whole recipe, to read and to compare
+    decisive: dict[str, Any]  # those of its settings that decide what is in the files, by dotted key
     inputs: dict[str, str]  # name -> digest of the input artifact
     summary: dict[str, Any]  # facts of this kind, made of JSON values
     files: dict[str, FileRecord]
 
     @property
     def digest(self) -> str:
-        """Identity of the content: kind, settings, inputs and file digests, not who wrote it when."""
-        identity = self.model_dump(exclude={"created_at", "mtmh_version", "code"})
+        """Identity of the content: kind, format, inputs, decisive settings, facts and files.
+
+        Who wrote it when, and what else stood in the recipe, is no part of it: the same stage on the same inputs gives
+        the same identity.
+        """
+        identity = self.model_dump(exclude={"created_at", "mtmh_version", "code", "config"})
         return hashlib.sha256(_canonical_json(identity)).hexdigest()
 
 
@@ -159,12 +164,15 @@ class ArtifactWriter:
         config: Mapping[str, Any],
         inputs: Mapping[str, Artifact],
         records: Mapping[str, FileRecord] | None = None,
+        *,
+        decisive: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """Writes the manifest and moves the folder to its final name, in place of an older artifact there.
 
         Args:
             config: the recipe.
             inputs: what the artifact was made from, by name.
+            decisive: the settings that are part of its identity (`mtmh.config.decisive`); ``None``: all of ``config``.
             records: of files that their writers have read already, by name in the folder; all others are read here.
         """
         names = sorted(str(p.relative_to(self.folder)) for p in self.folder.rglob("*") if p.is_file())
@@ -175,6 +183,7 @@ class ArtifactWriter:
             code=code_digest(),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             config=dict(config),
+            decisive=dict(config if decisive is None else decisive),
             inputs={name: artifact.manifest.digest for name, artifact in inputs.items()},
             summary=self.summary,
             files={name: (records or {}).get(name) or FileRecord.of(self.folder / name) for name in names},
@@ -188,9 +197,16 @@ class ArtifactWriter:
 
 @contextmanager
 def write_artifact(
-    path: Path, kind: Kind, *, config: Mapping[str, Any], inputs: Mapping[str, Artifact] | None = None
+    path: Path,
+    kind: Kind,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact] | None = None,
+    decisive: Mapping[str, Any] | None = None,
 ) -> Iterator[ArtifactWriter]:
     """Writes an artifact from one process; nothing appears at ``path`` if the block raises.
+
+    ``config``, ``inputs``, ``decisive``: as `ArtifactWriter.commit` takes them.
 
     Raises:
         ValueError: ``path`` holds something else than an artifact of this kind.
@@ -204,7 +220,7 @@ def write_artifact(
     writer.begin()
     try:
         yield writer
-        writer.commit(config, inputs or {})
+        writer.commit(config, inputs or {}, decisive=decisive)
     finally:
         shutil.rmtree(writer.folder, ignore_errors=True)
 

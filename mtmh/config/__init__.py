@@ -1,6 +1,6 @@
 """The settings of a run: one validated tree, a section a stage, filled by recipes (``recipe.py``)."""
 
-from mtmh.config.base import Fraction, NonNegative, Positive, Settings
+from mtmh.config.base import Decides, Fraction, NonNegative, Positive, Settings, decisive
 from mtmh.config.chain import ChainConfig, JobConfig, StageName
 from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfig, EncoderConfig, EncoderTrainingConfig
 from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns, ValidationConfig
@@ -29,6 +29,7 @@ __all__ = [
     "ContentCheckConfig",
     "ContentConfig",
     "DataConfig",
+    "Decides",
     "EmbeddingConfig",
     "EncoderConfig",
     "EncoderTrainingConfig",
@@ -63,6 +64,7 @@ __all__ = [
     "TaskConfig",
     "TrainingConfig",
     "ValidationConfig",
+    "decisive",
     "load_config",
     "recipe_names",
     "variant_names",

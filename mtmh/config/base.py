@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from mtmh.artifacts import Kind
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -37,3 +40,52 @@ def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield from leaves(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
+
+
+@dataclass(frozen=True, init=False)
+class Decides:
+    """Mark of a setting: the kinds of artifacts whose content it decides, and so their identity.
+
+    It stands in the annotation of a field, ``Annotated[int, Decides("dataset")]``. The mark of a section is that of all
+    settings in it, but for those that have one of their own. ``Decides()``, or no mark at all on the way: nothing
+    depends on the setting but speed, place or logs.
+    """
+
+    kinds: tuple[Kind, ...]
+
+    def __init__(self, *kinds: Kind) -> None:
+        object.__setattr__(self, "kinds", kinds)
+
+
+def decisive(settings: BaseModel, kind: Kind) -> dict[str, Any]:
+    """The settings that decide what is in an artifact, by dotted key.
+
+    Args:
+        settings: the whole recipe, or a section that has marks of its own.
+        kind: of the artifact.
+
+    Returns:
+        JSON values; a mapping's entries count as settings.
+
+    Example:
+        >>> class Small(Settings):
+        ...     seed: Annotated[int, Decides("dataset")] = 3
+        ...     threads: int = 2
+        >>> decisive(Small(), "dataset")
+        {'seed': 3}
+    """
+    return dict(leaves(_decisive(settings, settings.model_dump(mode="json"), kind, False)))
+
+
+def _decisive(settings: BaseModel, tree: Mapping[str, Any], kind: Kind, inherited: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, field in type(settings).model_fields.items():
+        marks = [mark for mark in field.metadata if isinstance(mark, Decides)]
+        decides = kind in marks[-1].kinds if marks else inherited
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            if below := _decisive(value, tree[name], kind, decides):
+                found[name] = below
+        elif decides:
+            found[name] = tree[name]
+    return found

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mtmh.config.base import Fraction, NonNegative, Positive, RunLength, Settings
+from mtmh.config.base import Decides, Fraction, NonNegative, Positive, RunLength, Settings
 
 
 class BackboneConfig(Settings):
@@ -37,9 +37,9 @@ class EncoderTrainingConfig(RunLength):
     temperature: Annotated[float, Field(gt=0.0)] = 0.07
     source_weights: dict[str, NonNegative] = {}  # of concepts by their source; a source not named here weighs 1
     modality_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2  # items that lose one modality, trains stand-ins
-    gradient_checkpointing: bool = False
-    checkpoint_every: Positive = 500
-    log_every: Positive = 20
+    gradient_checkpointing: Annotated[bool, Decides()] = False
+    checkpoint_every: Annotated[Positive, Decides()] = 500
+    log_every: Annotated[Positive, Decides()] = 20
 
 
 class EncoderConfig(Settings):
@@ -57,9 +57,9 @@ class EncoderConfig(Settings):
     concept: BackboneConfig | None = None  # None: the text encoder is shared
     hidden: list[Positive] = [512]
     dim: Positive = 128
-    images: Path | None = None
+    images: Annotated[Path | None, Decides("encoder", "content", "check")] = None
     concepts: Path | None = None
-    training: EncoderTrainingConfig = EncoderTrainingConfig()
+    training: Annotated[EncoderTrainingConfig, Decides("encoder")] = EncoderTrainingConfig()
 
     @model_validator(mode="after")
     def _towers_stand(self) -> Self:
@@ -90,12 +90,13 @@ class ContentConfig(Settings):
 
     kind: Literal["column", "transformers", "encoder"] = "column"
     model: str | None = None
-    encoder: EncoderConfig | None = None
+    encoder: Annotated[EncoderConfig | None, Decides("encoder", "check")] = None
     max_tokens: Positive = 64
-    batch_size: Positive = 64
-    shard_items: Positive = 16_384  # ``encoder``: items embedded between two points that a killed run resumes from
+    batch_size: Annotated[Positive, Decides("content", "check")] = 64
+    # ``encoder``: items embedded between two points that a killed run resumes from; texts of one shard share batches.
+    shard_items: Annotated[Positive, Decides("content")] = 16_384
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # ``encoder``: auto is bf16 autocast on GPUs, fp32 elsewhere
-    check: ContentCheckConfig = ContentCheckConfig()
+    check: Annotated[ContentCheckConfig, Decides("check")] = ContentCheckConfig()
 
     @model_validator(mode="after")
     def _model_given(self) -> Self:

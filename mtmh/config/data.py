@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mtmh.config.base import Fraction, Positive, Settings
+from mtmh.config.base import Decides, Fraction, Positive, Settings
 
 
 class SplitConfig(Settings):
@@ -71,8 +71,8 @@ class DataConfig(Settings):
     float_features: list[str] | None = None
     min_feature_count: Positive = 1  # rarer values of an id feature share row 0 (unknown)
     popularity_features: bool = True  # adds log training count and item age at the cut, both from T1 only
-    memory_limit_gb: Annotated[float, Field(gt=0.0)] = 2.0
-    threads: Positive = 2
+    memory_limit_gb: Annotated[float, Field(gt=0.0), Decides()] = 2.0
+    threads: Annotated[Positive, Decides()] = 2
 
 
 class SimWeightConfig(Settings):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mtmh.config.base import Positive, Settings
+from mtmh.config.base import Decides, Positive, Settings
 
 
 class PqConfig(Settings):
@@ -37,10 +37,11 @@ class IndexConfig(Settings):
     refine_factor: Annotated[int, Field(ge=0)] = 4  # sq8 and pq: codes an answer that are compared again by vector
     shard_items: Positive = 131_072  # filed at a time; the memory of a process follows it
     milvus: MilvusConfig | None = None
-    tower: Literal["int8", "fp16"] = "int8"  # tables of the tower that embeds items the index does not know
+    # Tables of the tower that embeds items the index does not know; the preranker's own tower follows it.
+    tower: Annotated[Literal["int8", "fp16"], Decides("index", "preranker")] = "int8"
     # The gate: a new index is not published where a head finds less than this share of the exact neighbours.
-    min_recall: Annotated[float, Field(ge=0.0, le=1.0)] = 0.8
-    keep_versions: Positive = 3  # published versions that stay on disk, for rollback
+    min_recall: Annotated[float, Field(ge=0.0, le=1.0), Decides()] = 0.8
+    keep_versions: Annotated[Positive, Decides()] = 3  # published versions that stay on disk, for rollback
 
     @model_validator(mode="after")
     def _backend_fits(self) -> Self:

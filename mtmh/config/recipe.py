@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, cast
 import yaml
 from pydantic import Field, ValidationError
 
-from mtmh.config.base import Settings
+from mtmh.config.base import Decides, Settings
 from mtmh.config.chain import ChainConfig
 from mtmh.config.content import ContentConfig
 from mtmh.config.data import DataConfig, PairsConfig, ValidationConfig
@@ -45,22 +45,26 @@ class Config(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     description: str = ""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[
+        int,
+        Field(ge=0, lt=2**31),
+        Decides("dataset", "encoder", "check", "checkpoint", "index", "preranker", "evaluation"),
+    ] = 0
     paths: PathsConfig
-    data: DataConfig
+    data: Annotated[DataConfig, Decides("dataset")]
     validation: ValidationConfig = ValidationConfig()
     pairs: PairsConfig = PairsConfig()
-    content: ContentConfig = ContentConfig()
+    content: Annotated[ContentConfig, Decides("encoder", "content", "check")] = ContentConfig()
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     sharding: ShardingConfig = ShardingConfig()
     plan: PlanConfig = PlanConfig()
     training: TrainingConfig = TrainingConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
-    index: IndexConfig = IndexConfig()
+    index: Annotated[IndexConfig, Decides("index")] = IndexConfig()
     preranker: PrerankerConfig = PrerankerConfig()
-    retrieval: RetrievalConfig = RetrievalConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    retrieval: Annotated[RetrievalConfig, Decides("evaluation")] = RetrievalConfig()
+    evaluation: Annotated[EvaluationConfig, Decides("evaluation")] = EvaluationConfig()
     service: ServiceConfig = ServiceConfig()
     chain: ChainConfig = ChainConfig()
 

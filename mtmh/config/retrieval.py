@@ -6,7 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mtmh.config.base import Positive, Settings
+from mtmh.config.base import Decides, Positive, Settings
+
+Ranking = Literal["head-score", "history", "learned"]
 
 
 class RetrievalConfig(Settings):
@@ -18,14 +20,15 @@ class RetrievalConfig(Settings):
 
     k: Positive = 30  # kept a trigger (K)
     k_ann: Positive = 1000  # candidates a head (K_ann)
-    num_probes: Positive = 32  # clusters searched (C)
+    # Clusters searched (C); an index records the recall that it has with them.
+    num_probes: Annotated[Positive, Decides("index", "evaluation")] = 32
     alpha: Annotated[float, Field(ge=0.0, le=100.0)] = 50.0  # share of the engagement head, percent
     # Who ranks each head's candidates, of which K are kept: the head's own similarity, the similarity to the history,
     # or the model of train-preranker.
-    preranker: Literal["head-score", "history", "learned"] = "head-score"
+    preranker: Annotated[Ranking, Decides("index", "evaluation")] = "head-score"
     # Who scores the answers of all heads and triggers, which sorts a user's list; None: as preranker. head-score: by
     # the engagement head.
-    sorter: Literal["head-score", "history", "learned"] | None = None
+    sorter: Annotated[Ranking | None, Decides("index", "evaluation")] = None
     # Each head's candidates ranked and cut alone, then merged by quota; or all heads' candidates in one ranking.
     preranking: Literal["per-head", "shared"] = "per-head"
     unknown: Literal["error", "popular"] = (

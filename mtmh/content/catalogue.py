@@ -21,7 +21,7 @@ import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.content.inputs import ItemInputs, ItemReader
 from mtmh.content.teacher import open_teacher
 from mtmh.content.train import autocast_dtype
@@ -280,7 +280,6 @@ def _assemble(parts: Parts, config: Config, dataset: Dataset, encoder: Artifact,
             logger.warning("%d of %d items %s: the stand-in takes its place", counts[name], dataset.num_items, message)
     writer.summary |= {
         "kind": "encoder",
-        "model": str(encoder.path),
         "num_items": dataset.num_items,
         "dim": dim,
         "num_items_without_content": without,
@@ -289,5 +288,9 @@ def _assemble(parts: Parts, config: Config, dataset: Dataset, encoder: Artifact,
         "num_broken_images": counts["broken_images"],
         "broken_images": dataset.items(["item_id"]).column(0).take(pa.array(broken[:_NAMED], pa.int64())).to_pylist(),
     }
-    writer.commit(config.model_dump(mode="json"), {"dataset": dataset.artifact, "encoder": encoder})
+    writer.commit(
+        config.model_dump(mode="json"),
+        {"dataset": dataset.artifact, "encoder": encoder},
+        decisive=decisive(config, "content"),
+    )
     shutil.rmtree(parts.folder)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
-from mtmh.config import Config, ContentCheckConfig
+from mtmh.config import Config, ContentCheckConfig, decisive
 from mtmh.content.catalogue import Embedder, progress_bar
 from mtmh.content.check_metrics import Agreement, agreement
 from mtmh.content.check_report import write_report
@@ -79,7 +79,9 @@ def check_content(config: Config, out: Path) -> Artifact:
         "rows": [row.model_dump(mode="json") for row in found],
         "failures": _failures(found[0], settings),
     }
-    with write_artifact(out, "check", config=config.model_dump(mode="json"), inputs=inputs) as writer:
+    with write_artifact(
+        out, "check", config=config.model_dump(mode="json"), decisive=decisive(config, "check"), inputs=inputs
+    ) as writer:
         (writer.folder / METRICS).write_text(json.dumps(facts, indent=2))
         write_report(facts, found, *figures(found), path=writer.folder / REPORT)
         writer.summary |= {name: value for name, value in facts.items() if name != "rows"}

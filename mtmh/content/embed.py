@@ -14,7 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
-from mtmh.config import BackboneConfig, Config, ContentConfig
+from mtmh.config import BackboneConfig, Config, ContentConfig, decisive
 from mtmh.content.backbones import Backbone, load_backbone
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset, open_dataset
@@ -47,7 +47,9 @@ def embed_content(config: Config, out: Path) -> Artifact:
         return embed_with_encoder(config, out)
     dataset = open_dataset(config.dataset_dir)
     inputs = {"dataset": dataset.artifact}
-    with write_artifact(out, "content", config=config.model_dump(mode="json"), inputs=inputs) as writer:
+    with write_artifact(
+        out, "content", config=config.model_dump(mode="json"), decisive=decisive(config, "content"), inputs=inputs
+    ) as writer:
         path = writer.folder / EMBEDDINGS
         if config.content.kind == "column":
             embeddings = _copy_column(dataset, path)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtmh.artifacts import Artifact, DamagedArtifactError, OtherFormatError, open_artifact, write_artifact
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
 from mtmh.content.inputs import ItemReader, tokenize
 from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, concepts_path, encoder_config
-from mtmh.content.train_state import TrainState, decisive, identity_of_files
+from mtmh.content.train_state import TrainState, facts_of_run, identity_of_files
 from mtmh.content.tuning import (
     build_optimizer,
     merge_adapters,
@@ -76,7 +76,7 @@ def train_content(config: Config, out: Path) -> Artifact:
         order = PairOrder(concepts, training.batch_size, config.seed)
         num_steps = training.num_steps(order.steps_per_epoch)
         files = on_first(ranks, lambda: identity_of_files(config, dataset))
-        facts = decisive(config, dataset, concepts.pairs_of_source, num_steps, files)
+        facts = facts_of_run(config, dataset, concepts.pairs_of_source, num_steps, files)
         if on_first(ranks, lambda: _is_finished(out, facts)):
             return open_artifact(out, "encoder")
 
@@ -337,5 +337,7 @@ def _write(teacher: Teacher, config: Config, dataset: Dataset, out: Path, summar
     inputs = {"dataset": dataset.artifact}
     if encoder_config(config).concepts is None:  # then the concepts are those of the recipe's media
         inputs["media"] = open_artifact(config.media_dir, "media")
-    with write_artifact(out, "encoder", config=config.model_dump(mode="json"), inputs=inputs) as writer:
+    with write_artifact(
+        out, "encoder", config=config.model_dump(mode="json"), decisive=decisive(config, "encoder"), inputs=inputs
+    ) as writer:
         writer.summary |= teacher.save(writer.folder) | summary

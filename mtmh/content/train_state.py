@@ -31,7 +31,7 @@ _FREE = ("checkpoint_every", "log_every", "gradient_checkpointing", "epochs", "m
 Losses = list[tuple[int, float]]
 
 
-def decisive(
+def facts_of_run(
     config: Config, dataset: Dataset, pairs_of_source: dict[str, int], num_steps: int, files: Mapping[str, str]
 ) -> dict[str, Any]:
     """What decides which numbers a run computes, as JSON values.
@@ -91,7 +91,7 @@ class TrainState:
 
     Args:
         root: the folder of the checkpoints.
-        facts: as from ``decisive``; a checkpoint of other facts is another run's.
+        facts: as from `facts_of_run`; a checkpoint of other facts is another run's.
         parameters: what is trained, by name.
         optimizer: of these parameters.
         ranks: this process among the others; the first one writes.

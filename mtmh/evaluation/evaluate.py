@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rich.progress import Progress
 
 from mtmh.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.baselines import ContentSearch, Cooccurrence, popularity, train_histories
@@ -157,7 +157,13 @@ def evaluate(
             difference = _difference(values, UserValues.read(path / USERS), max(settings.recall_at), config.seed)
             if difference is not None:
                 found.differences[other.model] = difference
-        with write_artifact(out, "evaluation", config=config.model_dump(mode="json"), inputs=inputs) as writer:
+        with write_artifact(
+            out,
+            "evaluation",
+            config=config.model_dump(mode="json"),
+            decisive=decisive(config, "evaluation"),
+            inputs=inputs,
+        ) as writer:
             values.write(writer.folder / USERS)
             (writer.folder / METRICS).write_text(found.model_dump_json(indent=2))
             if (curve := found.curve()) is not None:

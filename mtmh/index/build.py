@@ -15,7 +15,7 @@ import torch.distributed as dist
 from faiss.contrib.exhaustive_search import knn_ground_truth
 
 from mtmh.artifacts import Artifact, ArtifactWriter, link_folder, open_artifact
-from mtmh.config import Config, IndexConfig
+from mtmh.config import Config, IndexConfig, decisive
 from mtmh.data.dataset import open_dataset
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.data.row_file import RowFile, open_rows
@@ -129,7 +129,7 @@ def write_index(
 
         def commit() -> None:
             writer.summary |= summary.model_copy(update=finish(writer.folder)).model_dump()
-            writer.commit(config.model_dump(mode="json"), inputs)
+            writer.commit(config.model_dump(mode="json"), inputs, decisive=decisive(config, "index"))
 
         on_first(ranks, commit)
     except BaseException:

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.prepare.scratch import open_workshop
 from mtmh.prepare.steps import (
     find_cutoff,
@@ -48,7 +48,9 @@ def prepare(config: Config, out: Path) -> Artifact:
         >>> artifact = prepare(load_config("synthetic"), Path("runs/synthetic/dataset"))  # doctest: +SKIP
         >>> artifact.summary["num_items"]  # doctest: +SKIP
     """
-    with write_artifact(out, "dataset", config=config.model_dump(mode="json")) as writer:
+    with write_artifact(
+        out, "dataset", config=config.model_dump(mode="json"), decisive=decisive(config, "dataset")
+    ) as writer:
         scratch = writer.folder / "scratch"
         scratch.mkdir()
         with open_workshop(config, writer.folder, scratch) as work:

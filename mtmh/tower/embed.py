@@ -15,7 +15,7 @@ import torch.distributed as dist
 from rich.progress import Progress
 
 from mtmh.artifacts import Artifact, ArtifactWriter, fsync, open_artifact, write_atomically
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.data.dataset import open_dataset
 from mtmh.data.item_table import ItemTable
 from mtmh.data.row_file import RowFile
@@ -190,5 +190,5 @@ def _finish(parts: Parts, config: Config, inputs: dict[str, Artifact], delta: De
         (parts.folder / vectors_file(head)).rename(writer.folder / vectors_file(head))
     summary = EmbeddingsSummary(heads=parts.heads, dim=parts.dim, num_items=parts.num_items, delta=delta)
     writer.summary |= summary.model_dump()
-    writer.commit(config.model_dump(mode="json"), inputs)
+    writer.commit(config.model_dump(mode="json"), inputs, decisive=decisive(config, "embeddings"))
     shutil.rmtree(parts.folder)

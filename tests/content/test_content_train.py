@@ -22,7 +22,7 @@ from mtmh.config import Config
 from mtmh.content.concepts import PairOrder, open_concepts
 from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
 from mtmh.content.train import ContrastTask, TrainBatches, train_content
-from mtmh.content.train_state import TrainState, decisive, identity_of_files
+from mtmh.content.train_state import TrainState, facts_of_run, identity_of_files
 from mtmh.content.tuning import merge_adapters, prepare_tuning, set_learning_rate, trained_parameters
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.finite import NonFiniteStateError
@@ -216,7 +216,7 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path, catalogue):
     out, dataset = tmp_path / "encoder", open_dataset(config.dataset_dir)
     concepts = open_concepts(dataset, config.content.encoder.concepts, {})
     files = identity_of_files(config, dataset)
-    facts = decisive(config.model_copy(update={"seed": 4}), dataset, concepts.pairs_of_source, 16, files)
+    facts = facts_of_run(config.model_copy(update={"seed": 4}), dataset, concepts.pairs_of_source, 16, files)
     with join_ranks("cpu") as ranks:
         parameter = torch.nn.Parameter(torch.ones(2))
         optimizer = torch.optim.AdamW([parameter])
