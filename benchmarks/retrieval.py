@@ -33,6 +33,7 @@ from mtmh.index.vector_index import IvfIndex, selector
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.head_search import SCANNED_ITEMS
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import HeadScorePreranker
 from mtmh.retrieval.retriever import Retriever
 from mtmh.retrieval.timings import Timings
@@ -159,7 +160,7 @@ def measure(
         timings = Timings()
 
         def request(items: list[int] = items, timings: Timings = timings) -> None:
-            retriever.retrieve_user(items, filters=filters, timings=timings)
+            retriever.retrieve_user(Query(history=items, filters=filters), timings)
 
         spent = {"total": seconds(request), "faiss": seconds(*calls), "unfiltered": seconds(*unfiltered)}
         if number < 3:  # threads start, pages come in

@@ -122,10 +122,11 @@ def retrieve(
     """Prints what each head and the merge return for one trigger, side by side."""
     from mtmh.cli.answer_table import retrieval_table
     from mtmh.live.live_index import LiveIndex
+    from mtmh.retrieval.query import Query
 
     config = load_config(recipe, overrides)
     retriever = LiveIndex(config.model_dir("index"), config.retrieval).retriever
-    side_by_side = retriever.retrieve_side_by_side(trigger, k=k, alpha=alpha)
+    side_by_side = retriever.retrieve_side_by_side(Query([trigger], k=k, alpha=alpha))
     Console().print(retrieval_table(side_by_side))
 
 

@@ -29,8 +29,6 @@ class RetrievalConfig(Settings):
     # Who scores the answers of all heads and triggers, which sorts a user's list; None: as preranker. head-score: by
     # the engagement head.
     sorter: Annotated[Ranking | None, Decides("index", "evaluation")] = None
-    # Each head's candidates ranked and cut alone, then merged by quota; or all heads' candidates in one ranking.
-    preranking: Literal["per-head", "shared"] = "per-head"
     unknown: Literal["error", "popular"] = (
         "error"  # triggers that the index does not know and that come without features
     )

@@ -1,4 +1,4 @@
-"""Opens memory-mapped NumPy files and checks what they hold."""
+"""Types of the arrays that travel between files and models; and memory-mapped NumPy files, opened and checked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+ItemId = int | str
+Indices = npt.NDArray[np.integer[Any]]  # rows of the catalogue; -1: none
+Vectors = npt.NDArray[np.float32]  # [..., D]
+Scores = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]  # [I], by row of the catalogue
 
 
 def open_array(path: Path, dtypes: type | tuple[type, ...], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:

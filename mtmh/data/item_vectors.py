@@ -7,8 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-Vectors = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.integer[Any]]
+from mtmh.data.arrays import Indices, Vectors
 
 
 class ItemVectors(Protocol):

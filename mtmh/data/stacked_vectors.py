@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.item_vectors import Indices, ItemVectors, Vectors
+from mtmh.data.arrays import Indices, Vectors
+from mtmh.data.item_vectors import ItemVectors
 
 
 class StackedVectors:

@@ -6,9 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from mtmh.data.arrays import Indices
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories, concatenate
-from mtmh.evaluation.protocol import Answers, Cohort, Indices
+from mtmh.evaluation.protocol import Answers, Cohort
 from mtmh.index.vector_index import ExactIndex
 from mtmh.retrieval.ranking import Candidates, Requests
 

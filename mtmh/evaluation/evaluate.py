@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from mtmh.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
 from mtmh.config import Config, decisive
+from mtmh.data.arrays import Indices
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.baselines import ContentSearch, Cooccurrence, popularity, train_histories
@@ -32,7 +33,6 @@ from mtmh.evaluation.metrics import (
 from mtmh.evaluation.protocol import (
     Answers,
     Cohort,
-    Indices,
     Search,
     make_cohort,
     merged_answers,
@@ -294,9 +294,8 @@ def _model_rows(config: Config, subject: Subject, cohort: Cohort, measure: Measu
     name = f"{config.name}, merged, alpha = {settings.alpha:g}"
     row, values = measure.row(name, "merged", merge(alpha=settings.alpha), alpha=settings.alpha)
     rows = [row]
-    # With two heads each one alone is an end of the sweep; a shared ranking is of both at any alpha.
-    per_head = len(subject.heads) == 2 and settings.preranking == "per-head"
-    ends = {100.0: subject.heads[0], 0.0: subject.heads[1]} if per_head else {}
+    # With two heads each one alone is an end of the sweep.
+    ends = {100.0: subject.heads[0], 0.0: subject.heads[1]} if len(subject.heads) == 2 else {}
     for place, head in enumerate(subject.heads):
         alone = merged_answers([kept[place]], [scores[place]], requests, alpha=100.0, k=settings.k)
         alpha = next((end for end, of_head in ends.items() if of_head == head), None)
@@ -322,7 +321,6 @@ def _preranking_rows(
     """The merge under the other ways of preranking: those that are not the model's own."""
     settings, own = config.retrieval, subject.ranked_by
     ways = {
-        "per-head preranking": (*own, "per-head"),
         "shared preranking": (*own, "shared"),
         "similarity alone": ("head-score", "head-score", "per-head"),
         "learned preranker": ("learned", "learned", "per-head"),
@@ -334,7 +332,7 @@ def _preranking_rows(
     rankers = {kind: (model, model) for kind, model in models.items()}
     rankers["head-score"] = (HeadScorePreranker(), subject.by_similarity)
     rows: list[Row] = []
-    shown = {_outcome(*own, settings.preranking)}
+    shown = {_outcome(*own, "per-head")}
     for name, way in ways.items():
         keeps, sorts, preranking = way
         shared = preranking == "shared"

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.data.arrays import Indices
 from mtmh.data.dataset import EvaluationUsers
 from mtmh.data.histories import Histories
+from mtmh.evaluation.shared_preranking import shared_prerank
 from mtmh.retrieval.merge import head_quotas, head_shares, quota_merge
-from mtmh.retrieval.ranking import Candidates, Preranker, Requests, prerank, shared_prerank
+from mtmh.retrieval.ranking import Candidates, Preranker, Requests, prerank
 
-Indices = npt.NDArray[np.integer[Any]]
 Search = Callable[[Indices], Candidates]  # [T] triggers -> [T, k_ann]; the trigger is not among its candidates
 
 _BLOCK_CANDIDATES = 134_217_728  # of distinct triggers held at a time (1 GiB of items and scores)

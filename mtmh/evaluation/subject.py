@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mtmh.config import RetrievalConfig
+from mtmh.data.arrays import Indices, Scores
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.protocol import Cohort, prerank_users
 from mtmh.retrieval.catalogue import Catalogue
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Preranker, Requests, Scores
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Preranker, Requests
 from mtmh.retrieval.retriever import Retriever
-
-Indices = npt.NDArray[np.integer[Any]]
 
 
 class Subject:
@@ -77,7 +75,7 @@ class Subject:
         *,
         preranker: Preranker | None = None,
         sorter: Preranker | None = None,
-        shared: bool | None = None,
+        shared: bool = False,
     ) -> tuple[list[Candidates], list[Scores], Requests]:
         """As `prerank_users`: the candidates of all heads, by the settings of a recipe.
 
@@ -87,7 +85,7 @@ class Subject:
             num_items: of the dataset.
             preranker: keeps the best of each head; None: the subject's own.
             sorter: scores what is kept; None: the subject's own.
-            shared: whether all heads are ranked as one; None: as ``settings.preranking`` says.
+            shared: whether all heads are ranked as one.
         """
         k_ann, num_probes = settings.k_ann, settings.num_probes
         return prerank_users(
@@ -98,7 +96,7 @@ class Subject:
             num_items=num_items,
             k_ann=k_ann,
             k=settings.k,
-            shared=settings.preranking == "shared" if shared is None else shared,
+            shared=shared,
         )
 
     def _translated(self, ranker: Preranker) -> Preranker:

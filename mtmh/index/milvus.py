@@ -19,8 +19,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh.config import MilvusConfig
+from mtmh.data.arrays import Mask, Vectors
 from mtmh.index.artifact import milvus_file
-from mtmh.index.vector_index import Allowed, Items, Vectors, check_search
+from mtmh.index.vector_index import Items, check_search
 
 logger = logging.getLogger(__name__)
 
@@ -140,9 +141,7 @@ class MilvusIndex:
         """Clusters asked for; Milvus cuts a large collection into segments that have as many each."""
         return self._place.num_clusters
 
-    def search(
-        self, queries: Vectors, k: int, num_probes: int, allowed: Allowed | None = None
-    ) -> tuple[Vectors, Items]:
+    def search(self, queries: Vectors, k: int, num_probes: int, allowed: Mask | None = None) -> tuple[Vectors, Items]:
         """As ``VectorIndex.search``.
 
         Raises:

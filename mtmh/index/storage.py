@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mtmh.config import IndexConfig
+from mtmh.data.arrays import Vectors
 from mtmh.data.row_file import write_at
 
-Vectors = npt.NDArray[np.float32]
 Storage = Literal["flat", "fp16", "sq8", "pq"]
 Precision = Literal["fp16", "fp32"]
 

@@ -12,12 +12,11 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.data.arrays import Mask, Vectors
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.index.storage import IvfSettings, Storage, storage_of, train_ivf
 
-Vectors = npt.NDArray[np.float32]
 Items = npt.NDArray[np.int64]
-Allowed = npt.NDArray[np.bool_]
 
 _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
 
@@ -37,9 +36,7 @@ class VectorIndex(Protocol):
     def num_clusters(self) -> int:
         """Clusters of the index; probing all of them compares a query with every vector."""
 
-    def search(
-        self, queries: Vectors, k: int, num_probes: int, allowed: Allowed | None = None
-    ) -> tuple[Vectors, Items]:
+    def search(self, queries: Vectors, k: int, num_probes: int, allowed: Mask | None = None) -> tuple[Vectors, Items]:
         """Finds the ``k`` items with the largest inner product.
 
         Args:
@@ -67,7 +64,7 @@ def check_search(queries: Vectors, k: int, num_probes: int, dim: int) -> None:
         raise ValueError(f"num_probes is {num_probes}, expected at least 1")
 
 
-def selector(allowed: Allowed | None) -> Any:
+def selector(allowed: Mask | None) -> Any:
     """The faiss selector of a mask; None for none."""
     if allowed is None:
         return None
@@ -129,7 +126,7 @@ class ExactIndex(_FaissIndex):
         return 1
 
     def search(
-        self, queries: Vectors, k: int, num_probes: int = 1, allowed: Allowed | None = None
+        self, queries: Vectors, k: int, num_probes: int = 1, allowed: Mask | None = None
     ) -> tuple[Vectors, Items]:
         """As ``VectorIndex.search``; ``num_probes`` has no meaning here."""
         check_search(queries, k, num_probes, self.dim)
@@ -210,9 +207,7 @@ class IvfIndex(_FaissIndex):
             index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS], dtype=np.float32))
         return cls(index)
 
-    def search(
-        self, queries: Vectors, k: int, num_probes: int, allowed: Allowed | None = None
-    ) -> tuple[Vectors, Items]:
+    def search(self, queries: Vectors, k: int, num_probes: int, allowed: Mask | None = None) -> tuple[Vectors, Items]:
         """As ``VectorIndex.search``; safe to call from several threads with different arguments."""
         check_search(queries, k, num_probes, self.dim)
         # Parameters of the call, not of the index: concurrent requests share no state.

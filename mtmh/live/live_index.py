@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import RetrievalConfig
+from mtmh.data.arrays import ItemId
 from mtmh.data.schema import ITEM_ID
 from mtmh.errors import RequestError
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.versions import current_version
 from mtmh.index.writers import writing
 from mtmh.live.segments import Segment, last_change, read_segments, write_segment
-from mtmh.retrieval.catalogue import ItemId
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower.export import Tower
 

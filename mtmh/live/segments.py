@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mtmh.artifacts import fsync, open_artifact, write_artifact
+from mtmh.data.arrays import ItemId
 from mtmh.data.schema import ITEM_ID
 
 SEGMENTS = "segments"
@@ -30,8 +31,6 @@ REMOVED = "removed.parquet"
 
 _NAME = re.compile(r"(\d{6,})(?:-(\d{6,}))?")
 _LOOKS = 20
-
-ItemId = int | str
 
 
 @dataclass(frozen=True)

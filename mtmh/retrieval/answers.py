@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mtmh.retrieval.catalogue import Catalogue, ItemDescription, ItemId, Mask
+from mtmh.data.arrays import ItemId, Mask
+from mtmh.retrieval.catalogue import Catalogue, ItemDescription
 from mtmh.retrieval.merge import quota_merge
 from mtmh.retrieval.ranking import Candidates, Preranker, Requests
 from mtmh.retrieval.user_list import UserList
@@ -46,11 +47,11 @@ class SideBySide:
     descriptions: dict[ItemId, ItemDescription]
 
 
-def merged_answers(
-    requests: Requests, kept: Sequence[Candidates], quotas: Sequence[int], sorter: Preranker, catalogue: Catalogue
+def trigger_answers(
+    requests: Requests, kept: Sequence[Candidates], quotas: Mapping[str, int], sorter: Preranker, catalogue: Catalogue
 ) -> list[list[RetrievedItem]]:
     """Merges the heads' candidates of each trigger by quota; one list a trigger, scored by the sorter."""
-    merged = quota_merge([one.items for one in kept], quotas)
+    merged = quota_merge([one.items for one in kept], [quotas[one.head] for one in kept])
     scores = merged.take([sorter.score(requests, one) for one in kept])
     similarities = merged.take([one.scores for one in kept])
     rows, slots = np.nonzero(merged.items >= 0)

@@ -13,11 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.errors import RequestError
-
-ItemId = int | str
-Indices = npt.NDArray[np.integer[Any]]
-Mask = npt.NDArray[np.bool_]
 
 TOPICS = ("topic_l1", "topic_l2")
 

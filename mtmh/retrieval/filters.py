@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtmh.retrieval.catalogue import Catalogue, Indices, ItemId, Mask
+from mtmh.data.arrays import Indices, ItemId, Mask
+from mtmh.retrieval.catalogue import Catalogue
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.data.arrays import Indices, Mask, Scores
 from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.index.vector_index import VectorIndex
-from mtmh.retrieval.catalogue import Indices, Mask
 
-Scores = npt.NDArray[np.float32]
 Found = tuple[Scores, npt.NDArray[np.int64]]
 
 SCANNED_ITEMS = 16_384  # up to so many allowed items, comparing all of them costs less than the index

@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 
 from mtmh.config import RetrievalConfig
-from mtmh.data.item_vectors import ItemVectors, Vectors
+from mtmh.data.arrays import Scores, Vectors
+from mtmh.data.item_vectors import ItemVectors
 from mtmh.preranking.scorer import Scorer
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests, Scores
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests
 
 
 class LearnedPreranker:

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import faiss
 import numpy as np
 
-from mtmh.config import RetrievalConfig
-from mtmh.retrieval.catalogue import Indices, Mask
+from mtmh.data.arrays import Indices, Mask
 from mtmh.retrieval.cores import Shares, usable_cores
 from mtmh.retrieval.head_search import HeadSearch
+from mtmh.retrieval.query import Plan
 from mtmh.retrieval.ranking import Candidates
 
 _SEARCH_TRIGGERS = 4096  # searched at a time: bounds memory at large k_ann
@@ -55,16 +55,13 @@ class AllHeads:
             head, np.concatenate([items for items, _ in parts]), np.concatenate([scores for _, scores in parts])
         )
 
-    def search_all(
-        self, heads: Sequence[str], triggers: Indices, settings: RetrievalConfig, allowed: Mask | None
-    ) -> list[Candidates]:
+    def search_all(self, heads: Sequence[str], triggers: Indices, plan: Plan, allowed: Mask | None) -> list[Candidates]:
         """The nearest items of each trigger under each of the heads."""
         own_threads = faiss.omp_get_max_threads()  # OpenMP keeps it for each calling thread
 
         def search(head: str) -> Candidates:
             faiss.omp_set_num_threads(own_threads)
-            k_ann, probes = settings.k_ann, settings.num_probes
-            return self.search(head, triggers, k_ann, probes, needed=settings.k, allowed=allowed)
+            return self.search(head, triggers, plan.k_ann, plan.num_probes, needed=plan.kept, allowed=allowed)
 
         # faiss spreads the queries of one call over its own threads.
         with self.cores.share(len(heads), max(1, min(own_threads, len(triggers)))) as in_parallel:

@@ -1,53 +1,121 @@
-"""What a request asks for, with the defaults for what it leaves open; checked."""
+"""A request: triggers or a history, and settings that may be left open; with the plan that a retriever makes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 from mtmh.config import RetrievalConfig
+from mtmh.data.arrays import ItemId
 from mtmh.errors import RequestError
+from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.merge import head_quotas, head_shares, named_shares
+from mtmh.tower.item_features import Row
 
 
-def asked_settings(
-    defaults: RetrievalConfig, k: int | None, k_ann: int | None, num_probes: int | None, alpha: float | None
-) -> RetrievalConfig:
-    """The settings of a request; None: the default.
+@dataclass(frozen=True)
+class Query:
+    """A request; None leaves a setting to the retriever's defaults.
 
-    Raises:
-        RequestError: one is out of range; the message names it.
-    """
-    k = k if k is not None else defaults.k
-    # A larger K than the default asks for at least as many candidates.
-    k_ann = k_ann if k_ann is not None else max(defaults.k_ann, k)
-    num_probes = num_probes if num_probes is not None else defaults.num_probes
-    alpha = alpha if alpha is not None else defaults.alpha
-    for name, value in (("k", k), ("k_ann", k_ann), ("num_probes", num_probes)):
-        if value < 1:
-            raise RequestError(f"{name} is {value}, expected at least 1")
-    if k > k_ann:
-        raise RequestError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
-    if not 0.0 <= alpha <= 100.0:
-        raise RequestError(f"alpha is {alpha}, expected a percentage from 0 to 100")
-    return defaults.model_copy(update={"k": k, "k_ann": k_ann, "num_probes": num_probes, "alpha": alpha})
-
-
-def head_slots(
-    settings: RetrievalConfig, heads: Sequence[str], alpha: float | None, shares: Mapping[str, float] | None
-) -> list[int]:
-    """Answers of each head, ``settings.k`` in all.
-
-    Args:
-        settings: of the request.
-        heads: names, the engagement head first.
-        alpha: as the request has it; None: it has none.
-        shares: share of each head instead.
+    Attributes:
+        triggers: item ids; each is answered with a list of its own.
+        history: item ids that one user engaged with, the latest last, instead of triggers; they are answered with one
+            list. A repeated one counts once, at its last place. The order matters to a learned preranker alone.
+        k: answers a list; all that are allowed if these are fewer.
+        k_ann: candidates a trigger and head; may exceed the catalogue.
+        num_probes: clusters searched a head.
+        k_trigger: candidates that a trigger of a history and a head keep after preranking; more where the list would
+            not fill.
+        alpha: percent of the answers from the engagement head; the other heads share the rest equally.
+        shares: share of each head instead, summing to 1; heads that are not named have none.
+        filters: what may be an answer; a trigger is never in its own.
+        features: features of triggers that the index may not know, by id; they are embedded on the fly. What the index
+            knows it answers from its own vectors.
 
     Raises:
-        RequestError: both are given, or shares that are none.
+        RequestError: a setting out of range, or settings that exclude each other; the message names them.
+
+    Example:
+        >>> Query([17], k=10, alpha=70).ids
+        [17]
     """
-    if shares is None:
-        return head_quotas(head_shares(settings.alpha, len(heads)), settings.k)
-    if alpha is not None:
-        raise RequestError("alpha and shares both divide the answers among the heads: give one of them")
-    return head_quotas(named_shares(shares, heads), settings.k)
+
+    triggers: Sequence[ItemId] | None = None
+    _: KW_ONLY
+    history: Sequence[ItemId] | None = None
+    k: int | None = None
+    k_ann: int | None = None
+    num_probes: int | None = None
+    k_trigger: int | None = None
+    alpha: float | None = None
+    shares: Mapping[str, float] | None = None
+    filters: Filters = field(default_factory=Filters)
+    features: Mapping[ItemId, Row] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.triggers is None) == (self.history is None):
+            raise RequestError("expected either triggers or a history")
+        if self.history is not None and not len(self.history):
+            raise RequestError("history is empty, expected at least one item")
+        for name in ("k", "k_ann", "num_probes", "k_trigger"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RequestError(f"{name} is {value}, expected at least 1")
+        if self.alpha is not None and not 0.0 <= self.alpha <= 100.0:
+            raise RequestError(f"alpha is {self.alpha}, expected a percentage from 0 to 100")
+        if self.alpha is not None and self.shares is not None:
+            raise RequestError("alpha and shares both divide the answers among the heads: give one of them")
+
+    @property
+    def ids(self) -> Sequence[ItemId]:
+        """The triggers, or the items of the history."""
+        found = self.triggers if self.history is None else self.history
+        assert found is not None
+        return found
+
+    def plan(self, defaults: RetrievalConfig, heads: Sequence[str]) -> Plan:
+        """The request with the defaults for what it leaves open.
+
+        Args:
+            defaults: of the retriever.
+            heads: its heads, the engagement head first.
+
+        Raises:
+            RequestError: more answers than candidates, or shares that do not fit the heads.
+        """
+        k = self.k if self.k is not None else defaults.k
+        # A larger K than the default asks for at least as many candidates.
+        k_ann = self.k_ann if self.k_ann is not None else max(defaults.k_ann, k)
+        if k > k_ann:
+            raise RequestError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
+        alpha = self.alpha if self.alpha is not None else defaults.alpha
+        shares = head_shares(alpha, len(heads)) if self.shares is None else named_shares(self.shares, heads)
+        return Plan(
+            k=k,
+            kept=k,
+            k_ann=k_ann,
+            num_probes=self.num_probes if self.num_probes is not None else defaults.num_probes,
+            alpha=alpha,
+            quotas=dict(zip(heads, head_quotas(shares, k), strict=True)),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What search, preranking and merge are to do for one request.
+
+    Attributes:
+        k: answers a list.
+        kept: candidates that a trigger keeps of each head.
+        k_ann: candidates a trigger and head.
+        num_probes: clusters searched a head.
+        alpha: percent of the engagement head, where the request has no shares.
+        quotas: head -> answers of it; ``k`` in all.
+    """
+
+    k: int
+    kept: int
+    k_ann: int
+    num_probes: int
+    alpha: float
+    quotas: Mapping[str, int]

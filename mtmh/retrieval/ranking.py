@@ -6,19 +6,16 @@ on the item embeddings alone and stand behind the interface that a learned one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mtmh.data.item_vectors import ItemVectors, Vectors
-from mtmh.retrieval.merge import shared_merge
-
-Scores = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.integer[Any]]
+from mtmh.data.arrays import Indices, Scores, Vectors
+from mtmh.data.item_vectors import ItemVectors
 
 _GATHERED_FLOATS = 8_388_608  # bounds the memory of gathered embeddings (32 MiB)
 
@@ -214,43 +211,6 @@ def prerank(
         np.pad(kept.items, missing, constant_values=-1),
         np.pad(kept.scores, missing, constant_values=-np.inf),
     )
-
-
-def shared_prerank(
-    sorter: Preranker,
-    requests: Requests,
-    found: Sequence[Candidates],
-    k: int,
-    banned: Sequence[npt.NDArray[np.bool_]] | None = None,
-) -> list[Candidates]:
-    """Keeps the K best candidates of each trigger out of those of all heads together (`shared_merge`).
-
-    K distinct items remain in all, so that any merge of what remains holds these K.
-
-    Args:
-        sorter: scores candidates of different heads so that they compare.
-        requests: the T triggers and their users.
-        found: [T, C_h] of each head.
-        k: candidates kept.
-        banned: [T, C_h] of each head, candidates that must not be kept.
-
-    Returns:
-        [T, K] of each head, its own best first; scores are still similarities.
-    """
-    items = [one.items for one in found]
-    if banned is not None:
-        items = [np.where(out, -1, mine) for mine, out in zip(items, banned, strict=True)]
-    merged = shared_merge(items, [sorter.score(requests, one) for one in found], k)
-    kept = []
-    for head, one in enumerate(found):
-        mine = merged.heads == head
-        order = np.argsort(~mine, axis=1, kind="stable")  # the kept ones first, in the order of the ranking
-        there = np.take_along_axis(mine, order, axis=1)
-        columns = np.where(there, np.take_along_axis(merged.ranks, order, axis=1), 0)
-        scores = np.take_along_axis(one.scores, columns, axis=1)
-        own = np.take_along_axis(merged.items, order, axis=1)
-        kept.append(Candidates(one.head, np.where(there, own, -1), np.where(there, scores, np.float32(-np.inf))))
-    return kept
 
 
 def top_columns(scores: Scores, k: int) -> npt.NDArray[np.intp]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from mtmh.artifacts import open_artifact
 from mtmh.config import LossConfig, RetrievalConfig
 from mtmh.config.recorded import recorded_section
+from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.errors import RequestError
@@ -23,21 +25,19 @@ from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
-from mtmh.retrieval.answers import RetrievedItem, SideBySide, merged_answers, popular_answers, user_answers
-from mtmh.retrieval.catalogue import Catalogue, Indices, ItemDescription, ItemId, Mask
+from mtmh.retrieval.answers import RetrievedItem, SideBySide, popular_answers, trigger_answers, user_answers
+from mtmh.retrieval.catalogue import Catalogue, ItemDescription
 from mtmh.retrieval.cores import Shares
-from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.open_preranker import open_prerankers
 from mtmh.retrieval.parallel_search import AllHeads
-from mtmh.retrieval.query import asked_settings, head_slots
+from mtmh.retrieval.query import Plan, Query
 from mtmh.retrieval.ranking import (
     Candidates,
     Extensible,
     Preranker,
     Requests,
     prerank,
-    shared_prerank,
 )
 from mtmh.retrieval.timings import Timings
 from mtmh.retrieval.user_list import UserList, latest_first, trigger_widths, user_list
@@ -189,32 +189,11 @@ class Retriever:
         changed.version = version
         return changed
 
-    def retrieve(
-        self,
-        triggers: Sequence[ItemId],
-        *,
-        k: int | None = None,
-        k_ann: int | None = None,
-        num_probes: int | None = None,
-        alpha: float | None = None,
-        shares: Mapping[str, float] | None = None,
-        filters: Filters | None = None,
-        features: Mapping[ItemId, Row] | None = None,
-        timings: Timings | None = None,
-    ) -> list[list[RetrievedItem]]:
-        """Answers each trigger with ``k`` items, or with all that are allowed if these are fewer.
+    def retrieve(self, query: Query, timings: Timings | None = None) -> list[list[RetrievedItem]]:
+        """Answers each trigger of a query with a list of its own.
 
         Args:
-            triggers: item ids.
-            k: answers a trigger.
-            k_ann: candidates a head; may exceed the catalogue.
-            num_probes: clusters searched a head.
-            alpha: percent of the answers from the engagement head; the other heads share the rest equally. With
-                ``preranking: shared`` the shared ranking alone says what is answered, and neither this nor ``shares``.
-            shares: share of each head instead, summing to 1; heads that are not named have none.
-            filters: what may be an answer; a trigger is never in its own.
-            features: features of triggers that the index may not know, by id; they are embedded on the fly. What the
-                index knows it answers from its own vectors.
+            query: with triggers.
             timings: seconds by stage are added here.
 
         Returns:
@@ -222,41 +201,26 @@ class Retriever:
 
         Raises:
             UnknownItemError: an unknown trigger, unless ``retrieval.unknown`` is ``popular``.
-            RequestError: a setting out of range.
+            RequestError: the query does not fit the heads or the ids.
         """
         timings = timings or Timings()
-        asked = self._knowing(triggers, features or {}, timings)
-        settings = asked_settings(asked.defaults, k, k_ann, num_probes, alpha)
-        quotas = head_slots(settings, asked.heads, alpha, shares)
+        knowing = self._knowing(query, timings)
+        plan = query.plan(self.defaults, self.heads)
         with timings.stage("embed"):
-            indices = asked._triggers(triggers)
+            indices = knowing._triggers(query.ids)
             known = indices >= 0
-            allowed = (filters or Filters()).allowed(asked.catalogue, _NOBODY)
+            allowed = query.filters.allowed(knowing.catalogue, _NOBODY)
         requests = Requests.anonymous(indices[known])
-        heads, quotas = asked._taking_part(quotas)
-        kept = asked._prerank(heads, requests, settings, allowed, timings)
+        kept = knowing._keep(_taking_part(plan), requests, plan, allowed, timings)
         with timings.stage("merge"):
-            answers = iter(merged_answers(requests, kept, quotas, asked.sorter, asked.catalogue))
+            answers = iter(trigger_answers(requests, kept, plan.quotas, knowing.sorter, knowing.catalogue))
         with timings.stage("describe"):
             return [
-                next(answers) if is_known else popular_answers(asked.catalogue, settings.k, allowed, trigger)
-                for trigger, is_known in zip(triggers, known.tolist(), strict=True)
+                next(answers) if is_known else popular_answers(knowing.catalogue, plan.k, allowed, trigger)
+                for trigger, is_known in zip(query.ids, known.tolist(), strict=True)
             ]
 
-    def retrieve_user(
-        self,
-        history: Sequence[ItemId],
-        *,
-        k: int | None = None,
-        k_trigger: int | None = None,
-        k_ann: int | None = None,
-        num_probes: int | None = None,
-        alpha: float | None = None,
-        shares: Mapping[str, float] | None = None,
-        filters: Filters | None = None,
-        features: Mapping[ItemId, Row] | None = None,
-        timings: Timings | None = None,
-    ) -> list[RetrievedItem]:
+    def retrieve_user(self, query: Query, timings: Timings | None = None) -> list[RetrievedItem]:
         """Answers a user with one list.
 
         Every item of the history is a trigger. Under each head the answers of all triggers are pooled, an item that
@@ -264,16 +228,7 @@ class Retriever:
         the pools.
 
         Args:
-            history: item ids the user engaged with, the latest last; a repeated one counts once, at its last place. The
-                order matters to a learned preranker alone, which goes by the latest.
-            k: answers in all.
-            k_trigger: candidates a trigger and head keeps after preranking; more where the list would not fill.
-            k_ann: candidates a trigger and head.
-            num_probes: clusters searched a head.
-            alpha: percent of the answers from the engagement head; the other heads share the rest equally.
-            shares: share of each head instead, summing to 1.
-            filters: what may be an answer.
-            features: features of items of the history that the index may not know, by id.
+            query: with a history.
             timings: seconds by stage are added here.
 
         Returns:
@@ -282,70 +237,49 @@ class Retriever:
         Raises:
             UnknownItemError: an item of the history is unknown. With ``retrieval.unknown = popular`` it is passed
                 over, and a history of which nothing is known is answered with popular items.
-            RequestError: an empty history, or a setting out of range.
+            RequestError: the query does not fit the heads or the ids.
         """
         timings = timings or Timings()
-        if not len(history):
-            raise RequestError("history is empty, expected at least one item")
-        asked = self._knowing(history, features or {}, timings)
-        if k_trigger is not None and k_trigger < 1:
-            raise RequestError(f"k_trigger is {k_trigger}, expected at least 1")
-        settings = asked_settings(asked.defaults, k, k_ann, num_probes, alpha)
-        quotas = head_slots(settings, asked.heads, alpha, shares)
+        knowing = self._knowing(query, timings)
+        plan = query.plan(self.defaults, self.heads)
         with timings.stage("embed"):
-            indices = latest_first(asked._triggers(history))
-            allowed = (filters or Filters()).allowed(asked.catalogue, indices)
+            indices = latest_first(knowing._triggers(query.ids))
+            allowed = query.filters.allowed(knowing.catalogue, indices)
         if not len(indices):
             with timings.stage("describe"):
-                return popular_answers(asked.catalogue, settings.k, allowed, None)
+                return popular_answers(knowing.catalogue, plan.k, allowed, None)
         requests = Requests(indices, np.zeros(len(indices), np.int64), indices[None, :])
-        heads, quotas = asked._taking_part(quotas)
-        for keep in trigger_widths(k_trigger or asked.defaults.k, settings.k, len(indices)):
-            kept = asked._prerank(heads, requests, settings.model_copy(update={"k": keep}), allowed, timings)
-            found = asked._pooled(requests, kept, quotas, timings)
-            if len(found.items) == settings.k:
+        for kept in trigger_widths(query.k_trigger or self.defaults.k, plan.k, len(indices)):
+            found = knowing._pooled(requests, replace(plan, kept=kept), allowed, timings)
+            if len(found.items) == plan.k:
                 break
         with timings.stage("describe"):
-            return user_answers(found, heads, asked.catalogue)
+            return user_answers(found, _taking_part(plan), knowing.catalogue)
 
-    def retrieve_side_by_side(
-        self,
-        trigger: ItemId,
-        *,
-        k: int | None = None,
-        k_ann: int | None = None,
-        num_probes: int | None = None,
-        alpha: float | None = None,
-        shares: Mapping[str, float] | None = None,
-        filters: Filters | None = None,
-        features: Mapping[ItemId, Row] | None = None,
-        timings: Timings | None = None,
-    ) -> SideBySide:
-        """What each head alone and the merge answer to one trigger; arguments as ``retrieve``."""
+    def retrieve_side_by_side(self, query: Query, timings: Timings | None = None) -> SideBySide:
+        """Shows what each head alone and the merge answer to the only trigger of a query; errors as ``retrieve``."""
+        if len(query.ids) != 1 or query.triggers is None:
+            raise RequestError(f"side by side: expected one trigger, not {len(query.ids)} items")
         timings = timings or Timings()
-        asked = self._knowing([trigger], features or {}, timings)
-        settings = asked_settings(asked.defaults, k, k_ann, num_probes, alpha)
-        quotas = head_slots(settings, asked.heads, alpha, shares)
+        knowing = self._knowing(query, timings)
+        plan = query.plan(self.defaults, self.heads)
         with timings.stage("embed"):
-            index = asked.catalogue.indices([trigger], "trigger")
-            allowed = (filters or Filters()).allowed(asked.catalogue, _NOBODY)
+            index = knowing.catalogue.indices(query.ids, "trigger")
+            allowed = query.filters.allowed(knowing.catalogue, _NOBODY)
         requests = Requests.anonymous(index)
-        with timings.stage("search"):
-            found = asked._searches.search_all(asked.heads, requests.triggers, settings, allowed)
-        with timings.stage("prerank"):
-            by_head = [prerank(asked.preranker, requests, one, settings.k) for one in found]
-            kept = shared_prerank(asked.sorter, requests, found, settings.k) if asked._shared else by_head
+        kept = knowing._keep(self.heads, requests, plan, allowed, timings)
+
+        def merged(lists: Sequence[Candidates], quotas: Mapping[str, int]) -> list[RetrievedItem]:
+            return trigger_answers(requests, lists, quotas, knowing.sorter, knowing.catalogue)[0]
+
         with timings.stage("merge"):
-            alone = {
-                head: merged_answers(requests, [one], [settings.k], asked.sorter, asked.catalogue)[0]
-                for head, one in zip(asked.heads, by_head, strict=True)
-            }
-            merged = merged_answers(requests, kept, quotas, asked.sorter, asked.catalogue)[0]
+            alone = {candidates.head: merged([candidates], {candidates.head: plan.k}) for candidates in kept}
+            together = merged(kept, plan.quotas)
         with timings.stage("describe"):
-            shown = [asked.catalogue.ids(index)[0], *(answer.item for answers in alone.values() for answer in answers)]
+            shown = [knowing.catalogue.ids(index)[0], *(answer.item for found in alone.values() for answer in found)]
             shown = list(dict.fromkeys(shown))
-            described = dict(zip(shown, asked.describe(shown), strict=True))
-        return SideBySide(shown[0], settings.alpha, alone, merged, described)
+            described = dict(zip(shown, knowing.describe(shown), strict=True))
+        return SideBySide(shown[0], plan.alpha, alone, together, described)
 
     def describe(self, ids: Sequence[ItemId]) -> list[ItemDescription]:
         """Display columns of items; empty ones for ids that the index does not know."""
@@ -374,57 +308,33 @@ class Retriever:
         """
         return self._searches.search(head, triggers, k_ann, num_probes, needed=needed, allowed=None)
 
-    def _prerank(
-        self,
-        heads: Sequence[str],
-        requests: Requests,
-        settings: RetrievalConfig,
-        allowed: Mask | None,
-        timings: Timings,
+    def _keep(
+        self, heads: Sequence[str], requests: Requests, plan: Plan, allowed: Mask | None, timings: Timings
     ) -> list[Candidates]:
-        """The ``settings.k`` best candidates of each trigger: under each head or, if shared, of all together."""
+        """The ``plan.kept`` best candidates of each trigger under each of the heads."""
         with timings.stage("search"):
-            found = self._searches.search_all(heads, requests.triggers, settings, allowed)
+            found = self._searches.search_all(heads, requests.triggers, plan, allowed)
         with timings.stage("prerank"):
-            if self._shared:
-                return shared_prerank(self.sorter, requests, found, settings.k)
-            return [prerank(self.preranker, requests, one, settings.k) for one in found]
+            return [prerank(self.preranker, requests, candidates, plan.kept) for candidates in found]
 
-    def _pooled(
-        self, requests: Requests, kept: Sequence[Candidates], quotas: Sequence[int], timings: Timings
-    ) -> UserList:
-        ranker = self.sorter if self._shared else self.preranker
+    def _pooled(self, requests: Requests, plan: Plan, allowed: Mask | None, timings: Timings) -> UserList:
+        kept = self._keep(_taking_part(plan), requests, plan, allowed, timings)
         with timings.stage("prerank"):
-            rankings = [ranker.score(requests, one) for one in kept]
+            rankings = [self.preranker.score(requests, candidates) for candidates in kept]
         with timings.stage("merge"):
-            return user_list(requests, kept, rankings, quotas, self.sorter, shared=self._shared)
+            return user_list(requests, kept, rankings, [plan.quotas[one.head] for one in kept], self.sorter)
 
-    @property
-    def _shared(self) -> bool:
-        """Whether the candidates of all heads are ranked as one."""
-        return self.defaults.preranking == "shared"
-
-    def _taking_part(self, quotas: Sequence[int]) -> tuple[list[str], list[int]]:
-        """The heads with a share. A head without one is not asked: each of the others finds all that there is.
-
-        A shared ranking is one of all heads, whatever their shares.
-        """
-        if self._shared:
-            return list(self.heads), list(quotas)
-        taking = [(head, quota) for head, quota in zip(self.heads, quotas, strict=True) if quota]
-        return [head for head, _ in taking], [quota for _, quota in taking]
-
-    def _knowing(self, triggers: Sequence[ItemId], features: Mapping[ItemId, Row], timings: Timings) -> Retriever:
+    def _knowing(self, query: Query, timings: Timings) -> Retriever:
         """A retriever for one request that knows the unknown triggers by their features; without any, this one.
 
         Raises:
             RequestError: features that do not fit.
             ValueError: there is no tower.
         """
-        if not features:
+        if not query.features:
             return self
         with timings.stage("embed"):
-            return self._with_triggers(triggers, features)
+            return self._with_triggers(query.ids, query.features)
 
     def _with_triggers(self, triggers: Sequence[ItemId], features: Mapping[ItemId, Row]) -> Retriever:
         typed = {self.catalogue.typed(item, "trigger"): row for item, row in features.items()}
@@ -465,3 +375,8 @@ class Retriever:
             threads=self._searches.threads,
             cores=self._searches.cores,
         )
+
+
+def _taking_part(plan: Plan) -> list[str]:
+    """The heads with a share. A head without one is not searched: each of the others finds all that there is."""
+    return [head for head, quota in plan.quotas.items() if quota]

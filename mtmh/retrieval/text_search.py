@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-ItemId = int | str
+from mtmh.data.arrays import ItemId
 
 MOST_WORDS = 8  # each is one pass over the texts
 

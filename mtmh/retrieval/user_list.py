@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.retrieval.merge import quota_merge, shared_merge
-from mtmh.retrieval.ranking import Candidates, Preranker, Requests, Scores
+from mtmh.data.arrays import Scores
+from mtmh.retrieval.merge import quota_merge
+from mtmh.retrieval.ranking import Candidates, Preranker, Requests
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,6 @@ def user_list(
     rankings: Sequence[Scores],
     quotas: Sequence[int],
     sorter: Preranker,
-    *,
-    shared: bool = False,
 ) -> UserList:
     """Pools the candidates of one user's triggers under each head, and merges the pools by quota.
 
@@ -48,7 +47,6 @@ def user_list(
         rankings: [T, C] preranking scores of them, larger first; they decide the order in a pool.
         quotas: answers of each head.
         sorter: scores what is merged.
-        shared: take the best of all pools, whatever the quotas, instead; rankings compare over heads then.
 
     Returns:
         As many answers as the quotas sum to, or as there are distinct candidates.
@@ -56,24 +54,20 @@ def user_list(
     length = sum(quotas)
     pools = [_pool(one.items, ranking, length) for one, ranking in zip(kept, rankings, strict=True)]
     lists = [one.items.ravel()[pool][None, :] for one, pool in zip(kept, pools, strict=True)]
-    if shared:
-        of_lists = [ranking.ravel()[pool][None, :] for ranking, pool in zip(rankings, pools, strict=True)]
-        merged = shared_merge(lists, of_lists, length)
-    else:
-        merged = quota_merge(lists, quotas)
+    merged = quota_merge(lists, quotas)
     items, heads, ranks = (values[0][merged.items[0] >= 0] for values in (merged.items, merged.heads, merged.ranks))
     scores, similarities = np.empty(len(items), np.float32), np.empty(len(items), np.float32)
     triggers = np.empty(len(items), np.int64)
-    for head, (one, pool) in enumerate(zip(kept, pools, strict=True)):
-        mine = heads == head
-        places = pool[ranks[mine]]
-        rows = places // one.items.shape[1]
-        triggers[mine] = requests.triggers[rows]
-        similarities[mine] = one.scores.ravel()[places]
+    for head, (candidates, pool) in enumerate(zip(kept, pools, strict=True)):
+        brought = heads == head
+        places = pool[ranks[brought]]
+        rows = places // candidates.items.shape[1]
+        triggers[brought] = requests.triggers[rows]
+        similarities[brought] = candidates.scores.ravel()[places]
         # Scored as one candidate of its trigger each.
-        asked = Requests(requests.triggers[rows], requests.users[rows], requests.histories)
-        single = Candidates(one.head, items[mine][:, None], similarities[mine][:, None])
-        scores[mine] = sorter.score(asked, single)[:, 0]
+        repeated = Requests(requests.triggers[rows], requests.users[rows], requests.histories)
+        single = Candidates(candidates.head, items[brought][:, None], similarities[brought][:, None])
+        scores[brought] = sorter.score(repeated, single)[:, 0]
     order = np.argsort(-scores, kind="stable")
     return UserList(items[order], scores[order], similarities[order], heads[order], triggers[order])
 

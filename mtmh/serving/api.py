@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_v
 
 from mtmh.config import ServiceConfig
 from mtmh.retrieval.curve import Curve
+from mtmh.retrieval.filters import Filters
+from mtmh.retrieval.query import Query
 from mtmh.serving.http_errors import FieldProblem
 
 ItemId = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=256)]
@@ -104,6 +106,12 @@ class RetrieveRequest(Message):
         if others:
             raise ValueError(f"features: {others[0]} is neither a trigger nor in the history")
         return self
+
+    def query(self) -> Query:
+        """The request as the retriever takes it."""
+        own = {name: getattr(self, name) for name in ("triggers", "history", "k", "k_ann", "num_probes", "alpha")}
+        features: dict[int | str, Any] = dict((self.features or {}).items())
+        return Query(**own, shares=self.shares, filters=Filters(**dict(self.filters)), features=features)
 
 
 class AnsweredItem(BaseModel):

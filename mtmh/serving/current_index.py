@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from mtmh.config import RetrievalConfig
+from mtmh.data.arrays import ItemId
 from mtmh.live.live_index import LiveIndex
-from mtmh.retrieval.catalogue import ItemId
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 from mtmh.serving.prometheus import ServiceMetrics
 
@@ -124,7 +125,7 @@ class CurrentIndex:
             retriever = self._live.retriever
             if retriever is not self.snapshot.retriever:
                 # Pages of a new index are on disk yet: the first question is ours, not a client's.
-                retriever.retrieve(retriever.catalogue.ids(np.zeros(1, np.int64)))
+                retriever.retrieve(Query(retriever.catalogue.ids(np.zeros(1, np.int64))))
                 self.snapshot = Snapshot(retriever, self._cache_bytes)
                 self._metrics.index_swaps.inc()
                 self._tell()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from mtmh.config import Config
 from mtmh.retrieval.cores import compute_with, usable_cores
-from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.timings import Timings
 from mtmh.serving.api import RetrieveRequest, beyond_limits
 from mtmh.serving.api_keys import read_api_keys
@@ -162,26 +161,15 @@ class Service:
 
 def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: Timings) -> list[list[dict[str, Any]]]:
     """The answers of each request."""
-    retriever, first = snapshot.retriever, requests[0]
-    settings: dict[str, Any] = {
-        "k": first.k,
-        "k_ann": first.k_ann,
-        "num_probes": first.num_probes,
-        "alpha": first.alpha,
-        "shares": first.shares,
-        "features": first.features,
-        "filters": Filters(**{name: getattr(first.filters, name) for name in type(first.filters).model_fields}),
-        "timings": timings,
-    }
-    if first.history is not None:
-        return [[{"trigger": None, "items": retriever.retrieve_user(first.history, **settings)}]]
-    if first.side_by_side:
-        assert first.triggers is not None
-        shown = retriever.retrieve_side_by_side(first.triggers[0], **settings)
+    retriever, query = snapshot.retriever, requests[0].query()
+    if query.history is not None:
+        return [[{"trigger": None, "items": retriever.retrieve_user(query, timings)}]]
+    if requests[0].side_by_side:
+        shown = retriever.retrieve_side_by_side(query, timings)
         return [[{"trigger": shown.trigger, "items": shown.merged, "heads": shown.heads}]]
     typed = retriever.catalogue.typed
     triggers = [trigger for request in requests for trigger in request.triggers or ()]
-    lists = iter(retriever.retrieve(triggers, **settings))
+    lists = iter(retriever.retrieve(replace(query, triggers=triggers), timings))
     return [
         [{"trigger": typed(trigger, "trigger"), "items": next(lists)} for trigger in request.triggers or ()]
         for request in requests

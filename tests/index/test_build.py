@@ -20,6 +20,7 @@ from mtmh.distributed.ranks import join_ranks
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.build import ann_recall, build_index
 from mtmh.index.vector_index import IvfIndex
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower import embed
 from mtmh.tower.artifact import EmbeddingsSummary
@@ -125,7 +126,7 @@ def test_index_holds_what_serving_needs(tmp_path: Path, dataset: Dataset) -> Non
     summary = IndexSummary.model_validate(artifact.summary)
     assert (summary.heads, summary.num_items, summary.num_clusters) == (["engagement", "relevance"], NUM_ITEMS, 5)
     assert {head: found.recall for head, found in summary.ann_recall.items()} == {"engagement": 1.0, "relevance": 1.0}
-    answers = Retriever.load(artifact.path).retrieve([30], k=8, alpha=100)[0]
+    answers = Retriever.load(artifact.path).retrieve(Query([30], k=8, alpha=100))[0]
     vectors = np.load(config.model_dir("embeddings") / "engagement.npy", allow_pickle=False)
     ranked = [item for item in np.argsort(-(vectors @ vectors[3])).tolist() if item != 3]
     assert [answer.item for answer in answers] == [10 * item for item in ranked[:8]]

@@ -18,6 +18,7 @@ from mtmh.index.artifact import IndexSummary, milvus_file
 from mtmh.index.build import build_index
 from mtmh.index.milvus import MilvusCollection, MilvusIndex, drop_collections, filter_expression
 from mtmh.index.store import open_head
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 
 pytest.importorskip("pymilvus", reason="the extra mtmh[milvus] is not installed")
@@ -130,7 +131,7 @@ def test_from_embeddings_to_answers(
         index, vectors = open_head(artifact.path, head, summary)
         assert index.num_items == NUM_ITEMS
         np.testing.assert_array_equal(vectors[np.arange(NUM_ITEMS)], clustered(place))
-    answers = Retriever.load(artifact.path).retrieve([50], k=6, num_probes=37, alpha=100)[0]
+    answers = Retriever.load(artifact.path).retrieve(Query([50], k=6, num_probes=37, alpha=100))[0]
     similarity = clustered(0) @ clustered(0)[5]
     similarity[5] = -1
     assert [answer.item for answer in answers] == [10 * item for item in np.argsort(-similarity)[:6].tolist()]

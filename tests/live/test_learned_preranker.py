@@ -30,6 +30,7 @@ from mtmh.preranking.model_builder import load_preranker, run_config
 from mtmh.preranking.trainer import train_preranker
 from mtmh.retrieval.answers import RetrievedItem
 from mtmh.retrieval.open_preranker import LearnedPreranker
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import HeadScorePreranker, Requests
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower.embed import embed_catalogue
@@ -88,7 +89,7 @@ def learned(retriever: Retriever) -> LearnedPreranker:
 
 
 def answers(retriever: Retriever) -> list[list[RetrievedItem]]:
-    return [*retriever.retrieve(TRIGGERS, k=60), retriever.retrieve_user(TRIGGERS, k=60)]
+    return [*retriever.retrieve(Query(TRIGGERS, k=60)), retriever.retrieve_user(Query(history=TRIGGERS, k=60))]
 
 
 def assert_same(found: list[list[RetrievedItem]], expected: list[list[RetrievedItem]]) -> None:
@@ -121,13 +122,13 @@ def test_fresh_items_are_scored_by_their_features(config: Config, live: LiveInde
     np.testing.assert_allclose(found[:, 8:], expected[:, 8:], atol=0.02)
     assert np.abs(found - found[0]).max() > 0.1, "they differ by their features"
 
-    scores = {answer.item: answer.score for answer in retriever.retrieve([30], k=205)[0]}
+    scores = {answer.item: answer.score for answer in retriever.retrieve(Query([30], k=205))[0]}
     items = np.array([[200, 203, 5]])
     trigger = retriever.catalogue.find([30], "trigger")
     wanted = scorer.score(trigger[:, None], np.array([0]), trigger, items)[0]
     ids = retriever.catalogue.ids(items[0])
     np.testing.assert_allclose([scores[item] for item in ids], wanted, rtol=1e-5)
-    on_the_fly = retriever.retrieve([99], features={99: raw_row(config, 0) | {"item_id": 99}})[0]
+    on_the_fly = retriever.retrieve(Query([99], features={99: raw_row(config, 0) | {"item_id": 99}}))[0]
     assert on_the_fly
 
 
@@ -139,7 +140,7 @@ def test_a_version_keeps_its_preranker_when_another_is_trained(config: Config, l
     write_preranker(other, config.model_dir("preranker"))
     second = build_version(other)
     assert live.refresh()
-    assert live.retriever.retrieve([30])[0][0].score == pytest.approx(3.0 * before[0][0].score, rel=1e-4)
+    assert live.retriever.retrieve(Query([30]))[0][0].score == pytest.approx(3.0 * before[0][0].score, rel=1e-4)
     rollback(config.model_dir("index"))
     assert live.refresh()
     assert live.folder == first
@@ -234,14 +235,14 @@ def test_a_compacted_version_is_evaluated_by_the_rows_of_the_dataset(config: Con
 
 def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: Path) -> None:
     ways = {
-        ("head-score", "learned", "per-head"): "learned sorter",
-        ("learned", "learned", "per-head"): "learned preranker",
-        ("head-score", "head-score", "per-head"): "similarity alone",
+        ("head-score", "learned"): "learned sorter",
+        ("learned", "learned"): "learned preranker",
+        ("head-score", "head-score"): "similarity alone",
     }
     others = {("own", "shared"): "shared preranking", ("learned", "shared"): "learned preranker, shared"}
     found = {}
-    for (keeps, sorts, preranking), name in ways.items():
-        retrieval = {"preranker": keeps, "sorter": sorts, "preranking": preranking, "k": 8, "k_ann": 60}
+    for (keeps, sorts), name in ways.items():
+        retrieval = {"preranker": keeps, "sorter": sorts, "k": 8, "k_ann": 60}
         changed = config.model_copy(update={"retrieval": config.retrieval.model_copy(update=retrieval)})
         index = build_index(changed, tmp_path / name)
         rows = load_evaluation(evaluate(changed, tmp_path / f"{name}-evaluation", index=index.path).path).rows

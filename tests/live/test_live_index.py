@@ -20,6 +20,7 @@ from mtmh.live.live_index import LiveIndex
 from mtmh.live.segments import last_change, merge_segments, read_segments
 from mtmh.retrieval.catalogue import UnknownItemError
 from mtmh.retrieval.filters import Filters
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower.embed import embed_catalogue
 from mtmh.training.trainer import train
@@ -60,7 +61,7 @@ def row(item_id: int, **fields: Any) -> dict[str, Any]:
 
 
 def answers(retriever: Retriever, trigger: int, **settings: Any) -> list[int]:
-    return [int(answer.item) for answer in retriever.retrieve([trigger], k=300, k_ann=400, **settings)[0]]
+    return [int(answer.item) for answer in retriever.retrieve(Query([trigger], k=300, k_ann=400, **settings))[0]]
 
 
 def test_added_items_are_answers_and_triggers_at_once_and_after_a_restart(index_dir: Path) -> None:
@@ -78,7 +79,7 @@ def test_added_items_are_answers_and_triggers_at_once_and_after_a_restart(index_
         assert retriever.catalogue.table.column("item_id").to_pylist()[-2:] == [1, 2]
     assert 1 not in answers(before, 30), "who holds the old state goes on with it"
     with pytest.raises(UnknownItemError):
-        before.retrieve([1])
+        before.retrieve(Query([1]))
 
 
 def test_a_fresh_item_answers_as_an_item_of_the_index_with_its_vectors(index_dir: Path) -> None:
@@ -93,7 +94,7 @@ def test_a_fresh_item_answers_as_an_item_of_the_index_with_its_vectors(index_dir
         for trigger in (0, 55, 199, 204):
             similarity = vectors.astype(np.float64) @ vectors[trigger]
             expected = [place for place in np.argsort(-similarity, kind="stable") if place != trigger][:40]
-            found = retriever.retrieve([ids[trigger]], k=40, shares={head: 1.0})[0]
+            found = retriever.retrieve(Query([ids[trigger]], k=40, shares={head: 1.0}))[0]
             scores = [similarity[ids.index(answer.item)] for answer in found]
             np.testing.assert_allclose(scores, similarity[expected], atol=1e-5)
             np.testing.assert_allclose([answer.similarity for answer in found], scores, atol=1e-5)
@@ -151,7 +152,7 @@ def test_an_item_that_comes_back_keeps_what_training_made_of_it(index_dir: Path)
 
 
 def scores(retriever: Retriever, trigger: int) -> dict[int, float]:
-    return {int(one.item): one.score for one in retriever.retrieve([trigger], k=300, k_ann=400)[0]}
+    return {int(one.item): one.score for one in retriever.retrieve(Query([trigger], k=300, k_ann=400))[0]}
 
 
 @pytest.mark.parametrize(
@@ -323,18 +324,20 @@ def test_unknown_triggers_with_features_are_embedded_on_the_fly(index_dir: Path)
     live = LiveIndex(index_dir)
     retriever = live.retriever
     with pytest.raises(UnknownItemError):
-        retriever.retrieve([1])
-    found = retriever.retrieve([1, 30], k=20, features={1: row(1), 30: row(30)})
-    assert found[1] == retriever.retrieve([30], k=20)[0], "what the index knows it answers from its own vectors"
+        retriever.retrieve(Query([1]))
+    found = retriever.retrieve(Query([1, 30], k=20, features={1: row(1), 30: row(30)}))
+    assert found[1] == retriever.retrieve(Query([30], k=20))[0], "what the index knows it answers from its own vectors"
     assert not {1} & {answer.item for answer in found[0]}
     assert {answer.trigger for answer in found[0]} == {1}
     live.add([row(1)])
-    assert [answer.item for answer in found[0]] == [answer.item for answer in live.retriever.retrieve([1], k=20)[0]]
-    by_user = retriever.retrieve_user([1, 30], k=20, features={"1": row(1)})
+    assert [answer.item for answer in found[0]] == [
+        answer.item for answer in live.retriever.retrieve(Query([1], k=20))[0]
+    ]
+    by_user = retriever.retrieve_user(Query(history=[1, 30], k=20, features={"1": row(1)}))
     assert {answer.trigger for answer in by_user} <= {1, 30}
     assert retriever.catalogue.find([1], "item")[0] == -1
     with pytest.raises(ValueError, match="item 1: price is missing"):
-        retriever.retrieve([1], features={1: {"brand": 100, "tags": [], "age": None}})
+        retriever.retrieve(Query([1], features={1: {"brand": 100, "tags": [], "age": None}}))
 
 
 def test_requests_go_on_while_items_come_and_go(index_dir: Path) -> None:
@@ -377,14 +380,14 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     live = LiveIndex(renamed)
     live.add([row(1, text="new one"), row(2)])
     live.remove([2, 20])
-    expected = live.retriever.retrieve([30, 1], k=150)
+    expected = live.retriever.retrieve(Query([30, 1], k=150))
     version = compact(config)
     assert version == current_version(renamed)
     summary = open_artifact(version, "index").summary
     assert (summary["num_items"], summary["segments_through"]) == (200, 2)
     assert sorted(path.name for path in (renamed / "segments").iterdir()) == ["000001-000002"]
     compacted = Retriever.load(version)
-    for before, after in zip(expected, compacted.retrieve([30, 1], k=150), strict=True):
+    for before, after in zip(expected, compacted.retrieve(Query([30, 1], k=150)), strict=True):
         np.testing.assert_allclose([one.score for one in before], [one.score for one in after], atol=1e-5)
         assert {one.item for one in before} == {one.item for one in after}
     assert live.refresh()

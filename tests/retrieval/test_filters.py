@@ -16,6 +16,7 @@ from mtmh.retrieval.answers import RetrievedItem
 from mtmh.retrieval.catalogue import Catalogue, UnknownItemError
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.merge import head_quotas, named_shares
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Requests, Scores
 from mtmh.retrieval.retriever import Retriever
 from mtmh.retrieval.timings import Timings
@@ -104,7 +105,7 @@ def test_k_allowed_answers_whenever_there_are_k(
     monkeypatch.setattr(head_search, "SCANNED_ITEMS", scanned)
     allowed = naive_allowed(filters)
     found = items_of(
-        RETRIEVER.retrieve([f"i{trigger}"], k=k, k_ann=max(k, 20), num_probes=num_probes, filters=filters)[0]
+        RETRIEVER.retrieve(Query([f"i{trigger}"], k=k, k_ann=max(k, 20), num_probes=num_probes, filters=filters))[0]
     )
     assert set(found) <= set(allowed) - {trigger}
     assert len(found) == len(set(found)) == min(k, len(set(allowed) - {trigger}))
@@ -117,7 +118,7 @@ def test_with_all_clusters_probed_a_head_answers_as_exact_search_does(
     monkeypatch: pytest.MonkeyPatch, scanned: int, filters: Filters, trigger: int, k: int, head: str
 ) -> None:
     monkeypatch.setattr(head_search, "SCANNED_ITEMS", scanned)
-    found = RETRIEVER.retrieve([f"i{trigger}"], k=k, num_probes=30, filters=filters, shares={head: 1.0})[0]
+    found = RETRIEVER.retrieve(Query([f"i{trigger}"], k=k, num_probes=30, filters=filters, shares={head: 1.0}))[0]
     assert items_of(found) == naive_list(head, trigger, naive_allowed(filters), k)
     assert {answer.head for answer in found} <= {head}
 
@@ -130,7 +131,7 @@ shares_of_heads = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any
 def test_shares_of_many_heads(weights: list[int], k: int, trigger: int) -> None:
     shares = {head: weight / sum(weights) for head, weight in zip(HEADS, weights, strict=True)}
     quotas = head_quotas(named_shares(shares, HEADS), k)
-    found = RETRIEVER.retrieve([f"i{trigger}"], k=k, num_probes=30, shares=shares)[0]
+    found = RETRIEVER.retrieve(Query([f"i{trigger}"], k=k, num_probes=30, shares=shares))[0]
     assert len({answer.item for answer in found}) == k
     assert [sum(answer.head == head for answer in found) for head in HEADS] == quotas
     for head in HEADS:
@@ -144,9 +145,9 @@ def test_shares_of_many_heads(weights: list[int], k: int, trigger: int) -> None:
 @pytest.mark.parametrize(("alpha", "head"), [(100, "engagement"), (0, "relevance")])
 def test_an_alpha_at_an_end_is_one_head(alpha: float, head: str) -> None:
     retriever = make_retriever(HEADS[:2])
-    for filters in (None, Filters(topic_l1=["a"])):
-        found = retriever.retrieve(["i5", "i9"], alpha=alpha, num_probes=30, filters=filters)
-        alone = retriever.retrieve(["i5", "i9"], shares={head: 1.0}, num_probes=30, filters=filters)
+    for filters in (Filters(), Filters(topic_l1=["a"])):
+        found = retriever.retrieve(Query(["i5", "i9"], alpha=alpha, num_probes=30, filters=filters))
+        alone = retriever.retrieve(Query(["i5", "i9"], shares={head: 1.0}, num_probes=30, filters=filters))
         assert found == alone
 
 
@@ -189,7 +190,15 @@ def test_a_users_list_is_the_quota_merge_of_the_pools(
     filters = Filters(exclude_seen=exclude_seen, topic_l1=topics)
     shares = {head: weight / sum(weights) for head, weight in zip(HEADS, weights, strict=True)}
     found = RETRIEVER.retrieve_user(
-        [f"i{item}" for item in history], k=k, k_trigger=60, num_probes=30, k_ann=300, shares=shares, filters=filters
+        Query(
+            history=[f"i{item}" for item in history],
+            k=k,
+            k_trigger=60,
+            num_probes=30,
+            k_ann=300,
+            shares=shares,
+            filters=filters,
+        )
     )
     allowed = naive_allowed(filters, history)
     latest_first = list(dict.fromkeys(reversed(history)))
@@ -204,7 +213,7 @@ def test_a_users_list_is_the_quota_merge_of_the_pools(
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, NUM_ITEMS - 1), min_size=1, max_size=50), st.integers(1, 200), any_filters)
 def test_a_user_gets_k_items_whenever_there_are_k(history: list[int], k: int, filters: Filters) -> None:
-    found = items_of(RETRIEVER.retrieve_user([f"i{item}" for item in history], k=k, filters=filters))
+    found = items_of(RETRIEVER.retrieve_user(Query(history=[f"i{item}" for item in history], k=k, filters=filters)))
     allowed = set(naive_allowed(filters, history))
     if len(set(history)) == 1:
         allowed -= set(history)
@@ -221,49 +230,49 @@ def test_a_preranker_sees_a_history_from_its_latest_item_on() -> None:
     seen: list[list[list[int]]] = []
     retriever = make_retriever(unknown="popular")
     retriever.preranker = Noting()
-    retriever.retrieve_user(["i7", "i250", "new", "i3", "i7", "i90"], k=5)
+    retriever.retrieve_user(Query(history=["i7", "i250", "new", "i3", "i7", "i90"], k=5))
     assert seen
     assert all(histories == [[90, 7, 3, 250]] for histories in seen)
 
 
 def test_unknown_triggers_are_an_error_or_answered_with_popular_items() -> None:
     with pytest.raises(UnknownItemError, match="unknown trigger 'new'"):
-        RETRIEVER.retrieve(["i1", "new"])
+        RETRIEVER.retrieve(Query(["i1", "new"]))
     with pytest.raises(UnknownItemError, match="unknown trigger 'new'"):
-        RETRIEVER.retrieve_user(["i1", "new"])
+        RETRIEVER.retrieve_user(Query(history=["i1", "new"]))
     retriever = make_retriever(unknown="popular")
-    known, popular = retriever.retrieve(["i1", "new"], k=5, filters=Filters(topic_l1=["b"]))
-    assert known == retriever.retrieve(["i1"], k=5, filters=Filters(topic_l1=["b"]))[0]
+    known, popular = retriever.retrieve(Query(["i1", "new"], k=5, filters=Filters(topic_l1=["b"])))
+    assert known == retriever.retrieve(Query(["i1"], k=5, filters=Filters(topic_l1=["b"])))[0]
     counts = ITEMS.column("train_count").to_pylist()
     expected = sorted(naive_allowed(Filters(topic_l1=["b"])), key=lambda item: -counts[item])[:5]
     assert items_of(popular) == expected
     assert {(answer.head, answer.similarity, answer.trigger) for answer in popular} == {("popular", None, "new")}
     assert popular[0].score == pytest.approx(counts[expected[0]] / sum(counts))
-    assert retriever.retrieve_user(["i1", "new"]) == retriever.retrieve_user(["i1"])
-    assert {answer.head for answer in retriever.retrieve_user(["new"])} == {"popular"}
+    assert retriever.retrieve_user(Query(history=["i1", "new"])) == retriever.retrieve_user(Query(history=["i1"]))
+    assert {answer.head for answer in retriever.retrieve_user(Query(history=["new"]))} == {"popular"}
     with pytest.raises(ValueError, match="history is empty"):
-        retriever.retrieve_user([])
+        retriever.retrieve_user(Query(history=[]))
 
 
 def test_one_id_in_the_place_of_a_list_is_refused() -> None:
     """Its characters are ids, too: of digits, perhaps those of other items."""
     for ask in (
-        lambda: RETRIEVER.retrieve("i1"),
-        lambda: RETRIEVER.retrieve_user("i1"),
-        lambda: RETRIEVER.retrieve(["i1"], filters=Filters(exclude="i2")),
-        lambda: RETRIEVER.retrieve(["i1"], filters=Filters(allow="i2")),
+        lambda: RETRIEVER.retrieve(Query("i1")),
+        lambda: RETRIEVER.retrieve_user(Query(history="i1")),
+        lambda: RETRIEVER.retrieve(Query(["i1"], filters=Filters(exclude="i2"))),
+        lambda: RETRIEVER.retrieve(Query(["i1"], filters=Filters(allow="i2"))),
         lambda: RETRIEVER.with_removed("i1"),
     ):
         with pytest.raises(ValueError, match=r"expected a list of ids, got 'i\d'"):
             ask()
     with pytest.raises(ValueError, match="k_trigger is 0, expected at least 1"):
-        RETRIEVER.retrieve_user(["i1"], k_trigger=0)
+        RETRIEVER.retrieve_user(Query(history=["i1"], k_trigger=0))
 
 
 def test_stages_are_timed() -> None:
     timings = Timings()
-    RETRIEVER.retrieve(["i1"], timings=timings)
-    RETRIEVER.retrieve_user(["i1", "i2"], timings=timings)
+    RETRIEVER.retrieve(Query(["i1"]), timings)
+    RETRIEVER.retrieve_user(Query(history=["i1", "i2"]), timings)
     assert list(timings.seconds) == ["embed", "search", "prerank", "merge", "describe"]
     assert all(seconds > 0.0 for seconds in timings.seconds.values())
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtmh.retrieval import merge
-from mtmh.retrieval.merge import head_quotas, head_shares, quota_merge, shared_merge
+from mtmh.retrieval.merge import head_quotas, head_shares, quota_merge
 
 
 def naive_merge(lists: Sequence[Sequence[int]], quotas: Sequence[int]) -> list[tuple[int, int]]:
@@ -121,29 +121,3 @@ def test_bad_input() -> None:
         head_quotas([0.5, 0.6], 10)
     with pytest.raises(ValueError, match="one \\[T, K_h\\] array a head"):
         quota_merge([np.zeros((2, 3), int), np.zeros((3, 3), int)], [1, 1])
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 9))
-def test_shared_merge_is_one_sort_of_all_candidates(seed: int, num_heads: int, k: int) -> None:
-    rng = np.random.default_rng(seed)
-    candidates = [np.stack([rng.permutation(12)[: 3 + head] for _ in range(4)]) for head in range(num_heads)]
-    for lists in candidates:
-        lists[rng.random(lists.shape) < 0.2] = -1
-    scores = [rng.integers(0, 5, lists.shape).astype(np.float32) for lists in candidates]
-    for one in scores:
-        one[rng.random(one.shape) < 0.1] = -np.inf
-    merged = shared_merge(candidates, scores, k)
-    for row in range(4):
-        ranked = sorted(
-            (-scores[head][row, rank], head, rank, int(candidates[head][row, rank]))
-            for head in range(num_heads)
-            for rank in range(candidates[head].shape[1])
-            if candidates[head][row, rank] >= 0 and np.isfinite(scores[head][row, rank])
-        )
-        best: dict[int, tuple[int, int]] = {}
-        for _, head, rank, item in ranked:
-            best.setdefault(item, (head, rank))
-        expected = [(item, *where) for item, where in best.items()][:k]
-        expected += [(-1, -1, -1)] * (k - len(expected))
-        found = zip(merged.items[row].tolist(), merged.heads[row].tolist(), merged.ranks[row].tolist(), strict=True)
-        assert list(found) == expected

@@ -21,6 +21,7 @@ from mtmh.index.vector_index import IvfIndex
 from mtmh.retrieval import parallel_search
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.merge import head_quotas, head_shares
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import HistoryPreranker
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower.artifact import vectors_file
@@ -78,7 +79,7 @@ def expected_lists(index_dir: Path, trigger: int, count: int, without: tuple[int
 def test_answers_are_the_quota_merge_of_the_heads(index_dir: Path, alpha: float) -> None:
     retriever = Retriever.load(index_dir)
     triggers = [3, 50, 3]
-    answers = retriever.retrieve([id_of(trigger) for trigger in triggers], k=6, alpha=alpha)
+    answers = retriever.retrieve(Query([id_of(trigger) for trigger in triggers], k=6, alpha=alpha))
     quotas = head_quotas(head_shares(alpha, 2), 6)
     for trigger, found in zip(triggers, answers, strict=True):
         engagement, relevance = expected_lists(index_dir, trigger, 6)
@@ -101,7 +102,7 @@ def test_a_preranker_and_a_sorter_take_the_place_of_the_defaults(index_dir: Path
     retriever = Retriever(
         indexes, loaded.vectors, loaded.catalogue, loaded.defaults, preranker=by_history, sorter=by_history
     )
-    answers = retriever.retrieve([id_of(3)], k=6, alpha=100)[0]
+    answers = retriever.retrieve(Query([id_of(3)], k=6, alpha=100))[0]
     similarity = loaded.vectors["engagement"] @ loaded.vectors["engagement"][3]
     among = np.argsort(-similarity, kind="stable")[1:41].tolist()
     by_relevance = loaded.vectors["relevance"] @ loaded.vectors["relevance"][3]
@@ -115,14 +116,14 @@ def test_excluded_items_leave_their_place_to_others(index_dir: Path) -> None:
     engagement, _ = expected_lists(index_dir, 3, 10)
     exclude = tuple(engagement[:4])
     answers = retriever.retrieve(
-        [id_of(3)], k=6, k_ann=6, alpha=100, filters=Filters(exclude=[id_of(item) for item in exclude])
+        Query([id_of(3)], k=6, k_ann=6, alpha=100, filters=Filters(exclude=[id_of(item) for item in exclude]))
     )[0]
     assert [answer.item for answer in answers] == [id_of(item) for item in engagement[4:10]]
 
 
 def test_candidates_beyond_the_catalogue(index_dir: Path) -> None:
     retriever = Retriever.load(index_dir)
-    answers = retriever.retrieve([id_of(0)], k=200, k_ann=5000)[0]
+    answers = retriever.retrieve(Query([id_of(0)], k=200, k_ann=5000))[0]
     assert len(answers) == len({answer.item for answer in answers}) == NUM_ITEMS - 1
     assert id_of(0) not in [answer.item for answer in answers]
 
@@ -130,19 +131,19 @@ def test_candidates_beyond_the_catalogue(index_dir: Path) -> None:
 def test_exact_and_fully_probed_search_agree(index_dir: Path) -> None:
     retriever = Retriever.load(index_dir)
     triggers = [id_of(item) for item in range(NUM_ITEMS)]
-    ann, exact = retriever.retrieve(triggers, num_probes=9), retriever.exact().retrieve(triggers)
+    ann, exact = retriever.retrieve(Query(triggers, num_probes=9)), retriever.exact().retrieve(Query(triggers))
     assert [[answer.item for answer in row] for row in ann] == [[answer.item for answer in row] for row in exact]
 
 
 def test_no_triggers(index_dir: Path) -> None:
-    assert Retriever.load(index_dir).retrieve([]) == []
+    assert Retriever.load(index_dir).retrieve(Query([])) == []
 
 
 def test_string_ids_and_integer_ids_given_as_text(tmp_path: Path, index_dir: Path) -> None:
     names = [f"B{item:03}" for item in range(NUM_ITEMS)]
     by_name = Retriever.load(write_index(tmp_path / "named", ids=pa.array(names)))
     by_number = Retriever.load(index_dir)
-    named, numbered = by_name.retrieve(["B003"])[0], by_number.retrieve(["307"])[0]
+    named, numbered = by_name.retrieve(Query(["B003"]))[0], by_number.retrieve(Query(["307"]))[0]
     assert [names.index(str(answer.item)) for answer in named] == [(int(a.item) - 7) // 100 for a in numbered]
     assert numbered[0].trigger == 307
 
@@ -171,7 +172,7 @@ def test_string_ids_and_integer_ids_given_as_text(tmp_path: Path, index_dir: Pat
 )
 def test_bad_requests(index_dir: Path, arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Retriever.load(index_dir).retrieve(**arguments)
+        Retriever.load(index_dir).retrieve(Query(**arguments))
 
 
 def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
@@ -185,20 +186,22 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
 def test_requests_of_several_threads_do_not_disturb_each_other(index_dir: Path) -> None:
     retriever = Retriever.load(index_dir)
     triggers = [id_of(item) for item in range(NUM_ITEMS)]
-    alone = {probes: retriever.retrieve(triggers, num_probes=probes) for probes in (1, 9)}
+    alone = {probes: retriever.retrieve(Query(triggers, num_probes=probes)) for probes in (1, 9)}
     assert alone[1] != alone[9]
     with ThreadPoolExecutor(4) as threads:
-        answers = threads.map(lambda probes: (probes, retriever.retrieve(triggers, num_probes=probes)), [1, 9] * 20)
+        answers = threads.map(
+            lambda probes: (probes, retriever.retrieve(Query(triggers, num_probes=probes))), [1, 9] * 20
+        )
         assert all(found == alone[probes] for probes, found in answers)
 
 
 def test_side_by_side(index_dir: Path) -> None:
     retriever = Retriever.load(index_dir)
-    shown = retriever.retrieve_side_by_side("307", k=4, alpha=50)
+    shown = retriever.retrieve_side_by_side(Query(["307"], k=4, alpha=50))
     assert [[answer.item for answer in shown.heads[head]] for head in HEADS] == [
         [id_of(item) for item in items] for items in expected_lists(index_dir, 3, 4)
     ]
-    assert shown.merged == retriever.retrieve([307], k=4, alpha=50)[0]
+    assert shown.merged == retriever.retrieve(Query([307], k=4, alpha=50))[0]
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(retrieval_table(shown))
     text = console.export_text()
@@ -211,7 +214,7 @@ def test_side_by_side(index_dir: Path) -> None:
 
 def test_one_head(tmp_path: Path) -> None:
     retriever = Retriever.load(write_index(tmp_path / "one", ids=pa.array(np.arange(NUM_ITEMS)), heads=["engagement"]))
-    shown = retriever.retrieve_side_by_side(3, k=4)
+    shown = retriever.retrieve_side_by_side(Query([3], k=4))
     assert shown.merged == shown.heads["engagement"]
     assert [column.header for column in retrieval_table(shown).columns] == ["#", "engagement head"]
 
@@ -229,7 +232,7 @@ def test_every_head_is_searched_with_the_threads_of_who_asks(index_dir: Path, mo
     before = faiss.omp_get_max_threads()
     try:
         faiss.omp_set_num_threads(3)
-        Retriever.load(index_dir).retrieve([id_of(1)], k=5)
+        Retriever.load(index_dir).retrieve(Query([id_of(1)], k=5))
     finally:
         faiss.omp_set_num_threads(before)
     assert sorted(seen) == [(False, 3), (True, 3)]
@@ -252,10 +255,10 @@ def test_heads_are_searched_side_by_side_while_cores_are_free(
     monkeypatch.setattr(IvfIndex, "search", recording)
     retriever = Retriever.load(index_dir)
     with retriever._searches.cores.share(1, taken):  # what other requests search with meanwhile
-        retriever.retrieve([id_of(1)], k=5)
+        retriever.retrieve(Query([id_of(1)], k=5))
     assert sorted(seen) == [False, in_parallel]
     seen.clear()
-    retriever.retrieve([id_of(1)], k=5)
+    retriever.retrieve(Query([id_of(1)], k=5))
     assert sorted(seen) == [False, cores > 1], "the others have ended"
 
 

@@ -8,6 +8,7 @@ import pytest
 from service_process import ServiceProcess
 
 from mtmh.config import load_config
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 
 NEW = 900_001
@@ -34,7 +35,7 @@ def test_an_unknown_trigger_is_answered_by_its_features(
     assert service.retrieve(triggers=[NEW]).status == 404
     reply = service.retrieve(triggers=[17, NEW, str(NEW + 1)], k=8, features={str(NEW): row, str(NEW + 1): row})
     assert reply.status == 200, reply.body
-    expected = retriever.retrieve([17, NEW, NEW + 1], k=8, features={NEW: row, NEW + 1: row})
+    expected = retriever.retrieve(Query([17, NEW, NEW + 1], k=8, features={NEW: row, NEW + 1: row}))
     assert [items(answer) for answer in reply.json["answers"]] == [[one.item for one in them] for them in expected]
     assert [answer["trigger"] for answer in reply.json["answers"]] == [17, NEW, NEW + 1]
     assert service.retrieve(triggers=[NEW]).status == 404, "nothing of it is kept"
@@ -44,11 +45,11 @@ def test_so_are_a_history_and_the_heads_side_by_side(
     service: ServiceProcess, retriever: Retriever, row: dict[str, Any]
 ) -> None:
     by_user = service.retrieve(history=[17, NEW], k=9, features={str(NEW): row}).json["answers"][0]
-    expected = retriever.retrieve_user([17, NEW], k=9, features={NEW: row})
+    expected = retriever.retrieve_user(Query(history=[17, NEW], k=9, features={NEW: row}))
     assert items(by_user) == [one.item for one in expected]
     shown = service.retrieve(triggers=[NEW], k=6, side_by_side=True, features={str(NEW): row}).json["answers"][0]
     assert [len(of_head) for of_head in shown["heads"].values()] == [6, 6]
-    assert items(shown) == [one.item for one in retriever.retrieve([NEW], k=6, features={NEW: row})[0]]
+    assert items(shown) == [one.item for one in retriever.retrieve(Query([NEW], k=6, features={NEW: row}))[0]]
 
 
 def test_every_head_gets_its_share(service: ServiceProcess) -> None:

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter
 from service_process import KEY, Reply, ServiceProcess
 
 from mtmh.config import load_config
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 from mtmh.serving.api import IndexResponse, RetrieveResponse
 
@@ -42,7 +43,7 @@ def test_answers_are_those_of_the_retriever(service: ServiceProcess, served_reci
     retriever = Retriever.load(load_config(served_recipe).model_dir("index"))
     for settings in ({}, {"k": 4, "alpha": 0}, {"k": 7, "k_ann": 30, "num_probes": 3, "alpha": 80}):
         content = valid(service.retrieve(triggers=[17, "4", 17], **settings))
-        expected = retriever.retrieve([17, 4, 17], **settings)
+        expected = retriever.retrieve(Query([17, 4, 17], **settings))
         assert content["alpha"] == settings.get("alpha", 50)
         assert [answer["trigger"] for answer in content["answers"]] == [17, 4, 17]
         for answer, row in zip(content["answers"], expected, strict=True):

@@ -17,6 +17,7 @@ from mtmh.artifacts import write_artifact, write_atomically
 from mtmh.config import Config, load_config
 from mtmh.index.publish import build_version
 from mtmh.index.versions import current_version, new_version, publish
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower.artifact import vectors_file
 
@@ -96,7 +97,8 @@ def swapped(own_recipe: Path) -> Iterator[ServiceProcess]:
 def expected_answers(version: Path, items: list[int]) -> dict[int, list[list[int]]]:
     retriever = Retriever.load(version)
     return {
-        item: [[int(one.item) for one in row] for row in retriever.retrieve([item, items[0]], k=5)] for item in items
+        item: [[int(one.item) for one in row] for row in retriever.retrieve(Query([item, items[0]], k=5))]
+        for item in items
     }
 
 
