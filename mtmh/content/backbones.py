@@ -88,13 +88,14 @@ def load_backbone(kind: Kind, config: BackboneConfig, setting: str, words: Calla
     reference = _package_folder(name, setting) if separator and scheme == "package" else config.model
     try:
         with _quiet():
-            model_config = _half(kind, transformers.AutoConfig.from_pretrained(reference))
+            model_config = _half(kind, _read_config(reference))
             pooling = _documented_pooling(kind, model_config, reference) if config.pooling == "auto" else config.pooling
             builder, options = _model_class(kind, model_config, pooling, setting)
             model, report = builder.from_pretrained(
                 reference,
                 config=model_config,
                 use_safetensors=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 dtype="float32",
                 **options,
@@ -113,16 +114,30 @@ def load_backbone(kind: Kind, config: BackboneConfig, setting: str, words: Calla
 
 def describe_backbone(kind: Kind, folder: Path, pooling: Pooling) -> Backbone:
     """A backbone from what ``save_description`` wrote, at arbitrary weights that the caller then fills."""
-    model_config = transformers.AutoConfig.from_pretrained(folder)
+    model_config = _read_config(folder)
     builder, options = _model_class(kind, model_config, pooling, str(folder))
     return Backbone(kind, PooledEncoder(builder(model_config, **options), pooling), _preprocessor(kind, folder))
 
 
+def _read_config(reference: str | Path) -> Any:
+    """The description of a model; one that asks for code from elsewhere is refused.
+
+    Raises:
+        ValueError: it does.
+    """
+    config = transformers.AutoConfig.from_pretrained(reference, trust_remote_code=False)
+    attention = config._attn_implementation
+    if attention is not None and not attention.isidentifier():  # the name of a repository of compiled kernels
+        raise ValueError(f"{reference}: its config.json asks for the attention of {attention!r}; refusing to load code")
+    return config
+
+
 def _preprocessor(kind: Kind, reference: str | Path) -> Any:
+    # Without a word on this, transformers asks at the terminal whether to run code of the folder.
     if kind == "text":
-        return transformers.AutoTokenizer.from_pretrained(reference)
+        return transformers.AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
     # The Pillow backend is the one that every machine has, so a teacher sees the same pixels everywhere.
-    return transformers.AutoImageProcessor.from_pretrained(reference, backend="pil")
+    return transformers.AutoImageProcessor.from_pretrained(reference, backend="pil", trust_remote_code=False)
 
 
 def _pooled(model: Any, pooling: Pooling, setting: str) -> PooledEncoder:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
 from mtmh.artifacts import open_artifact
@@ -129,7 +130,7 @@ def open_teacher(path: Path) -> Teacher:
     teacher = _assemble(backbones, summary["hidden"], summary["dim"])
     try:
         load_model(teacher.model, str(path / WEIGHTS))
-    except RuntimeError as error:
+    except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path / WEIGHTS}: does not fit the architecture beside it: {error}") from None
     teacher.model.eval()
     return teacher

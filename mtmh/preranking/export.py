@@ -56,7 +56,7 @@ def write_preranker(config: Config, out: Path) -> Artifact:
     with write_artifact(out, "preranker", config=config.model_dump(mode="json"), inputs=artifacts) as writer:
         vectors = write_items(model, inputs, dataset.num_items, writer.folder)
         save_model(model.user_tower, str(writer.folder / USER_TOWER))
-        write_item_tower(writer.folder, config, dataset, inputs, checkpoint)
+        write_item_tower(writer.folder, config, dataset, checkpoint)
         settings = config.preranker
         scorer = Scorer(vectors, model.user_tower, tasks, settings.history_length)
         writer.summary |= PrerankerSummary(

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_model
 from torch import Tensor
 
 from mtmh.artifacts import Artifact, open_artifact
@@ -20,6 +19,7 @@ from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.modules.preranker import UserTower, task_probability
 from mtmh.preranking.artifact import USER_TOWER, VECTORS, PrerankerSummary, TaskSummary
 from mtmh.preranking.item_tower import ItemTower
+from mtmh.training.weights import fill_weights
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.integer[Any]]
@@ -76,7 +76,7 @@ class Scorer:
         if num_items is not None and made.num_items != num_items:
             raise ValueError(f"{folder}: a preranker of {made.num_items} items, the index has {num_items}")
         user_tower = UserTower(made.dim, made.hidden, made.temperature, made.prior)
-        load_model(user_tower, folder / USER_TOWER)
+        fill_weights(user_tower, folder / USER_TOWER)
         vectors = open_array(folder / VECTORS, np.float32, (made.num_items, made.dim + len(made.prior)))
         return cls(vectors, user_tower, made.tasks, made.history_length, ItemTower(folder), made.heads)
 

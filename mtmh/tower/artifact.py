@@ -1,4 +1,4 @@
-"""Files of an embeddings artifact, the summary in its manifest, and the facts of an exported tower."""
+"""Files of an embeddings artifact, the summary in its manifest, and the facts of a quantised tower."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class EmbeddingsSummary(BaseModel):
 
 
 class TowerFacts(BaseModel):
-    """What the build measured: cosine of the exported tower to the trained one, over sampled items as if unseen.
+    """What the build measured: cosine of the quantised tower to the trained one, over sampled items as if unseen.
 
     Attributes:
         tables: precision of the embedding tables.

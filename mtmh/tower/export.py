@@ -1,21 +1,21 @@
-"""The item tower for serving: quantised, exported as one program, and fed with raw features.
+"""The item tower for serving: quantised, small, and fed with raw features.
 
-The program holds no rows of ``item_id`` but the one that stands for an unseen item: it embeds items that training has
+It holds no rows of ``item_id`` but the one that stands for an unseen item: it embeds items that training has
 not seen, whatever the size of the catalogue.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
-from torchrec.inference.modules import quantize_embeddings
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.artifacts import Artifact, open_artifact
@@ -27,24 +27,37 @@ from mtmh.distributed.state_files import read_state, stored_rows
 from mtmh.modules.mtmh import MTMH
 from mtmh.tower.artifact import TowerFacts
 from mtmh.tower.item_features import ItemFeatures, write_features
-from mtmh.tower.program import export_program, load_program
+from mtmh.tower.quantised import TowerSettings, read_quantised, read_settings, write_quantised
 from mtmh.training.checkpoint import MODEL, STATE
 from mtmh.training.model_builder import build_model
 
 TOWER = Path("tower")
-PROGRAM = "tower.pt2"
-
-TABLE_TYPES = {"int8": torch.qint8, "fp16": torch.float16}
 _COMPARED_ITEMS = 1000
 _CHUNK_ITEMS = 8192
 
 Vectors = npt.NDArray[np.float32]
 
 
+class ItemTowerSettings(TowerSettings):
+    """What the index's tower is built from."""
+
+    model: ModelConfig
+
+    @model_validator(mode="after")
+    def _has_plain_tables(self) -> Self:
+        if self.model.id_tables:
+            raise ValueError("a tower has no tables of raw ids")
+        return self
+
+    def build(self, device: torch.device) -> MTMH:
+        """The model at arbitrary weights."""
+        return build_model(self.model, self.features, device)
+
+
 class Tower:
     """Embeds items from their raw features.
 
-    Loading and embedding are safe from several threads; the program is read at the first use.
+    Loading and embedding are safe from several threads; the model is read at the first use.
 
     Args:
         folder: of an index artifact.
@@ -57,8 +70,8 @@ class Tower:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / TOWER / PROGRAM
-        self.features = ItemFeatures(folder / TOWER)
+        self._folder = folder / TOWER
+        self.features = ItemFeatures(self._folder)
 
     def embed(self, rows: pa.Table) -> dict[str, Vectors]:
         """Embeds N rows, at least one, that ``features.table`` laid out.
@@ -70,15 +83,14 @@ class Tower:
         return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
 
     def _embed(self, rows: pa.Table) -> dict[str, Vectors]:
-        # The program takes two items or more: export takes sizes of 0 and 1 for constants.
-        padded = pa.concat_tables([rows, rows]) if len(rows) == 1 else rows
-        with torch.no_grad():
-            embedded: Mapping[str, Tensor] = self._program(*map(torch.from_numpy, self.features.encode(padded)))
-        return {head: vectors[: len(rows)].numpy() for head, vectors in embedded.items()}
+        embedded = _embed(self._model, *map(torch.from_numpy, self.features.encode(rows)))
+        return {head: vectors.numpy() for head, vectors in embedded.items()}
 
     @cached_property
-    def _program(self) -> nn.Module:
-        return load_program(self._path)
+    def _model(self) -> MTMH:
+        settings = read_settings(self._folder, ItemTowerSettings)
+        self.features.check(settings.features)
+        return read_quantised(self._folder, settings, settings.build)
 
 
 def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Artifact) -> TowerFacts | None:
@@ -99,10 +111,10 @@ def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Arti
     digest = embeddings.manifest.inputs.get("checkpoint")
     if digest is None:
         return None
-    model, hidden_rows = unseen_tower(_find_checkpoint(config.model_dir("checkpoints"), digest))
+    checkpoint = _find_checkpoint(config.model_dir("checkpoints"), digest)
+    model, settings, hidden_rows = _unseen_tower(checkpoint, config.index.tower)
     (folder / TOWER).mkdir()
     write_features(folder / TOWER, dataset, hidden_rows)
-    keys = model.sparse_nn.keys
     sample = np.sort(
         np.random.default_rng(config.seed).choice(
             dataset.num_items, min(_COMPARED_ITEMS, dataset.num_items), replace=False
@@ -110,12 +122,10 @@ def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Arti
     )
     raw = () if hidden_rows else (ITEM_ID,)
     sparse, dense = dataset.item_table.gather(sample, hide_id=np.ones(len(sample), bool), raw=raw)
-    inputs = (sparse.values(), sparse.lengths().reshape(len(keys), -1), dense)
-    trained = _Program(model, keys)
-    with torch.no_grad():
-        expected = trained(*inputs)
-        quantised = _Program(quantize_embeddings(model, TABLE_TYPES[config.index.tower], inplace=True), keys)
-        found = export_program(quantised, inputs, (0, 1, 0), folder / TOWER / PROGRAM)(*inputs)
+    inputs = (sparse.values(), sparse.lengths(), dense)
+    expected = _embed(model, *inputs)
+    write_quantised(folder / TOWER, model, settings)
+    found = _embed(Tower(folder)._model, *inputs)
     cosines = {head: (found[head] * expected[head]).sum(dim=1) for head in expected}
     return TowerFacts(
         tables=config.index.tower,
@@ -125,24 +135,27 @@ def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Arti
     )
 
 
-def unseen_tower(checkpoint: Path) -> tuple[MTMH, int]:
+def _unseen_tower(checkpoint: Path, tables: Literal["int8", "fp16"]) -> tuple[MTMH, ItemTowerSettings, int]:
     """The trained tower for items that training has not seen: of the table of ``item_id`` it has row 0 alone.
 
     Args:
         checkpoint: folder of one checkpoint.
+        tables: their precision when they are written.
 
     Returns:
-        The tower, and how many values of ``item_id`` stand for an unseen item: one, which is row 0; or none, where raw
-        ids take rows as they come and one without a row gives zeros.
+        The tower, what it is built from, and how many values of ``item_id`` stand for an unseen item: one, which is
+        row 0; or none, where raw ids take rows as they come and one without a row gives zeros.
     """
     artifact = open_artifact(checkpoint, "checkpoint")
     schema = FeatureSchema.model_validate(artifact.summary["features"])
-    settings = recorded_section(artifact, "model", ModelConfig)
-    hidden_rows = 0 if ITEM_ID in settings.id_tables else 1
-    settings = settings.model_copy(update={"id_tables": {}})
-    model = build_model(settings, unseen_schema(schema), torch.device("cpu"))
+    trained = recorded_section(artifact, "model", ModelConfig)
+    hidden_rows = 0 if ITEM_ID in trained.id_tables else 1
+    settings = ItemTowerSettings(
+        features=unseen_schema(schema), tables=tables, model=trained.model_copy(update={"id_tables": {}})
+    )
+    model = settings.build(torch.device("cpu"))
     read_unseen(model, checkpoint, hidden_rows)
-    return model.eval(), hidden_rows
+    return model.eval(), settings, hidden_rows
 
 
 def unseen_schema(schema: FeatureSchema) -> FeatureSchema:
@@ -164,18 +177,11 @@ def read_unseen(model: nn.Module, checkpoint: Path, hidden_rows: int) -> None:
     read_state(state, checkpoint / STATE, prefixes=(), distributed=False)
 
 
-class _Program(nn.Module):
-    """The tower over plain tensors, unit length whatever the model's own setting."""
-
-    def __init__(self, model: nn.Module, keys: list[str]) -> None:
-        super().__init__()
-        self.model = model
-        self.keys = keys
-
-    def forward(self, values: Tensor, lengths: Tensor, dense: Tensor) -> dict[str, Tensor]:
-        sparse = KeyedJaggedTensor(keys=self.keys, values=values, lengths=lengths.reshape(-1))
-        embedded = self.model(sparse, dense)
-        return {head: nn.functional.normalize(vectors.float(), dim=1) for head, vectors in embedded.items()}
+@torch.no_grad()
+def _embed(model: MTMH, values: Tensor, lengths: Tensor, dense: Tensor) -> dict[str, Tensor]:
+    """Embeddings of unit length whatever the model's own setting."""
+    sparse = KeyedJaggedTensor(keys=model.sparse_nn.keys, values=values, lengths=lengths.reshape(-1))
+    return {head: nn.functional.normalize(vectors.float(), dim=1) for head, vectors in model(sparse, dense).items()}
 
 
 def _find_checkpoint(root: Path, digest: str) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import (
@@ -71,11 +71,27 @@ class ItemFeatures:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         try:
-            self.facts = FeatureFacts.model_validate_json((folder / FEATURES).read_text())
+            self.facts = FeatureFacts.model_validate_json((folder / FEATURES).read_bytes())
         except FileNotFoundError:
             raise ValueError(
                 f"{folder}: no tower here, so features cannot be embedded; build the index again"
             ) from None
+        except ValidationError as error:
+            raise ValueError(f"{folder / FEATURES}: not the features of a tower: {error.errors()[0]['msg']}") from None
+        outside = [facts.name for facts in self.facts.id_features if Path(facts.name).name != facts.name]
+        if outside:
+            raise ValueError(f"{folder / FEATURES}: {outside[0]!r} names a file outside of the folder")
+
+    def check(self, schema: FeatureSchema) -> None:
+        """Compares the features with those that a tower was built for.
+
+        Raises:
+            ValueError: they are others, or in another order.
+        """
+        ids = [ITEM_ID, *(feature.name for feature in self.facts.id_features)]
+        floats = [scale.name for scale in self.facts.float_features]
+        if (ids, floats) != ([feature.name for feature in schema.id_features], schema.float_features):
+            raise ValueError(f"{self._folder / FEATURES}: not the features that the tower beside it takes in")
 
     @property
     def names(self) -> list[str]:

@@ -1,7 +1,5 @@
-"""The exported tower: raw features in, embeddings of the trained tower out; what does not fit is refused."""
+"""The tower of an index: raw features in, embeddings of the trained tower out; what does not fit is refused."""
 
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,9 @@ from mtmh.data.dataset import open_dataset
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.build import build_index
 from mtmh.tower.embed import embed_catalogue
-from mtmh.tower.export import PROGRAM, TOWER, Tower
+from mtmh.tower.export import TOWER, Tower
 from mtmh.tower.item_features import ItemFeatures, write_features
+from mtmh.tower.quantised import SETTINGS, WEIGHTS
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import load_model
 from mtmh.training.trainer import train
@@ -118,7 +117,7 @@ def test_the_build_records_the_cosine(trained: Config) -> None:
     assert (tower.tables, tower.num_items) == ("int8", 200)
     for head in ("engagement", "relevance"):
         assert 0.999 < tower.least_cosine[head] <= tower.mean_cosine[head] <= 1.0 + 1e-6
-    assert str(TOWER / PROGRAM) in artifact.manifest.files
+    assert {str(TOWER / SETTINGS), str(TOWER / WEIGHTS)} <= artifact.manifest.files.keys()
 
 
 @pytest.mark.parametrize(
@@ -143,31 +142,3 @@ def test_rows_that_do_not_fit(trained: Config, change: dict[str, Any], message: 
     bad = {name: value for name, value in (raw_row(1, rng) | change).items() if value is not ...}
     with pytest.raises(ValueError, match=message):
         Tower(trained.model_dir("index")).features.table([raw_row(0, rng), bad])
-
-
-def test_a_tower_that_asks_for_pickles_or_brings_compiled_code_is_refused(trained: Config, tmp_path: Path) -> None:
-    (tmp_path / TOWER).mkdir()
-    for name in (trained.model_dir("index") / TOWER).iterdir():
-        (tmp_path / TOWER / name.name).write_bytes(name.read_bytes())
-    path = tmp_path / TOWER / PROGRAM
-    with zipfile.ZipFile(path) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
-    config = next(name for name in entries if name.endswith("model_weights_config.json"))
-    tree = json.loads(entries[config])
-    next(iter(tree["config"].values()))["use_pickle"] = True
-    entries[config] = json.dumps(tree).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    tower = Tower(tmp_path)
-    rows = tower.features.table([raw_row(1, np.random.default_rng(0))])
-    with pytest.raises(ValueError, match="asks for pickled objects"):
-        tower.embed(rows)
-    prefix = config.split("/")[0]
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{prefix}/data/aotinductor/model/model.so", b"")
-    with pytest.raises(ValueError, match="compiled code; refusing"):
-        Tower(tmp_path).embed(rows)
-    path.write_bytes(b"not an archive")
-    with pytest.raises(ValueError, match="not a readable tower"):
-        Tower(tmp_path).embed(rows)
