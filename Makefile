@@ -1,7 +1,10 @@
-# make demo: the whole path on synthetic data.   make test: lint, types, tests.   make bench, make bench-serving: the measured tables.
+# make demo: the whole path on synthetic data.   make test: lint, types, tests.   make test-fast: the quick tests.
+# make bench, make bench-serving: the measured tables.
 # Each of them first makes .venv from the pins in requirements/. DEVICE=cuda takes the CUDA builds.
 
-PYTHON ?= python3.11
+# The first Python there is of those that the pinned wheels exist for.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+  $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$python && break; done)
 DEVICE ?= cpu
 RANKS ?= 2
 TEST_WORKERS ?= 2
@@ -10,10 +13,11 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 TORCH := $(shell sed -n 's/^torch==//p' requirements/$(DEVICE).txt)
 INSTALLED := $(VENV)/.installed-$(DEVICE)
+PIP_CPU_TORCH := $(VENV)/bin/python -m pip install --quiet torch==$(TORCH)+cpu
 # TorchX finds its jobs' programs on PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test lint layout types bench bench-serving doctor clean
+.PHONY: demo test test-fast lint layout types bench bench-serving doctor clean
 
 demo: $(INSTALLED)
 	@echo; echo "1/8 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
@@ -37,6 +41,10 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) lint types
 	python -m pytest -n $(TEST_WORKERS) --dist loadfile
+
+test-fast: $(INSTALLED)
+	ruff check .
+	python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
 
 lint: $(INSTALLED) layout
 	ruff check .
@@ -76,15 +84,17 @@ bench-serving: $(INSTALLED)
 doctor: $(INSTALLED)
 	mtmh doctor
 
-$(INSTALLED): requirements/base.txt requirements/torchrec.txt requirements/$(DEVICE).txt requirements/dev.txt requirements/milvus.txt setup.py
+$(INSTALLED): $(wildcard requirements/*.txt) setup.py
+	@test -x $(VENV)/bin/python || test -n "$(PYTHON)" || \
+	  { echo "mtmh needs Python 3.11, 3.12 or 3.13, and none is on PATH; if you have one: make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet "pip>=25" "setuptools>=77"
 ifeq ($(DEVICE),cpu)
-	# The plain name would fetch several GB of CUDA libraries; the CPU build has a version of its own.
-	$(VENV)/bin/python -m pip install --quiet "torch==$(TORCH)+cpu" 2>/dev/null \
-	  || $(VENV)/bin/python -m pip install "torch==$(TORCH)+cpu" --extra-index-url $(TORCH_CPU_INDEX)
+	@# The plain name fetches several GB of CUDA libraries; the CPU build has a version, and mostly an index, of its own.
+	@echo "$(PIP_CPU_TORCH)"; $(PIP_CPU_TORCH) 2>/dev/null || $(PIP_CPU_TORCH) --retries 1 --extra-index-url $(TORCH_CPU_INDEX) 2>/dev/null || \
+	  echo "No CPU build of torch $(TORCH) for this Python here: the plain build follows, several GB of CUDA libraries with it."
 endif
-	$(VENV)/bin/python -m pip install -r requirements/$(DEVICE).txt -r requirements/dev.txt
+	$(VENV)/bin/python -m pip install -r requirements/$(DEVICE).txt -r requirements/all.txt -r requirements/dev.txt
 	$(VENV)/bin/python -m pip install --no-deps -e .
 	$(VENV)/bin/python -m pip check
 	touch $@

@@ -1,32 +1,35 @@
 """Package metadata; ``modules/`` and ``torchx_apps/`` install as ``mtmh.modules`` and ``mtmh.torchx_apps``."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "mtmh/__init__.py").read_text(), re.MULTILINE)
+assert VERSION is not None
 
 
 def pins(name: str) -> list[str]:
-    """The requirements of ``requirements/NAME.txt`` and of the files it includes."""
+    """The requirements of ``requirements/NAME.txt`` and of the files it includes, each once."""
     lines = [line.split("#")[0].strip() for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines()]
     found: list[str] = []
     for line in filter(None, lines):
         if line.startswith("-r "):
             found += pins(line.removeprefix("-r ").removesuffix(".txt"))
-        elif not line.startswith((".", "-")):
+        else:
             found.append(line)
-    return found
+    return list(dict.fromkeys(found))
 
 
-def matrix(device: str) -> list[str]:
-    """What must be of one release: torch, fbgemm, torchrec. The rest may be newer in a stack that imports mtmh."""
-    return [pin for pin in pins(device) if pin not in pins("base")]
+def at_least(name: str) -> list[str]:
+    """The same for a stack that imports mtmh, where each may be newer; urllib3 is TorchX's business."""
+    return [pin.replace("==", ">=") for pin in pins(name) if not pin.startswith("urllib3")]
 
 
 setup(
     name="mtmh",
-    version="0.1.0",
+    version=VERSION[1],
     description="Multi-task, multi-head item-to-item retrieval on TorchRec",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
@@ -49,14 +52,12 @@ setup(
             "chain/*.html",
         ]
     },
-    # TorchRec asks for fbgemm-gpu, whose CPU and CUDA builds exclude each other, so both sit behind an extra.
-    install_requires=[pin.replace("==", ">=") for pin in pins("base")],
+    # What mtmh.modules needs: the oldest release that `mtmh doctor` accepts. Builds of fbgemm for CPU and CUDA exclude
+    # each other, so a machine without a GPU installs requirements/cpu.txt first.
+    install_requires=["torch>=2.11", "torchrec>=1.6"],
     extras_require={
-        "cpu": matrix("cpu"),
-        "cuda": matrix("cuda"),
-        "dev": pins("dev"),
-        "lora": pins("lora"),
-        "milvus": pins("milvus"),
+        **{name: at_least(name) for name in ("train", "serve", "launch", "report", "all")},
+        **{name: pins(name) for name in ("dev", "lora", "milvus")},
     },
     entry_points={
         "console_scripts": ["mtmh = mtmh.cli:main"],

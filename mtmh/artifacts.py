@@ -221,6 +221,9 @@ def write_artifact(
     try:
         yield writer
         writer.commit(config, inputs or {}, decisive=decisive)
+    except OSError as error:
+        error.filename = error.filename or str(writer.folder)  # a write that fails does not tell where
+        raise
     finally:
         shutil.rmtree(writer.folder, ignore_errors=True)
 

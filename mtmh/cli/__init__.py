@@ -5,21 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from mtmh import __version__
 from mtmh.cli import about, preranker, stages
 from mtmh.cli.chain import chain
 from mtmh.cli.content import content_app
+from mtmh.cli.errors import describe
 from mtmh.cli.index import index_app
 from mtmh.cli.serving import serve
 
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="Item-to-item retrieval: prepare, content, train, embed, build-index, retrieve, serve, evaluate.",
-)
+app = typer.Typer(pretty_exceptions_enable=False)
+
+
+@app.callback(invoke_without_command=True)
+def mtmh(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Prints the version.")] = False
+) -> None:
+    """Item-to-item retrieval: prepare, content, train, embed, build-index, retrieve, serve, evaluate."""
+    if version:
+        typer.echo(f"mtmh {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
 app.command()(stages.prepare)
 app.add_typer(content_app, name="content")
 app.command()(stages.train)
@@ -38,7 +51,7 @@ app.command()(about.show)
 
 
 def main() -> None:
-    """Runs the command line; what the user got wrong ends in one line and exit code 2."""
+    """Runs the command line; an error that the user can mend ends in one line and exit code 2."""
     # OpenMP threads spin at the end of a parallel region; where another process holds the core they wait for, a step
     # takes many times as long. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -46,6 +59,9 @@ def main() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     try:
         app()
-    except ValueError as error:
-        Console(stderr=True).print(f"error: {error}", highlight=False, soft_wrap=True, markup=False)
+    except Exception as error:
+        line = describe(error)
+        if line is None:
+            raise
+        Console(stderr=True).print(f"error: {line}", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)

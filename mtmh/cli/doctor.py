@@ -72,8 +72,8 @@ def _installed(package: str) -> str | None:
 
 def _python() -> Iterator[Finding]:
     found = platform.python_version()
-    fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    yield Finding("Python", found, "" if fits else "use Python 3.11 or 3.12: make demo PYTHON=python3.11")
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    yield Finding("Python", found, "" if fits else "use Python 3.11, 3.12 or 3.13: make demo PYTHON=python3.12")
 
 
 def _versions() -> Iterator[Finding]:

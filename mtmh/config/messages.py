@@ -28,6 +28,13 @@ def describe_problems(error: ValidationError, model: type[BaseModel], section: s
     return "; ".join(problems)
 
 
+def others(name: str, known: list[str]) -> str:
+    """What may stand in place of an unknown name: the nearest one, then all."""
+    close = get_close_matches(name, known, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    return f"{meant}There are {', '.join(known)}" if known else "there is none like it"
+
+
 def _unknown(location: tuple[str | int, ...], model: type[BaseModel]) -> str:
     *parents, key = location
     section = [model]

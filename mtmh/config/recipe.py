@@ -21,7 +21,7 @@ from mtmh.config.data import DataConfig, PairsConfig, ValidationConfig
 from mtmh.config.distributed import ShardingConfig
 from mtmh.config.evaluation import EvaluationConfig
 from mtmh.config.index import IndexConfig
-from mtmh.config.messages import describe_problems
+from mtmh.config.messages import describe_problems, others
 from mtmh.config.model import ModelConfig
 from mtmh.config.preranking import PrerankerConfig
 from mtmh.config.retrieval import RetrievalConfig
@@ -141,7 +141,7 @@ def _yaml_names(folder: Any) -> list[str]:
 def _read_variant(name: str) -> dict[str, Any]:
     path = _recipes() / "variants" / f"{name}.yaml"
     if not path.is_file():
-        raise ValueError(f"no variant {name}: not one of {', '.join(variant_names())}")
+        raise ValueError(f"no variant {name}: {others(name, variant_names())}")
     return cast(dict[str, Any], yaml.safe_load(path.read_text()))
 
 
@@ -163,7 +163,10 @@ def _read_base(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
     elif path.suffix == "" and shipped.is_file():
         text = shipped.read_text()
     else:
-        raise ValueError(f"no recipe {recipe}: not a file, and not one of {', '.join(recipe_names())}")
+        files = sorted(map(str, path.parent.glob("*.yaml")))
+        raise ValueError(
+            f"no recipe {recipe}: no such file; {others(recipe, files if path.suffix else recipe_names())}"
+        )
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -108,9 +108,14 @@ def test_a_broken_recipe_is_named(tmp_path: Path, text: str, message: str) -> No
         load_config(path)
 
 
-def test_an_unknown_recipe_lists_the_known_ones() -> None:
+def test_an_unknown_recipe_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no recipe nowhere: .*synthetic"):
         load_config("nowhere")
+    with pytest.raises(ValueError, match=r"no recipe dmeo: no such file; did you mean demo\?"):
+        load_config("dmeo")
+    write(tmp_path / "mine.yaml", MINIMAL)
+    with pytest.raises(ValueError, match=r"mien.yaml: no such file; did you mean .*/mine\.yaml\?"):
+        load_config(tmp_path / "mien.yaml")
 
 
 def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:

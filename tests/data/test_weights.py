@@ -73,7 +73,7 @@ def test_propensity_weights_of_pairs_equal_the_formula(
     counts = np.array([3, 1, 4, 100, 0, 25], np.int64)
     items = np.array([3, 5, 1, 0])
     trigger, candidate = np.divmod(np.arange(16), 4)
-    found = PropensityWeights(counts, PropensityConfig(on=on, a=a, b=b)).of_pairs(items, trigger, candidate)
+    found = PropensityWeights(counts, PropensityConfig(count_of=on, a=a, b=b)).of_pairs(items, trigger, candidate)
     # The mean over a stream in which each item is as often as it counts.
     mean = np.mean([1.0 / (a + float(count) ** b) for count in counts for _ in range(count)])
     for place in range(16):

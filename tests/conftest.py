@@ -1,0 +1,29 @@
+"""The marker ``slow``: tests that train, spawn processes or wait, which `make test-fast` leaves out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+SLOW = [
+    HERE / name
+    for name in (
+        "benchmarks",
+        "distributed",
+        "slurm",
+        "chain/test_chain.py",
+        "test_end_to_end.py",
+        "test_extras.py",
+        "test_import.py",
+    )
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for path in SLOW:
+        assert path.exists(), f"tests/conftest.py: {path} is gone"
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in SLOW):
+            item.add_marker(pytest.mark.slow)
