@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mtmh import __version__
 from mtmh.source_code import code_digest
@@ -75,6 +75,13 @@ class FileRecord(BaseModel):
         return cls(bytes=path.stat().st_size, sha256=_sha256(path))
 
 
+def _inside(name: str) -> str:
+    """The name of a file, if it is one within the folder."""
+    if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name!r} is not the name of a file in the folder")
+    return name
+
+
 class Manifest(BaseModel):
     """What a folder holds, from what it was made, and with which settings."""
 
@@ -89,7 +96,7 @@ class Manifest(BaseModel):
     decisive: dict[str, Any]  # those of its settings that decide what is in the files, by dotted key
     inputs: dict[str, str]  # name -> digest of the input artifact
     summary: dict[str, Any]  # facts of this kind, made of JSON values
-    files: dict[str, FileRecord]
+    files: dict[Annotated[str, AfterValidator(_inside)], FileRecord]
 
     @property
     def digest(self) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from mtmh import __version__
 from mtmh.cli import about, preranker, stages
+from mtmh.cli.artifact import artifact_app
 from mtmh.cli.chain import chain
 from mtmh.cli.content import content_app
 from mtmh.cli.errors import describe
@@ -45,6 +46,7 @@ app.command()(stages.retrieve)
 app.command()(serve)
 app.command()(stages.evaluate)
 app.command()(chain)
+app.add_typer(artifact_app, name="artifact")
 app.command()(about.doctor)
 app.command()(about.recipes)
 app.command()(about.show)

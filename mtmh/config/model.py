@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from mtmh.config.base import NonNegative, Positive, Settings
 
+HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # also begins the names of files
+
 
 class HeadConfig(Settings):
     """One head and its loss: ``engagement_weight * L_e + relevance_weight * L_r + semantic_weight * L_s``.
@@ -16,7 +18,7 @@ class HeadConfig(Settings):
     which the related-video paper weighs 1 to 1000 times as much as the co-engagement loss.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    name: HeadName
     engagement_weight: NonNegative = 1.0
     relevance_weight: NonNegative = 0.0
     semantic_weight: NonNegative = 0.0

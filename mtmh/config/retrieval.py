@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -29,6 +30,8 @@ class RetrievalConfig(Settings):
     # Who scores the answers of all heads and triggers, which sorts a user's list; None: as preranker. head-score: by
     # the engagement head.
     sorter: Annotated[Ranking | None, Decides("index", "evaluation")] = None
+    # Public key, a PEM file: only index versions signed with its secret key are taken into use.
+    trusted_key: Path | None = None
     unknown: Literal["error", "popular"] = (
         "error"  # triggers that the index does not know and that come without features
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mtmh.config.model import HeadName
 from mtmh.tower.artifact import TowerFacts
 
 PRERANKER = Path("preranker")  # in an index: the learned preranker that ranks its answers, a whole artifact
@@ -54,7 +55,7 @@ class IndexSummary(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    heads: list[str]
+    heads: list[HeadName]
     dim: int
     num_items: int
     id_type: Literal["int64", "string"]

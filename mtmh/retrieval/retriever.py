@@ -41,6 +41,7 @@ from mtmh.retrieval.ranking import (
 )
 from mtmh.retrieval.timings import Timings
 from mtmh.retrieval.user_list import UserList, latest_first, trigger_widths, user_list
+from mtmh.signing import verify_signed
 from mtmh.tower.export import TOWER, Tower
 from mtmh.tower.item_features import Row
 
@@ -103,9 +104,12 @@ class Retriever:
                 part of the index in any case.
 
         Raises:
-            ValueError: no index artifact, or files that do not belong together; the message names the file.
+            ValueError: no index artifact, files that do not belong together, or a version that is not signed with
+                ``settings.trusted_key``; the message names the file.
         """
         index_dir = current_version(index_dir)
+        if settings is not None and settings.trusted_key is not None:
+            verify_signed(index_dir, settings.trusted_key)
         artifact = open_artifact(index_dir, "index")
         summary = IndexSummary.model_validate(artifact.summary)
         opened = {head: open_head(index_dir, head, summary) for head in summary.heads}

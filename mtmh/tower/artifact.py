@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mtmh.config.model import HeadName
+
 
 def vectors_file(head: str) -> Path:
     """[I, D] float32 unit-length embeddings of one head."""
@@ -29,7 +31,7 @@ class EmbeddingsSummary(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    heads: list[str]
+    heads: list[HeadName]
     dim: int
     num_items: int
     delta: DeltaSummary | None = None  # None: all items were embedded

@@ -16,6 +16,7 @@ from synthetic_dataset import make_config
 
 from mtmh.artifacts import MANIFEST, write_artifact
 from mtmh.cli.answer_table import retrieval_table
+from mtmh.config import RetrievalConfig
 from mtmh.index.artifact import AnnRecall, IndexSummary, index_file
 from mtmh.index.vector_index import IvfIndex
 from mtmh.retrieval import parallel_search
@@ -24,6 +25,7 @@ from mtmh.retrieval.merge import head_quotas, head_shares
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import HistoryPreranker
 from mtmh.retrieval.retriever import Retriever
+from mtmh.signing import sign, write_keys
 from mtmh.tower.artifact import vectors_file
 
 NUM_ITEMS, DIM = 80, 8
@@ -279,3 +281,15 @@ def record_setting(index_dir: Path, section: str, name: str, value: object) -> N
     manifest = json.loads((index_dir / MANIFEST).read_text())
     manifest["config"][section][name] = value
     (index_dir / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_only_versions_signed_with_the_trusted_key_are_opened(index_dir: Path, tmp_path: Path) -> None:
+    settings = RetrievalConfig(k=6, k_ann=40, trusted_key=write_keys(tmp_path / "key"))
+    with pytest.raises(ValueError, match="index: not signed"):
+        Retriever.load(index_dir, settings)
+    sign(index_dir, tmp_path / "key")
+    assert Retriever.load(index_dir, settings).num_items == NUM_ITEMS
+    lists = index_dir / index_file(HEADS[0])
+    lists.write_bytes(lists.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=f"{lists.name}: altered since it was written"):
+        Retriever.load(index_dir, settings)
