@@ -31,9 +31,8 @@ def write_keys(path: Path) -> Path:
         The file of the public one, ``path`` with ``.pub`` at its end.
 
     Raises:
-        ValueError: a file is in the place of one of them, or the package cryptography is missing.
+        ValueError: a file is in the place of one of them.
     """
-    _require_cryptography()
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -116,7 +115,6 @@ def _manifest(folder: Path) -> bytes:
 
 
 def _secret_key(path: Path) -> Ed25519PrivateKey:
-    _require_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -130,7 +128,6 @@ def _secret_key(path: Path) -> Ed25519PrivateKey:
 
 
 def _public_key(path: Path) -> Ed25519PublicKey:
-    _require_cryptography()
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
@@ -141,10 +138,3 @@ def _public_key(path: Path) -> Ed25519PublicKey:
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError(f"{path}: not an ed25519 key; mtmh artifact keygen makes one")
     return key
-
-
-def _require_cryptography() -> None:
-    try:
-        import cryptography  # noqa: F401
-    except ImportError:
-        raise ValueError("signatures need the package cryptography: pip install 'mtmh[sign]'") from None

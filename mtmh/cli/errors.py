@@ -22,6 +22,7 @@ EXTRAS = {
     "uvicorn": "serve",
     "psutil": "launch",
     "torchx": "launch",
+    "cryptography": "sign",
     "matplotlib": "report",
     "scipy": "report",
 }
