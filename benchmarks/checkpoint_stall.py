@@ -38,7 +38,7 @@ from mtmh.data.loader import PairLoader
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
 from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.distributed.sharding import shard
-from mtmh.training.checkpoint import Checkpoints
+from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import quiet_libraries
@@ -130,7 +130,8 @@ def measure(config: Config, ranks: Ranks, way: str, every: int, num_saves: int) 
     dataset = open_dataset(config.dataset_dir)
     content = open_content(config.content_dir, dataset)
     features = dataset.summary.features
-    checkpoints = Checkpoints(config, features, {"dataset": dataset.artifact, "content": content.artifact}, ranks)
+    record = RunRecord.of_recipe(config, dataset, {"dataset": dataset.artifact, "content": content.artifact})
+    checkpoints = Checkpoints(config.model_dir("checkpoints"), record, ranks)
     model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
     sharded, _ = shard(TrainTask(model, config.loss, config.seed), config, ranks)
     optimizer = build_optimizer(sharded, config.training)
@@ -151,7 +152,7 @@ def measure(config: Config, ranks: Ranks, way: str, every: int, num_saves: int) 
             if step > WARM_UP and (step - WARM_UP) % every == 0 and len(saves) < num_saves:
                 dist.barrier()  # the wait for other ranks is no part of saving
                 began = time.perf_counter()
-                path = checkpoints.save(step, 0, sharded, optimizer, behind=way == WAYS[1])
+                path = checkpoints.save(step, training_state(sharded, optimizer), behind=way == WAYS[1])
                 saves.append(time.perf_counter() - began)
     assert path is not None
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

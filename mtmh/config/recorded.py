@@ -46,9 +46,12 @@ def recorded_config(artifact: Artifact, *sections: str) -> Config:
     Raises:
         ValueError: as `recorded_section`.
     """
-    asked = {*_ALWAYS, *sections}
-    tree = {name: value for name, value in artifact.manifest.config.items() if name in asked}
-    return _validated(artifact, tree, Config)
+    return _validated(artifact, part_of_recipe(artifact.manifest.config, *sections), Config)
+
+
+def part_of_recipe(tree: Mapping[str, Any], *sections: str) -> dict[str, Any]:
+    """Sections of a recorded recipe, and those without which none is valid."""
+    return {name: value for name, value in tree.items() if name in (*_ALWAYS, *sections)}
 
 
 def _validated(artifact: Artifact, tree: Mapping[str, Any], settings: type[S], section: str = "") -> S:

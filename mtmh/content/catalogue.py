@@ -22,10 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import Config, decisive
+from mtmh.content.identity import identity_of_images
 from mtmh.content.inputs import ItemInputs, ItemReader
 from mtmh.content.teacher import open_teacher
 from mtmh.content.train import autocast_dtype
-from mtmh.content.train_state import identity_of_images
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.prefetch import prefetched

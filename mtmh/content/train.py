@@ -1,30 +1,30 @@
-"""Trains the content encoder against concepts: the story of a run."""
+"""Training of the content encoder against concepts: the story of a run."""
 
 from __future__ import annotations
 
+import json
 import logging
-import math
-import time
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtmh.artifacts import Artifact, DamagedArtifactError, OtherFormatError, open_artifact, write_artifact
 from mtmh.config import Config, decisive
 from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
+from mtmh.content.identity import facts_of_run, identity_of_files
 from mtmh.content.inputs import ItemReader, tokenize
 from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, concepts_path, encoder_config
-from mtmh.content.train_state import TrainState, facts_of_run, identity_of_files
 from mtmh.content.tuning import (
     build_optimizer,
     merge_adapters,
@@ -32,13 +32,16 @@ from mtmh.content.tuning import (
     set_learning_rate,
     set_training_mode,
     trained_parameters,
+    training_state,
 )
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen
 from mtmh.distributed.ranks import Ranks, gather_rows, join_ranks, on_first
 from mtmh.modules import ContentInputs, Head, contrastive_losses
-from mtmh.training.progress import NonFiniteLossError, quiet_libraries
+from mtmh.training.checkpoint import Checkpoints, RunRecord
+from mtmh.training.loop import PlainPipeline, Trainer
+from mtmh.training.progress import METRICS, LossNames, RunSize, TrainingLog, quiet_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -60,69 +63,80 @@ def train_content(config: Config, out: Path) -> Artifact:
         NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
+    encoder_config(config)  # says at once if there is none
+    with quiet_libraries(), join_ranks(config.training.device) as ranks:
+        # A frame of its own: what holds on to the process group must be gone before the group is.
+        return _train(config, out, ranks)
+
+
+def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
     encoder = encoder_config(config)
     training = encoder.training
-    with quiet_libraries(), join_ranks(config.training.device) as ranks:
-        dataset = open_dataset(config.dataset_dir)
-        table = concepts_path(config)
-        if table is None:
-            raise ValueError(
-                "content.encoder.concepts: not set; training needs a table item_id, concept, source (a simulated "
-                "catalogue gets one from mtmh content simulate)"
-            )
-        concepts = open_concepts(dataset, table, training.source_weights)
-        if ranks.is_first and encoder.concepts is not None:  # those of a simulation know nothing of events
-            logger.warning("%s: %s", table, concepts.test_period)
-        order = PairOrder(concepts, training.batch_size, config.seed)
-        num_steps = training.num_steps(order.steps_per_epoch)
-        files = on_first(ranks, lambda: identity_of_files(config, dataset))
-        facts = facts_of_run(config, dataset, concepts.pairs_of_source, num_steps, files)
-        if on_first(ranks, lambda: _is_finished(out, facts)):
-            return open_artifact(out, "encoder")
-
-        teacher = build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
-        prepare_tuning(teacher, encoder)
-        teacher.model.to(ranks.device)
-        optimizer = build_optimizer(teacher, training)
-        state = TrainState(out.with_name(f"{out.name}.steps"), facts, trained_parameters(teacher), optimizer, ranks)
-        step, losses = state.restore()
-
-        batches = TrainBatches(order, concepts, teacher, dataset, config, ranks)
-        task = ContrastTask(_replicated(teacher, ranks), training.temperature, autocast_dtype(config, ranks.device))
-        set_training_mode(teacher)
-        window, window_start = [], time.perf_counter()
-        for batch in prefetched(batches.read_from(step, num_steps), depth=2):
-            set_learning_rate(optimizer, training, step, num_steps)
-            # Dropout of a step is its own, whatever ran before it.
-            torch.manual_seed(_seed_of(config.seed, step, ranks.rank))
-            optimizer.zero_grad()
-            loss = task(batch.to(ranks.device))
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            step += 1
-            window.append(loss.detach())
-            save = step % training.checkpoint_every == 0 and step < num_steps
-            if save or step % training.log_every == 0 or step == num_steps:
-                losses.append((step, _mean_over_ranks(window)))
-                seconds = time.perf_counter() - window_start
-                _report(ranks, step, num_steps, losses[-1][1], len(window) * training.batch_size / seconds)
-                window, window_start = [], time.perf_counter()
-            if save:
-                state.save(step, losses)
-
-        state.check(step)
-        _warn_of_missing(batches, ranks)
-        merge_adapters(teacher)
-        summary = {
-            "decisive": facts,
-            "losses": losses,
-            "pairs_of_source": concepts.pairs_of_source,
-            "dropped_concepts": concepts.dropped,
-            "concepts_of_test_period": concepts.test_period,
-        }
-        on_first(ranks, lambda: _write(teacher, config, dataset, out, summary))
-        on_first(ranks, state.remove)
+    dataset = open_dataset(config.dataset_dir)
+    table = concepts_path(config)
+    if table is None:
+        raise ValueError(
+            "content.encoder.concepts: not set; training needs a table item_id, concept, source (a simulated "
+            "catalogue gets one from mtmh content simulate)"
+        )
+    concepts = open_concepts(dataset, table, training.source_weights)
+    if ranks.is_first and encoder.concepts is not None:  # those of a simulation know nothing of events
+        logger.warning("%s: %s", table, concepts.test_period)
+    order = PairOrder(concepts, training.batch_size, config.seed)
+    num_steps = training.num_steps(order.steps_per_epoch)
+    files = on_first(ranks, lambda: identity_of_files(config, dataset))
+    facts = facts_of_run(config, dataset, concepts.pairs_of_source, num_steps, files)
+    if on_first(ranks, lambda: _is_finished(out, facts)):
         return open_artifact(out, "encoder")
+
+    teacher = build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
+    prepare_tuning(teacher, encoder)
+    teacher.model.to(ranks.device)
+    optimizer = build_optimizer(teacher, training)
+    trained = partial(training_state, trained_parameters(teacher), optimizer)
+    record = RunRecord(settings=facts, inputs={})
+    checkpoints = Checkpoints(out.with_name(f"{out.name}.steps"), record, ranks, keep=1)
+    found = checkpoints.find(resume=True)
+    step = checkpoints.restore(found, trained()) if found else 0
+
+    def begin_step(step: int) -> None:
+        set_learning_rate(optimizer, training, step, num_steps)
+        # Dropout of a step is its own, whatever ran before it.
+        torch.manual_seed(_seed_of(config.seed, step, ranks.rank))
+
+    batches = TrainBatches(order, concepts, teacher, dataset, config, ranks)
+    task = ContrastTask(_replicated(teacher, ranks), training.temperature, autocast_dtype(config, ranks.device))
+    set_training_mode(teacher)
+    log = TrainingLog(
+        checkpoints.root,
+        RunSize(num_steps, order.steps_per_epoch, training.batch_size),
+        LossNames(("contrastive",), ("content",), ((1.0,),), noun="tower"),
+        lambda step: [str(dataset.item_ids[item]) for item in order.draw(step).item[batches.share].tolist()],
+        ranks,
+        log_every=training.log_every,
+        start_step=step,
+    )
+    trainer = Trainer(
+        pipeline=PlainPipeline(task, optimizer, ranks.device),
+        begin_step=begin_step,
+        trained=trained,
+        checkpoints=checkpoints,
+        log=log,
+        ranks=ranks,
+        checkpoint_every=training.checkpoint_every,
+    )
+    trainer.run(log.timed(prefetched(batches.read_from(step, num_steps), depth=2)), step, num_steps)
+
+    _warn_of_missing(batches, ranks)
+    merge_adapters(teacher)
+    summary = {
+        "decisive": facts,
+        "pairs_of_source": concepts.pairs_of_source,
+        "dropped_concepts": concepts.dropped,
+        "concepts_of_test_period": concepts.test_period,
+    }
+    on_first(ranks, lambda: _write(teacher, config, dataset, checkpoints.root, out, summary))
+    return open_artifact(out, "encoder")
 
 
 def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
@@ -167,6 +181,7 @@ class TrainBatches:
     """Reads the share of this rank of each global step; the global batch is the same for any number of ranks.
 
     Attributes:
+        share: this rank's rows of the global batch.
         counts: missing and broken texts and images met so far by this rank.
 
     Raises:
@@ -189,7 +204,7 @@ class TrainBatches:
                 f"ranks ({ranks.world_size})"
             )
         size = training.batch_size // ranks.world_size
-        self._share = slice(ranks.rank * size, (ranks.rank + 1) * size)
+        self.share = slice(ranks.rank * size, (ranks.rank + 1) * size)
         self._order = order
         self._concepts = concepts
         self._reader: ItemReader = teacher.reader(dataset, config)
@@ -205,7 +220,7 @@ class TrainBatches:
 
     def read(self, step: int) -> TrainBatch:
         """The batch of one step, a pure function of its number."""
-        draw, share = self._order.draw(step), self._share
+        draw, share = self._order.draw(step), self.share
         items = self._reader.read(draw.item[share])
         self.counts.update(items.counts)
         texts = [self._concepts.texts[number] for number in draw.concept[share]]
@@ -224,7 +239,7 @@ class TrainBatches:
         """Takes the text or the image from some rows that have both."""
         if self._dropout == 0.0:
             return inputs
-        place, seed = np.arange(self._share.start, self._share.stop), self._config.seed
+        place, seed = np.arange(self.share.start, self.share.stop), self._config.seed
         dropped = torch.from_numpy(chosen(place, self._dropout, Purpose.MODALITY_DROPOUT, seed, step))
         of_text = torch.from_numpy(chosen(place, 0.5, Purpose.MODALITY_DROPOUT, seed, step, 1))
         has_text, has_image = torch.zeros(2, inputs.num_rows, dtype=torch.bool)
@@ -253,13 +268,18 @@ class ContrastTask:
         self._temperature = temperature
         self._dtype = dtype
 
-    def __call__(self, batch: TrainBatch) -> Tensor:
-        """The mean of both directions a unit of weight, times the ranks: their average is that of the global batch."""
+    def __call__(self, batch: TrainBatch) -> tuple[Tensor, Tensor]:
+        """Computes the loss.
+
+        Returns:
+            loss [] to differentiate, the mean of both directions a unit of weight: the ranks' losses average to that of
+            the global batch; losses [1, 1], detached: added up over ranks they are that mean.
+        """
         with ExitStack() as stack:
             if self._dtype is not None:
                 stack.enter_context(torch.autocast(batch.weight.device.type, self._dtype))
-            own = self._network(batch.inputs, batch.concept_ids, batch.concept_mask)
-        content, concept = (embeddings.float() for embeddings in own)
+            embedded = self._network(batch.inputs, batch.concept_ids, batch.concept_mask)
+        content, concept = (embeddings.float() for embeddings in embedded)
         sizes = [len(content)] * dist.get_world_size()
         all_contents, all_concepts = gather_rows(content, sizes), gather_rows(concept, sizes)
         sides = ((content, concept, all_concepts), (concept, content, all_contents))
@@ -275,7 +295,8 @@ class ContrastTask:
             ).total
             for direction, hits, (trigger, positive, negative) in zip(DIRECTIONS, batch.hits, sides, strict=True)
         ]
-        return torch.stack(losses).sum() * (len(sizes) / (2.0 * batch.global_weight))
+        own_part = torch.stack(losses).sum() / (2.0 * batch.global_weight)
+        return own_part * len(sizes), own_part.detach().reshape(1, 1)
 
 
 def _replicated(teacher: Teacher, ranks: Ranks) -> nn.Module:
@@ -283,30 +304,6 @@ def _replicated(teacher: Teacher, ranks: Ranks) -> nn.Module:
         return teacher.model
     # A rank whose batch has no image leaves the image encoder out of that step.
     return DistributedDataParallel(teacher.model, find_unused_parameters=True, broadcast_buffers=False)
-
-
-def _mean_over_ranks(losses: list[Tensor]) -> float:
-    """Mean of the window, over ranks: each holds its share of the global sum times the number of ranks.
-
-    Raises:
-        NonFiniteLossError: it is no number.
-    """
-    mean = torch.stack(losses).mean()
-    dist.all_reduce(mean)
-    value = float(mean) / dist.get_world_size()
-    if not math.isfinite(value):
-        raise NonFiniteLossError(
-            "the contrastive loss is no longer a number; lower content.encoder.training.learning_rate or "
-            "backbone_learning_rate, or raise the temperature"
-        )
-    return value
-
-
-def _report(ranks: Ranks, step: int, num_steps: int, loss: float, pairs_per_second: float) -> None:
-    if ranks.is_first:
-        Console(stderr=True).print(
-            f"content train  step {step}/{num_steps}  loss {loss:.4f}  {pairs_per_second:,.0f} pairs/s", highlight=False
-        )
 
 
 def _warn_of_missing(batches: TrainBatches, ranks: Ranks) -> None:
@@ -333,7 +330,10 @@ def _is_finished(out: Path, facts: dict[str, Any]) -> bool:
     return True
 
 
-def _write(teacher: Teacher, config: Config, dataset: Dataset, out: Path, summary: dict[str, Any]) -> None:
+def _write(teacher: Teacher, config: Config, dataset: Dataset, steps: Path, out: Path, summary: dict[str, Any]) -> None:
+    """Writes the artifact with the losses of the run, then removes its checkpoints."""
+    lines = map(json.loads, (steps / METRICS).read_text().splitlines())
+    summary["losses"] = [(line["step"], line["loss"]["content"]["contrastive"]) for line in lines]
     inputs = {"dataset": dataset.artifact}
     if encoder_config(config).concepts is None:  # then the concepts are those of the recipe's media
         inputs["media"] = open_artifact(config.media_dir, "media")
@@ -341,3 +341,4 @@ def _write(teacher: Teacher, config: Config, dataset: Dataset, out: Path, summar
         out, "encoder", config=config.model_dump(mode="json"), decisive=decisive(config, "encoder"), inputs=inputs
     ) as writer:
         writer.summary |= teacher.save(writer.folder) | summary
+    shutil.rmtree(steps)

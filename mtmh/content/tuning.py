@@ -1,8 +1,9 @@
-"""How much of each backbone is trained: nothing, its last layers, low-rank adapters or all of it."""
+"""The trained part of each backbone: nothing, its last layers, low-rank adapters or all of it; and its optimizer."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, cast
@@ -12,6 +13,8 @@ from torch import nn
 
 from mtmh.config import BackboneConfig, EncoderConfig, EncoderTrainingConfig
 from mtmh.content.teacher import Teacher, Tower
+from mtmh.distributed.state_files import State
+from mtmh.training.checkpoint import MODEL, OPTIMIZER
 
 FINAL_RATE = 0.05  # of the full learning rate, at the end of the cosine
 
@@ -61,9 +64,25 @@ def build_optimizer(teacher: Teacher, config: EncoderTrainingConfig) -> torch.op
     for parameter in trained_parameters(teacher).values():
         rate = config.backbone_learning_rate if id(parameter) in of_backbone else config.learning_rate
         groups.setdefault((rate, config.weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": p, "lr": rate, "full_rate": rate, "weight_decay": decay} for (rate, decay), p in groups.items()]
     )
+    for parameter in trained_parameters(teacher).values():
+        # As AdamW makes it at the first step; a checkpoint can only fill what is there.
+        optimizer.state[parameter] = {
+            "step": torch.zeros(()),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def training_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
+    """All tensors that training changes, by name; they share memory with model and optimizer."""
+    state = {f"{MODEL}{name}": parameter.data for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
+        state |= {f"{OPTIMIZER}{name}.{key}": value for key, value in optimizer.state[parameter].items()}
+    return state
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, config: EncoderTrainingConfig, step: int, steps: int) -> None:

@@ -1,8 +1,8 @@
-"""Trains the preranker: the same story as `mtmh.training.trainer`, with examples instead of pairs."""
+"""Training of the preranker: the same story as `mtmh.training.trainer`, with examples instead of pairs."""
 
 from __future__ import annotations
 
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ from mtmh.preranking.inputs import open_inputs
 from mtmh.preranking.labels import Labels
 from mtmh.preranking.model_builder import build_preranker, priors, run_config
 from mtmh.preranking.task import PrerankerTask
-from mtmh.training.checkpoint import DECISIVE, Checkpoints
+from mtmh.training.checkpoint import DECISIVE, Checkpoints, RunRecord, training_state
+from mtmh.training.gradients import tower_gradient_norms
+from mtmh.training.loop import Trainer
 from mtmh.training.padding import of_one_size
-from mtmh.training.progress import LossNames, TrainingLog, quiet_libraries
+from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
 
 
 def train_preranker(config: Config, *, resume: bool = True) -> Path:
@@ -47,12 +49,13 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         inputs, artifacts = open_inputs(config, dataset)
         labels = Labels(config.preranker.tasks, dataset.summary)
         features = dataset.summary.features
-        checkpoints = Checkpoints(run, features, artifacts, ranks, decisive=(*DECISIVE, "preranker"))
+        record = RunRecord.of_recipe(run, dataset, artifacts, (*DECISIVE, "preranker"))
+        checkpoints = Checkpoints(run.model_dir("checkpoints"), record, ranks, run.training.keep_checkpoints)
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"
         loader = ExampleLoader(dataset, run, inputs, labels, ranks.rank, ranks.world_size, pin_memory=on_gpu)
         prior = on_first(ranks, lambda: priors(dataset, labels))
-        checkpoints.facts["preranker"] = {"prior": prior, "frozen_dim": inputs.frozen_dim}
+        record.facts["preranker"] = {"prior": prior, "frozen_dim": inputs.frozen_dim}
 
         torch.manual_seed(run.seed)
         model = build_preranker(
@@ -60,27 +63,32 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         )
         sharded, plan = shard(PrerankerTask(model, run.loss.in_batch_negatives), run, ranks)
         optimizer = build_optimizer(sharded, run.training)
-        step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
+        trained = partial(training_state, sharded, optimizer)
+        step = checkpoints.restore(checkpoint, trained()) if checkpoint else 0
 
-        pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
         columns = ("engagement", *labels.names)
-        names = LossNames(("cross_entropy",), columns, ((1.0,) * len(columns),), noun="task")
-        log = TrainingLog(run, dataset, loader, optimizer, ranks, start_step=step, names=names)
-        with log, checkpoints:
-            log.show(plan_table(plan))
-            every = run.training.checkpoint_every
-            batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(run.sharding.communication))
-            while step < loader.num_steps:
-                stop = min(loader.num_steps, step + every - step % every)
-                leg = islice(batches, stop - step)
-                while step < stop:
-                    set_learning_rates(optimizer, run.training, step)
-                    losses = pipeline.progress(leg)
-                    step += 1
-                    log.record(step, losses, report=step == stop)
-                behind = run.training.async_checkpoint and step < loader.num_steps
-                epoch = step // loader.steps_per_epoch
-                checkpoint = checkpoints.save(step, epoch, sharded, optimizer, behind=behind)
-            log.show(f"Trained {step} steps; checkpoint {checkpoint}")
+        log = TrainingLog(
+            checkpoints.root,
+            RunSize(loader.num_steps, loader.steps_per_epoch, run.training.batch_size),
+            LossNames(("cross_entropy",), columns, ((1.0,) * len(columns),), noun="task"),
+            lambda step: first_triggers(dataset, next(loader.iterate(step))),
+            ranks,
+            log_every=run.training.log_every,
+            start_step=step,
+        )
+        log.add("grad_norm", partial(tower_gradient_norms, optimizer))
+        log.show(plan_table(plan))
+        trainer = Trainer(
+            pipeline=TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True),
+            begin_step=partial(set_learning_rates, optimizer, run.training),
+            trained=trained,
+            checkpoints=checkpoints,
+            log=log,
+            ranks=ranks,
+            checkpoint_every=run.training.checkpoint_every,
+            save_behind=run.training.async_checkpoint,
+        )
+        batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(run.sharding.communication))
+        checkpoint = trainer.run(batches, step, loader.num_steps) or checkpoint
         assert checkpoint is not None
         return checkpoint

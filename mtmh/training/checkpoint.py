@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import torch
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -20,8 +24,9 @@ from torchrec.optim.keyed import CombinedOptimizer
 from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, FileRecord, link_folder, open_artifact
 from mtmh.config import Config
 from mtmh.config.base import leaves
-from mtmh.config.recorded import recorded_config
-from mtmh.data.schema import VOCABULARY, FeatureSchema
+from mtmh.config.recorded import part_of_recipe
+from mtmh.data.dataset import Dataset
+from mtmh.data.schema import VOCABULARY
 from mtmh.distributed.finite import check_finite
 from mtmh.distributed.ranks import Ranks, on_all, on_first
 from mtmh.distributed.state_files import State, begin_write_state, own_files, read_state, stored_names, write_state
@@ -81,37 +86,65 @@ class Part(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """What every checkpoint of a run says of it; a run of other settings or inputs does not go on from there.
+
+    Attributes:
+        settings: JSON values, recorded in the manifest.
+        inputs: the artifacts that the run reads, by name.
+        decisive: takes recorded settings and returns, by dotted key, those that decide which numbers the run computes.
+        facts: more for the summary of every checkpoint, JSON values only; may grow while the run goes on.
+        folders: linked into every checkpoint under their names.
+    """
+
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, Artifact]
+    decisive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda tree: dict(leaves(tree))
+    facts: dict[str, Any] = field(default_factory=dict)
+    folders: Mapping[Path, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of_recipe(
+        cls, config: Config, dataset: Dataset, inputs: Mapping[str, Artifact], sections: Sequence[str] = DECISIVE
+    ) -> Self:
+        """The record of a run over a dataset.
+
+        Args:
+            config: the recipe.
+            dataset: its features and vocabularies go along: a run of the next period finds the rows of its values by
+                these, when this dataset may be gone.
+            inputs: the artifacts that the run reads, by name.
+            sections: that decide, beside some settings of ``training``.
+        """
+        return cls(
+            settings=config.model_dump(mode="json"),
+            inputs=inputs,
+            decisive=partial(decisive_settings, sections=sections),
+            facts={"features": dataset.summary.features.model_dump(mode="json")},
+            folders={VOCABULARY: dataset.artifact.path / VOCABULARY},
+        )
+
+
 class Checkpoints:
     """Writes and restores the state of one run, on all ranks together.
 
     Args:
-        config: the recipe; its ``model_dir("checkpoints")`` holds the folders ``step-00000100``.
-        features: the input of the model, recorded so that a checkpoint explains itself.
-        inputs: the artifacts that the run reads, by name.
+        root: the folder that holds ``step-00000100`` and so on.
+        run: tells this run from others.
         ranks: this process among the others.
-        decisive: sections of the settings that must be those of the run before, beside some of ``training``.
+        keep: so many of the newest stay.
 
     Attributes:
-        root: the folder of the checkpoints.
-        facts: more for the summary of every checkpoint, JSON values only.
+        root: as given.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        features: FeatureSchema,
-        inputs: Mapping[str, Artifact],
-        ranks: Ranks,
-        decisive: Sequence[str] = DECISIVE,
-    ) -> None:
-        self.root = config.model_dir("checkpoints")
-        self._config = config
-        self._features = features
-        self._inputs = inputs
+    def __init__(self, root: Path, run: RunRecord, ranks: Ranks, keep: int = 2) -> None:
+        self.root = root
+        self._run = run
         self._ranks = ranks
-        self._decisive = decisive
+        self._keep = keep
         self._parts: dict[str, Part] = {}
-        self.facts: dict[str, Any] = {}
         self._group: dist.ProcessGroup | None = None  # of saving in the background
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mtmh-checkpoint")
         self._behind: tuple[Path, Future[Any]] | None = None
@@ -159,22 +192,12 @@ class Checkpoints:
             )
         return None
 
-    def save(
-        self,
-        step: int,
-        epoch: int,
-        model: DistributedModelParallel,
-        optimizer: CombinedOptimizer,
-        *,
-        behind: bool = False,
-    ) -> Path:
+    def save(self, step: int, trained: State, *, behind: bool = False) -> Path:
         """Writes the state after ``step`` finished steps; the folder appears when all ranks have written.
 
         Args:
             step: finished steps.
-            epoch: finished epochs.
-            model: with its weights.
-            optimizer: with its state.
+            trained: weights and optimizer state, as of `training_state`; the parts are added.
             behind: return when the state is copied, and write in the background. A failure is raised by the next
                 `save` or `wait`. One save at a time: a second one waits for the first.
 
@@ -184,8 +207,8 @@ class Checkpoints:
             NonFiniteStateError: a value is infinite or not a number; nothing is written.
         """
         self.wait()
-        trained = self._state(model, optimizer)
-        check_finite(trained, step)  # a run could never go on from such a checkpoint
+        state = self._with_parts(trained)
+        check_finite(state, step)  # a run could never go on from such a checkpoint
         path = self.root / f"step-{step:08d}"
         writer: list[ArtifactWriter] = []  # filled on the first rank only
 
@@ -197,19 +220,18 @@ class Checkpoints:
         def commit(records: Mapping[str, FileRecord]) -> Path:
             writer[0].summary |= {
                 "step": step,
-                "epoch": epoch,
                 "world_size": self._ranks.world_size,
-                "features": self._features.model_dump(mode="json"),
-                **self.facts,
+                **self._run.facts,
             }
-            # A run of the next period finds the rows of its values by these, when this dataset may be gone.
-            link_folder(self._inputs["dataset"].path / VOCABULARY, writer[0].folder / VOCABULARY)
-            writer[0].commit(self._config.model_dump(mode="json"), self._inputs, records)
+            for name, source in self._run.folders.items():
+                link_folder(source, writer[0].folder / name)
+            settings = self._run.settings
+            writer[0].commit(settings, self._run.inputs, records, decisive=self._run.decisive(settings))
             self._remove_old()
             return path
 
         folder = on_first(self._ranks, begin)
-        state = trained | self._random_state()
+        state |= self._random_state()
         if not behind:
             write_state(state, folder)
             records = self._read_back(folder)
@@ -252,10 +274,14 @@ class Checkpoints:
         if found is not None:
             raise OSError(f"{path}: the checkpoint could not be written in the background: {found}") from failure
 
-    def restore(self, path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> int:
-        """Puts weights, optimizer, parts and random state back.
+    def restore(self, path: Path, trained: State) -> int:
+        """Puts weights, optimizer state, parts and random state back.
 
         The random state is a rank's own; on another number of ranks each goes on with a fresh one.
+
+        Args:
+            path: folder of one checkpoint.
+            trained: as for `save`, filled in place.
 
         Returns:
             The number of finished steps.
@@ -269,7 +295,7 @@ class Checkpoints:
         stored = stored_names(folder)
         same_ranks = random_state.keys() <= stored
         prefixes = {f"{name.partition('.')[0]}." for name in stored} - {RANDOM}
-        read_state(self._state(model, optimizer), folder, prefixes=tuple(prefixes))
+        read_state(self._with_parts(trained), folder, prefixes=tuple(prefixes))
         for part in self._parts.values():
             part.restored()
         if same_ranks:
@@ -277,11 +303,9 @@ class Checkpoints:
             _set_random_state(random_state, self._ranks)
         return int(artifact.summary["step"])
 
-    def _state(self, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> State:
-        state = training_state(model, optimizer)
-        for name, part in self._parts.items():
-            state |= {f"{name}.{key}": value for key, value in part.state().items()}
-        return state
+    def _with_parts(self, trained: State) -> State:
+        parts = {f"{name}.{key}": value for name, part in self._parts.items() for key, value in part.state().items()}
+        return trained | parts
 
     def _all(self, resume: bool) -> list[Path]:
         found = _newest_first(self.root)
@@ -306,16 +330,13 @@ class Checkpoints:
         return True
 
     def _check_same_run(self, artifact: Artifact) -> None:
-        before, now = (
-            decisive_settings(_in_todays_terms(artifact, self._decisive), self._decisive),
-            decisive_settings(self._config.model_dump(mode="json"), self._decisive),
-        )
+        before, now = self._run.decisive(artifact.manifest.config), self._run.decisive(self._run.settings)
         changed = [
             f"{key} was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
             for key in sorted(before.keys() | now.keys())
             if before.get(key, "absent") != now.get(key, "absent")
         ]
-        digests = {name: used.manifest.digest for name, used in self._inputs.items()}
+        digests = {name: used.manifest.digest for name, used in self._run.inputs.items()}
         for name in sorted(digests.keys() | artifact.manifest.inputs.keys()):
             if name not in digests:
                 changed.append(f"it used a {name} artifact, which is not given now")
@@ -338,8 +359,8 @@ class Checkpoints:
         return state
 
     def _remove_old(self) -> None:
-        """Keeps the last ``keep_checkpoints``; also clears what interrupted writers and removals left."""
-        for path in _newest_first(self.root)[self._config.training.keep_checkpoints :]:
+        """Keeps the newest; also clears what interrupted writers and removals left."""
+        for path in _newest_first(self.root)[self._keep :]:
             path.rename(path.with_name(f".{path.name}.old"))
         for pattern in (".step-*.old", ".step-*.partial"):
             for rest in self.root.glob(pattern):
@@ -357,20 +378,20 @@ def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer
     return state
 
 
-def decisive_settings(config: Mapping[str, Any], sections: Sequence[str] = DECISIVE) -> dict[str, Any]:
-    """The settings that decide which numbers a run computes, by dotted key."""
-    tree = {section: config[section] for section in sections if section in config}
-    tree["training"] = {key: value for key, value in config["training"].items() if key in DECISIVE_TRAINING}
+def decisive_settings(recorded: Mapping[str, Any], sections: Sequence[str] = DECISIVE) -> dict[str, Any]:
+    """The settings that decide which numbers a run computes, by dotted key.
+
+    Args:
+        recorded: the recipe as JSON values. Settings that came in since then have the values that stand for what was
+            done before.
+        sections: that decide, beside some settings of ``training``.
+    """
+    with suppress(ValidationError):  # a setting has gone since: compared as they stand, which names it
+        recorded = Config.model_validate(part_of_recipe(recorded, *sections, "training")).model_dump(mode="json")
+    tree = {section: recorded[section] for section in sections if section in recorded}
+    tree["training"] = {key: value for key, value in recorded["training"].items() if key in DECISIVE_TRAINING}
     indifferent = ("loss.chunk_rows", "loss.kernel", "training.continuation.check_period")
     return {key: value for key, value in leaves(tree) if key not in indifferent}
-
-
-def _in_todays_terms(artifact: Artifact, sections: Sequence[str]) -> dict[str, Any]:
-    """Settings that came in since they were written, with the values that stand for what was done before."""
-    try:
-        return recorded_config(artifact, *sections, "training").model_dump(mode="json")
-    except ValueError:  # a setting has gone since: compared as they stand, which names it
-        return artifact.manifest.config
 
 
 def _set_aside(path: Path, why: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress bar or log lines, TensorBoard, and one JSON line a window of steps."""
+"""The log of a run: a progress bar or log lines, TensorBoard, and one JSON line a window of steps."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,19 +23,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.profiler import record_function
 from torch.utils.tensorboard import SummaryWriter
-from torchrec.optim.keyed import CombinedOptimizer
 
-from mtmh.config import Config, HeadConfig
+from mtmh.config import HeadConfig
 from mtmh.data.batch import ItemBatch
 from mtmh.data.dataset import Dataset
 from mtmh.distributed.ranks import Ranks
-from mtmh.distributed.waiting import CollectiveClock
-from mtmh.training.gradients import GradientNorms
 
 METRICS = "metrics.jsonl"
 NAMED_ITEMS = 8  # of a batch, in an error message
 
-Batch = TypeVar("Batch", bound=ItemBatch)
+Batch = TypeVar("Batch")
 
 
 @contextmanager
@@ -63,25 +60,15 @@ class NonFiniteLossError(RuntimeError):
     """The loss is no longer a number."""
 
 
-class Loader(Protocol):
-    """What the log asks of a loader."""
-
-    steps_per_epoch: int
-    num_steps: int
-
-    def iterate(self, start_step: int = 0) -> Iterator[ItemBatch]:
-        """The batches from a step on."""
-
-
 @dataclass(frozen=True)
 class LossNames:
-    """What the losses of a step, a matrix, stand for.
+    """Names of the losses of a step, a matrix.
 
     Attributes:
         kinds: of its rows.
         names: of its columns: heads, tasks.
         weights: [kinds][names], with which a column's ``total`` adds up its kinds.
-        noun: what a column is.
+        noun: for a column: head, task.
     """
 
     kinds: tuple[str, ...]
@@ -107,54 +94,64 @@ class LossNames:
         }
 
 
+@dataclass(frozen=True)
+class RunSize:
+    """How long a run is.
+
+    Attributes:
+        num_steps: of the whole run.
+        steps_per_epoch: of one pass over the data.
+        batch_size: pairs or examples of a global step.
+    """
+
+    num_steps: int
+    steps_per_epoch: int
+    batch_size: int
+
+
 class TrainingLog:
-    """Collects losses on the device and reads them once a window of ``training.log_every`` steps, over all ranks.
+    """Collects losses on the device and reads them once a window of steps, over all ranks.
 
     Args:
-        config: the recipe.
-        dataset: names the items of a batch whose loss is not finite.
-        loader: makes that batch again.
-        optimizer: whose gradient norms are shown; has a part ``towers``.
+        folder: of `METRICS` and TensorBoard's files.
+        size: of the run.
+        names: of the losses.
+        first_items: names the first items of this rank's batch of a step, given the steps before it; for the message
+            when a loss is no number.
         ranks: only rank 0 prints and writes.
-        names: of the losses; default: those of the model's heads.
+        log_every: steps of a window.
         start_step: finished steps; lines of later ones, of a run that was killed, are dropped.
     """
 
     def __init__(
         self,
-        config: Config,
-        dataset: Dataset,
-        loader: Loader,
-        optimizer: CombinedOptimizer,
+        folder: Path,
+        size: RunSize,
+        names: LossNames,
+        first_items: Callable[[int], list[str]],
         ranks: Ranks,
         *,
+        log_every: int,
         start_step: int,
-        names: LossNames | None = None,
     ) -> None:
-        self._config = config
-        self._dataset = dataset
-        self._loader = loader
+        self._size = size
+        self._names = names
+        self._first_items = first_items
         self._ranks = ranks
-        self._names = names or LossNames.of_heads(config.model.heads)
-        self._gradients = GradientNorms(optimizer)
-        self._collectives = CollectiveClock()
-        self._open = ExitStack()
+        self._log_every = log_every
         self._window: list[Tensor] = []
         self._waited = 0.0
         self._step = start_step
         self._gauges: dict[str, Callable[[], Mapping[str, float]]] = {}
-        self._view = _View(config, loader.num_steps, start_step) if ranks.is_first else None
+        self._view = _View(folder, size.num_steps, start_step) if ranks.is_first else None
         self._began = time.perf_counter()
 
     def __enter__(self) -> Self:
-        if self._ranks.device.type == "cpu":
-            self._open.enter_context(self._collectives.running())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._open.close()
         if self._view is not None:
             self._view.close()
 
@@ -196,7 +193,7 @@ class TrainingLog:
             NonFiniteLossError: a loss of the window is infinite or not a number.
         """
         self._window.append(losses)
-        if not report and step % self._config.training.log_every:
+        if not report and step % self._log_every:
             return
         first_step = self._step + 1
         own = torch.stack(self._window)  # [steps, kinds, names]
@@ -209,27 +206,22 @@ class TrainingLog:
             self._view.write(line)
         self._window.clear()
         self._waited = 0.0
-        self._collectives.seconds = 0.0
         self._step = step
         self._began = time.perf_counter()
 
     def _line(self, step: int, total: Tensor) -> dict[str, Any]:
         seconds = time.perf_counter() - self._began
         peak = 0 if self._ranks.device.type == "cpu" else torch.cuda.max_memory_allocated(self._ranks.device)
-        own = (self._waited, self._collectives.seconds, _resident_bytes(), _peak_bytes(), peak)
+        own = (self._waited, _resident_bytes(), _peak_bytes(), peak)
         worst = torch.tensor(own, device=self._ranks.device, dtype=torch.float64)
         dist.all_reduce(worst, dist.ReduceOp.MAX)
-        waited, exchanged, resident, peak_resident, peak_gpu = worst.tolist()
-        steps = len(self._window)
-        exchange = {"collective_wait_share": min(1.0, exchanged / seconds)} if self._ranks.device.type == "cpu" else {}
+        waited, resident, peak_resident, peak_gpu = worst.tolist()
         return {
             "step": step,
-            "epoch": (step - 1) // self._loader.steps_per_epoch,
+            "epoch": (step - 1) // self._size.steps_per_epoch,
             "loss": self._names.tree(total.mean(dim=0).tolist()),
-            "pairs_per_s": steps * self._config.training.batch_size / seconds,
+            "pairs_per_s": len(self._window) * self._size.batch_size / seconds,
             "data_wait_share": min(1.0, waited / seconds),
-            **exchange,
-            "grad_norm": self._gradients.read(steps),
             "rss_gb": resident / 1e9,
             "peak_rss_gb": peak_resident / 1e9,
             "peak_gpu_gb": peak_gpu / 1e9,
@@ -240,12 +232,9 @@ class TrainingLog:
         offset, kind, name = (~total.isfinite()).nonzero()[0].tolist()
         step = first_step + offset
         items: list[list[str]] = [[] for _ in range(self._ranks.world_size)]
-        mine: list[str] = []
-        if not math.isfinite(own[offset, kind, name]):
-            batch = next(self._loader.iterate(step - 1))
-            mine = [str(self._dataset.item_ids[i]) for i in batch.item_index[batch.trigger[:NAMED_ITEMS]].tolist()]
-        dist.all_gather_object(items, mine)
-        named = ", ".join(item for part in items for item in part[:NAMED_ITEMS])
+        here = [] if math.isfinite(own[offset, kind, name]) else self._first_items(step - 1)[:NAMED_ITEMS]
+        dist.all_gather_object(items, here)
+        named = ", ".join(item for part in items for item in part)
         return (
             f"step {step}: the {self._names.kinds[kind]} loss of {self._names.noun} {self._names.names[name]!r} is "
             f"{total[offset, kind, name].item()}. First triggers of the batch: {named}. "
@@ -253,11 +242,15 @@ class TrainingLog:
         )
 
 
+def first_triggers(dataset: Dataset, batch: ItemBatch) -> list[str]:
+    """Ids of the first triggers of a batch, for `TrainingLog`."""
+    return [str(dataset.item_ids[item]) for item in batch.item_index[batch.trigger[:NAMED_ITEMS]].tolist()]
+
+
 class _View:
     """Rank 0's outlets: console, metrics.jsonl, TensorBoard."""
 
-    def __init__(self, config: Config, num_steps: int, start_step: int) -> None:
-        folder = config.model_dir("checkpoints")
+    def __init__(self, folder: Path, num_steps: int, start_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.console = Console()
         self._num_steps = num_steps

@@ -1,8 +1,8 @@
-"""Trains a model: the story of a run."""
+"""Training of the item tower: the story of a run."""
 
 from __future__ import annotations
 
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,13 +18,14 @@ from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
 from mtmh.distributed.ranks import join_ranks
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import plan_table, shard
-from mtmh.training.checkpoint import Checkpoints
+from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
+from mtmh.training.gradients import tower_gradient_norms
+from mtmh.training.loop import Trainer
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
-from mtmh.training.profile import tracing
-from mtmh.training.progress import TrainingLog, quiet_libraries
+from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
 from mtmh.training.task import TrainTask
 
 
@@ -56,10 +57,11 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         features = dataset.summary.features
         previous = open_previous(continue_from, config, dataset.summary) if continue_from else None
         inputs |= {"previous": previous} if previous else {}
-        checkpoints = Checkpoints(config, features, inputs, ranks)
         period = Period.of(dataset.summary)
         period = period.after(period_of(previous)) if previous else period
-        checkpoints.facts["period"] = period.model_dump()
+        record = RunRecord.of_recipe(config, dataset, inputs)
+        record.facts["period"] = period.model_dump()
+        checkpoints = Checkpoints(config.model_dir("checkpoints"), record, ranks, config.training.keep_checkpoints)
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"
         loader = PairLoader(dataset, config, ranks.rank, ranks.world_size, content, pin_memory=on_gpu)
@@ -71,36 +73,44 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         if frequencies is not None:
             checkpoints.add(FREQUENCIES, frequencies)
         optimizer = build_optimizer(sharded, config.training)
-        step = checkpoints.restore(checkpoint, sharded, optimizer) if checkpoint else 0
+        trained = partial(training_state, sharded, optimizer)
+        step = checkpoints.restore(checkpoint, trained()) if checkpoint else 0
         carried = carry_over(previous, dataset, config, sharded, optimizer, ranks) if previous and not step else []
         if frequencies is not None and previous and not step:
             carry_over_frequencies(previous, dataset, frequencies)
         id_tables = IdTables(sharded)
 
-        pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-        log = TrainingLog(config, dataset, loader, optimizer, ranks, start_step=step)
-        with log, checkpoints, tracing(profile, checkpoints.root / "trace", ranks) as traced:
-            log.show(plan_table(plan))
-            if carried:
-                log.show(carried_table(carried))
-            if config.model.id_tables:
-                log.add("id_tables", id_tables.counts)
-            every = config.training.checkpoint_every
-            batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(config.sharding.communication))
-            while step < loader.num_steps:
-                # The pipeline works ahead, but never past a checkpoint: nothing of a later step is in the state.
-                stop = min(loader.num_steps, step + every - step % every)
-                leg = islice(batches, stop - step)
-                while step < stop:
-                    set_learning_rates(optimizer, config.training, step, continued=previous is not None)
-                    id_tables.tick()
-                    losses = pipeline.progress(leg)
-                    step += 1
-                    traced()
-                    log.record(step, losses, report=step == stop)  # raises if the loss is no number
-                behind = config.training.async_checkpoint and step < loader.num_steps
-                epoch = step // loader.steps_per_epoch
-                checkpoint = checkpoints.save(step, epoch, sharded, optimizer, behind=behind)
-            log.show(f"Trained {step} steps; checkpoint {checkpoint}")
+        def begin_step(step: int) -> None:
+            set_learning_rates(optimizer, config.training, step, continued=previous is not None)
+            id_tables.tick()
+
+        log = TrainingLog(
+            checkpoints.root,
+            RunSize(loader.num_steps, loader.steps_per_epoch, config.training.batch_size),
+            LossNames.of_heads(config.model.heads),
+            lambda step: first_triggers(dataset, next(loader.iterate(step))),
+            ranks,
+            log_every=config.training.log_every,
+            start_step=step,
+        )
+        log.add("grad_norm", partial(tower_gradient_norms, optimizer))
+        if config.model.id_tables:
+            log.add("id_tables", id_tables.counts)
+        log.show(plan_table(plan))
+        if carried:
+            log.show(carried_table(carried))
+        trainer = Trainer(
+            pipeline=TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True),
+            begin_step=begin_step,
+            trained=trained,
+            checkpoints=checkpoints,
+            log=log,
+            ranks=ranks,
+            checkpoint_every=config.training.checkpoint_every,
+            save_behind=config.training.async_checkpoint,
+            profile=profile,
+        )
+        batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(config.sharding.communication))
+        checkpoint = trainer.run(batches, step, loader.num_steps) or checkpoint
         assert checkpoint is not None
         return checkpoint

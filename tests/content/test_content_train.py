@@ -20,13 +20,21 @@ from torch import Tensor
 from mtmh.artifacts import FORMAT_VERSION
 from mtmh.config import Config
 from mtmh.content.concepts import PairOrder, open_concepts
+from mtmh.content.identity import facts_of_run, identity_of_files
 from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
 from mtmh.content.train import ContrastTask, TrainBatches, train_content
-from mtmh.content.train_state import TrainState, facts_of_run, identity_of_files
-from mtmh.content.tuning import merge_adapters, prepare_tuning, set_learning_rate, trained_parameters
+from mtmh.content.tuning import (
+    build_optimizer,
+    merge_adapters,
+    prepare_tuning,
+    set_learning_rate,
+    trained_parameters,
+    training_state,
+)
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.finite import NonFiniteStateError
 from mtmh.distributed.ranks import join_ranks
+from mtmh.training.checkpoint import Checkpoints, RunRecord
 
 PATIENCE = 120.0
 
@@ -61,7 +69,7 @@ def test_loss_is_the_mean_of_both_directions_without_false_negatives(trained, ca
     order = PairOrder(concepts, 24, seed=5)
     with join_ranks("cpu") as ranks:
         batch = TrainBatches(order, concepts, teacher, dataset, config, ranks).read(1)
-        loss = ContrastTask(teacher.model, 0.2, None)(batch)
+        loss, reported = ContrastTask(teacher.model, 0.2, None)(batch)
     content, concept = (x.double() for x in teacher.model(batch.inputs, batch.concept_ids, batch.concept_mask))
     draw = order.draw(1)
     of_item = [set(concepts.values[concepts.offsets[item] : concepts.offsets[item + 1]].tolist()) for item in draw.item]
@@ -77,6 +85,7 @@ def test_loss_is_the_mean_of_both_directions_without_false_negatives(trained, ca
             total += float(draw.weight[row]) * (torch.logsumexp(torch.cat([positive[None], kept]), 0) - positive)
     expected = total / (2.0 * float(draw.weight.sum()))
     torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(reported.double(), expected.detach().reshape(1, 1), atol=1e-5, rtol=1e-5)
 
 
 def test_modality_dropout_takes_one_of_two_and_never_both(catalogue):
@@ -218,10 +227,8 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path, catalogue):
     files = identity_of_files(config, dataset)
     facts = facts_of_run(config.model_copy(update={"seed": 4}), dataset, concepts.pairs_of_source, 16, files)
     with join_ranks("cpu") as ranks:
-        parameter = torch.nn.Parameter(torch.ones(2))
-        optimizer = torch.optim.AdamW([parameter])
-        TrainState(tmp_path / "encoder.steps", facts, {"x": parameter}, optimizer, ranks).save(2, [])
-    with pytest.raises(ValueError, match="belongs to a run with another seed"):
+        Checkpoints(tmp_path / "encoder.steps", RunRecord(facts, {}), ranks).save(2, {"model.x": torch.ones(2)})
+    with pytest.raises(ValueError, match="the run was another one: seed was 4, is 3"):
         train_content(config, out)
 
 
@@ -247,14 +254,16 @@ def test_other_concepts_or_pictures_are_another_run_even_if_as_many(tmp_path):
     assert third["decisive"]["concepts"] == second["decisive"]["concepts"]
 
 
-def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path):
+def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path, catalogue):
+    config = make_config(catalogue)
     with join_ranks("cpu") as ranks:
-        parameter = torch.nn.Parameter(torch.ones(2))
-        state = TrainState(tmp_path / "steps", {}, {"x": parameter}, torch.optim.AdamW([parameter]), ranks)
-        state.save(2, [])
-        parameter.data[1] = torch.nan
-        with pytest.raises(NonFiniteStateError, match=r"step 4: .* in x\."):
-            state.save(4, [])
+        teacher = untrained(config)
+        parameters, optimizer = trained_parameters(teacher), build_optimizer(teacher, config.content.encoder.training)
+        checkpoints = Checkpoints(tmp_path / "steps", RunRecord({}, {}), ranks)
+        checkpoints.save(2, training_state(parameters, optimizer))
+        parameters["fusion.mlp.0.bias"].data[1] = torch.nan
+        with pytest.raises(NonFiniteStateError, match=r"step 4: .* in model\.fusion\.mlp\.0\.bias\."):
+            checkpoints.save(4, training_state(parameters, optimizer))
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-00000002"]
 
 

@@ -25,7 +25,7 @@ from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import Ranks, gather_numbers, gather_rows, join_ranks, on_all, on_first
 from mtmh.distributed.sharding import shard
 from mtmh.distributed.state_files import State, write_state
-from mtmh.training.checkpoint import Checkpoints, latest_checkpoint, training_state
+from mtmh.training.checkpoint import Checkpoints, RunRecord, latest_checkpoint, training_state
 from mtmh.training.frequencies import streaming_frequencies
 from mtmh.training.model_builder import build_model, load_model
 from mtmh.training.task import TrainTask
@@ -154,7 +154,7 @@ def resave(config: Config, folder: Path) -> None:
         dataset = open_dataset(config.dataset_dir)
         content = open_content(config.content_dir, dataset)
         inputs = {"dataset": dataset.artifact, "content": content.artifact}
-        checkpoints = Checkpoints(config, dataset.summary.features, inputs, ranks)
+        checkpoints = Checkpoints(config.model_dir("checkpoints"), RunRecord.of_recipe(config, dataset, inputs), ranks)
         found = checkpoints.find(resume=True)
         assert found is not None
         model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
@@ -163,7 +163,7 @@ def resave(config: Config, folder: Path) -> None:
         checkpoints.add("frequencies", frequencies)
         sharded, _ = shard(TrainTask(model, config.loss, config.seed, frequencies), config, ranks)
         optimizer = build_optimizer(sharded, config.training)
-        assert checkpoints.restore(found, sharded, optimizer) == 3
+        assert checkpoints.restore(found, training_state(sharded, optimizer)) == 3
         parts = {f"frequencies.{name}": value for name, value in frequencies.state().items()}
         write_state(training_state(sharded, optimizer) | parts, folder)
 

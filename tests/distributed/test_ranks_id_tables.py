@@ -22,7 +22,7 @@ from mtmh.distributed.ranks import Ranks, join_ranks, on_first
 from mtmh.distributed.sharding import shard, table_constraints, tables_of
 from mtmh.distributed.state_files import write_state
 from mtmh.tower.embed import embed_catalogue
-from mtmh.training.checkpoint import Checkpoints, latest_checkpoint, training_state
+from mtmh.training.checkpoint import Checkpoints, RunRecord, latest_checkpoint, training_state
 from mtmh.training.model_builder import build_model
 from mtmh.training.task import TrainTask
 from mtmh.training.trainer import train
@@ -68,9 +68,10 @@ def resave(config: Config, folder: Path, ranks: Ranks) -> None:
     model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
     sharded, _ = shard(TrainTask(model, config.loss), config, ranks)
     optimizer = build_optimizer(sharded, config.training)
-    checkpoints = Checkpoints(config, dataset.summary.features, {}, ranks)
-    found = latest_checkpoint(config.model_dir("checkpoints"))
-    assert checkpoints.restore(found, sharded, optimizer) == 3
+    root = config.model_dir("checkpoints")
+    checkpoints = Checkpoints(root, RunRecord.of_recipe(config, dataset, {}), ranks)
+    found = latest_checkpoint(root)
+    assert checkpoints.restore(found, training_state(sharded, optimizer)) == 3
     write_state(training_state(sharded, optimizer), folder)
 
 
