@@ -85,7 +85,7 @@ def test_words_of_a_library_and_notes_of_ours_are_told() -> None:
 def test_a_missing_package_names_its_extra() -> None:
     told = describe(ModuleNotFoundError("No module named 'torchx.specs'", name="torchx.specs"))
     assert told == "the package torchx is not installed: pip install 'mtmh[launch]'"
-    assert set(EXTRAS.values()) == {"train", "serve", "launch", "report"}
+    assert set(EXTRAS.values()) == {"train", "serve", "launch", "report", "sign"}
 
 
 def test_a_fault_of_ours_keeps_its_traceback() -> None:
