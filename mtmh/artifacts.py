@@ -49,6 +49,21 @@ WRITTEN_BY: dict[Kind, str] = {
     "check": "mtmh content check",
 }
 
+# The modules whose code, and all that it can reach, decides what is in an artifact.
+_MADE_BY: dict[Kind, tuple[str, ...]] = {
+    "dataset": ("mtmh.prepare.prepare",),
+    "media": ("mtmh.prepare.sources.synthetic_media",),
+    "encoder": ("mtmh.content.train",),
+    "content": ("mtmh.content.embed",),
+    "checkpoint": ("mtmh.training.trainer",),
+    "embeddings": ("mtmh.tower.embed",),
+    "index": ("mtmh.index.build",),
+    "segment": ("mtmh.live.live_index",),
+    "preranker": ("mtmh.preranking.trainer", "mtmh.preranking.export"),
+    "evaluation": ("mtmh.evaluation.evaluate",),
+    "check": ("mtmh.content.check",),
+}
+
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -90,7 +105,7 @@ class Manifest(BaseModel):
     kind: Kind
     format_version: int
     mtmh_version: str
-    code: str  # `code_digest` of the writer
+    code: str  # `code_of` its kind, as the writer had it
     created_at: str
     config: dict[str, Any]  # the whole recipe, to read and to compare
     decisive: dict[str, Any]  # those of its settings that decide what is in the files, by dotted key
@@ -187,7 +202,7 @@ class ArtifactWriter:
             kind=self.kind,
             format_version=FORMAT_VERSION,
             mtmh_version=__version__,
-            code=code_digest(),
+            code=code_of(self.kind),
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
             config=dict(config),
             decisive=dict(config if decisive is None else decisive),
@@ -252,6 +267,11 @@ def open_artifact(path: Path, kind: Kind) -> Artifact:
     for name, record in manifest.files.items():
         _check_size(path / name, record)
     return Artifact(path, manifest)
+
+
+def code_of(kind: Kind) -> str:
+    """Digest of the code of this mtmh that makes artifacts of a kind."""
+    return code_digest(*_MADE_BY[kind])
 
 
 def link_folder(source: Path, target: Path) -> None:

@@ -1,37 +1,95 @@
-"""Which code this is: a digest of the package's source files, written into every manifest."""
+"""A digest of the code that a stage can reach by imports, written into the manifest of its artifact.
+
+It tells whether an artifact would be made anew by the same code. Code counts as Python reads it: comments, docstrings
+and line breaks do not. Another minor version of Python may write the same code otherwise.
+"""
 
 from __future__ import annotations
 
+import ast
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 # They may lie elsewhere than the package's folder, as in a checkout.
 _PACKAGES = ("mtmh", "mtmh.modules", "mtmh.torchx_apps")
+_ROOT = "mtmh"  # its own file holds the version and the Python interface, which decide nothing below them
 
 
 @cache
-def code_digest() -> str:
-    """SHA-256 over names and contents of all Python files of mtmh, the same in a checkout and installed."""
-    folders: dict[str, Path] = {}
-    for name in _PACKAGES:
-        spec = find_spec(name)
-        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
-            folders.setdefault(name.replace(".", "/"), Path(folder))
-    return digest_of(folders)
+def code_digest(*entries: str) -> str:
+    """SHA-256 over the code that some modules of mtmh can reach, the same in a checkout and installed.
+
+    Args:
+        entries: full names of modules.
+    """
+    return digest_of(_modules(), *entries)
 
 
-def digest_of(folders: Mapping[str, Path]) -> str:
-    """SHA-256 over the Python files below some folders, named by the folder's key and the path in it."""
-    files = {
-        f"{key}/{path.relative_to(root).as_posix()}": path
-        for key, root in folders.items()
-        for path in root.rglob("*.py")
-    }
+def reached_modules(modules: Mapping[str, Path], *entries: str) -> set[str]:
+    """Names of the modules that some can reach, those among them; imports inside functions count.
+
+    Args:
+        modules: the files of all, by full name.
+        entries: to start from.
+    """
+    found: set[str] = set()
+    todo = list(entries)
+    while todo:
+        name = todo.pop()
+        if name not in found and name != _ROOT:
+            found.add(name)
+            todo += _imported(modules, name)
+    return found
+
+
+def digest_of(modules: Mapping[str, Path], *entries: str) -> str:
+    """As `code_digest`, of any modules by full name."""
     digest = hashlib.sha256()
-    for name in sorted(files):
-        content = files[name].read_bytes()
-        digest.update(f"{name}\0{len(content)}\n".encode() + content)
+    for name in sorted(reached_modules(modules, *entries)):
+        code = ast.unparse(_without_docstrings(modules[name])).encode()
+        digest.update(f"{name}\0{len(code)}\n".encode() + code)
     return digest.hexdigest()
+
+
+def _imported(modules: Mapping[str, Path], name: str) -> Iterator[str]:
+    """The modules whose names or contents a module imports; a package whose submodule is imported is not read."""
+    path = modules[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(_parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+            source = ".".join(filter(None, (above, node.module)))
+            for alias in node.names:
+                yield from (found for found in (f"{source}.{alias.name}", source) if found in modules)
+
+
+@cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
+def _without_docstrings(path: Path) -> ast.Module:
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+            ast.get_docstring(node, clean=False) is not None
+        ):
+            del node.body[0]
+    return tree
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for package in _PACKAGES:
+        spec = find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec is not None else []:
+            for path in Path(folder).rglob("*.py"):
+                parts = [package, *path.relative_to(folder).with_suffix("").parts]
+                found.setdefault(".".join(parts[:-1] if parts[-1] == "__init__" else parts), path)
+    return found

@@ -1,7 +1,7 @@
 """The stages of a recipe: what each writes, what it is made from, and whether that is still so.
 
-A stage is unchanged when its artifact is whole, was made by this very code of mtmh from the inputs that are there now
-(by digest), and with the same values of the settings that the stage reads. All of this is in manifests, so it does not
+A stage is unchanged when its artifact is whole, was made by the code that the stage would run now, from the inputs that
+are there now (by digest), and with the same values of the settings that the stage reads. All of this is in manifests, so it does not
 matter whether a chain or a person ran the stage. Only two facts are in no manifest, and kept by the chain
 (``state.py``): that a training run came to its end, and which raw files a dataset was read from.
 """
@@ -15,13 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mtmh.artifacts import Artifact, DamagedArtifactError, Kind, open_artifact
+from mtmh.artifacts import Artifact, DamagedArtifactError, Kind, code_of, open_artifact
 from mtmh.chain.state import State
 from mtmh.config import Config, StageName
 from mtmh.config.base import leaves
 from mtmh.data.raw_files import stamp
 from mtmh.index.versions import find_version, list_versions
-from mtmh.source_code import code_digest
 
 PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
 
@@ -163,7 +162,7 @@ def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Arti
         others = checkpoint.manifest.inputs != {name: artifact.manifest.digest for name, artifact in inputs.items()}
         if shorter or others or _changes(*_decisive(before, now, sections)):
             return run.model_dir("checkpoints")
-        if _other_code(config, checkpoint) and _ended(stage, config, checkpoint, state):
+        if any(_other_code(config, made) for made in _made_by_end(stage, config, checkpoint, state)):
             return run.model_dir("checkpoints")
     return None
 
@@ -257,23 +256,23 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _other_code(config: Config, artifact: Artifact) -> list[str]:
-    made_by, this = artifact.manifest.code, code_digest()
+    made_by, this = artifact.manifest.code, code_of(artifact.manifest.kind)
     if config.chain.ignore_code or made_by == this:
         return []
     return [f"made by other code of mtmh ({made_by[:12] or 'not noted'}) than this ({this[:12]})"]
 
 
-def _ended(stage: Stage, config: Config, checkpoint: Artifact, state: State) -> bool:
-    """Whether a checkpoint is known to be the last one of its run."""
+def _made_by_end(stage: Stage, config: Config, checkpoint: Artifact, state: State) -> list[Artifact]:
+    """The artifact that a run has made, if this checkpoint is known to be its last one."""
     digest = checkpoint.manifest.digest
     if stage.name == "train":
         noted = state.stages.get(stage.name)
-        return noted is not None and noted.digest == digest
+        return [checkpoint] if noted is not None and noted.digest == digest else []
     try:
         made = [open_artifact(path, stage.kind) for path in stage.find(config)]
     except ValueError:  # no preranker yet
-        return False
-    return any(artifact.manifest.inputs.get("checkpoint") == digest for artifact in made)
+        return []
+    return [artifact for artifact in made if artifact.manifest.inputs.get("checkpoint") == digest]
 
 
 def _unknown_to_manifests(stage: Stage, config: Config, artifact: Artifact, state: State) -> list[str]:

@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 from torchx.specs import AppState
 
-from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.artifacts import Artifact, Kind, code_of, open_artifact, write_artifact
 from mtmh.chain.record import PAGE, Job, Process, Record, load_record
 from mtmh.chain.run import Chain
 from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
 from mtmh.chain.state import StageState, State
 from mtmh.config import Config
 from mtmh.preranking.model_builder import run_config
-from mtmh.source_code import code_digest, digest_of
 
 
 class Scheduler:
@@ -176,11 +175,15 @@ def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_
 
     assert reasons() == []
     digest = open_artifact(config.dataset_dir, "dataset").manifest.digest
-    for folder in (config.dataset_dir, config.model_dir("checkpoints") / "step-00000010"):
+    made: dict[Kind, Path] = {
+        "dataset": config.dataset_dir,
+        "checkpoint": config.model_dir("checkpoints") / "step-00000010",
+    }
+    for kind, folder in made.items():
         manifest = folder / "manifest.json"
-        manifest.write_text(manifest.read_text().replace(code_digest(), "0123456789abcdef"))
+        manifest.write_text(manifest.read_text().replace(code_of(kind), "0123456789abcdef"))
     assert open_artifact(config.dataset_dir, "dataset").manifest.digest == digest, "what it holds is the same"
-    assert reasons() == [f"made by other code of mtmh (0123456789ab) than this ({code_digest()[:12]})"]
+    assert reasons() == [f"made by other code of mtmh (0123456789ab) than this ({code_of('dataset')[:12]})"]
     assert examine(prepare, developing, {}, State(), just_ran=False).reasons == []
 
     checkpoint = open_artifact(config.model_dir("checkpoints") / "step-00000010", "checkpoint")
@@ -188,17 +191,3 @@ def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_
     assert outlived_checkpoints(train, config, {}, State()) is None
     assert outlived_checkpoints(train, config, {}, ended) == config.model_dir("checkpoints")
     assert outlived_checkpoints(train, developing, {}, ended) is None
-
-
-def test_the_digest_of_the_code(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/one.py").write_text("x = 1\n")
-    before = digest_of({"mtmh": tmp_path})
-    (tmp_path / "a/notes.txt").write_text("not code")
-    assert digest_of({"mtmh": tmp_path}) == before
-    assert digest_of({"mtmh/a": tmp_path / "a"}) == before, "wherever the folder lies"
-    (tmp_path / "a/one.py").write_text("x = 2\n")
-    changed = digest_of({"mtmh": tmp_path})
-    (tmp_path / "a/one.py").rename(tmp_path / "a/two.py")
-    assert len({before, changed, digest_of({"mtmh": tmp_path})}) == 3
-    assert len(code_digest()) == 64
