@@ -1,9 +1,9 @@
 """The stages of a recipe: what each writes, what it is made from, and whether that is still so.
 
 A stage is unchanged when its artifact is whole, was made by the code that the stage would run now, from the inputs that
-are there now (by digest), and with the same values of the settings that the stage reads. All of this is in manifests, so it does not
-matter whether a chain or a person ran the stage. Only two facts are in no manifest, and kept by the chain
-(``state.py``): that a training run came to its end, and which raw files a dataset was read from.
+are there now (by digest), and with the same values of the settings that the stage reads. All of this is in manifests,
+so it does not matter whether a chain or a person ran the stage. Only two facts are in no manifest, and kept by the
+chain (``state.py``): that a training run came to its end, and which raw files a dataset was read from.
 """
 
 from __future__ import annotations
