@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from mtmh.cli.options import Out, Overrides, Recipe, done, say
 from mtmh.config import load_config
@@ -146,7 +147,9 @@ def evaluate(
 ) -> None:
     """Measures recall and topic match by the paper's protocol and writes report.html."""
     from mtmh.evaluation.evaluate import evaluate as run
-    from mtmh.evaluation.results import load_evaluation, results_table
+    from mtmh.evaluation.results import load_evaluation
+    from mtmh.evaluation.tables import results_table
+    from mtmh.evaluation.verdict import verdict
     from mtmh.index.versions import find_version
 
     config = load_config(recipe, overrides)
@@ -154,5 +157,8 @@ def evaluate(
     published = find_version(config.model_dir("index"), published_version) if published_version else None
     out = out or config.model_dir("evaluation")
     artifact = run(config, out, compare=compare or [], index=index, published=published)
-    Console().print(results_table([load_evaluation(path) for path in (artifact.path, *(compare or []))]))
+    evaluations = [load_evaluation(path) for path in (artifact.path, *(compare or []))]
+    Console().print(results_table(evaluations))
+    for line in [*verdict(evaluations[0]), *evaluations[0].notes]:
+        Console().print(escape(line), highlight=False)
     done("report", artifact.path / "report.html")

@@ -5,7 +5,7 @@ from mtmh.config.chain import ChainConfig, JobConfig, StageName
 from mtmh.config.content import BackboneConfig, ContentCheckConfig, ContentConfig, EncoderConfig, EncoderTrainingConfig
 from mtmh.config.data import DataConfig, PairsConfig, SimWeightConfig, SplitConfig, TableColumns, ValidationConfig
 from mtmh.config.distributed import CommunicationConfig, ShardingConfig, ShardingType
-from mtmh.config.evaluation import EvaluationConfig
+from mtmh.config.evaluation import EvaluationConfig, Yardstick
 from mtmh.config.index import IndexConfig, MilvusConfig, PqConfig
 from mtmh.config.model import HeadConfig, IdTableConfig, ModelConfig
 from mtmh.config.preranking import PrerankerConfig, PrerankerTrainingConfig, TaskConfig
@@ -64,6 +64,7 @@ __all__ = [
     "TaskConfig",
     "TrainingConfig",
     "ValidationConfig",
+    "Yardstick",
     "decisive",
     "load_config",
     "recipe_names",

@@ -8,15 +8,17 @@ from pydantic import Field
 
 from mtmh.config.base import Positive, Settings
 
-Yardstick = Literal["item-item", "teacher", "popularity"]
+Yardstick = Literal["item-item", "ease", "als", "teacher", "popularity"]
 
 
 class EvaluationConfig(Settings):
     """The paper's protocol (section 2): triggers from the past, recall against what the user engaged with in T2.
 
     Two parts grow with the catalogue beyond the model's own index, in the memory of one process. ``exact_search``
-    holds all vectors of all heads as float32. Of the ``yardsticks``, ``teacher`` holds the teacher's vectors so, and
-    ``item-item`` the training histories of all users. A catalogue too large for that is evaluated without them.
+    holds all vectors of all heads as float32. Of the ``yardsticks``, ``teacher`` holds the teacher's vectors so;
+    ``item-item``, ``ease`` and ``als`` hold the training histories of all users, and ``ease`` a number for each pair of
+    items (it is left out above 20,000 items with events). A catalogue too large for that is evaluated without them.
+    ``als`` needs the package ``implicit`` and is left out where that is not installed.
     """
 
     num_users: Positive = 2000
@@ -24,5 +26,5 @@ class EvaluationConfig(Settings):
     recall_at: list[Positive] = [5, 20, 100, 500]
     alphas: list[Annotated[float, Field(ge=0.0, le=100.0)]] = [0, 10, 30, 50, 70, 90, 100]
     exact_search: bool = True  # a row that tells the index's loss from the model's
-    yardsticks: list[Yardstick] = ["item-item", "teacher", "popularity"]  # the teacher where there is one
+    yardsticks: list[Yardstick] = ["item-item", "ease", "als", "teacher", "popularity"]  # those that there are
     exclude_seen: bool = True  # items of the user's training history are neither answers nor ground truth

@@ -1,4 +1,4 @@
-"""Yardsticks that need no training of ours: co-occurrence cosine, popularity, and the teacher's embeddings alone."""
+"""Yardsticks that only count or compare: co-occurrence cosine, popularity, and the teacher's embeddings alone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from mtmh.data.arrays import Indices
+from mtmh.data.arrays import Indices, Scores
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories, concatenate
-from mtmh.evaluation.protocol import Answers, Cohort
+from mtmh.evaluation.cohort import Cohort
+from mtmh.evaluation.protocol import Answers
 from mtmh.index.vector_index import ExactIndex
-from mtmh.retrieval.ranking import Candidates, Requests
+from mtmh.retrieval.ranking import Candidates
 
 _PRODUCT_ROWS = 255  # triggers whose co-occurrence rows are held at a time; packs with catalogues up to 16M items
 _SEARCH_ROWS = 4096
@@ -23,29 +24,31 @@ def train_histories(dataset: Dataset) -> Histories:
     return concatenate([reader.read(group) for group in range(reader.num_groups)])
 
 
+def engagement_matrix(histories: Histories, num_items: int) -> sparse.csr_matrix:
+    """[users, num_items] float32: 1 where a user engaged with an item, however often."""
+    ones = np.ones(len(histories.items), np.float32)
+    # A copy: histories may be a view of a memory-mapped file, and the matrix sorts its indices in place.
+    shape = (len(histories.offsets) - 1, num_items)
+    engaged = sparse.csr_matrix((ones, histories.items, histories.offsets), shape=shape, copy=True)
+    engaged.sum_duplicates()
+    engaged.data[:] = 1.0
+    return engaged
+
+
 class Cooccurrence:
     """Item-item cosine: users of both items over the geometric mean of the users of each.
 
-    As a retriever it answers a trigger by cosine; as a ``Preranker`` it scores a candidate by the sum of its cosines to
-    the history, the usual way of item-based collaborative filtering.
-
     Args:
-        histories: of the training period; an item counts once a user.
-        num_items: size of the catalogue.
+        engaged: [U, I] of `engagement_matrix`, of the training period.
     """
 
-    def __init__(self, histories: Histories, num_items: int) -> None:
-        num_users = len(histories.offsets) - 1
-        ones = np.ones(len(histories.items), np.float32)
-        # A copy: histories may be a view of a memory-mapped file, and the matrix sorts its indices in place.
-        shape = (num_users, num_items)
-        engaged = sparse.csr_matrix((ones, histories.items, histories.offsets), shape=shape, copy=True)
-        engaged.sum_duplicates()
-        engaged.data[:] = 1.0
+    def __init__(self, engaged: sparse.csr_matrix) -> None:
         users_of_item = np.asarray(engaged.sum(axis=0)).ravel()
         scaled = sparse.diags(1.0 / np.sqrt(np.maximum(users_of_item, 1.0)))
         self._by_user = (engaged @ scaled).astype(np.float32).tocsr()
         self._by_item = self._by_user.T.tocsr()
+        # So little that it decides among equal sums only, those of 0 included.
+        self._popularity = (1e-6 * users_of_item / max(1.0, users_of_item.max(initial=0.0))).astype(np.float32)
 
     def search(self, triggers: Indices, k: int) -> Candidates:
         """The ``k`` items of largest cosine; items without a common user are no candidates. Returns [T, k]."""
@@ -59,15 +62,10 @@ class Cooccurrence:
             scores[start + rows, slots] = values
         return Candidates("co-occurrence", items, scores)
 
-    def score(self, requests: Requests, candidates: Candidates) -> npt.NDArray[np.float32]:
-        """As ``Preranker.score``."""
-        rows, columns = np.nonzero(requests.histories >= 0)
-        shape = (len(requests.histories), self._by_item.shape[0])
-        ones = np.ones(len(rows), np.float32)
-        histories = sparse.csr_matrix((ones, (rows, requests.histories[rows, columns])), shape=shape)
-        sums = ((histories @ self._by_item) @ self._by_user).toarray()
-        scores = sums[requests.users[:, None], candidates.items]
-        return np.where(candidates.items >= 0, scores, np.float32(-np.inf)).astype(np.float32)
+    def score(self, histories: sparse.csr_matrix) -> Scores:
+        """Sums of the cosines to the items of each history, itself left out, ties by popularity; [B, I] -> [B, I]."""
+        sums = ((histories @ self._by_item) @ self._by_user).toarray() + self._popularity
+        return np.asarray(sums - histories.toarray(), dtype=np.float32)
 
 
 class ContentSearch:
@@ -82,6 +80,11 @@ class ContentSearch:
         self._has_content = np.einsum("id,id->i", vectors, vectors) > 0.5
         self._there = np.flatnonzero(self._has_content)
         self._index = ExactIndex.build(vectors[self._there])
+
+    def score(self, histories: sparse.csr_matrix) -> Scores:
+        """Sums of the cosines to the items of each history; -inf for items without content; [B, I] -> [B, I]."""
+        sums = (histories @ self._vectors) @ self._vectors.T
+        return np.where(self._has_content, sums, np.float32(-np.inf))
 
     def search(self, triggers: Indices, k: int) -> Candidates:
         """The ``k`` items of largest cosine. Returns [T, k]."""
@@ -132,8 +135,7 @@ def popularity(
     # One more than k, for the trigger itself takes no slot (it can be there when seen items are not excluded).
     wider = lists[users, : k + 1]
     items = _first_allowed(wider, (wider >= 0) & (wider != triggers[:, None]), k)
-    scores = np.where(items >= 0, train_count[items], -np.inf).astype(np.float32)
-    return Answers(users, triggers, items, scores), lists[:, :length]
+    return Answers(users, triggers, items), lists[:, :length]
 
 
 def _best_of_rows(similar: sparse.csr_matrix, own: Indices, k: int) -> tuple[Indices, Indices, npt.NDArray[np.float32]]:

@@ -1,14 +1,15 @@
-"""Recall, topic match, coverage and popularity, each with a bootstrap over users."""
+"""Recall, NDCG, hit rate, topic match, coverage and popularity, each with a bootstrap over users."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-Indices = npt.NDArray[np.integer[Any]]
+from mtmh.data.arrays import Indices
+
 Floats = npt.NDArray[np.float64]
 
 POPULAR_SHARE = 0.01  # of the catalogue, by training count
@@ -80,27 +81,51 @@ def _estimate(value: float, resampled: Floats) -> Estimate:
     )
 
 
-def recall_at(lists: Indices, truth_items: Indices, truth_offsets: Indices, ks: list[int]) -> Floats:
-    """Share of a user's future items among the first k of the list.
+def hits_in(lists: Indices, truth_items: Indices, truth_offsets: Indices) -> npt.NDArray[np.bool_]:
+    """Places of the lists where a user's future item stands.
 
     Args:
         lists: [U, N] item indices without duplicates in a row, best first, -1: none.
         truth_items: [G] item indices, users one after another, distinct within a user.
-        truth_offsets: [U + 1]; every user has at least one item.
+        truth_offsets: [U + 1].
+
+    Returns:
+        [U, N] bool.
+    """
+    num_users = len(lists)
+    if not len(truth_items):
+        return np.zeros(lists.shape, dtype=bool)
+    width = int(max(lists.max(initial=0), truth_items.max(initial=0))) + 1
+    truth_keys = np.sort(np.repeat(np.arange(num_users), np.diff(truth_offsets)) * width + truth_items)
+    keys = np.arange(num_users)[:, None] * width + lists
+    places = np.minimum(np.searchsorted(truth_keys, keys), len(truth_keys) - 1)
+    return np.asarray((truth_keys[places] == keys) & (lists >= 0))
+
+
+def recall_at(hits: npt.NDArray[np.bool_], sizes: Indices, ks: Sequence[int]) -> Floats:
+    """Share of a user's future items among the first k of the list.
+
+    Args:
+        hits: [U, N] of `hits_in`.
+        sizes: [U] future items of each user, at least one.
         ks: cut-offs.
 
     Returns:
         [U, len(ks)] float64.
     """
-    num_users = len(lists)
-    sizes = np.diff(truth_offsets)
     assert (sizes > 0).all(), "users without ground truth must not be sampled"
-    width = int(max(lists.max(initial=0), truth_items.max(initial=0))) + 1
-    truth_keys = np.sort(np.repeat(np.arange(num_users), sizes) * width + truth_items)
-    keys = np.arange(num_users)[:, None] * width + lists
-    places = np.minimum(np.searchsorted(truth_keys, keys), len(truth_keys) - 1)
-    hits = (truth_keys[places] == keys) & (lists >= 0)
     return np.stack([hits[:, :k].sum(axis=1) / sizes for k in ks], axis=1)
+
+
+def ndcg_at(hits: npt.NDArray[np.bool_], sizes: Indices, ks: Sequence[int]) -> Floats:
+    """Normalised discounted cumulative gain: a hit at place r (from 1) gains ``1 / log2(r + 1)``.
+
+    The ideal list that it is divided by has all future items, as many as there is room for, at its top. Arguments and
+    result as `recall_at`.
+    """
+    gains = 1.0 / np.log2(np.arange(max(hits.shape[1], max(ks))) + 2.0)
+    ideal = np.concatenate([[0.0], np.cumsum(gains)])
+    return np.stack([hits[:, :k] @ gains[: min(k, hits.shape[1])] / ideal[np.minimum(sizes, k)] for k in ks], axis=1)
 
 
 def topic_matches(

@@ -1,27 +1,27 @@
 """The paper's protocol: from users and their triggers to one ranked list a user (sections 2 and 4.1).
 
 For every user: the last triggers of the training history; for every trigger and head ``k_ann`` nearest candidates; each
-head's candidates preranked separately to K; the quota merge; the answers of all triggers sorted by score. What a
-retriever has to offer is one function a head from triggers to candidates, so that yardsticks go the same way.
+head's candidates preranked separately to K; the quota merge; the answers of all triggers sorted by score. Where that
+leaves a user's list short, the triggers keep more than K, by the rule of serving (`trigger_widths`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.arrays import Indices
-from mtmh.data.dataset import EvaluationUsers
-from mtmh.data.histories import Histories
-from mtmh.evaluation.shared_preranking import shared_prerank
-from mtmh.retrieval.merge import head_quotas, head_shares, quota_merge
+from mtmh.data.arrays import Indices, Scores
+from mtmh.evaluation.cohort import Cohort
+from mtmh.evaluation.shared_preranking import shared_merge, shared_prerank
+from mtmh.retrieval.merge import Merged, head_quotas, head_shares, quota_merge
 from mtmh.retrieval.ranking import Candidates, Preranker, Requests, prerank
+from mtmh.retrieval.user_list import trigger_widths
 
-Search = Callable[[Indices], Candidates]  # [T] triggers -> [T, k_ann]; the trigger is not among its candidates
+# [T] triggers, and how many candidates each needs at least -> [T, k_ann]; the trigger is not among its candidates.
+Search = Callable[[Indices, int], Candidates]
 
 _BLOCK_CANDIDATES = 134_217_728  # of distinct triggers held at a time (1 GiB of items and scores)
 _CHUNK_CANDIDATES = 2_097_152  # preranked at a time
@@ -29,195 +29,292 @@ _SEEN_FLAGS = 67_108_864  # users x catalogue at a time (64 MiB)
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """The users of an evaluation.
-
-    Attributes:
-        user_index: [U] int64.
-        triggers: [U, T] item indices, the latest first, -1: padding.
-        seen: [U] items that are neither answers nor ground truth; empty lists if seen items may be answers.
-        truth: [U] items of the test period, distinct, at least one a user.
-        num_without_truth: users left out because all their test items were seen before.
-    """
-
-    user_index: npt.NDArray[np.int64]
-    triggers: npt.NDArray[np.int64]
-    seen: Histories
-    truth: Histories
-    num_without_truth: int
-
-    @property
-    def num_users(self) -> int:
-        """Users in the evaluation."""
-        return len(self.user_index)
-
-
-@dataclass(frozen=True)
 class Answers:
-    """K answers of every <user, trigger>, users one after another.
+    """K answers of every <user, trigger>.
 
     Attributes:
-        users: [P] row of the user in the cohort, ascending.
+        users: [P] row of the user in the cohort.
         triggers: [P] item indices.
         items: [P, K] item indices, -1: none.
-        scores: [P, K] float32, comparable within a user, -inf: none.
     """
 
     users: Indices
     triggers: Indices
     items: Indices
-    scores: npt.NDArray[np.float32]
 
 
-def make_cohort(users: EvaluationUsers, *, num_triggers: int, exclude_seen: bool) -> Cohort:
-    """Chooses triggers and ground truth.
+@dataclass(frozen=True)
+class Pipeline:
+    """How candidates are found and ranked, for a model or a yardstick.
 
-    Args:
-        users: with training history and test items.
-        num_triggers: the last distinct items of the history that become triggers.
-        exclude_seen: items of the history are neither answers nor ground truth.
-
-    Raises:
-        ValueError: no user has a test item that counts.
+    Attributes:
+        searches: by head, the engagement head first.
+        preranker: keeps the best of each head.
+        sorter: scores what is kept, so that heads and triggers compare.
+        num_items: size of the catalogue.
+        k_ann: width of the searches' answers.
+        k: candidates kept a trigger (K).
+        alpha: percent of the answers from the first head.
+        shared: keep the K best of all heads together, by the sorter's score.
     """
-    triggers = last_distinct(users.histories, num_triggers)
-    if not exclude_seen:
-        nothing = Histories(np.empty(0, np.int32), np.zeros(len(users.user_index) + 1, np.int64))
-        return Cohort(users.user_index, triggers, nothing, users.test, 0)
-    width = int(max(users.histories.items.max(initial=0), users.test.items.max(initial=0))) + 1
-    seen_before = np.isin(_keys(users.test, width), _keys(users.histories, width))
-    truth = _filter(users.test, ~seen_before)
-    kept = np.diff(truth.offsets) > 0
-    if not kept.any():
-        raise ValueError(
-            "no user of the sample engaged with a new item in the test period: nothing to measure"
-            " (evaluation.exclude_seen = false counts repeated items too)"
+
+    searches: Mapping[str, Search]
+    preranker: Preranker
+    sorter: Preranker
+    num_items: int
+    k_ann: int
+    k: int
+    alpha: float = 100.0
+    shared: bool = False
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads."""
+        return list(self.searches)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Users whose triggers keep equally many candidates, and these.
+
+    Attributes:
+        users: [G] rows of the cohort.
+        requests: the P triggers; their users are numbered from 0 to G - 1.
+        kept: by head, [P, width], best first.
+        scores: by head, [P, width], comparable over heads and triggers.
+    """
+
+    users: npt.NDArray[np.intp]
+    requests: Requests
+    kept: list[Candidates]
+    scores: list[Scores]
+
+    @property
+    def width(self) -> int:
+        """Candidates kept a trigger and head."""
+        return int(self.kept[0].items.shape[1])
+
+    def select(self, chosen: npt.NDArray[np.bool_]) -> Ranked:
+        """Some of the users; ``chosen`` is [G]."""
+        rows = chosen[self.requests.users]
+        place = np.cumsum(chosen) - 1
+        asking = self.requests
+        return Ranked(
+            self.users[chosen],
+            Requests(asking.triggers[rows], place[asking.users[rows]], asking.histories[chosen]),
+            [Candidates(head.head, head.items[rows], head.scores[rows]) for head in self.kept],
+            [scores[rows] for scores in self.scores],
         )
-    seen = _filter(users.histories, np.repeat(kept, np.diff(users.histories.offsets)), kept)
-    truth = _filter(truth, np.ones(len(truth.items), dtype=bool), kept)
-    return Cohort(users.user_index[kept], triggers[kept], seen, truth, int((~kept).sum()))
 
 
-def last_distinct(histories: Histories, count: int) -> npt.NDArray[np.int64]:
-    """The last ``count`` distinct items of each history, the latest first, -1: padding. Returns [U, count]."""
-    sizes = np.diff(histories.offsets)
-    rows = np.repeat(np.arange(len(sizes)), sizes)
-    # By user, then item, then latest first: the first of each group is the item's last place in the history.
-    order = np.lexsort((-np.arange(len(rows)), histories.items, rows))
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (rows[order][1:] != rows[order][:-1]) | (histories.items[order][1:] != histories.items[order][:-1])
-    places = np.sort(order[first])[::-1]  # latest first within a user, users descending
-    users = rows[places]
-    rank = np.arange(len(places)) - np.searchsorted(-users, -users, side="left")
-    kept = rank < count
-    triggers = np.full((len(sizes), count), -1, np.int64)
-    triggers[users[kept], rank[kept]] = histories.items[places[kept]]
-    return triggers
+@dataclass(frozen=True)
+class Ranking:
+    """The candidates of all users, wide enough to fill their lists; every alpha is merged out of them.
+
+    Attributes:
+        pipeline: that found them.
+        num_users: U.
+        length: of a list.
+        groups: every user is in one of them.
+    """
+
+    pipeline: Pipeline
+    num_users: int
+    length: int
+    groups: list[Ranked]
+
+    def sorted_by(self, sorter: Preranker) -> Ranking:
+        """The same candidates under other scores."""
+        groups = [
+            replace(part, scores=[sorter.score(part.requests, of_head) for of_head in part.kept])
+            for part in self.groups
+        ]
+        return replace(self, groups=groups)
+
+    def answers(self, alpha: float | None = None, head: int | None = None) -> Answers:
+        """K answers a trigger: of the merge at ``alpha`` (None: the pipeline's), or of one head by its place alone."""
+        alpha = self.pipeline.alpha if alpha is None else alpha
+        items = [_merge(self.pipeline, part, self.pipeline.k, alpha, head)[0] for part in self.groups]
+        users = [part.users[part.requests.users] for part in self.groups]
+        triggers = [part.requests.triggers for part in self.groups]
+        return Answers(np.concatenate(users), np.concatenate(triggers), np.concatenate(items))
+
+    def lists(
+        self, alpha: float | None = None, head: int | None = None, *, by_own_score: bool = False
+    ) -> npt.NDArray[np.int64]:
+        """The users' lists.
+
+        Args:
+            alpha: as for ``answers``.
+            head: as for ``answers``.
+            by_own_score: sort the head's answers by its own similarity, not by the sorter.
+
+        Returns:
+            [U, length] item indices, best first, -1: none.
+        """
+        alpha = self.pipeline.alpha if alpha is None else alpha
+        lists = np.full((self.num_users, self.length), -1, np.int64)
+        for part in self.groups:
+            lists[part.users] = _lists(self.pipeline, part, self.length, alpha, head, by_own_score)
+        return lists
 
 
-def prerank_users(
-    cohort: Cohort,
-    searches: Mapping[str, Search],
-    preranker: Preranker,
-    sorter: Preranker,
-    *,
-    num_items: int,
-    k_ann: int,
-    k: int,
-    shared: bool = False,
-) -> tuple[list[Candidates], list[npt.NDArray[np.float32]], Requests]:
-    """The K preranked candidates of every <user, trigger> and head.
+def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> Ranking:
+    """Ranks candidates for all users, more of a trigger where lists would stay short.
 
-    Each distinct trigger is searched once for all users who share it.
+    A list is short if the merge at the pipeline's alpha or any head alone does not fill it.
 
     Args:
         cohort: U users.
-        searches: by head, the engagement head first.
-        preranker: keeps the best of each head.
-        sorter: scores what is kept.
-        num_items: size of the catalogue.
-        k_ann: width of the searches' answers.
-        k: candidates kept.
-        shared: keep the K best of all heads together, by the sorter's score.
-
-    Returns:
-        by head: candidates [P, K], and their scores [P, K] that compare over heads; the P requests.
+        pipeline: that finds and ranks.
+        length: of a list.
     """
-    kept: dict[str, list[Candidates]] = {head: [] for head in searches}
-    scores: dict[str, list[npt.NDArray[np.float32]]] = {head: [] for head in searches}
-    users_a_block = max(1, _BLOCK_CANDIDATES // (cohort.triggers.shape[1] * k_ann * len(searches)))
-    users_a_chunk = max(1, min(_CHUNK_CANDIDATES // (cohort.triggers.shape[1] * k_ann), _SEEN_FLAGS // num_items))
-    for block in range(0, cohort.num_users, users_a_block):
-        block_end = min(block + users_a_block, cohort.num_users)
-        in_block = cohort.triggers[block:block_end]
-        distinct = np.unique(in_block[in_block >= 0])
-        found = {head: search(distinct) for head, search in searches.items()}
-        for start in range(block, block_end, users_a_chunk):
-            end = min(start + users_a_chunk, block_end)
-            requests = _requests(cohort, start, end)
-            places = np.searchsorted(distinct, requests.triggers)
-            candidates = [Candidates(head, one.items[places], one.scores[places]) for head, one in found.items()]
-            seen = _seen_flags(cohort, start, end, num_items)
-            banned = [seen[requests.users[:, None], one.items] for one in candidates]
-            if shared:
-                best = shared_prerank(sorter, requests, candidates, k, banned)
-            else:
-                best = [prerank(preranker, requests, one, k, out) for one, out in zip(candidates, banned, strict=True)]
-            for one in best:
-                kept[one.head].append(one)
-                scores[one.head].append(sorter.score(requests, one))
-    joined = [
-        Candidates(head, np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
-        for head, parts in kept.items()
-    ]
-    return joined, [np.concatenate(parts) for parts in scores.values()], _requests(cohort, 0, cohort.num_users)
+    k, most = pipeline.k, min(length, pipeline.k_ann)
+    widths = np.empty(cohort.num_users, np.int64)
+    rules = {}
+    for user, num_triggers in enumerate((cohort.triggers >= 0).sum(axis=1).tolist()):
+        rules[user] = trigger_widths(k, most, max(1, num_triggers))
+        widths[user] = next(rules[user])
+    groups: list[Ranked] = []
+    while (widths >= 0).any():
+        width = int(widths[widths >= 0].min())
+        users = np.flatnonzero(widths == width)
+        part = _rank(cohort.select(users), users, pipeline, width)
+        short = _short(pipeline, part, length)
+        for user in users[short]:
+            widths[user] = next(rules[user], -1)
+        settled = ~short | (widths[users] < 0)
+        widths[users[~short]] = -1
+        if settled.any():
+            groups.append(part if settled.all() else part.select(settled))
+    return Ranking(pipeline, cohort.num_users, length, groups)
 
 
-def merged_answers(
-    kept: Sequence[Candidates],
-    scores: Sequence[npt.NDArray[np.float32]],
-    requests: Requests,
-    *,
-    alpha: float,
-    k: int,
-) -> Answers:
-    """Merges the heads' preranked candidates, ``alpha`` percent from the first head."""
-    merged = quota_merge([one.items for one in kept], head_quotas(head_shares(alpha, len(kept)), k))
-    return Answers(requests.users, requests.triggers, merged.items, merged.take(scores))
-
-
-def user_lists(answers: Answers, num_users: int, length: int) -> npt.NDArray[np.int64]:
+def user_lists(users: Indices, items: Indices, scores: Scores, num_users: int, length: int) -> npt.NDArray[np.int64]:
     """Sorts each user's answers by score; an item that several triggers brought counts once, with its best score.
 
     Args:
-        answers: of P <user, trigger>.
+        users: [P] user of each trigger, from 0 to U - 1.
+        items: [P, K] answers of the triggers, -1: none.
+        scores: [P, K] comparable within a user.
         num_users: U.
         length: of the lists.
 
     Returns:
         [U, length] item indices, best first, ties to the lower item index, -1: none.
     """
-    per_trigger = answers.items.shape[1]
-    counts = np.bincount(answers.users, minlength=num_users)
-    place = np.arange(len(answers.users)) - (np.cumsum(counts) - counts)[answers.users]
-    shape = (num_users, max(1, int(counts.max(initial=0))), per_trigger)
-    all_items, all_scores = np.full(shape, -1, np.int64), np.full(shape, -np.inf, np.float32)
-    all_items[answers.users, place], all_scores[answers.users, place] = answers.items, answers.scores
-    items, scores = all_items.reshape(num_users, -1), all_scores.reshape(num_users, -1)
-    # By score first, then stably by item: the first of equal items is the best one.
-    items, scores = _reorder(np.argsort(-scores, axis=1, kind="stable"), items, scores)
-    items, scores = _reorder(np.argsort(items, axis=1, kind="stable"), items, scores)
-    repeated = np.zeros(items.shape, dtype=bool)
-    repeated[:, 1:] = items[:, 1:] == items[:, :-1]
-    gone = repeated | (items < 0)
-    items, scores = np.where(gone, -1, items), np.where(gone, np.float32(-np.inf), scores)
-    items, scores = _reorder(np.argsort(-scores, axis=1, kind="stable"), items, scores)
-    lists = np.where(np.isfinite(scores), items, -1)[:, :length]
-    return np.pad(lists, ((0, 0), (0, length - lists.shape[1])), constant_values=-1)
+    lists = np.full((num_users, length), -1, np.int64)
+    item_bits = np.uint64(max(1, int(items.max(initial=0)).bit_length()))
+    # User, score and item are packed into one integer: a plain sort is many times faster than sorting by three keys.
+    users_a_block = 1 << (64 - 32 - int(item_bits))
+    for start in range(0, num_users, users_a_block):
+        inside = (users >= start) & (users < start + users_a_block)
+        rows, columns = np.nonzero((items >= 0) & np.isfinite(scores) & inside[:, None])
+        user, item = (users[rows] - start).astype(np.uint64), items[rows, columns].astype(np.uint64)
+        falling = _falling(scores[rows, columns])
+        by_item = np.sort((user << item_bits | item) << np.uint64(32) | falling)
+        best = np.ones(len(by_item), dtype=bool)
+        best[1:] = by_item[1:] >> np.uint64(32) != by_item[:-1] >> np.uint64(32)
+        by_item = by_item[best]
+        pair, falling = by_item >> np.uint64(32), by_item & np.uint64(0xFFFFFFFF)
+        item_mask = (np.uint64(1) << item_bits) - np.uint64(1)
+        by_score = np.sort(((pair >> item_bits) << np.uint64(32) | falling) << item_bits | pair & item_mask)
+        owner = (by_score >> (item_bits + np.uint64(32))).astype(np.intp)
+        slot = np.arange(len(owner)) - np.searchsorted(owner, owner)
+        first = slot < length
+        lists[start + owner[first], slot[first]] = (by_score & item_mask)[first]
+    return lists
 
 
-def _reorder(order: Indices, *arrays: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
-    return tuple(np.take_along_axis(array, order, axis=1) for array in arrays)
+def _falling(scores: Scores) -> npt.NDArray[np.uint64]:
+    """Numbers of 32 bits that rise as the finite scores fall."""
+    bits = (scores + np.float32(0.0)).view(np.uint32)  # the sum makes -0 and 0 one number
+    rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return (~rising).astype(np.uint64)
+
+
+def _short(pipeline: Pipeline, part: Ranked, length: int) -> npt.NDArray[np.bool_]:
+    """[G] whose list the merge or a head alone does not fill."""
+    alone = range(len(pipeline.searches)) if len(pipeline.searches) > 1 and not pipeline.shared else ()
+    short = np.zeros(len(part.users), dtype=bool)
+    for head in (None, *alone):
+        items, _ = _merge(pipeline, part, part.width, pipeline.alpha, head)
+        width = pipeline.num_items
+        keys = np.unique((part.requests.users[:, None] * width + items)[items >= 0])
+        short |= np.bincount(keys // width, minlength=len(part.users)) < length
+    return short
+
+
+def _merge(pipeline: Pipeline, part: Ranked, k: int, alpha: float, head: int | None) -> tuple[Indices, Merged | None]:
+    """K items of each trigger [P, K], and where they come from: None if from one head."""
+    if head is not None:
+        return part.kept[head].items[:, :k], None
+    items = [of_head.items[:, :k] for of_head in part.kept]
+    if pipeline.shared:
+        merged = shared_merge([of_head.items for of_head in part.kept], part.scores, k)
+    else:
+        merged = quota_merge(items, head_quotas(head_shares(alpha, len(items)), k))
+    return merged.items, merged
+
+
+def _lists(
+    pipeline: Pipeline, part: Ranked, length: int, alpha: float, head: int | None, by_own_score: bool
+) -> npt.NDArray[np.int64]:
+    items, merged = _merge(pipeline, part, part.width, alpha, head)
+    if merged is not None:
+        scores = merged.take(part.scores)
+    else:
+        assert head is not None
+        scores = part.kept[head].scores if by_own_score else part.scores[head]
+    return user_lists(part.requests.users, items, scores, len(part.users), length)
+
+
+def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width: int) -> Ranked:
+    """The ``width`` preranked candidates of every trigger and head; a trigger of several users is searched once."""
+    kept: dict[str, list[Candidates]] = {head: [] for head in pipeline.searches}
+    scores: dict[str, list[Scores]] = {head: [] for head in pipeline.searches}
+    candidates_a_user = cohort.triggers.shape[1] * pipeline.k_ann
+    users_a_block = max(1, _BLOCK_CANDIDATES // (candidates_a_user * len(pipeline.searches)))
+    users_a_chunk = max(1, min(_CHUNK_CANDIDATES // candidates_a_user, _SEEN_FLAGS // pipeline.num_items))
+    for block in range(0, cohort.num_users, users_a_block):
+        block_end = min(block + users_a_block, cohort.num_users)
+        in_block = cohort.triggers[block:block_end]
+        distinct = np.unique(in_block[in_block >= 0])
+        found = {head: search(distinct, width) for head, search in pipeline.searches.items()}
+        for start in range(block, block_end, users_a_chunk):
+            end = min(start + users_a_chunk, block_end)
+            requests = _requests(cohort, start, end)
+            places = np.searchsorted(distinct, requests.triggers)
+            candidates = [
+                Candidates(head, nearest.items[places], nearest.scores[places]) for head, nearest in found.items()
+            ]
+            best = _prerank(pipeline, requests, candidates, width, _seen_flags(cohort, start, end, pipeline.num_items))
+            for of_head in best:
+                kept[of_head.head].append(of_head)
+                scores[of_head.head].append(pipeline.sorter.score(requests, of_head))
+    joined = [
+        Candidates(head, np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
+        for head, parts in kept.items()
+    ]
+    return Ranked(
+        users, _requests(cohort, 0, cohort.num_users), joined, [np.concatenate(parts) for parts in scores.values()]
+    )
+
+
+def _prerank(
+    pipeline: Pipeline,
+    requests: Requests,
+    candidates: Sequence[Candidates],
+    width: int,
+    seen: npt.NDArray[np.bool_],
+) -> list[Candidates]:
+    banned = [seen[requests.users[:, None], of_head.items] for of_head in candidates]
+    if pipeline.shared:
+        return shared_prerank(pipeline.sorter, requests, candidates, width, banned)
+    return [
+        prerank(pipeline.preranker, requests, of_head, width, out)
+        for of_head, out in zip(candidates, banned, strict=True)
+    ]
 
 
 def _requests(cohort: Cohort, start: int, end: int) -> Requests:
@@ -233,16 +330,3 @@ def _seen_flags(cohort: Cohort, start: int, end: int, num_items: int) -> npt.NDA
     flags = np.zeros((end - start, num_items + 1), dtype=bool)
     flags[np.repeat(np.arange(end - start), np.diff(seen.offsets)), seen.items] = True
     return flags
-
-
-def _keys(lists: Histories, width: int) -> npt.NDArray[np.int64]:
-    """One number for each <user, item>."""
-    keys: npt.NDArray[np.int64] = np.repeat(np.arange(len(lists.offsets) - 1), np.diff(lists.offsets)) * width
-    return keys + lists.items
-
-
-def _filter(lists: Histories, kept: npt.NDArray[np.bool_], users: npt.NDArray[np.bool_] | None = None) -> Histories:
-    """The kept items [H] of the kept users [U] (default: all)."""
-    ends = np.concatenate([[0], np.cumsum(kept)])[lists.offsets]
-    sizes = np.diff(ends) if users is None else np.diff(ends)[users]
-    return Histories(lists.items[kept], np.concatenate([[0], np.cumsum(sizes)]))

@@ -8,13 +8,14 @@ import numpy as np
 
 from mtmh.config import RetrievalConfig
 from mtmh.data.dataset import Dataset
-from mtmh.evaluation.protocol import Answers, Cohort, merged_answers
+from mtmh.evaluation.cohort import Cohort
+from mtmh.evaluation.protocol import Ranking, rank_users
 from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.retrieval.retriever import Retriever
 
 
-def published_answers(index: Path, dataset: Dataset, cohort: Cohort, settings: RetrievalConfig) -> Answers:
-    """What an index of whatever data answers to the users of a dataset.
+def rank_published(index: Path, dataset: Dataset, cohort: Cohort, settings: RetrievalConfig, length: int) -> Ranking:
+    """Ranks what an index of whatever data finds for the users of a dataset.
 
     Triggers that the index does not know have no answers, as in service, and items that have left the dataset are none.
 
@@ -23,9 +24,7 @@ def published_answers(index: Path, dataset: Dataset, cohort: Cohort, settings: R
         dataset: of the cohort.
         cohort: U users; item indices are the dataset's.
         settings: ``retrieval`` of the recipe that asks, by which the index would serve; who ranks is a part of it.
-
-    Returns:
-        of all triggers; item indices are the dataset's.
+        length: of a user's list.
 
     Raises:
         ValueError: the index cannot be read, has ids of another type, or knows none of the triggers.
@@ -37,7 +36,4 @@ def published_answers(index: Path, dataset: Dataset, cohort: Cohort, settings: R
             f"{index}: knows {np.count_nonzero(rows.item_of >= 0):,} of the dataset's {dataset.num_items:,} items, and"
             " none of those that users engaged with last: nothing to compare with"
         )
-    subject = Subject(retriever, rows)
-    kept, scores, requests = subject.prerank(cohort, settings, dataset.num_items)
-    alpha = settings.alpha if len(subject.heads) > 1 else 100.0
-    return merged_answers(kept, scores, requests, alpha=alpha, k=settings.k)
+    return rank_users(cohort, Subject(retriever, rows).pipeline(settings, dataset.num_items), length)

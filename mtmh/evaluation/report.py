@@ -8,6 +8,7 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -15,7 +16,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from mtmh.evaluation.metrics import Estimate
-from mtmh.evaluation.results import Evaluation, Row, columns, percent
+from mtmh.evaluation.results import Difference, Evaluation, Row
+from mtmh.evaluation.tables import columns, figures, percent
+from mtmh.evaluation.verdict import verdict
 
 # Stand-ins in the drawing for the page's colours, so that the figure follows the light or dark theme.
 _INK, _SOFT, _LINE = "#010101", "#020202", "#030303"
@@ -32,9 +35,11 @@ def write_report(evaluation: Evaluation, others: Sequence[Evaluation], path: Pat
     page = template.substitute(
         title=escape(f"{evaluation.model} on {evaluation.dataset}"),
         subtitle=escape(_subtitle(evaluation)),
+        verdict=_verdict(evaluation),
         facts=_facts(evaluation),
         curve=_curve_section(evaluation, others),
         results=_results(evaluation, others),
+        more=_more(evaluation, others),
         comparison=_comparison(evaluation),
         seen="Items of the training history are neither answers nor ground truth."
         if evaluation.protocol.exclude_seen
@@ -69,28 +74,62 @@ def _facts(evaluation: Evaluation) -> str:
     return "".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for value, name in facts)
 
 
-def _results(evaluation: Evaluation, others: Sequence[Evaluation]) -> str:
-    groups = [
-        [row for row in evaluation.rows if row.kind in ("merged", "head", "preranking", "exact", "published")],
-        [other.merged for other in others],
-        [row for row in evaluation.rows if row.kind == "yardstick"],
-        [row for row in evaluation.rows if row.kind == "alpha"],
+def _verdict(evaluation: Evaluation) -> str:
+    first, *more = [*verdict(evaluation), *(f"Note: {note}." for note in evaluation.notes)]
+    lines = "".join(f"<li>{escape(line)}</li>" for line in more)
+    return f"<p><b>{escape(first)}</b></p><ul>{lines}</ul>"
+
+
+def _groups(evaluation: Evaluation, others: Sequence[Evaluation]) -> list[list[Row]]:
+    """The rows of the tables, a rule between the groups."""
+    beside = [row for other in others for row in (other.merged, *other.of_kind("exact")[:1])]
+    return [
+        evaluation.of_kind("merged", "head", "own-score", "preranking", "published"),
+        evaluation.of_kind("exact"),
+        beside,
+        evaluation.of_kind("yardstick"),
+        evaluation.of_kind("candidates"),
+        evaluation.of_kind("alpha"),
     ]
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in ["", *columns(evaluation.protocol.recall_at)])
+
+
+def _results(evaluation: Evaluation, others: Sequence[Evaluation]) -> str:
+    rows = [[(row, figures(row)) for row in group] for group in _groups(evaluation, others)]
+    return _table(evaluation, columns(evaluation.protocol.recall_at), rows)
+
+
+def _more(evaluation: Evaluation, others: Sequence[Evaluation]) -> str:
+    """NDCG, hit rate and recall of fresh items by cut-off, and the share of fresh items in the lists."""
+    ks = evaluation.protocol.recall_at
+    fresh = evaluation.merged.fresh_recall[ks[-1]] is not None
+    headings = [f"{name}@{k}" for name in ("NDCG", "hit rate", *(["fresh recall"] if fresh else [])) for k in ks]
+    rows = [
+        [
+            (
+                row,
+                [*row.ndcg.values(), *row.hit_rate.values(), *(row.fresh_recall.values() if fresh else []), row.fresh],
+            )
+            for row in group
+        ]
+        for group in _groups(evaluation, others)
+    ]
+    return _table(evaluation, [*headings, "fresh share"], rows)
+
+
+def _table(
+    evaluation: Evaluation,
+    headings: Sequence[str],
+    groups: Sequence[Sequence[tuple[Row, Sequence[Estimate | float | None]]]],
+) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in ["", *headings])
     body: list[str] = []
     for group in groups:
-        for place, row in enumerate(group):
+        for place, (row, shown) in enumerate(group):
             mark = "merged" if row is evaluation.merged else row.kind if row.kind == "yardstick" else ""
             rule = " rule" if place == 0 and body else ""
-            body.append(f'<tr class="{mark}{rule}"><td>{escape(row.name)}</td>{_figures(row)}</tr>')
+            cells = "".join(f"<td>{_figure(figure)}</td>" for figure in shown)
+            body.append(f'<tr class="{mark}{rule}"><td>{escape(row.name)}</td>{cells}</tr>')
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _figures(row: Row) -> str:
-    figures: list[Estimate | float | None] = [
-        *row.recall.values(), row.match_l1, row.match_l2, row.coverage, row.popular, row.fresh
-    ]  # fmt: skip
-    return "".join(f"<td>{_figure(figure)}</td>" for figure in figures)
 
 
 def _figure(figure: Estimate | float | None) -> str:
@@ -103,18 +142,42 @@ def _figure(figure: Estimate | float | None) -> str:
 def _comparison(evaluation: Evaluation) -> str:
     if not evaluation.differences:
         return ""
-    largest = evaluation.protocol.recall_at[-1]
+    ks = evaluation.protocol.recall_at
     rows = "".join(
-        f"<tr><td>{escape(evaluation.model)} − {escape(model)}</td><td>{difference.num_users:,}</td>"
-        f"<td>{_signed(difference.recall)}</td><td>{_signed(difference.match_l2)}</td></tr>"
-        for model, difference in evaluation.differences.items()
+        f"<tr><td>{escape(evaluation.model)} − {escape(model)}</td><td>{found.num_users:,}</td>"
+        f"{''.join(f'<td>{_signed(found.recall[k])}</td>' for k in ks)}<td>{_signed(found.match_l2)}</td></tr>"
+        for model, found in evaluation.differences.items()
     )
+    heads = "".join(f"<th>recall@{k}</th>" for k in ks)
     return (
         "<h2>Differences to other models</h2>"
         '<p class="soft">Merged answers, percentage points, paired by user, with the 95 % interval.'
         " An interval without 0 is a difference that another sample of users would very likely show as well.</p>"
-        '<div class="wide"><table><thead><tr><th></th><th>shared users</th>'
-        f"<th>recall@{largest}</th><th>L2 match</th></tr></thead><tbody>{rows}</tbody></table></div>"
+        f'<div class="wide"><table><thead><tr><th></th><th>shared users</th>{heads}<th>L2 match</th></tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+        + "".join(_making(evaluation.model, model, found) for model, found in evaluation.differences.items())
+    )
+
+
+def _making(model: str, other: str, found: Difference) -> str:
+    """Steps and settings in which two models differ."""
+    differs = {"steps of training": found.steps} if found.steps[0] != found.steps[1] else {}
+    differs |= found.settings
+    if not differs:
+        return f'<p class="soft">{escape(model)} and {escape(other)} have the same settings and steps.</p>'
+    rows = "".join(
+        f"<tr><td>{escape(key)}</td>{''.join(f'<td>{escape(_value(value))}</td>' for value in values)}</tr>"
+        for key, values in differs.items()
+    )
+    return (
+        f'<h3>What differs between {escape(model)} and {escape(other)}</h3><div class="wide"><table class="settings">'
+        f"<thead><tr><th></th><th>{escape(model)}</th><th>{escape(other)}</th></tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _value(value: Any) -> str:
+    return (
+        "–" if value is None else f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
     )
 
 
@@ -140,6 +203,7 @@ def _settings(evaluation: Evaluation) -> str:
         if evaluation.merged.alpha is not None
         else "–",
         "list of a user": f"{protocol.recall_at[-1]} items at most, {evaluation.merged.list_length:.0f} on average",
+        "steps of training": "–" if evaluation.steps is None else f"{evaluation.steps:,}",
         "seed": str(evaluation.seed),
         "dataset digest": evaluation.dataset_digest[:16],
     }

@@ -1,15 +1,11 @@
-"""What an evaluation found: the content of ``metrics.json``, and its tables for terminal and docs."""
+"""The content of ``metrics.json``: rows, comparisons with yardsticks and other models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
 from mtmh.artifacts import open_artifact
 from mtmh.evaluation.metrics import Estimate
@@ -19,7 +15,7 @@ METRICS = Path("metrics.json")
 USERS = Path("users.parquet")  # per-user values of the model's merged answers, for paired comparisons
 REPORT = Path("report.html")
 
-Kind = Literal["merged", "head", "alpha", "preranking", "exact", "published", "yardstick"]
+Kind = Literal["merged", "head", "own-score", "alpha", "preranking", "exact", "published", "yardstick", "candidates"]
 
 
 class Row(BaseModel):
@@ -27,11 +23,16 @@ class Row(BaseModel):
 
     Attributes:
         name: for people.
-        kind: ``merged`` at the recipe's alpha; ``head`` alone; ``alpha``: another merge; ``preranking``: as merged,
-            ranked in another way; ``exact``: as merged, with exact search in place of the index; ``published``: the
-            published version by the recipe's settings; ``yardstick``: no model of ours.
+        kind: ``merged`` at the recipe's alpha; ``head`` alone; ``own-score``: a head alone, sorted by its own
+            similarity; ``alpha``: another merge; ``preranking``: as merged, ranked in another way; ``exact``: as merged
+            or a head, with exact search in place of the index; ``published``: the published version by the recipe's
+            settings; ``yardstick``: no model of ours; ``candidates``: those of a yardstick, sorted as the model sorts.
         alpha: percent of the engagement head, where there is a choice.
         recall: by cut-off.
+        ndcg: by cut-off.
+        hit_rate: share of users with a hit, by cut-off.
+        fresh_recall: share of the users' future items without a training event that were found, by cut-off; None:
+            there are none.
         match_l1: share of <trigger, candidate> pairs of the same coarse topic; None without topics.
         match_l2: the same for the fine topic.
         coverage: share of the catalogue in any user's list.
@@ -46,6 +47,9 @@ class Row(BaseModel):
     kind: Kind
     alpha: float | None = None
     recall: dict[int, Estimate]
+    ndcg: dict[int, Estimate]
+    hit_rate: dict[int, Estimate]
+    fresh_recall: dict[int, Estimate | None]
     match_l1: Estimate | None
     match_l2: Estimate | None
     coverage: float
@@ -65,14 +69,41 @@ class Protocol(BaseModel):
     exclude_seen: bool
 
 
+class Against(BaseModel):
+    """This model's merged answers minus those of the yardstick that is best at a cut-off, paired by user."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    recall_at: int
+    yardstick: str
+    difference: Estimate
+
+    @property
+    def side(self) -> Literal["ahead", "level", "behind"]:
+        """Where this model stands; level: the 95 % interval has 0 in it."""
+        if self.difference.low > 0:
+            return "ahead"
+        return "behind" if self.difference.high < 0 else "level"
+
+
 class Difference(BaseModel):
-    """This model's merged answers minus another's, on the users that both evaluated."""
+    """This model's merged answers minus another's, on the users that both evaluated.
+
+    Attributes:
+        num_users: shared.
+        recall: by cut-off.
+        match_l2: of topics; None: there are none.
+        steps: of training, this model's and the other's; None: not known.
+        settings: that differ, by their dotted key: this model's value and the other's.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     num_users: int
-    recall: Estimate  # at the largest cut-off
+    recall: dict[int, Estimate]
     match_l2: Estimate | None
+    steps: tuple[int | None, int | None]
+    settings: dict[str, tuple[Any, Any]]
 
 
 class Published(BaseModel):
@@ -111,11 +142,18 @@ class Evaluation(BaseModel):
     protocol: Protocol
     rows: list[Row]
     published: Published | None = None  # None: it was not asked for
+    against: list[Against] = []  # by cut-off, the best yardstick at each; empty: none was measured
     differences: dict[str, Difference] = {}  # by name of the other model
+    steps: int | None  # of training; None: not known
+    notes: list[str] = []  # cut-offs that were capped, yardsticks that were left out
 
     def row(self, kind: Kind) -> Row:
         """The first row of a kind."""
         return next(row for row in self.rows if row.kind == kind)
+
+    def of_kind(self, *kinds: Kind) -> list[Row]:
+        """All rows of these kinds, in their order."""
+        return [row for row in self.rows if row.kind in kinds]
 
     @property
     def merged(self) -> Row:
@@ -161,65 +199,3 @@ def load_evaluation(path: Path) -> Evaluation:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         raise ValueError(f"{path / METRICS}: {field}: {first['msg']}") from None
-
-
-def columns(recall_at: Sequence[int]) -> list[str]:
-    """Headings of the figures of a row, in the order of ``cells``."""
-    return [*(f"recall@{k}" for k in recall_at), "L1 match", "L2 match", "coverage", "popular 1 %", "fresh"]
-
-
-def cells(row: Row, *, intervals: bool) -> list[str]:
-    """The figures of a row in percent; with ``intervals`` half the width of the 95 % interval beside each."""
-    figures: list[Estimate | float | None] = [
-        *row.recall.values(), row.match_l1, row.match_l2, row.coverage, row.popular, row.fresh
-    ]  # fmt: skip
-    return [percent(figure, interval=intervals) for figure in figures]
-
-
-def percent(figure: Estimate | float | None, *, interval: bool) -> str:
-    """``12.34``, or with interval ``12.34 ±0.56``; an en dash where nothing was measured."""
-    if figure is None:
-        return "–"
-    if isinstance(figure, float):
-        return f"{100 * figure:.2f}"
-    half = 100 * (figure.high - figure.low) / 2
-    return f"{100 * figure.value:.2f}" + (f" ±{half:.2f}" if interval else "")
-
-
-def results_table(evaluations: Sequence[Evaluation]) -> Table:
-    """All rows of the first evaluation and the merged row of the others, for the terminal; fits 80 columns."""
-    first = evaluations[0]
-    largest = first.protocol.recall_at[-1]
-    figures = {f"recall@{largest}": first.merged.recall[largest], "L2 match": first.merged.match_l2}
-    intervals = ", ".join(f"{name} {percent(figure, interval=True)}" for name, figure in figures.items())
-    table = Table(
-        title=f"{first.model} on {first.dataset}: {first.num_users} users, percent",
-        caption=f"± half of the 95 % interval: {intervals}; all others are in the report",
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    # Two lines a heading and no wider than the figures, so that the names keep their room.
-    short = {"coverage": "cover-\nage", "popular 1 %": "top\n1 %", "L1 match": "L1\nmatch", "L2 match": "L2\nmatch"}
-    table.add_column("")
-    for heading in columns(first.protocol.recall_at):
-        table.add_column(short.get(heading, heading.replace("recall", "recall\n")), justify="right", no_wrap=True)
-    for row in first.rows:
-        style = {"merged": "bold", "yardstick": "dim"}.get(row.kind)
-        table.add_row(escape(row.name.removeprefix(f"{first.model}, ")), *cells(row, intervals=False), style=style)
-    if len(evaluations) > 1:
-        table.add_section()
-        for other in evaluations[1:]:
-            table.add_row(escape(other.merged.name), *cells(other.merged, intervals=False))
-    return table
-
-
-def markdown_table(evaluations: Sequence[Evaluation]) -> str:
-    """The rows of ``results_table`` without the alpha sweep, for docs."""
-    first = evaluations[0]
-    headings = ["", *columns(first.protocol.recall_at)]
-    rows = [row for row in first.rows if row.kind != "alpha"] + [other.merged for other in evaluations[1:]]
-    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
-    lines += ["| " + " | ".join([row.name, *cells(row, intervals=True)]) + " |" for row in rows]
-    return "\n".join(lines) + "\n"

@@ -1,9 +1,8 @@
-"""What an evaluation asks: a retriever, in terms of the rows of a dataset, whatever rows its index keeps."""
+"""The model of an evaluation: a retriever in terms of the rows of a dataset, whatever rows its index keeps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,7 @@ import numpy.typing as npt
 from mtmh.config import RetrievalConfig
 from mtmh.data.arrays import Indices, Scores
 from mtmh.data.dataset import Dataset
-from mtmh.evaluation.protocol import Cohort, prerank_users
+from mtmh.evaluation.protocol import Pipeline, Search
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Preranker, Requests
 from mtmh.retrieval.retriever import Retriever
@@ -49,17 +48,17 @@ class Subject:
         """The same over exact search."""
         return Subject(self._retriever.exact(), self._rows)
 
-    def search(self, head: str, triggers: Indices, k_ann: int, num_probes: int) -> Candidates:
+    def search(self, head: str, triggers: Indices, k_ann: int, num_probes: int, needed: int = 1) -> Candidates:
         """As ``Retriever.search``; a trigger that the index does not hold finds nothing.
 
         Items that the dataset does not have are no candidates, so gaps (-1) may be anywhere in a row. They are not kept
         out of the search: few allowed items would be compared one by one, which shows nothing of the index's loss.
         """
         if self._rows is None:
-            return self._retriever.search(head, triggers, k_ann, num_probes)
+            return self._retriever.search(head, triggers, k_ann, num_probes, needed=needed)
         rows = self._rows.row_of[triggers]
         there = rows >= 0
-        found = self._retriever.search(head, rows[there], k_ann, num_probes)
+        found = self._retriever.search(head, rows[there], k_ann, num_probes, needed=needed)
         found_items = self._rows.item_of[found.items]
         items = np.full((len(triggers), k_ann), -1, np.int32)
         scores = np.full((len(triggers), k_ann), -np.inf, np.float32)
@@ -67,36 +66,20 @@ class Subject:
         scores[there] = np.where(found_items >= 0, found.scores, np.float32(-np.inf))
         return Candidates(head, items, scores)
 
-    def prerank(
-        self,
-        cohort: Cohort,
-        settings: RetrievalConfig,
-        num_items: int,
-        *,
-        preranker: Preranker | None = None,
-        sorter: Preranker | None = None,
-        shared: bool = False,
-    ) -> tuple[list[Candidates], list[Scores], Requests]:
-        """As `prerank_users`: the candidates of all heads, by the settings of a recipe.
+    def pipeline(self, settings: RetrievalConfig, num_items: int) -> Pipeline:
+        """How the retriever answers by these settings; ``num_items`` are in the dataset."""
 
-        Args:
-            cohort: U users of the dataset.
-            settings: ``k_ann``, ``num_probes`` and ``k``.
-            num_items: of the dataset.
-            preranker: keeps the best of each head; None: the subject's own.
-            sorter: scores what is kept; None: the subject's own.
-            shared: whether all heads are ranked as one.
-        """
-        k_ann, num_probes = settings.k_ann, settings.num_probes
-        return prerank_users(
-            cohort,
-            {head: partial(self.search, head, k_ann=k_ann, num_probes=num_probes) for head in self.heads},
-            preranker or self.preranker,
-            sorter or self.sorter,
+        def search(head: str) -> Search:
+            return lambda triggers, needed: self.search(head, triggers, settings.k_ann, settings.num_probes, needed)
+
+        return Pipeline(
+            {head: search(head) for head in self.heads},
+            self.preranker,
+            self.sorter,
             num_items=num_items,
-            k_ann=k_ann,
+            k_ann=settings.k_ann,
             k=settings.k,
-            shared=shared,
+            alpha=settings.alpha if len(self.heads) > 1 else 100.0,
         )
 
     def _translated(self, ranker: Preranker) -> Preranker:

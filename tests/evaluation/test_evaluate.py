@@ -4,6 +4,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.evaluation.evaluate import evaluate
-from mtmh.evaluation.results import Row, load_evaluation, markdown_table, results_table
+from mtmh.evaluation.results import Row, load_evaluation
+from mtmh.evaluation.tables import markdown_table, results_table
+from mtmh.index.versions import current_version
 
 HEADS = ["engagement", "relevance"]
+HAS_IMPLICIT = find_spec("implicit") is not None
 
 
 @pytest.fixture
@@ -31,9 +35,19 @@ def two(tmp_path: Path) -> Config:
 def test_rows_of_a_model_with_two_heads(two: Config) -> None:
     evaluation = load_evaluation(evaluate(two, two.model_dir("evaluation")).path)
     assert [(row.kind, row.alpha) for row in evaluation.rows] == [
-        ("merged", 50), ("head", 100), ("head", 0), ("alpha", 25), ("preranking", None),
-        ("exact", None), ("yardstick", None), ("yardstick", None),
+        ("merged", 50), ("head", 100), ("head", 0), ("own-score", None), ("alpha", 25), ("preranking", None),
+        *[("exact", None)] * 3, *[("yardstick", None)] * 2, ("candidates", None),
+        *[("yardstick", None)] * (3 if HAS_IMPLICIT else 2),
     ]  # fmt: skip
+    assert evaluation.of_kind("own-score")[0].name == "two, relevance head by its own score"
+    assert [row.name for row in evaluation.of_kind("exact")] == [
+        "two, exact search", "two, engagement head, exact search", "two, relevance head, exact search"
+    ]  # fmt: skip
+    assert [row.name for row in evaluation.of_kind("yardstick")] == [
+        "item-item cosine", "item-item cosine, best trigger", "EASE", *(["implicit ALS"] if HAS_IMPLICIT else []),
+        "popularity",
+    ]  # fmt: skip
+    assert (evaluation.notes == []) == HAS_IMPLICIT
     assert [row.alpha for row in evaluation.sweep()] == [0, 25, 50, 100]
     assert evaluation.num_users + evaluation.num_users_without_truth <= 20
 
@@ -41,7 +55,7 @@ def test_rows_of_a_model_with_two_heads(two: Config) -> None:
 def test_a_model_with_one_head_has_no_sweep(two: Config, tmp_path: Path) -> None:
     config = make_model(tmp_path, "one", ["engagement"])
     evaluation = load_evaluation(evaluate(config, tmp_path / "one-evaluation").path)
-    assert [row.kind for row in evaluation.rows] == ["merged", "exact", "yardstick", "yardstick"]
+    assert [row.kind for row in evaluation.rows if row.kind not in ("yardstick", "candidates")] == ["merged", "exact"]
     assert evaluation.sweep() == []
     # The same engagement embeddings: the same answers as that head of the other model alone.
     other = load_evaluation(evaluate(two, tmp_path / "two-evaluation").path)
@@ -66,11 +80,11 @@ def test_rows_that_a_large_catalogue_has_no_room_for_can_be_left_out(two: Config
     whole = evaluated("whole")
     assert {"exact", "yardstick"} < {row.kind for row in whole}
     assert evaluated("bare", exact_search=False, yardsticks=[]) == [
-        row for row in whole if row.kind not in ("exact", "yardstick")
+        row for row in whole if row.kind not in ("exact", "yardstick", "candidates")
     ]
     some = evaluated("some", yardsticks=["popularity"])
     assert [row.name for row in some if row.kind == "yardstick"] == ["popularity"]
-    assert [row.kind for row in some].count("exact") == 1
+    assert [row.kind for row in some].count("exact") == 3
 
 
 def test_a_preranker_of_an_earlier_dataset_is_left_out(
@@ -107,9 +121,12 @@ def test_comparison_with_another_model(two: Config, tmp_path: Path) -> None:
     difference = evaluation.differences["one"]
     theirs = load_evaluation(other.path)
     assert difference.num_users == evaluation.num_users
-    assert difference.recall.value == pytest.approx(evaluation.merged.recall[15].value - theirs.merged.recall[15].value)
+    for k in (2, 5, 15):
+        expected = evaluation.merged.recall[k].value - theirs.merged.recall[k].value
+        assert difference.recall[k].value == pytest.approx(expected)
+    assert difference.settings == {}, "names and paths do not count"
     same = load_evaluation(evaluate(two, tmp_path / "again", compare=[artifact.path]).path).differences["two"]
-    assert (same.recall.value, same.recall.low, same.recall.high) == (0, 0, 0)
+    assert (same.recall[15].value, same.recall[15].low, same.recall[15].high) == (0, 0, 0)
     page = (artifact.path / "report.html").read_text()
     assert "two − one" in page
 
@@ -173,7 +190,8 @@ def test_tables_for_terminal_and_docs(two: Config, tmp_path: Path) -> None:
     console.print(results_table(evaluations))
     shown = console.export_text()
     merged = evaluations[0].merged
-    expected = ["two on test", "alpha = 50", "alpha = 25", "popularity", f"{100 * merged.recall[5].value:.2f}"]
+    assert "alpha = 25" not in shown, "in the report alone"
+    expected = ["two on test", "alpha = 50", "EASE", "popularity", f"{100 * merged.recall[5].value:.2f}"]
     for text in expected:
         assert text in shown
     assert "…" not in shown, "it fits 80 columns"
@@ -182,6 +200,40 @@ def test_tables_for_terminal_and_docs(two: Config, tmp_path: Path) -> None:
     assert len({line.count("|") for line in lines}) == 1
     assert lines[-1].startswith("| one |")
     assert not any("alpha = 25" in line for line in lines)
+
+
+def test_settings_and_steps_that_differ_are_told(two: Config, tmp_path: Path) -> None:
+    retrieval = two.retrieval.model_copy(update={"alpha": 0.0})
+    changed = two.model_copy(update={"name": "other", "retrieval": retrieval})
+    other = evaluate(changed, tmp_path / "other", index=current_version(two.model_dir("index")))
+    artifact = evaluate(two, tmp_path / "two-evaluation", compare=[other.path])
+    found = load_evaluation(artifact.path).differences["other"]
+    assert found.settings == {"retrieval.alpha": (50.0, 0.0)}
+    assert found.steps == (None, None), "there is no checkpoint"
+    assert "retrieval.alpha" in (artifact.path / "report.html").read_text()
+
+
+def test_every_list_has_the_length_asked_for_where_the_catalogue_allows(two: Config, tmp_path: Path) -> None:
+    evaluation = load_evaluation(evaluate(two, tmp_path / "whole").path)
+    # k_ann is 12 and a list 15: what fewer than two triggers bring is all that there is.
+    assert min(row.list_length for row in evaluation.of_kind("merged", "head", "exact")) > 13
+    assert {row.list_length for row in evaluation.of_kind("yardstick") if "trigger" not in row.name} == {15}
+    settings = two.evaluation.model_copy(update={"recall_at": [5, 500]})
+    capped = evaluate(two.model_copy(update={"evaluation": settings}), tmp_path / "capped")
+    evaluation = load_evaluation(capped.path)
+    assert evaluation.protocol.recall_at == [5, NUM_ITEMS]
+    assert evaluation.notes[:1] == [f"cut-offs above {NUM_ITEMS} became recall@{NUM_ITEMS}: the whole catalogue"]
+
+
+def test_the_best_yardstick_of_each_cut_off_is_compared_by_user(two: Config, tmp_path: Path) -> None:
+    evaluation = load_evaluation(evaluate(two, tmp_path / "evaluation").path)
+    assert [found.recall_at for found in evaluation.against] == [2, 5, 15]
+    for found in evaluation.against:
+        best = max(evaluation.of_kind("yardstick"), key=lambda row: row.recall[found.recall_at].value)
+        assert best.name == found.yardstick
+        expected = evaluation.merged.recall[found.recall_at].value - best.recall[found.recall_at].value
+        assert found.difference.value == pytest.approx(expected)
+        assert found.difference.low <= expected <= found.difference.high
 
 
 def test_broken_metrics_are_named(two: Config, tmp_path: Path) -> None:

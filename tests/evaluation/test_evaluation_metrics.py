@@ -3,21 +3,41 @@
 import numpy as np
 import pytest
 
-from mtmh.evaluation.metrics import Bootstrap, coverage, marked_counts, popular_items, recall_at, topic_matches
+from mtmh.evaluation.metrics import (
+    Bootstrap,
+    coverage,
+    hits_in,
+    marked_counts,
+    ndcg_at,
+    popular_items,
+    recall_at,
+    topic_matches,
+)
 
 LISTS = np.array([[4, 2, 7, 1], [3, 0, -1, -1]])
 
 
 def test_recall() -> None:
     # User 0 later engaged with 2, 1 and 9; user 1 with 3.
-    recall = recall_at(LISTS, np.array([2, 1, 9, 3]), np.array([0, 3, 4]), [1, 2, 4])
-    np.testing.assert_allclose(recall, [[0, 1 / 3, 2 / 3], [1, 1, 1]])
+    hits = hits_in(LISTS, np.array([2, 1, 9, 3]), np.array([0, 3, 4]))
+    np.testing.assert_allclose(recall_at(hits, np.array([3, 1]), [1, 2, 4]), [[0, 1 / 3, 2 / 3], [1, 1, 1]])
 
 
 def test_recall_does_not_count_padding_or_other_users_items() -> None:
     # Item 9 is beyond every list: keys of the padding must not run into it.
-    recall = recall_at(np.array([[3, -1], [-1, -1]]), np.array([9, 3]), np.array([0, 1, 2]), [2])
-    np.testing.assert_array_equal(recall, [[0], [0]])
+    hits = hits_in(np.array([[3, -1], [-1, -1]]), np.array([9, 3]), np.array([0, 1, 2]))
+    np.testing.assert_array_equal(recall_at(hits, np.array([1, 1]), [2]), [[0], [0]])
+
+
+def test_ndcg() -> None:
+    # User 0 has hits at places 2 and 4 of 3 future items; user 1 at place 1 of 1.
+    hits = hits_in(LISTS, np.array([2, 1, 9, 3]), np.array([0, 3, 4]))
+    gain = 1 / np.log2(np.arange(4) + 2.0)
+    expected = [
+        [0, gain[1] / gain[:2].sum(), (gain[1] + gain[3]) / gain[:3].sum(), (gain[1] + gain[3]) / gain[:3].sum()],
+        [1, 1, 1, 1],
+    ]
+    np.testing.assert_allclose(ndcg_at(hits, np.array([3, 1]), [1, 2, 4, 9]), expected)
 
 
 def test_topic_match_leaves_out_items_without_topic() -> None:

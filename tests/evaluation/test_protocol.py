@@ -9,8 +9,9 @@ from small_world import make_model, make_world
 from mtmh.data.dataset import Dataset, EvaluationUsers, open_dataset
 from mtmh.data.histories import Histories
 from mtmh.evaluation import protocol
+from mtmh.evaluation.cohort import last_distinct, make_cohort
 from mtmh.evaluation.evaluate import evaluate
-from mtmh.evaluation.protocol import Answers, last_distinct, make_cohort, user_lists
+from mtmh.evaluation.protocol import user_lists
 from mtmh.evaluation.results import Evaluation, load_evaluation
 
 
@@ -45,15 +46,27 @@ def test_nothing_new_to_find_is_said() -> None:
 
 
 def test_an_item_of_several_triggers_counts_once_with_its_best_score() -> None:
-    answers = Answers(
-        users=np.array([0, 0, 2]),
-        triggers=np.array([1, 2, 3]),
-        items=np.array([[5, 6, -1], [6, 7, 8], [9, -1, -1]]),
-        scores=np.array([[0.9, 0.1, -np.inf], [0.5, 0.95, 0.5], [0.2, -np.inf, -np.inf]], np.float32),
-    )
+    users, items = np.array([0, 0, 2]), np.array([[5, 6, -1], [6, 7, 8], [9, -1, -1]])
+    scores = np.array([[0.9, 0.1, -np.inf], [0.5, 0.95, 0.5], [-0.2, -np.inf, -np.inf]], np.float32)
     # 6 and 8 tie: the lower item index first.
-    assert user_lists(answers, 3, 3).tolist() == [[7, 5, 6], [-1, -1, -1], [9, -1, -1]]
-    assert user_lists(answers, 3, 12)[0].tolist() == [7, 5, 6, 8] + [-1] * 8
+    assert user_lists(users, items, scores, 3, 3).tolist() == [[7, 5, 6], [-1, -1, -1], [9, -1, -1]]
+    assert user_lists(users, items, scores, 3, 12)[0].tolist() == [7, 5, 6, 8] + [-1] * 8
+
+
+def test_lists_are_in_the_order_of_any_finite_scores() -> None:
+    rng = np.random.default_rng(0)
+    items = np.stack([rng.permutation(1 << 20)[:40] for _ in range(30)])
+    scores = (rng.normal(size=(30, 40)) * 10.0 ** rng.integers(-6, 6, (30, 40))).astype(np.float32)
+    scores[:, 3] = 0.0
+    users = rng.integers(0, 5000, 30)  # more than fit one block of packed keys
+    lists = user_lists(users, items, scores, 5000, 100)
+    for user in range(5000):
+        best: dict[int, float] = {}
+        for row in np.flatnonzero(users == user):
+            for item, score in zip(items[row].tolist(), scores[row].tolist(), strict=True):
+                best[item] = max(best.get(item, -np.inf), score)
+        expected = sorted(best, key=lambda item: (-best[item], item))[:100]
+        assert lists[user][lists[user] >= 0].tolist() == expected
 
 
 def naive(dataset: Dataset, config, vectors: dict[str, np.ndarray], alpha: float) -> dict[str, float]:
@@ -64,14 +77,26 @@ def naive(dataset: Dataset, config, vectors: dict[str, np.ndarray], alpha: float
     counts = dataset.item_table.train_count
     popular = sorted(range(len(counts)), key=lambda item: (-counts[item], item))[: max(1, round(len(counts) / 100))]
     heads = [table.astype(np.float64) for table in vectors.values()]
-    shares = [1.0] if len(heads) == 1 else [alpha / 100, 1 - alpha / 100]
-    quotas = [int(share * retrieval.k) for share in shares]
-    for _ in range(retrieval.k - sum(quotas)):
-        remainders = [share * retrieval.k - quota for share, quota in zip(shares, quotas, strict=True)]
-        quotas[remainders.index(max(remainders))] += 1
+    length = max(settings.recall_at)
+
+    def merged(lists: list[list[int]], k: int) -> list[int]:
+        """The quota merge of one trigger."""
+        shares = [1.0] if len(heads) == 1 else [alpha / 100, 1 - alpha / 100]
+        quotas = [int(share * k) for share in shares]
+        for _ in range(k - sum(quotas)):
+            remainders = [share * k - quota for share, quota in zip(shares, quotas, strict=True)]
+            quotas[remainders.index(max(remainders))] += 1
+        taken: list[int] = []
+        for quota, ranked in zip(quotas, lists, strict=True):
+            taken += [item for item in ranked[:k] if item not in taken][:quota]
+        for ranked in lists:
+            taken += [item for item in ranked[:k] if item not in taken][: k - len(taken)]
+        return taken
+
     recalls: dict[int, list[float]] = {k: [] for k in settings.recall_at}
     pairs = {level: [0, 0] for level in topics}
     recommended: list[int] = []
+    ndcg: list[float] = []
     for row in range(len(users.user_index)):
         history = users.histories.items[slice(*users.histories.offsets[row : row + 2])].tolist()
         truth = set(users.test.items[slice(*users.test.offsets[row : row + 2])].tolist())
@@ -80,32 +105,45 @@ def naive(dataset: Dataset, config, vectors: dict[str, np.ndarray], alpha: float
         if not truth:
             continue
         triggers = list(dict.fromkeys(reversed(history)))[: settings.num_triggers]
-        best: dict[int, float] = {}
+        lists = {}
         for trigger in triggers:
-            lists = []
+            lists[trigger] = []
             for table in heads:
                 ranked = sorted(
                     (i for i in range(len(table)) if i != trigger), key=lambda i: -(table[trigger] @ table[i])
                 )
-                lists.append([item for item in ranked[: retrieval.k_ann] if item not in seen][: retrieval.k])
-            taken: list[int] = []
-            for quota, ranked in zip(quotas, lists, strict=True):
-                taken += [item for item in ranked if item not in taken][:quota]
-            for ranked in lists:
-                taken += [item for item in ranked if item not in taken][: retrieval.k - len(taken)]
-            for item in taken:
-                best[item] = max(best.get(item, -np.inf), heads[0][trigger] @ heads[0][item])
+                lists[trigger].append([item for item in ranked[: retrieval.k_ann] if item not in seen])
+            for item in merged(lists[trigger], retrieval.k):
                 for level, labels in topics.items():
                     if labels[trigger] is not None and labels[item] is not None:
                         pairs[level][0] += labels[trigger] == labels[item]
                         pairs[level][1] += 1
-        ranked = sorted(best, key=lambda item: -best[item])[: max(settings.recall_at)]
+        # As many of each trigger as fill the list, from the merge and from any head alone.
+        width = retrieval.k
+        while width * len(triggers) < length:
+            width *= 2
+        width = max(retrieval.k, min(width, length))
+        while True:
+            alone = [set().union(*(found[head][:width] for found in lists.values())) for head in range(len(heads))]
+            together = set().union(*(merged(found, width) for found in lists.values()))
+            if min(map(len, [*alone, together])) >= length or width >= length:
+                break
+            width = min(2 * width, length)
+        best: dict[int, float] = {}
+        for trigger in triggers:
+            for item in merged(lists[trigger], width):
+                best[item] = max(best.get(item, -np.inf), heads[0][trigger] @ heads[0][item])
+        ranked = sorted(best, key=lambda item: -best[item])[:length]
         recommended += ranked
+        gain = sum(1 / np.log2(place + 2) for place, item in enumerate(ranked[:5]) if item in truth)
+        ndcg.append(gain / sum(1 / np.log2(place + 2) for place in range(min(5, len(truth)))))
         for k in settings.recall_at:
             recalls[k].append(len(truth & set(ranked[:k])) / len(truth))
     return {
         **{f"recall {k}": float(np.mean(values)) for k, values in recalls.items()},
         **{level: matches / total for level, (matches, total) in pairs.items()},
+        "ndcg": float(np.mean(ndcg)),
+        "hit rate": float(np.mean([hit > 0 for hit in recalls[5]])),
         "coverage": len(set(recommended)) / dataset.num_items,
         "popular": float(np.mean([item in popular for item in recommended])),
         "fresh": float(np.mean([counts[item] == 0 for item in recommended])),
@@ -121,6 +159,8 @@ def figures(evaluation: Evaluation, place: int) -> dict[str, float]:
     assert row.fresh is not None
     return {
         **{f"recall {k}": estimate.value for k, estimate in row.recall.items()},
+        "ndcg": row.ndcg[5].value,
+        "hit rate": row.hit_rate[5].value,
         "l1": row.match_l1.value,
         "l2": row.match_l2.value,
         "coverage": row.coverage,
@@ -153,9 +193,16 @@ def test_the_whole_protocol_equals_the_naive_one(tmp_path: Path, alpha: float, e
     # All clusters are probed, so the index loses nothing.
     exact = next(place for place, row in enumerate(evaluation.rows) if row.kind == "exact")
     assert figures(evaluation, exact) == pytest.approx(expected, abs=1e-9)
+    assert evaluation.rows[0].list_length == 15, "every list is full"
+    # The widths of the users follow from the recipe's alpha and the heads alone, so a head's lists can be wider than
+    # another alpha would make them; figures of the first places and of K answers a trigger do not depend on that.
     for place, (row, end) in enumerate(zip(evaluation.rows[1:3], (100, 0), strict=True), start=1):
         assert row.kind == "head"
-        assert figures(evaluation, place) == pytest.approx(naive(dataset, config, vectors, end), abs=1e-9)
+        of_head, alone = figures(evaluation, place), naive(dataset, config, vectors, end)
+        for name in ("l1", "l2", "length"):
+            assert of_head[name] == pytest.approx(alone[name], abs=1e-9)
+        if alpha == end:
+            assert of_head == pytest.approx(alone, abs=1e-9)
 
 
 def test_blocks_and_chunks_of_users_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,116 @@
+"""The figures of one way to answer: a row of the table, and the values of each user behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from mtmh.data.arrays import Indices
+from mtmh.data.dataset import Dataset
+from mtmh.evaluation.cohort import Cohort
+from mtmh.evaluation.metrics import (
+    Bootstrap,
+    Floats,
+    coverage,
+    hits_in,
+    marked_counts,
+    ndcg_at,
+    popular_items,
+    recall_at,
+    topic_matches,
+)
+from mtmh.evaluation.protocol import Answers
+from mtmh.evaluation.results import Kind, Row
+from mtmh.evaluation.user_values import UserValues
+
+
+class Measure:
+    """Turns answers into rows; what it needs of the dataset is read once.
+
+    Args:
+        dataset: of the cohort.
+        cohort: U users.
+        ks: cut-offs, ascending, at most the size of the catalogue.
+        seed: of the bootstrap.
+
+    Attributes:
+        rows: in the order in which they were measured.
+        values: of each of the rows.
+        length: of a user's list: the largest cut-off.
+    """
+
+    def __init__(self, dataset: Dataset, cohort: Cohort, ks: Sequence[int], seed: int) -> None:
+        self.rows: list[Row] = []
+        self.values: list[UserValues] = []
+        self.length = max(ks)
+        self.train_count = dataset.item_table.train_count
+        self.bootstrap = Bootstrap(cohort.num_users, seed=seed)
+        self._cohort = cohort
+        self._ks = ks
+        self._sizes = np.diff(cohort.truth.offsets)
+        self._popular = popular_items(self.train_count)
+        self._fresh = self.train_count == 0
+        self._fresh_sizes = np.bincount(
+            np.repeat(np.arange(cohort.num_users), self._sizes)[self._fresh[cohort.truth.items]],
+            minlength=cohort.num_users,
+        ).astype(np.float64)
+        self._topics = [_topic_codes(dataset, name) for name in ("topic_l1", "topic_l2")]
+
+    def add(self, name: str, kind: Kind, answers: Answers, lists: Indices, alpha: float | None = None) -> Row:
+        """Measures one way to answer and keeps the row.
+
+        Args:
+            name: of the row.
+            kind: of the row.
+            answers: K a <user, trigger>, for the topic match.
+            lists: [U, length] the users' lists, best first, -1: none.
+            alpha: of the row.
+        """
+        cohort, mean = self._cohort, self.bootstrap.mean
+        hits = hits_in(lists, cohort.truth.items, cohort.truth.offsets)
+        recall, ndcg = recall_at(hits, self._sizes, self._ks), ndcg_at(hits, self._sizes, self._ks)
+        fresh_hits = hits & self._fresh[lists]
+        values = UserValues(
+            cohort.user_index,
+            {k: recall[:, place] for place, k in enumerate(self._ks)},
+            *(self._matches(answers, topics) for topics in self._topics),
+        )
+        row = Row(
+            name=name,
+            kind=kind,
+            alpha=alpha,
+            recall={k: mean(of_users) for k, of_users in values.recall.items()},
+            ndcg={k: mean(ndcg[:, place]) for place, k in enumerate(self._ks)},
+            hit_rate={k: mean(np.asarray(hits[:, :k].any(axis=1), np.float64)) for k in self._ks},
+            fresh_recall={
+                k: self.bootstrap.ratio(fresh_hits[:, :k].sum(axis=1).astype(np.float64), self._fresh_sizes)
+                for k in self._ks
+            },
+            match_l1=self.bootstrap.ratio(*values.l1),
+            match_l2=self.bootstrap.ratio(*values.l2),
+            coverage=coverage(lists, len(self._fresh)),
+            popular=self.bootstrap.ratio(*marked_counts(lists, self._popular)),
+            fresh=self.bootstrap.ratio(*marked_counts(lists, self._fresh)),
+            list_length=float((lists >= 0).sum(axis=1).mean()),
+        )
+        self.rows.append(row)
+        self.values.append(values)
+        return row
+
+    def _matches(self, answers: Answers, topics: Indices) -> tuple[Floats, Floats]:
+        matches, pairs = topic_matches(answers.triggers, answers.items, topics)
+        return self._of_users(answers, matches), self._of_users(answers, pairs)
+
+    def _of_users(self, answers: Answers, counts: npt.NDArray[np.int64]) -> Floats:
+        """Sums [P] over each user's triggers."""
+        return np.bincount(answers.users, weights=counts, minlength=self._cohort.num_users).astype(np.float64)
+
+
+def _topic_codes(dataset: Dataset, name: str) -> npt.NDArray[np.int64]:
+    """[I] a number for each topic, -1: no topic."""
+    column = dataset.items([name]).column(name).combine_chunks()
+    codes = pc.fill_null(column.dictionary_encode().indices, -1)
+    return np.asarray(codes.to_numpy(zero_copy_only=False), dtype=np.int64)

@@ -1,0 +1,115 @@
+"""Rows of a model: its merge, each head, other alphas, other ways of preranking, and all with exact search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mtmh.config import RetrievalConfig
+from mtmh.evaluation.cohort import Cohort
+from mtmh.evaluation.measure import Measure
+from mtmh.evaluation.protocol import Ranking, rank_users
+from mtmh.evaluation.results import Kind
+from mtmh.evaluation.subject import Subject
+from mtmh.retrieval.ranking import HeadScorePreranker, Preranker
+
+# Who keeps the best of each head, who sorts, and whether heads are ranked apart.
+_WAYS = {
+    "shared preranking": ("", "", "shared"),
+    "similarity alone": ("head-score", "head-score", "per-head"),
+    "learned preranker": ("learned", "learned", "per-head"),
+    "learned sorter": ("head-score", "learned", "per-head"),
+    "learned preranker, shared": ("learned", "learned", "shared"),
+}
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """A model and the users that it is measured on.
+
+    Attributes:
+        name: of the model, with which its rows begin.
+        subject: the model's index and rankers.
+        settings: of retrieval.
+        cohort: the users.
+        measure: takes the rows.
+    """
+
+    name: str
+    subject: Subject
+    settings: RetrievalConfig
+    cohort: Cohort
+    measure: Measure
+
+    def add_own(self, alphas: Sequence[float]) -> None:
+        """The merge first; with several heads also each alone, by the common and by its own score, and other alphas."""
+        ranking = self._ranked(self.subject)
+        if len(self.subject.heads) == 1:
+            self._add(self.name, "merged", ranking)
+            return
+        alpha = self.settings.alpha
+        self._add(f"{self.name}, merged, alpha = {alpha:g}", "merged", ranking, alpha=alpha)
+        # With two heads each one alone is an end of the sweep.
+        ends = [100.0, 0.0] if len(self.subject.heads) == 2 else [None] * len(self.subject.heads)
+        self._add_heads("head", ranking, ends)
+        for place, head in enumerate(self.subject.heads):
+            lists = ranking.lists(head=place, by_own_score=True)
+            if (lists != ranking.lists(head=place)).any():
+                name = f"{self.name}, {head} head by its own score"
+                self.measure.add(name, "own-score", ranking.answers(head=place), lists)
+        for other in sorted(set(alphas) - {*ends, alpha}):
+            self._add(f"{self.name}, alpha = {other:g}", "alpha", ranking, alpha=other)
+
+    def add_preranked(self, learned: Preranker | None) -> None:
+        """The merge under the other ways of preranking: those that are not the model's own."""
+        own = self.subject.ranked_by
+        models = {"learned": learned} if learned is not None else {}
+        models |= dict(zip(own, (self.subject.preranker, self.subject.sorter), strict=True))
+        rankers = {kind: (model, model) for kind, model in models.items()}
+        rankers["head-score"] = (HeadScorePreranker(), self.subject.by_similarity)
+        shown = {_outcome(*own, "per-head")}
+        for name, (keeps, sorts, preranking) in _WAYS.items():
+            keeps, sorts, shared = keeps or own[0], sorts or own[1], preranking == "shared"
+            missing = not {keeps, sorts} <= rankers.keys() or (shared and len(self.subject.heads) == 1)
+            if missing or _outcome(keeps, sorts, preranking) in shown:
+                continue
+            shown.add(_outcome(keeps, sorts, preranking))
+            ranking = self._ranked(self.subject, rankers[keeps][0], rankers[sorts][1], shared=shared)
+            self._add(f"{self.name}, {name}", "preranking", ranking)
+
+    def add_exact(self) -> None:
+        """The merge and each head over exact search: what they have more than over the index is the index's loss."""
+        ranking = self._ranked(self.subject.exact())
+        self._add(f"{self.name}, exact search", "exact", ranking)
+        if len(self.subject.heads) > 1:
+            self._add_heads("exact", ranking, [None] * len(self.subject.heads), ", exact search")
+
+    def _add_heads(self, kind: Kind, ranking: Ranking, alphas: Sequence[float | None], more: str = "") -> None:
+        for place, (head, alpha) in enumerate(zip(self.subject.heads, alphas, strict=True)):
+            answers, lists = ranking.answers(head=place), ranking.lists(head=place)
+            self.measure.add(f"{self.name}, {head} head{more}", kind, answers, lists, alpha)
+
+    def _add(self, name: str, kind: Kind, ranking: Ranking, alpha: float | None = None) -> None:
+        self.measure.add(name, kind, ranking.answers(alpha), ranking.lists(alpha), alpha)
+
+    def _ranked(
+        self,
+        subject: Subject,
+        preranker: Preranker | None = None,
+        sorter: Preranker | None = None,
+        *,
+        shared: bool = False,
+    ) -> Ranking:
+        pipeline = subject.pipeline(self.settings, len(self.measure.train_count))
+        pipeline = replace(
+            pipeline,
+            preranker=preranker or pipeline.preranker,
+            sorter=sorter or pipeline.sorter,
+            shared=shared,
+        )
+        return rank_users(self.cohort, pipeline, self.measure.length)
+
+
+def _outcome(keeps: str, sorts: str, preranking: str) -> tuple[str, ...]:
+    """The kinds that decide the answers: a shared ranking is the sorter's alone."""
+    return (sorts, preranking) if preranking == "shared" else (keeps, sorts, preranking)

@@ -1,0 +1,87 @@
+"""The tables of an evaluation, for terminal and docs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from mtmh.evaluation.metrics import Estimate
+from mtmh.evaluation.results import Evaluation, Kind, Row
+
+_REPORT_ONLY: tuple[Kind, ...] = ("alpha", "candidates")  # rows that the terminal has no room for
+
+
+def columns(recall_at: Sequence[int]) -> list[str]:
+    """Headings of the figures of a row, in the order of ``figures``."""
+    recalls = [f"recall@{k}" for k in recall_at]
+    return [*recalls, "L1 match", "L2 match", f"fresh recall@{max(recall_at)}", "coverage", "popular 1 %", "full"]
+
+
+def figures(row: Row) -> list[Estimate | float | None]:
+    """The figures of a row, shares from 0 to 1; None: nothing to measure."""
+    largest = max(row.recall)
+    recalls, fresh = row.recall.values(), row.fresh_recall[largest]
+    return [*recalls, row.match_l1, row.match_l2, fresh, row.coverage, row.popular, row.list_length / largest]
+
+
+def percent(figure: Estimate | float | None, *, interval: bool) -> str:
+    """``12.34``, or with interval ``12.34 ±0.56``; an en dash where nothing was measured."""
+    if figure is None:
+        return "–"
+    if isinstance(figure, float):
+        return f"{100 * figure:.2f}"
+    half = 100 * (figure.high - figure.low) / 2
+    return f"{100 * figure.value:.2f}" + (f" ±{half:.2f}" if interval else "")
+
+
+def results_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Rows of the first evaluation and the merged row of the others, for the terminal; fits 80 columns.
+
+    Other alphas, and yardsticks' candidates sorted as the model sorts, are in the report only.
+    """
+    first = evaluations[0]
+    recall_at = first.protocol.recall_at
+    table = Table(
+        title=f"{first.model} on {first.dataset}: {first.num_users:,} users, percent",
+        caption="intervals, NDCG, hit rate and other alphas are in the report",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("")
+    table.add_column(f"recall\n@{recall_at[0]}", justify="right", no_wrap=True)
+    for heading in [*(f"@{k}" for k in recall_at[1:]), "L1", "L2", "fresh", "full"]:
+        table.add_column(f"\n{heading}", justify="right", no_wrap=True)
+    for row in first.rows:
+        if row.kind not in _REPORT_ONLY:
+            style = {"merged": "bold", "yardstick": "dim"}.get(row.kind)
+            table.add_row(escape(row.name.removeprefix(f"{first.model}, ")), *_short(row), style=style)
+    if len(evaluations) > 1:
+        table.add_section()
+        for other in evaluations[1:]:
+            table.add_row(escape(other.merged.name), *_short(other.merged))
+    return table
+
+
+def _short(row: Row) -> list[str]:
+    """Recalls, matches, recall of fresh items and share of full lists."""
+    shown = figures(row)
+    num_recalls = len(row.recall)
+    cells = [percent(figure, interval=False) for figure in shown[: num_recalls + 3]]
+    return [*cells, f"{100 * row.list_length / max(row.recall):.0f}"]
+
+
+def markdown_table(evaluations: Sequence[Evaluation]) -> str:
+    """The rows of ``results_table`` with all figures and intervals, for docs."""
+    first = evaluations[0]
+    headings = ["", *columns(first.protocol.recall_at)]
+    rows = [row for row in first.rows if row.kind not in _REPORT_ONLY] + [other.merged for other in evaluations[1:]]
+    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    for row in rows:
+        cells = [percent(figure, interval=True) for figure in figures(row)]
+        lines.append("| " + " | ".join([row.name, *cells]) + " |")
+    return "\n".join(lines) + "\n"
