@@ -3,14 +3,18 @@
     python -m benchmarks.results synthetic --seeds 0 1 2 --out runs/results/synthetic.json
     python -m benchmarks.results synthetic --settings mtmh streaming --out runs/results/streaming.json
 
-Runs the same verbs as a user would, prints a Markdown table (mean over seeds, ± standard deviation over seeds) and
-writes every figure of every run as JSON.
+Runs the same verbs as a user would, prints two Markdown tables and writes every figure of every run as JSON. The first
+table has every row, the second the difference of what a setting answers to the yardstick that is best at each cut-off,
+paired by user. Figures are means over seeds, ± half of a 95 % interval over users and seeds: 1.96 times the root of the
+variance of the mean over users (bootstrap) plus that over seeds. A run's folder is named by its settings
+(`benchmarks.run_folders`), so another configuration is another run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -21,8 +25,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.run_folders import run_name, shared_folders
 from mtmh.artifacts import MANIFEST
 from mtmh.config import Config, load_config, variant_names
+from mtmh.evaluation.metrics import Estimate
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation
 
 SETTINGS = ("mtmh", "mtsh", "stmh", "single-task")
@@ -43,6 +49,7 @@ def main() -> None:
 
     started = time.time()
     shared = [*arguments.overrides, *([f"data.input={arguments.input}"] if arguments.input else [])]
+    shared += shared_folders(load_config(arguments.recipe, shared))
     base = load_config(arguments.recipe, shared)
     if not (base.dataset_dir / MANIFEST).is_file():
         verb(arguments.jobs, "prepare", arguments.recipe, shared)
@@ -54,10 +61,10 @@ def main() -> None:
         evaluations = [future.result() for future in futures]
 
     by_setting = {
-        setting: [found for (of, _), found in zip(runs, evaluations, strict=True) if of == setting]
+        setting: [found for (ran, _), found in zip(runs, evaluations, strict=True) if ran == setting]
         for setting in arguments.settings
     }
-    table = markdown(by_setting)
+    table = f"{markdown(by_setting)}\n{against_yardsticks(by_setting)}"
     print(table)
     result = {
         "command": " ".join(["python -m benchmarks.results", *sys.argv[1:]]),
@@ -72,9 +79,9 @@ def main() -> None:
 
 
 def one_run(recipe: str, setting: str, seed: int, shared: Sequence[str], jobs: int) -> Evaluation:
-    """Trains, embeds, indexes and evaluates one setting with one seed; what is there already is taken as it is."""
-    name = f"{setting}-seed{seed}"
+    """Trains, embeds, indexes and evaluates one setting with one seed; a run of the same settings is taken as it is."""
     varied = recipe if setting == "mtmh" else f"{recipe}+{setting}"
+    name = run_name(f"{setting}-seed{seed}", load_config(varied, list(shared)), training_seed=seed)
     overrides = [*shared, f"name={name}"]
     config: Config = load_config(varied, overrides)
     folder = config.model_dir("evaluation")
@@ -105,14 +112,8 @@ def verb(jobs: int, *words: str | Sequence[str]) -> None:
 def markdown(by_setting: dict[str, list[Evaluation]]) -> str:
     """One line a model and head, then the yardsticks, which are the same for all."""
     first = next(iter(by_setting.values()))[0]
-    headings = [
-        "",
-        *(f"recall@{k}" for k in first.protocol.recall_at),
-        "L1 match",
-        "L2 match",
-        "coverage",
-        "popular 1 %",
-    ]
+    recalls = [f"recall@{k}" for k in first.protocol.recall_at]
+    headings = ["", *recalls, "L1 match", "L2 match", f"fresh {recalls[-1]}", "coverage", "popular 1 %"]
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
     for setting, found in by_setting.items():
         for place, row in enumerate(found[0].rows):
@@ -130,22 +131,40 @@ def label(setting: str, row: Row, evaluation: Evaluation) -> str:
 
 
 def line(name: str, rows: Sequence[Row]) -> str:
-    """A row of the table: mean and, over several seeds, standard deviation, in percent."""
-    figures = [[row.recall[k].value for row in rows] for k in rows[0].recall]
-    figures += [
-        [row.match_l1.value for row in rows if row.match_l1],
-        [row.match_l2.value for row in rows if row.match_l2],
-    ]
-    figures += [[row.coverage for row in rows], [row.popular.value for row in rows if row.popular]]
-    return "| " + " | ".join([name, *map(cell, figures)]) + " |"
+    """A row of the table, in percent."""
+    largest = max(rows[0].recall)
+    figures: list[list[Estimate | None]] = [[row.recall[k] for row in rows] for k in rows[0].recall]
+    figures += [[row.match_l1 for row in rows], [row.match_l2 for row in rows]]
+    figures += [[row.fresh_recall[largest] for row in rows]]
+    coverage = f"{100 * statistics.mean(row.coverage for row in rows):.2f}"
+    return "| " + " | ".join([name, *map(cell, figures), coverage, cell([row.popular for row in rows])]) + " |"
 
 
-def cell(values: Sequence[float]) -> str:
-    """``12.34 ±0.05``; an en dash where nothing was measured."""
-    if not values:
+def against_yardsticks(by_setting: dict[str, list[Evaluation]]) -> str:
+    """What each setting answers minus the best yardstick at each cut-off, in percentage points."""
+    first = next(iter(by_setting.values()))[0]
+    if not first.against:
+        return ""
+    headings = [f"recall@{found.recall_at} − {found.yardstick}" for found in first.against]
+    lines = ["| " + " | ".join(["", *headings]) + " |", "|---|" + "---:|" * len(headings)]
+    for setting, found in by_setting.items():
+        cells = [cell([run.against[place].difference for run in found]) for place in range(len(headings))]
+        lines.append("| " + " | ".join([NAMES.get(setting, setting), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(estimates: Sequence[Estimate | None]) -> str:
+    """``12.34 ±0.45``: mean over seeds, half of the interval over users and seeds; an en dash: nothing was measured."""
+    there = [estimate for estimate in estimates if estimate is not None]
+    if not there:
         return "–"
-    spread = f" ±{100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.2f}{spread}"
+    values = [estimate.value for estimate in there]
+    over_users = statistics.mean(
+        estimate.standard_error**2 for estimate in there
+    )  # the users are the same with any seed
+    over_seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
+    half = 1.96 * math.sqrt(over_users + over_seeds)
+    return f"{100 * statistics.mean(values):.2f} ±{100 * half:.2f}"
 
 
 if __name__ == "__main__":

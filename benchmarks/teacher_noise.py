@@ -1,8 +1,8 @@
 """How much does a wrong teacher cost? Noise in the teacher against what the trained heads retrieve.
 
 A share of the items gets the content embedding of another item, as from hallucinated tags or mixed-up images; at 1 the
-teacher says nothing. For each share the model is trained, indexed and evaluated anew, on the same dataset. Prints a
-table and writes JSON and a picture (SVG).
+teacher says nothing. For each share the model is trained, indexed and evaluated anew, on the same dataset, unless a run
+of the same settings is there already (`benchmarks.run_folders`). Prints a table and writes JSON and a picture (SVG).
 
     python -m benchmarks.teacher_noise demo --shares 0 0.25 0.5 1 --out teacher-noise.json
 """
@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.run_folders import run_name, shared_folders
 from mtmh.artifacts import MANIFEST, write_artifact
 from mtmh.config import Config, load_config
 from mtmh.content.check import METRICS as CHECK_METRICS
@@ -49,12 +50,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
 
-    base = load_config(arguments.recipe, arguments.overrides)
+    overrides = [*arguments.overrides, *shared_folders(load_config(arguments.recipe, arguments.overrides))]
+    base = load_config(arguments.recipe, overrides)
     if not (base.dataset_dir / MANIFEST).is_file():
         prepare(base, base.dataset_dir)
     if not (base.content_dir / MANIFEST).is_file():
         embed_content(base, base.content_dir)
-    rows = [one_share(arguments.recipe, arguments.overrides, base, share) for share in arguments.shares]
+    rows = [one_share(arguments.recipe, overrides, base, share) for share in arguments.shares]
     result = {
         "command": " ".join(["python -m benchmarks.teacher_noise", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -72,9 +74,9 @@ def main() -> None:
 
 def one_share(recipe: str, overrides: list[str], base: Config, share: float) -> dict[str, float]:
     """Trains and evaluates with one share of wrong rows."""
-    name = f"wrong-{share:g}"
+    name = run_name(f"wrong-{share:g}", base)
     content = base.paths.root / f"content-{name}"
-    own = [f"name={name}", f"paths.content={content}", f"paths.dataset={base.dataset_dir}"]
+    own = [f"name={name}", f"paths.content={content}"]
     config = load_config(recipe, [*overrides, *own])
     if not (content / MANIFEST).is_file():
         write_wrong_teacher(base, content, share)
