@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from .content_input import ContentInput
 from .dense_nn import DenseNN
 from .heads import Head, HeadMLP
 from .sparse_nn import SparseNN
@@ -16,8 +17,9 @@ from .sparse_nn import SparseNN
 class MTMH(nn.Module):
     """Item features to one embedding per head (MTMH paper, section 3.3).
 
-    ``SparseNN`` and ``DenseNN`` outputs are concatenated and feed each head's MLP. Nearly all parameters sit in the
-    shared ``SparseNN``. Which of the papers' models this is, is a matter of ``heads`` alone: see ``Head``.
+    ``SparseNN`` and ``DenseNN`` outputs, and content embeddings if asked for, are concatenated and feed each head's
+    MLP. Nearly all parameters sit in the shared ``SparseNN``. Which of the papers' models this is, is a matter of
+    ``heads`` alone: see ``Head``.
 
     Args:
         sparse_nn: id features to ``[B, sparse_nn.out_dim]``.
@@ -26,6 +28,7 @@ class MTMH(nn.Module):
         head_hidden: hidden widths of each head's MLP.
         head_dim: embedding width ``D`` of every head.
         normalize: unit-length embeddings.
+        content_nn: content embeddings to ``[B, content_nn.out_dim]``; ``None``: they are no input.
 
     Attributes:
         head_dim: ``D``.
@@ -52,6 +55,7 @@ class MTMH(nn.Module):
         head_hidden: list[int],
         head_dim: int,
         normalize: bool = True,
+        content_nn: ContentInput | None = None,
     ) -> None:
         super().__init__()
         names = [head.name for head in heads]
@@ -59,21 +63,31 @@ class MTMH(nn.Module):
             raise ValueError(f"MTMH needs at least one head and distinct names, got {names}")
         self.sparse_nn = sparse_nn
         self.dense_nn = dense_nn
+        self.content_nn = content_nn
         self.heads = tuple(heads)
         self.head_dim = head_dim
-        in_dim = sparse_nn.out_dim + dense_nn.out_dim
+        in_dim = sparse_nn.out_dim + dense_nn.out_dim + (content_nn.out_dim if content_nn else 0)
         self.head_mlps = nn.ModuleDict({name: HeadMLP(in_dim, head_hidden, head_dim, normalize) for name in names})
 
-    def forward(self, sparse: KeyedJaggedTensor, dense: Tensor) -> dict[str, Tensor]:
+    def forward(self, sparse: KeyedJaggedTensor, dense: Tensor, content: Tensor | None = None) -> dict[str, Tensor]:
         """Computes the embeddings of ``B`` items.
 
         Args:
             sparse: ids of the features of ``sparse_nn.keys``, batch size ``B``.
             dense: ``[B, F]`` float features; their dtype is that of the towers' arithmetic, whatever the tables hold.
+            content: ``[B, Dc]`` content embeddings, zeros where an item has none; needed with ``content_nn``.
 
         Returns:
             Head name to ``[B, D]``.
+
+        Raises:
+            ValueError: there is a ``content_nn`` and no ``content``.
         """
         pooled = self.sparse_nn(sparse).to(dense.dtype)
-        features = torch.cat([pooled, self.dense_nn(dense)], dim=1)
+        parts = [pooled, self.dense_nn(dense)]
+        if self.content_nn is not None:
+            if content is None:
+                raise ValueError("this model takes content embeddings in: give it content [B, Dc]")
+            parts.append(self.content_nn(content))
+        features = torch.cat(parts, dim=1)
         return {name: mlp(features) for name, mlp in self.head_mlps.items()}

@@ -65,6 +65,8 @@ class ModelConfig(Settings):
     id_tables: dict[str, IdTableConfig] = {}  # tables of raw ids in place of the vocabulary
     dense_hidden: list[Positive] = [64]
     dense_dim: Positive = 32
+    # Principal components of the teacher's embedding that are an input, where a loss needs the teacher; 0: none.
+    content_dim: Annotated[int, Field(ge=0)] = 64
     head_hidden: list[Positive] = [256]
     head_dim: Positive = 128
     normalize: bool = True  # unit-length head outputs: the dot product is the cosine used at serving

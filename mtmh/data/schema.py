@@ -112,6 +112,7 @@ class FeatureSchema(BaseModel):
 
     id_features: list[IdFeature]
     float_features: list[str]
+    content_dim: int = 0  # width of the content embeddings among the inputs of a model; 0: none
 
 
 class DatasetSummary(BaseModel):

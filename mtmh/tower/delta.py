@@ -18,6 +18,7 @@ from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import EmbeddingConfig
 from mtmh.config.recorded import recorded_config
 from mtmh.data.arrays import open_array
+from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
 from mtmh.data.schema import ITEM_ID
@@ -26,6 +27,7 @@ from mtmh.distributed.state_files import stored_pieces, stored_shapes
 from mtmh.tower.artifact import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.tower.embedder import Embedder
 from mtmh.training.checkpoint import MODEL, STATE
+from mtmh.training.content import content_input
 from mtmh.training.continuation import RowMover, rows_of, table_of
 from mtmh.training.row_maps import previous_rows
 
@@ -159,6 +161,7 @@ def find_delta(
     unknown = sorted(watched - set(maps))
     if unknown:
         raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {', '.join(maps)}")
+    contents = _contents(checkpoint, before, dataset, old)
     changed = _changed_rows(checkpoint, before, dataset, old, watched, ranks)
     for start in range(0, dataset.num_items, _CHUNK_ITEMS):
         part = source[start : start + _CHUNK_ITEMS]
@@ -170,6 +173,11 @@ def find_delta(
             now, then = (
                 table.item_table.float_features[items]
                 for table, items in ((dataset, start + known), (old, part[known]))
+            )
+            stale |= (now != then).any(axis=1)
+        if contents is not None:
+            now, then = (
+                some.embeddings[items] for some, items in zip(contents, (start + known, part[known]), strict=True)
             )
             stale |= (now != then).any(axis=1)
         part[known[stale]] = NO_ITEM
@@ -201,6 +209,15 @@ def open_period(checkpoint: Artifact) -> tuple[Dataset, Artifact]:
     if embeddings.manifest.inputs["checkpoint"] != checkpoint.manifest.digest:
         raise ValueError(f"{embeddings.path}: not made from {checkpoint.path}; embed the whole catalogue")
     return old, embeddings
+
+
+def _contents(
+    checkpoint: Artifact, before: Artifact, dataset: Dataset, old: Dataset
+) -> tuple[ContentEmbeddings, ContentEmbeddings] | None:
+    """What the teacher says of the items of both periods; None: the model does not take it in."""
+    now = content_input(checkpoint, recorded_config(checkpoint).content_dir, dataset)
+    then = content_input(before, recorded_config(before).content_dir, old)
+    return None if now is None or then is None else (now, then)
 
 
 def _same_items(dataset: Dataset, old: Dataset) -> NDArray[np.int64]:

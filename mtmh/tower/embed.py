@@ -24,6 +24,7 @@ from mtmh.tower.artifact import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.tower.delta import DeltaEmbedder, find_delta
 from mtmh.tower.embedder import Embedder
 from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.content import content_input
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,12 @@ def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None
                 f"{checkpoint.path}: trained on another dataset (digest {str(trained_on)[:12]}) than"
                 f" {dataset.artifact.path} (digest {dataset.artifact.manifest.digest[:12]}); train again"
             )
-        model = Embedder.load(checkpoint.path, config, ranks)
+        content = content_input(checkpoint, config.content_dir, dataset)
+        model = Embedder.load(checkpoint.path, config, ranks, content)
         embedder: Embedder | DeltaEmbedder = model
         inputs, measured = {"dataset": dataset.artifact, "checkpoint": checkpoint}, None
+        if content is not None:
+            inputs["content"] = content.artifact
         if delta_from is not None:
             delta = find_delta(dataset, checkpoint, delta_from, config.embedding, ranks)
             embedder = DeltaEmbedder.open(model, delta)

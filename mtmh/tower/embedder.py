@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mtmh.config import CommunicationConfig, Config
+from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.item_table import ItemTable
 from mtmh.distributed.ranks import Ranks
 from mtmh.distributed.sharding import shard
@@ -31,6 +32,7 @@ class Embedder:
         dim: D.
         device: where the model takes its inputs.
         raw: features that the model takes as raw ids.
+        content: embeddings of the teacher, if the model takes them in.
     """
 
     model: nn.Module
@@ -38,9 +40,10 @@ class Embedder:
     dim: int
     device: torch.device
     raw: frozenset[str] = frozenset()
+    content: ContentEmbeddings | None = None
 
     @classmethod
-    def load(cls, checkpoint: Path, config: Config, ranks: Ranks) -> Embedder:
+    def load(cls, checkpoint: Path, config: Config, ranks: Ranks, content: ContentEmbeddings | None = None) -> Embedder:
         """Reads a checkpoint: whole in a CPU process alone, its tables sharded over several ranks or on GPUs.
 
         The model is the checkpoint's. How it is sharded is free: by ``config.sharding``, whatever it was trained with.
@@ -49,6 +52,7 @@ class Embedder:
             checkpoint: folder of one checkpoint.
             config: the recipe; embeddings travel between ranks as fp32, whatever it says.
             ranks: this process among the others.
+            content: embeddings of the teacher, for a model that takes them in.
 
         Raises:
             ValueError: no complete checkpoint there, ``sharding`` names a table that the model does not have, or the
@@ -57,12 +61,12 @@ class Embedder:
         if ranks.world_size == 1 and ranks.device.type == "cpu":
             whole = load_model(checkpoint)
             heads, dim, raw = _interface(whole)
-            return cls(whole, heads, dim, ranks.device, raw)
+            return cls(whole, heads, dim, ranks.device, raw, content)
         model = model_of(checkpoint, ranks.device, tables=torch.device("meta"))
         heads, dim, raw = _interface(model)
         sharded, _ = shard(model, _placement(checkpoint, config, ranks), ranks, trains=False)
         load_weights(sharded, checkpoint)
-        return cls(sharded.eval(), heads, dim, ranks.device, raw)
+        return cls(sharded.eval(), heads, dim, ranks.device, raw, content)
 
     def embed(self, table: ItemTable, items: Items) -> dict[str, Vectors]:
         """Embeds items.
@@ -79,7 +83,8 @@ class Embedder:
         """
         sparse, dense = table.gather(items, raw=self.raw)
         with torch.no_grad():  # FBGEMM's lookup of a sharded table has no form for inference mode
-            embedded = self.model(sparse.to(self.device), dense.to(self.device))
+            content = None if self.content is None else self.content.gather(items).to(self.device)
+            embedded = self.model(sparse.to(self.device), dense.to(self.device), content)
             units = {
                 head: torch.nn.functional.normalize(rows.float(), dim=1).cpu().numpy()
                 for head, rows in embedded.items()

@@ -29,6 +29,7 @@ from mtmh.tower.artifact import TowerFacts
 from mtmh.tower.item_features import ItemFeatures, write_features
 from mtmh.tower.quantised import TowerSettings, read_quantised, read_settings, write_quantised
 from mtmh.training.checkpoint import MODEL, STATE
+from mtmh.training.content import content_input
 from mtmh.training.model_builder import build_model
 
 TOWER = Path("tower")
@@ -83,7 +84,8 @@ class Tower:
         return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
 
     def _embed(self, rows: pa.Table) -> dict[str, Vectors]:
-        embedded = _embed(self._model, *map(torch.from_numpy, self.features.encode(rows)))
+        inputs = (*self.features.encode(rows), self.features.content(rows))
+        embedded = _embed(self._model, *map(torch.from_numpy, inputs))
         return {head: vectors.numpy() for head, vectors in embedded.items()}
 
     @cached_property
@@ -113,8 +115,9 @@ def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Arti
         return None
     checkpoint = _find_checkpoint(config.model_dir("checkpoints"), digest)
     model, settings, hidden_rows = _unseen_tower(checkpoint, config.index.tower)
+    content = content_input(open_artifact(checkpoint, "checkpoint"), config.content_dir, dataset)
     (folder / TOWER).mkdir()
-    write_features(folder / TOWER, dataset, hidden_rows)
+    write_features(folder / TOWER, dataset, hidden_rows, content.dim if content else 0)
     sample = np.sort(
         np.random.default_rng(config.seed).choice(
             dataset.num_items, min(_COMPARED_ITEMS, dataset.num_items), replace=False
@@ -122,7 +125,7 @@ def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Arti
     )
     raw = () if hidden_rows else (ITEM_ID,)
     sparse, dense = dataset.item_table.gather(sample, hide_id=np.ones(len(sample), bool), raw=raw)
-    inputs = (sparse.values(), sparse.lengths(), dense)
+    inputs = (sparse.values(), sparse.lengths(), dense, content.gather(sample) if content else dense[:, :0])
     expected = _embed(model, *inputs)
     write_quantised(folder / TOWER, model, settings)
     found = _embed(Tower(folder)._model, *inputs)
@@ -178,10 +181,11 @@ def read_unseen(model: nn.Module, checkpoint: Path, hidden_rows: int) -> None:
 
 
 @torch.no_grad()
-def _embed(model: MTMH, values: Tensor, lengths: Tensor, dense: Tensor) -> dict[str, Tensor]:
-    """Embeddings of unit length whatever the model's own setting."""
+def _embed(model: MTMH, values: Tensor, lengths: Tensor, dense: Tensor, content: Tensor) -> dict[str, Tensor]:
+    """Embeddings of unit length whatever the model's own setting; content of width 0 if the model takes none in."""
     sparse = KeyedJaggedTensor(keys=model.sparse_nn.keys, values=values, lengths=lengths.reshape(-1))
-    return {head: nn.functional.normalize(vectors.float(), dim=1) for head, vectors in model(sparse, dense).items()}
+    embedded = model(sparse, dense, content)
+    return {head: nn.functional.normalize(vectors.float(), dim=1) for head, vectors in embedded.items()}
 
 
 def _find_checkpoint(root: Path, digest: str) -> Path:

@@ -32,6 +32,8 @@ FEATURES = "features.json"
 # Columns of a row that are no features: for display and for filters.
 DISPLAY = {"text": pa.string(), "topic_l1": pa.string(), "topic_l2": pa.string(), "first_seen": pa.int64()}
 
+CONTENT = "content_embedding"  # the teacher's, of a row that has one
+
 Row = Mapping[str, Any]
 
 
@@ -52,6 +54,7 @@ class FeatureFacts(BaseModel):
     id_type: Literal["int64", "string"]
     id_features: list[IdFacts]  # item_id not among them: no unseen item has a row of its own
     float_features: list[FloatScale]
+    content_dim: int = 0  # width of the content embeddings that the tower takes in
     hidden_rows: int  # values of item_id that stand for an unseen item: row 0, or none where ids are hashed
 
 
@@ -90,7 +93,8 @@ class ItemFeatures:
         """
         ids = [ITEM_ID, *(feature.name for feature in self.facts.id_features)]
         floats = [scale.name for scale in self.facts.float_features]
-        if (ids, floats) != ([feature.name for feature in schema.id_features], schema.float_features):
+        found = (ids, floats, self.facts.content_dim)
+        if found != ([feature.name for feature in schema.id_features], schema.float_features, schema.content_dim):
             raise ValueError(f"{self._folder / FEATURES}: not the features that the tower beside it takes in")
 
     @property
@@ -100,6 +104,11 @@ class ItemFeatures:
         return [feature.name for feature in self.facts.id_features] + [
             feature.name for feature in self.facts.float_features if feature.name not in derived
         ]
+
+    @property
+    def optional(self) -> list[str]:
+        """The fields that a row may have."""
+        return [*DISPLAY, CONTENT] if self.facts.content_dim else [*DISPLAY]
 
     @property
     def strings(self) -> list[str]:
@@ -116,13 +125,13 @@ class ItemFeatures:
         """
         for number, row in enumerate(rows):
             missing = [name for name in (ITEM_ID, *self.names) if name not in row]
-            unknown = sorted(set(row) - {ITEM_ID, *self.names, *DISPLAY})
+            unknown = sorted(set(row) - {ITEM_ID, *self.names, *self.optional})
             if missing or unknown:
                 problem = f"{', '.join(missing)} is missing (null: not known)" if missing else "unknown"
                 raise RequestError(
                     f"item {row.get(ITEM_ID, f'in row {number}')!r}: {problem if missing else ', '.join(unknown)}"
                     f"{'' if missing else ' is no field of an item'}; expected {', '.join((ITEM_ID, *self.names))}"
-                    f" and perhaps {', '.join(DISPLAY)}"
+                    f" and perhaps {', '.join(self.optional)}"
                 )
         types = {ITEM_ID: arrow_type(self.facts.id_type)} | DISPLAY
         columns = {
@@ -134,6 +143,9 @@ class ItemFeatures:
             columns[facts.name] = pa.array(values, pa.list_(arrow_type(facts.value_type)))
         for name in self.names[len(self.facts.id_features) :]:
             columns[name] = pa.array([_checked(row, name, "double", row[name]) for row in rows], pa.float64())
+        if self.facts.content_dim:
+            width = self.facts.content_dim
+            columns[CONTENT] = pa.array([_embedding(row, width) for row in rows], pa.list_(pa.float32()))
         table = pa.table(columns)
         if table.column(ITEM_ID).null_count:
             raise RequestError(
@@ -167,6 +179,16 @@ class ItemFeatures:
                 dense[:, place] = scale.standardise(np.where(np.isfinite(raw), raw, np.nan))
         return np.concatenate(values), np.stack(lengths).astype(np.int64), dense
 
+    def content(self, rows: pa.Table) -> npt.NDArray[np.float32]:
+        """Content embeddings of N rows, [N, content_dim] of unit length, zeros where a row has none."""
+        found = np.zeros((len(rows), self.facts.content_dim), np.float32)
+        if self.facts.content_dim and CONTENT in rows.column_names:
+            for number, values in enumerate(rows.column(CONTENT).to_pylist()):
+                if values is not None:
+                    found[number] = values
+        lengths = np.linalg.norm(found, axis=1, keepdims=True)
+        return found / np.where(lengths > 0.0, lengths, np.float32(1.0))
+
     @cached_property
     def _vocabularies(self) -> dict[str, dict[Any, int]]:
         vocabularies = {}
@@ -177,8 +199,14 @@ class ItemFeatures:
         return vocabularies
 
 
-def write_features(folder: Path, dataset: Dataset, hidden_rows: int) -> None:
+def write_features(folder: Path, dataset: Dataset, hidden_rows: int, content_dim: int = 0) -> None:
     """Copies what ``ItemFeatures`` needs out of a dataset.
+
+    Args:
+        folder: that is being written.
+        dataset: whose features they are.
+        hidden_rows: values of ``item_id`` that stand for an unseen item.
+        content_dim: width of the content embeddings that the tower takes in.
 
     Raises:
         ValueError: the dataset was prepared before it held this; prepare it again.
@@ -197,7 +225,11 @@ def write_features(folder: Path, dataset: Dataset, hidden_rows: int) -> None:
         facts.append(IdFacts(name=feature.name, value_type="int64" if numbers else "string"))
         shutil.copyfile(source, folder / f"{feature.name}.parquet")
     found = FeatureFacts(
-        id_type=dataset.summary.id_type, id_features=facts, float_features=scales.features, hidden_rows=hidden_rows
+        id_type=dataset.summary.id_type,
+        id_features=facts,
+        float_features=scales.features,
+        content_dim=content_dim,
+        hidden_rows=hidden_rows,
     )
     (folder / FEATURES).write_text(found.model_dump_json(indent=2))
 
@@ -231,6 +263,21 @@ def _checked(row: Row, name: str, kind: str, value: Any) -> Any:
         expected = {"string": "a string", "int64": "a 64-bit integer", "double": "a finite number"}[kind]
         raise RequestError(f"item {row.get(ITEM_ID)!r}: {name} is {value!r}, expected {expected}")
     return value
+
+
+def _embedding(row: Row, width: int) -> list[float] | None:
+    """The content embedding of a row, if it has one of this width."""
+    values = row.get(CONTENT)
+    if values is None:
+        return None
+    if not isinstance(values, (list, tuple, np.ndarray)) or len(values) != width:
+        raise RequestError(
+            f"item {row.get(ITEM_ID)!r}: {CONTENT} is no list of {width} numbers, the width of the teacher's embeddings"
+        )
+    checked = [_checked(row, CONTENT, "double", value) for value in values]
+    if any(value is None for value in checked):
+        raise RequestError(f"item {row.get(ITEM_ID)!r}: {CONTENT} holds null, expected finite numbers")
+    return checked
 
 
 def _is_text(value: str) -> bool:

@@ -13,6 +13,7 @@ from mtmh.config import ModelConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.schema import FeatureSchema
 from mtmh.distributed.state_files import read_state
+from mtmh.modules.content_input import ContentInput
 from mtmh.modules.dense_nn import DenseNN
 from mtmh.modules.heads import Head
 from mtmh.modules.id_tables import IdTable, build_managed_ebc
@@ -50,7 +51,9 @@ def build_model(
     heads = [Head(**head.model_dump()) for head in model.heads]
     with device:
         dense_nn = DenseNN(len(schema.float_features), model.dense_hidden, model.dense_dim)
-        return MTMH(SparseNN(ebc, names, managed), dense_nn, heads, model.head_hidden, model.head_dim, model.normalize)
+        content_nn = ContentInput(schema.content_dim, model.content_dim) if schema.content_dim else None
+        sparse_nn = SparseNN(ebc, names, managed)
+        return MTMH(sparse_nn, dense_nn, heads, model.head_hidden, model.head_dim, model.normalize, content_nn)
 
 
 def load_model(checkpoint: Path) -> MTMH:

@@ -42,7 +42,7 @@ class TrainTask(nn.Module):
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """See `GlobalLoss`."""
-        return cast(tuple[Tensor, Tensor], self.loss(self.model(batch.sparse, batch.dense), batch))
+        return cast(tuple[Tensor, Tensor], self.loss(self.model(batch.sparse, batch.dense, batch.content), batch))
 
 
 class GlobalLoss(nn.Module):

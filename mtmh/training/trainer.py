@@ -19,6 +19,7 @@ from mtmh.distributed.ranks import join_ranks
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import plan_table, shard
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
+from mtmh.training.content import fit_content, with_content
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.gradients import tower_gradient_norms
@@ -54,13 +55,13 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         dataset = open_dataset(config.dataset_dir)
         content = open_content(config.content_dir, dataset) if config.needs_content else None
         inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
-        features = dataset.summary.features
+        features = with_content(dataset.summary.features, config.model, content)
         previous = open_previous(continue_from, config, dataset.summary) if continue_from else None
         inputs |= {"previous": previous} if previous else {}
         period = Period.of(dataset.summary)
         period = period.after(period_of(previous)) if previous else period
         record = RunRecord.of_recipe(config, dataset, inputs)
-        record.facts["period"] = period.model_dump()
+        record.facts |= {"period": period.model_dump(), "features": features.model_dump(mode="json")}
         checkpoints = Checkpoints(config.model_dir("checkpoints"), record, ranks, config.training.keep_checkpoints)
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"
@@ -68,6 +69,8 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
 
         torch.manual_seed(config.seed)
         model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
+        if content is not None:
+            fit_content(model, content, config.seed)
         frequencies = streaming_frequencies(config, dataset.item_table, ranks)
         sharded, plan = shard(TrainTask(model, config.loss, config.seed, frequencies), config, ranks)
         if frequencies is not None:

@@ -28,6 +28,7 @@ MODEL = {
     "head_hidden": [16],
     "head_dim": 8,
     "id_dropout": 0.1,
+    "content_dim": 0,  # as an input; heads learn from it all the same
     "heads": [{"name": "engagement"}, {"name": "relevance", "relevance_weight": 0.5}],
 }
 TRAINING = {"batch_size": 48, "num_shards": 6, "shuffle_pairs": 96, "epochs": 2, "log_every": 1, "warmup_steps": 4}

@@ -1,0 +1,147 @@
+"""Recall of a model in training on held-back items, by exact search over all heads: what early stopping goes by.
+
+A user's list is that of serving without the losses of an index: each head ranks the catalogue by the largest similarity
+to any of the user's latest items, the first head gives half of the list, the others share the rest, and the similarity
+of the first head sorts it. So it always has its full length.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mtmh.data.randomness import Purpose, generator
+from mtmh.data.validation import ValidationDataset
+from mtmh.distributed.ranks import Ranks, gather_numbers
+
+CUTS = (5, 20, 100, 500)
+NUM_TRIGGERS = 10  # the latest events of a user
+_MAX_ITEMS = 50_000  # beyond, a sample of the catalogue that holds all answers: the cost stays bounded
+_CHUNK_ITEMS = 4096
+_BLOCK_SCORES = 1 << 24
+
+Embed = Callable[[npt.NDArray[np.int64]], Mapping[str, Tensor]]
+
+
+class ValidationMeasure:
+    """Users of the end of T1, and how well a model finds what they engaged with there.
+
+    Args:
+        view: the dataset whose histories end earlier.
+        num_users: at most so many are asked for.
+        seed: of their sample.
+        ranks: this process among the others; users and items are dealt out to all.
+    """
+
+    def __init__(self, view: ValidationDataset, num_users: int, seed: int, ranks: Ranks) -> None:
+        users = view.evaluation_users(num_users, seed)
+        self._ranks = ranks
+        answers, asked = users.test, users.histories.select(np.arange(len(users.user_index)), last=NUM_TRIGGERS)
+        self.items = np.arange(view.num_items)
+        if view.num_items > _MAX_ITEMS:
+            drawn = generator(Purpose.VALIDATION_USERS, seed, 1).choice(view.num_items, _MAX_ITEMS, replace=False)
+            self.items = np.unique(np.concatenate([drawn, answers.items, asked.items]))
+        # Most triggers first: those of a place in the history then are those of the first users.
+        order = np.argsort(-np.diff(asked.offsets), kind="stable")[ranks.rank :: ranks.world_size]
+        self._triggers = asked.select(order)
+        self._answers = answers.select(order)
+        self._seen = users.histories.select(order)
+
+    def __call__(self, embed: Embed) -> dict[str, float]:
+        """Measures a model; all ranks call it together and get the same.
+
+        Args:
+            embed: items [N] to head -> [N, D] of unit length; all ranks call it as often.
+
+        Returns:
+            ``recall@K`` by cut-off, and ``score``, their geometric mean, which weighs a tenth more of each alike.
+        """
+        vectors = self._embed_all(embed)
+        hits, num_users = torch.zeros(len(CUTS) + 1, dtype=torch.float64), len(self._triggers.offsets) - 1
+        block = max(1, _BLOCK_SCORES // len(self.items))
+        for first in range(0, num_users, block):
+            hits += self._recalls(vectors, first, min(num_users, first + block))
+        total = torch.tensor(gather_numbers(hits.to(self._ranks.device))).sum(dim=0)
+        recalls = (total[:-1] / total[-1].clamp_min(1.0)).tolist()
+        score = math.exp(sum(math.log(recall + 1e-4) for recall in recalls) / len(recalls))
+        return {f"recall@{cut}": recall for cut, recall in zip(CUTS, recalls, strict=True)} | {"score": score}
+
+    def _embed_all(self, embed: Embed) -> list[Tensor]:
+        """[I, D] of each head, of all candidates, on every rank."""
+        ranks = self._ranks
+        share = -(-len(self.items) // ranks.world_size)
+        own = self.items[ranks.rank * share : (ranks.rank + 1) * share]
+        own = np.concatenate([own, np.repeat(self.items[:1], share - len(own))])  # equal shares, so that all keep step
+        parts = [embed(own[start : start + _CHUNK_ITEMS]) for start in range(0, share, _CHUNK_ITEMS)]
+        found = [torch.cat([part[head] for part in parts]) for head in parts[0]]
+        if ranks.world_size == 1:
+            return found
+        gathered = []
+        for rows in found:
+            whole = rows.new_empty(share * ranks.world_size, rows.shape[1])
+            torch.distributed.all_gather_into_tensor(whole, rows.contiguous())
+            gathered.append(whole[: len(self.items)])
+        return gathered
+
+    def _recalls(self, vectors: list[Tensor], first: int, end: int) -> Tensor:
+        """Sums of users' recalls by cut-off, and how many users have an answer they had not seen."""
+        device = vectors[0].device
+        triggers, answers, seen = (part.users(first, end) for part in (self._triggers, self._answers, self._seen))
+        hidden = self._cells(seen.items, seen.offsets).to(device)
+        truth = self._cells(answers.items, answers.offsets)
+        wanted = torch.zeros(end - first, len(self.items), dtype=torch.bool, device=device)
+        wanted.view(-1)[truth.to(device)] = True
+        wanted.view(-1)[hidden] = False
+        by_head = []
+        for rows in vectors:
+            scores = self._nearest(rows, triggers.items, triggers.offsets)
+            scores.view(-1)[hidden] = -math.inf
+            by_head.append(scores)
+        length = min(CUTS[-1], len(self.items))
+        listed = _merged(by_head, length)
+        found = wanted.gather(1, listed).double().cumsum(dim=1)
+        known = wanted.sum(dim=1).double()
+        there = known > 0
+        recalls = [(found[there, min(cut, length) - 1] / known[there]).sum() for cut in CUTS]
+        return torch.stack([*recalls, there.sum().double()]).cpu()
+
+    def _nearest(self, rows: Tensor, triggers: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> Tensor:
+        """[U, I] the largest similarity of each item to any trigger of each user."""
+        counts = np.diff(offsets)
+        places = torch.from_numpy(np.searchsorted(self.items, triggers)).to(rows.device)
+        best = rows.new_full((len(counts), len(rows)), -math.inf)
+        for place in range(int(counts.max(initial=0))):
+            num = int((counts > place).sum())
+            at = torch.from_numpy(offsets[:num] + place).to(rows.device)
+            torch.maximum(best[:num], rows[places[at]] @ rows.T, out=best[:num])
+        return best
+
+    def _cells(self, items: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> Tensor:
+        """Places in the flattened [U, I] of users' items, as far as they are candidates."""
+        users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        places = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
+        there = self.items[places] == items
+        return torch.from_numpy(users[there] * len(self.items) + places[there])
+
+
+def _merged(by_head: list[Tensor], length: int) -> Tensor:
+    """[U, length] columns: the first head's best half, then the other heads' share each, sorted by the first head."""
+    quotas = [length - (len(by_head) > 1) * (length // 2)]
+    others = len(by_head) - 1
+    quotas += [
+        (length - quotas[0]) * (number + 1) // others - (length - quotas[0]) * number // others
+        for number in range(others)
+    ]
+    order = by_head[0].clone() if others else by_head[0]
+    chosen: list[Tensor] = []
+    for scores, quota in zip(by_head, quotas, strict=True):
+        for columns in chosen:
+            scores.scatter_(1, columns, -math.inf)
+        chosen.append(scores.topk(quota, dim=1).indices)
+    columns = torch.cat(chosen, dim=1)
+    return columns.gather(1, order.gather(1, columns).argsort(dim=1, descending=True, stable=True))
