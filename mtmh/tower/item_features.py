@@ -187,7 +187,8 @@ class ItemFeatures:
                 if values is not None:
                     found[number] = values
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
-        return found / np.where(lengths > 0.0, lengths, np.float32(1.0))
+        found /= np.where(lengths > 0.0, lengths, 1.0)
+        return found
 
     @cached_property
     def _vocabularies(self) -> dict[str, dict[Any, int]]:

@@ -103,12 +103,12 @@ class ValidationMeasure:
             scores.view(-1)[hidden] = -math.inf
             by_head.append(scores)
         length = min(CUTS[-1], len(self.items))
-        listed = _merged(by_head, length)
-        found = wanted.gather(1, listed).double().cumsum(dim=1)
+        listed, there = _merged(by_head, length)
+        found = (wanted.gather(1, listed) & there).double().cumsum(dim=1)
         known = wanted.sum(dim=1).double()
-        there = known > 0
-        recalls = [(found[there, min(cut, length) - 1] / known[there]).sum() for cut in CUTS]
-        return torch.stack([*recalls, there.sum().double()]).cpu()
+        counts = known > 0
+        recalls = [(found[counts, min(cut, length) - 1] / known[counts]).sum() for cut in CUTS]
+        return torch.stack([*recalls, counts.sum().double()]).cpu()
 
     def _nearest(self, rows: Tensor, triggers: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> Tensor:
         """[U, I] the largest similarity of each item to any trigger of each user."""
@@ -129,19 +129,24 @@ class ValidationMeasure:
         return torch.from_numpy(users[there] * len(self.items) + places[there])
 
 
-def _merged(by_head: list[Tensor], length: int) -> Tensor:
-    """[U, length] columns: the first head's best half, then the other heads' share each, sorted by the first head."""
-    quotas = [length - (len(by_head) > 1) * (length // 2)]
+def _merged(by_head: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
+    """The first head's best half, then the other heads' share each, sorted by the first head.
+
+    Returns:
+        [U, length] columns, and whether there is such an item: a user who has seen most of a catalogue gets less.
+    """
     others = len(by_head) - 1
-    quotas += [
-        (length - quotas[0]) * (number + 1) // others - (length - quotas[0]) * number // others
-        for number in range(others)
-    ]
-    order = by_head[0].clone() if others else by_head[0]
+    rest = length // 2 if others else 0
+    quotas = [length - rest] + [rest * (head + 1) // others - rest * head // others for head in range(others)]
+    order = by_head[0].clone()
     chosen: list[Tensor] = []
+    there: list[Tensor] = []
     for scores, quota in zip(by_head, quotas, strict=True):
         for columns in chosen:
             scores.scatter_(1, columns, -math.inf)
-        chosen.append(scores.topk(quota, dim=1).indices)
-    columns = torch.cat(chosen, dim=1)
-    return columns.gather(1, order.gather(1, columns).argsort(dim=1, descending=True, stable=True))
+        best = scores.topk(quota, dim=1)
+        chosen.append(best.indices)
+        there.append(best.values > -math.inf)
+    columns, valid = torch.cat(chosen, dim=1), torch.cat(there, dim=1)
+    by_first = order.gather(1, columns).masked_fill(~valid, -math.inf).argsort(dim=1, descending=True, stable=True)
+    return columns.gather(1, by_first), valid.gather(1, by_first)

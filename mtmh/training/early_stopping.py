@@ -1,0 +1,88 @@
+"""The length of training, chosen on the end of T1: measure at intervals, stop when nothing gets better."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mtmh.artifacts import write_atomically
+from mtmh.distributed.ranks import Ranks, on_first
+
+logger = logging.getLogger(__name__)
+
+CURVE = "validation.json"
+SCORE = "score"  # the measured figure that decides
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured after some steps.
+
+    Attributes:
+        step: finished steps.
+        epoch: the same in passes over the pairs.
+        measured: figures by name, ``score`` among them.
+    """
+
+    step: int
+    epoch: float
+    measured: Mapping[str, float]
+
+
+class EarlyStopping:
+    """Decides when a run on the validation view has trained long enough, and which of its steps was best.
+
+    The curve stands in a file beside the checkpoints; a run that was killed goes on with the points up to the step that
+    it resumes from, so it decides as one that was not killed.
+
+    Args:
+        measure: the figures of the model as it is; all ranks call it together and get the same.
+        folder: of the checkpoints.
+        steps_per_epoch: of the run.
+        patience: measurements without a better one that end the run.
+        ranks: this process among the others.
+        start_step: finished steps; later points are dropped.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[], Mapping[str, float]],
+        folder: Path,
+        steps_per_epoch: int,
+        patience: int,
+        ranks: Ranks,
+        start_step: int = 0,
+    ) -> None:
+        self._measure = measure
+        self._path = folder / CURVE
+        self._steps_per_epoch = steps_per_epoch
+        self._patience = patience
+        self._ranks = ranks
+        self.curve = [point for point in read_curve(folder) if point.step <= start_step]
+
+    def __call__(self, step: int) -> bool:
+        """Measures after ``step`` steps; True: long enough."""
+        self.curve = [point for point in self.curve if point.step < step]
+        self.curve.append(Point(step, step / self._steps_per_epoch, self._measure()))
+        text = json.dumps([asdict(point) for point in self.curve], indent=1)
+        on_first(self._ranks, lambda: write_atomically(self._path, text))
+        since_best = sum(point.step > self.best.step for point in self.curve)
+        return since_best >= self._patience
+
+    @property
+    def best(self) -> Point:
+        """The point of the highest score, the earliest of equal ones."""
+        return max(self.curve, key=lambda point: point.measured[SCORE])
+
+
+def read_curve(folder: Path) -> list[Point]:
+    """The points of a run, none if it has none yet."""
+    path = folder / CURVE
+    if not path.is_file():
+        return []
+    points: list[dict[str, Any]] = json.loads(path.read_text())
+    return [Point(**point) for point in points]
