@@ -20,23 +20,25 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .PHONY: demo test test-fast lint layout types bench bench-serving doctor clean
 
 demo: $(INSTALLED)
-	@echo; echo "1/8 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
+	@echo; echo "1/9 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
 	mtmh prepare demo
-	@echo; echo "2/8 Content: draw a picture of every item, and the tags and queries people would use for it."
+	@echo; echo "2/9 Content: draw a picture of every item, and the tags and queries people would use for it."
 	mtmh content simulate demo
-	@echo; echo "3/8 Teacher: train a small text-and-image encoder against those concepts."
+	@echo; echo "3/9 Teacher: train a small text-and-image encoder against those concepts."
 	mtmh content train demo
-	@echo; echo "4/8 Check: can the teacher tell topics apart? Then embed the catalogue with it."
+	@echo; echo "4/9 Check: can the teacher tell topics apart? Then embed the catalogue with it."
 	mtmh content check demo
 	mtmh content embed demo
-	@echo; echo "5/8 Train: two heads on one sharded tower, $(RANKS) processes launched by TorchX."
+	@echo; echo "5/9 Train: two heads on one sharded tower, $(RANKS) processes launched by TorchX."
 	torchx run --scheduler local_cwd mtmh.train -j 1x$(RANKS) --recipe demo
-	@echo; echo "6/8 Embed: every item of the catalogue under both heads."
+	@echo; echo "6/9 Embed: every item of the catalogue under both heads."
 	mtmh embed demo
-	@echo; echo "7/8 Index: one inverted-file index a head. Then ask it: what goes with item 17?"
+	@echo; echo "7/9 Preranker: a user-to-item model that sorts the answers, and how it is weighed against other evidence."
+	mtmh train-preranker demo
+	@echo; echo "8/9 Index: one inverted-file index a head. Then ask it: what goes with item 17?"
 	mtmh build-index demo
 	mtmh retrieve demo --trigger 17 --k 5
-	@echo; echo "8/8 Evaluate: recall and topic match of each head, of the merge, and of the yardsticks."
+	@echo; echo "9/9 Evaluate: recall and topic match of each head, of the merge, and of the yardsticks."
 	mtmh evaluate demo
 
 test: $(INSTALLED) lint types

@@ -1,5 +1,6 @@
 """The MTMH model: nn.Modules and losses that any TorchRec stack can import."""
 
+from .combination import Combination
 from .content_encoder import ContentEncoder, ContentInputs, PooledEncoder
 from .dense_nn import DenseNN
 from .heads import Head, HeadMLP
@@ -13,6 +14,7 @@ from .sparse_nn import SparseNN, build_ebc
 
 __all__ = [
     "MTMH",
+    "Combination",
     "ContentEncoder",
     "ContentInputs",
     "DenseNN",

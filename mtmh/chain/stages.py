@@ -218,7 +218,7 @@ def _preranker(config: Config) -> Stage:
         "preranker",
         lambda c: [c.model_dir("preranker")],
         inputs={"dataset": "prepare", **embeddings},
-        settings=("preranker", "index.tower", "seed"),  # index.tower: of its own item tower too
+        settings=("preranker", "validation", "index.tower", "seed"),  # index.tower: of its own item tower too
     )
 
 

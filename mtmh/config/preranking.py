@@ -51,6 +51,9 @@ class PrerankerConfig(Settings):
     window: Positive = 10
     history_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     head_embeddings: bool = True
+    neighbours: Positive = 300  # of an item by the users' histories, which are kept for serving
+    linear_items: Positive = 6000  # with the most users, which the linear model is about; it inverts a matrix of them
+    combination_hidden: Annotated[int, Field(ge=0)] = 16  # width of the network that combines evidence; 0: a sum
     embedding_dim: Annotated[int, Field(ge=4, multiple_of=4)] = 32
     dense_hidden: list[Positive] = [32]
     dense_dim: Positive = 16

@@ -52,7 +52,7 @@ class Config(Settings):
     ] = 0
     paths: PathsConfig
     data: Annotated[DataConfig, Decides("dataset")]
-    validation: ValidationConfig = ValidationConfig()
+    validation: Annotated[ValidationConfig, Decides("preranker")] = ValidationConfig()
     pairs: PairsConfig = PairsConfig()
     content: Annotated[ContentConfig, Decides("encoder", "content", "check")] = ContentConfig()
     model: ModelConfig = ModelConfig()

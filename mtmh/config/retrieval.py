@@ -28,8 +28,11 @@ class RetrievalConfig(Settings):
     # or the model of train-preranker.
     preranker: Annotated[Ranking, Decides("index", "evaluation")] = "head-score"
     # Who scores the answers of all heads and triggers, which sorts a user's list; None: as preranker. head-score: by
-    # the engagement head.
-    sorter: Annotated[Ranking | None, Decides("index", "evaluation")] = None
+    # the engagement head, and so does an index that is built before the preranker is trained.
+    sorter: Annotated[Ranking | None, Decides("index", "evaluation")] = "learned"
+    # Share of a user's list, percent, that is not the heads' but goes to the best of all that is known of the user:
+    # neighbours by co-occurrence and what the heads found, as the learned model ranks them. Alpha divides the rest.
+    user_share: Annotated[float, Field(ge=0.0, le=100.0)] = 50.0
     # Public key, a PEM file: only index versions signed with its secret key are taken into use.
     trusted_key: Path | None = None
     unknown: Literal["error", "popular"] = (

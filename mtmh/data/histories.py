@@ -95,6 +95,23 @@ def concatenate(parts: list[Histories]) -> Histories:
     )
 
 
+def last_distinct(histories: Histories, count: int) -> npt.NDArray[np.int64]:
+    """The last ``count`` distinct items of each history, the latest first, -1: padding. Returns [U, count]."""
+    sizes = np.diff(histories.offsets)
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    # By user, then item, then latest first: the first of each group is the item's last place in the history.
+    order = np.lexsort((-np.arange(len(rows)), histories.items, rows))
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (rows[order][1:] != rows[order][:-1]) | (histories.items[order][1:] != histories.items[order][:-1])
+    places = np.sort(order[first])[::-1]  # latest first within a user, users descending
+    users = rows[places]
+    rank = np.arange(len(places)) - np.searchsorted(-users, -users, side="left")
+    kept = rank < count
+    triggers = np.full((len(sizes), count), -1, np.int64)
+    triggers[users[kept], rank[kept]] = histories.items[places[kept]]
+    return triggers
+
+
 class HistoryReader:
     """Random access to the row groups of the histories; the last few stay in memory.
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtmh.data.dataset import EvaluationUsers
-from mtmh.data.histories import Histories
+from mtmh.data.histories import Histories, last_distinct
 
 
 @dataclass(frozen=True)
@@ -69,23 +69,6 @@ def make_cohort(users: EvaluationUsers, *, num_triggers: int, exclude_seen: bool
     seen = _filter(users.histories, np.repeat(kept, np.diff(users.histories.offsets)), kept)
     truth = _filter(truth, np.ones(len(truth.items), dtype=bool), kept)
     return Cohort(users.user_index[kept], seen, triggers[kept], seen, truth, int((~kept).sum()))
-
-
-def last_distinct(histories: Histories, count: int) -> npt.NDArray[np.int64]:
-    """The last ``count`` distinct items of each history, the latest first, -1: padding. Returns [U, count]."""
-    sizes = np.diff(histories.offsets)
-    rows = np.repeat(np.arange(len(sizes)), sizes)
-    # By user, then item, then latest first: the first of each group is the item's last place in the history.
-    order = np.lexsort((-np.arange(len(rows)), histories.items, rows))
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (rows[order][1:] != rows[order][:-1]) | (histories.items[order][1:] != histories.items[order][:-1])
-    places = np.sort(order[first])[::-1]  # latest first within a user, users descending
-    users = rows[places]
-    rank = np.arange(len(places)) - np.searchsorted(-users, -users, side="left")
-    kept = rank < count
-    triggers = np.full((len(sizes), count), -1, np.int64)
-    triggers[users[kept], rank[kept]] = histories.items[places[kept]]
-    return triggers
 
 
 def _keys(lists: Histories, width: int) -> npt.NDArray[np.int64]:

@@ -26,7 +26,7 @@ from mtmh.evaluation.user_values import UserValues
 from mtmh.evaluation.yardstick_rows import YardstickRows
 from mtmh.index.artifact import PRERANKER
 from mtmh.index.versions import current_version
-from mtmh.preranking.scorer import Scorer
+from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.curve import CURVE
 from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.retriever import Retriever
@@ -80,9 +80,9 @@ def evaluate(
     learned = None
     if "learned" in subject.ranked_by:
         inputs["preranker"] = open_artifact(opened.path / PRERANKER, "preranker")
-    elif (trained := _trained_preranker(config.model_dir("preranker"), dataset)) is not None:
+    elif not compacted and (trained := _trained_preranker(config.model_dir("preranker"), opened)) is not None:
         inputs["preranker"] = trained
-        learned = LearnedPreranker(Scorer.load(trained.path))
+        learned = LearnedPreranker(UserRanker.load(trained.path, retriever.vectors))
     content = None
     if "teacher" in settings.yardsticks and (config.content_dir / MANIFEST).is_file():
         content = np.asarray(open_content(config.content_dir, dataset).embeddings, dtype=np.float32)
@@ -151,14 +151,15 @@ def evaluate(
     return open_artifact(out, "evaluation")
 
 
-def _trained_preranker(folder: Path, dataset: Dataset) -> Artifact | None:
-    """The learned preranker to compare with; one that was trained on a dataset before this one is left out."""
+def _trained_preranker(folder: Path, index: Artifact) -> Artifact | None:
+    """The learned preranker to compare with; one of another dataset or of other embeddings is left out."""
     if not (folder / MANIFEST).is_file():
         return None
     artifact = open_artifact(folder, "preranker")
-    if artifact.manifest.inputs.get("dataset") == dataset.artifact.manifest.digest:
+    own, needed = artifact.manifest.inputs, index.manifest.inputs
+    if all(own.get(name, needed[name]) == needed[name] for name in ("dataset", "embeddings")):
         return artifact
-    logger.warning("%s: of another dataset, not compared; mtmh train-preranker makes it anew", folder)
+    logger.warning("%s: of other data than the index, not compared; mtmh train-preranker makes it anew", folder)
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from faiss.contrib.exhaustive_search import knn_ground_truth
 
-from mtmh.artifacts import Artifact, ArtifactWriter, link_folder, open_artifact
+from mtmh.artifacts import MANIFEST, Artifact, ArtifactWriter, link_folder, open_artifact
 from mtmh.config import Config, IndexConfig, decisive
 from mtmh.data.dataset import open_dataset
 from mtmh.data.item_vectors import ItemVectors
@@ -38,6 +39,8 @@ from mtmh.index.store import open_head
 from mtmh.index.vector_index import IvfIndex, VectorIndex
 from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
 from mtmh.tower.export import write_tower
+
+logger = logging.getLogger(__name__)
 
 DISPLAY_COLUMNS = ["item_id", "text", "topic_l1", "topic_l2", "train_count", "first_seen"]
 
@@ -70,7 +73,7 @@ def build_index(config: Config, out: Path) -> Artifact:
                 f"{embeddings.path}: embeddings of another dataset than {dataset.artifact.path}; run mtmh embed again"
             )
         inputs = {"dataset": dataset.artifact, "embeddings": embeddings}
-        preranker = _open_preranker(config, inputs) if config.retrieval.needs_preranker else None
+        preranker = _open_preranker(config, inputs)
         inputs |= {"preranker": preranker} if preranker is not None else {}
         made = EmbeddingsSummary.model_validate(embeddings.summary)
 
@@ -84,13 +87,23 @@ def build_index(config: Config, out: Path) -> Artifact:
         return write_index(config, dataset.summary.id_type, made, embeddings.path, out, ranks, inputs, finish)
 
 
-def _open_preranker(config: Config, inputs: Mapping[str, Artifact]) -> Artifact:
-    """The learned preranker of a recipe.
+def _open_preranker(config: Config, inputs: Mapping[str, Artifact]) -> Artifact | None:
+    """The learned preranker of a recipe; None: nothing is ranked by it, or it was to sort and is not there.
 
     Raises:
         ValueError: there is none, or it was trained on something else than the index is built from.
     """
-    found = open_artifact(config.model_dir("preranker"), "preranker")
+    settings, folder = config.retrieval, config.model_dir("preranker")
+    if not settings.needs_preranker:
+        return None
+    if settings.preranker != "learned" and not (folder / MANIFEST).is_file():
+        logger.warning(
+            "no preranker in %s: answers will be sorted by similarity; for better ones call mtmh train-preranker, then"
+            " mtmh build-index again",
+            folder,
+        )
+        return None
+    found = open_artifact(folder, "preranker")
     for name, artifact in inputs.items():
         # Without the heads' embeddings as inputs it fits those of any model.
         if found.manifest.inputs.get(name, artifact.manifest.digest) != artifact.manifest.digest:

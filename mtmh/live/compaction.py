@@ -62,7 +62,7 @@ def compact(config: Config) -> Path:
         if (base / TOWER).is_dir():
             link_folder(base / TOWER, folder / TOWER)
         if preranker is not None:
-            write_rows(preranker.scorer, base / PRERANKER, rows, folder / PRERANKER)
+            write_rows(preranker.ranker, base / PRERANKER, rows, folder / PRERANKER)
         of_dataset = artifact.manifest.inputs.get("dataset", before.of_dataset)
         return {"tower": before.tower, "segments_through": through, "of_dataset": of_dataset}
 

@@ -2,6 +2,9 @@
 
 vectors.npy               [I, D + K] float32: every item
 user_tower.safetensors    weights of the user tower
+combination.safetensors   how the evidence about a candidate is weighed
+popularity.npy            [I, 2] float32: logarithms of 1 + the item's events, and of 1 + its late ones
+co-occurrence/, linear/    what goes with each item, see `neighbours`
 tower/                    the item tower, for items that are newer than the artifact
 """
 
@@ -13,6 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 VECTORS = Path("vectors.npy")
 USER_TOWER = Path("user_tower.safetensors")
+COMBINATION = Path("combination.safetensors")
+POPULARITY = Path("popularity.npy")
+COOCCURRENCE = Path("co-occurrence")
+LINEAR = Path("linear")
 
 
 class TaskSummary(BaseModel):
@@ -67,3 +74,5 @@ class PrerankerSummary(BaseModel):
     heads: list[str]  # whose embeddings are inputs of an item, in this order
     tasks: list[TaskSummary]
     quality: dict[str, TaskQuality]  # by task
+    combination_hidden: int
+    weights: dict[str, float]  # by kind of evidence: its standardised weight in the linear part of the combination

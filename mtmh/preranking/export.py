@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,32 @@ from safetensors.torch import save_model
 
 from mtmh.artifacts import Artifact, link_file, link_folder, open_artifact, write_artifact
 from mtmh.config import Config
-from mtmh.data.dataset import open_dataset
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.item_vectors import ItemVectors
+from mtmh.data.validation import ValidationDataset
+from mtmh.modules.combination import Combination
 from mtmh.modules.preranker import Preranker
-from mtmh.preranking.artifact import USER_TOWER, VECTORS, PrerankerSummary, TaskQuality, TaskSummary
+from mtmh.preranking.artifact import (
+    COMBINATION,
+    COOCCURRENCE,
+    LINEAR,
+    POPULARITY,
+    USER_TOWER,
+    VECTORS,
+    PrerankerSummary,
+    TaskQuality,
+    TaskSummary,
+)
 from mtmh.preranking.inputs import ItemInputs, open_inputs
 from mtmh.preranking.item_tower import write_item_tower
 from mtmh.preranking.labels import Labels
 from mtmh.preranking.model_builder import load_preranker, run_config
+from mtmh.preranking.neighbours import cosine_neighbours, engagements, linear_neighbours
+from mtmh.preranking.popularity import item_popularity
 from mtmh.preranking.quality import measure, questions
 from mtmh.preranking.scorer import Scorer, read_summary
+from mtmh.preranking.stacking import fit_combination, judged_candidates
+from mtmh.preranking.user_ranker import UserRanker
 from mtmh.tower.export import TOWER
 from mtmh.training.checkpoint import latest_checkpoint
 
@@ -59,6 +77,12 @@ def write_preranker(config: Config, out: Path) -> Artifact:
         write_item_tower(writer.folder, config, dataset, checkpoint)
         settings = config.preranker
         scorer = Scorer(vectors, model.user_tower, tasks, settings.history_length)
+        engaged = engagements(dataset.history_reader(), dataset.num_items)
+        cosine_neighbours(engaged, settings.neighbours).save(writer.folder / COOCCURRENCE)
+        linear_neighbours(engaged, settings.neighbours, settings.linear_items).save(writer.folder / LINEAR)
+        np.save(writer.folder / POPULARITY, item_popularity(dataset.history_reader(), dataset.num_items))
+        combination, weights = learned_combination(config, dataset, scorer, inputs.vectors)
+        save_model(combination, str(writer.folder / COMBINATION))
         writer.summary |= PrerankerSummary(
             num_items=dataset.num_items,
             dim=settings.dim,
@@ -69,6 +93,8 @@ def write_preranker(config: Config, out: Path) -> Artifact:
             heads=inputs.heads,
             tasks=tasks,
             quality=measure(scorer, questions(config, dataset, labels)),
+            combination_hidden=settings.combination_hidden,
+            weights=weights,
         ).model_dump()
     return open_artifact(out, "preranker")
 
@@ -92,11 +118,22 @@ def write_items(model: Preranker, inputs: ItemInputs, num_items: int, folder: Pa
     return file
 
 
-def write_rows(scorer: Scorer, source: Path, rows: npt.NDArray[np.integer[Any]], out: Path) -> Artifact:
+def learned_combination(
+    config: Config, dataset: Dataset, scorer: Scorer, heads: Mapping[str, ItemVectors]
+) -> tuple[Combination, dict[str, float]]:
+    """How evidence is combined, learned on the end of T1, and the weight of each kind in the linear part."""
+    view = ValidationDataset(dataset, config.validation, config.seed)
+    judged = judged_candidates(config.preranker, view, scorer, heads, config.seed)
+    combination = fit_combination(judged, config.preranker.combination_hidden, config.seed)
+    weights = combination.linear.weight.detach()[0].tolist()
+    return combination, dict(zip(judged.names, weights, strict=True))
+
+
+def write_rows(ranker: UserRanker, source: Path, rows: npt.NDArray[np.integer[Any]], out: Path) -> Artifact:
     """Writes the preranker artifact of other items: some of those of another one, and of those added to it since.
 
     Args:
-        scorer: over the items of ``source``, and the added ones.
+        ranker: over the items of ``source``, and the added ones.
         source: folder of the other artifact; all but the vectors is linked from there.
         rows: [N] the items to keep, in their new order.
         out: folder of the artifact.
@@ -104,13 +141,17 @@ def write_rows(scorer: Scorer, source: Path, rows: npt.NDArray[np.integer[Any]],
     base = open_artifact(source, "preranker")
     with write_artifact(out, "preranker", config=base.manifest.config, inputs={"preranker": base}) as writer:
         vectors = np.lib.format.open_memmap(
-            writer.folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(rows), scorer.vectors.shape[1])
+            writer.folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(rows), ranker.scorer.vectors.shape[1])
         )
         for start in range(0, len(rows), _CHUNK_ITEMS):
             part = slice(start, start + _CHUNK_ITEMS)
-            vectors[part] = scorer.vectors[rows[part]]
+            vectors[part] = ranker.scorer.vectors[rows[part]]
         vectors.flush()
-        link_file(source / USER_TOWER, writer.folder / USER_TOWER)
+        ranker.evidence.cosines.taken(rows).save(writer.folder / COOCCURRENCE)
+        ranker.evidence.linear.taken(rows).save(writer.folder / LINEAR)
+        np.save(writer.folder / POPULARITY, ranker.evidence.popularity[rows])
+        for name in (USER_TOWER, COMBINATION):
+            link_file(source / name, writer.folder / name)
         link_folder(source / TOWER, writer.folder / TOWER)
         writer.summary |= read_summary(base).model_copy(update={"num_items": len(rows)}).model_dump()
     return open_artifact(out, "preranker")

@@ -22,23 +22,25 @@ class ItemInputs:
     """Inputs of all items, memory-mapped.
 
     Attributes:
-        heads: names of the heads whose embeddings are inputs.
+        vectors: head -> [I, D] embeddings that are inputs.
+        heads: their names.
         frozen_dim: width of these side by side, 0 without.
     """
 
     def __init__(self, dataset: Dataset, heads: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Takes the embeddings [I, D] of some heads."""
         self._table = dataset.item_table
-        self._vectors = list(heads.values())
+        self.vectors = heads
         self.heads = list(heads)
-        self.frozen_dim = sum(vectors.shape[1] for vectors in self._vectors)
+        self.frozen_dim = sum(vectors.shape[1] for vectors in self.vectors.values())
 
     def gather(
         self, items: npt.NDArray[np.integer[Any]], hide_id: npt.NDArray[np.bool_] | None = None
     ) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
         """Id features, float features [U, F] and frozen embeddings [U, E] of items [U]."""
         sparse, dense = self._table.gather(items, hide_id)
-        parts = [np.empty((len(items), 0), np.float32), *(np.take(vectors, items, axis=0) for vectors in self._vectors)]
+        frozen = [np.take(vectors, items, axis=0) for vectors in self.vectors.values()]
+        parts = [np.empty((len(items), 0), np.float32), *frozen]
         return sparse, dense, torch.from_numpy(np.concatenate(parts, axis=1))
 
 

@@ -58,6 +58,9 @@ def run_config(config: Config) -> Config:
                     "training": PrerankerTrainingConfig(),
                     "check_users": 1,
                     "check_negatives": 1,
+                    "neighbours": 1,
+                    "linear_items": 1,
+                    "combination_hidden": 0,
                 }
             ),
         }

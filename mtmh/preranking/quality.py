@@ -40,7 +40,7 @@ class Questions:
 
 
 def questions(config: Config, dataset: Dataset, labels: Labels) -> Questions:
-    """Items of T2 and draws from the whole catalogue, fresh items included.
+    """Items of T2 and draws from the whole catalogue, fresh items included; of neither those that the user has seen.
 
     Args:
         config: the recipe; ``preranker`` and ``seed`` matter here.
@@ -54,12 +54,13 @@ def questions(config: Config, dataset: Dataset, labels: Labels) -> Questions:
     drawn = rng.integers(0, dataset.num_items, len(row) * settings.check_negatives)
     answers = np.zeros((len(row) + len(drawn), 1 + len(labels.names)), np.float32)
     answers[: len(row)] = np.concatenate([np.ones((len(row), 1), np.float32), labels(users.test)], axis=1)
+    asking = np.concatenate([row, np.repeat(row, settings.check_negatives)])
+    items = np.concatenate([users.test.items, drawn]).astype(np.int64)
+    past = users.histories
+    seen = np.repeat(np.arange(len(users.user_index)), np.diff(past.offsets)) * dataset.num_items + past.items
+    new = ~np.isin(asking * dataset.num_items + items, seen)
     return Questions(
-        latest_first(users.histories, settings.history_length),
-        np.concatenate([row, np.repeat(row, settings.check_negatives)]),
-        np.concatenate([users.test.items, drawn]).astype(np.int64),
-        answers,
-        settings.check_negatives,
+        latest_first(past, settings.history_length), asking[new], items[new], answers[new], settings.check_negatives
     )
 
 
@@ -86,15 +87,19 @@ def measure(scorer: Scorer, asked: Questions) -> dict[str, TaskQuality]:
         chance = task_probability(torch.from_numpy(logits.T), label).numpy()
         truth = asked.labels[:, 0] if label is None else asked.labels[:, 1 + label]
         quality = TaskQuality(
-            auc=auc(chance, truth), normalized_entropy=normalized_entropy(chance, truth), rate=float(truth.mean())
+            auc=auc(chance, truth), normalized_entropy=normalized_entropy(chance, truth), rate=_rate(truth)
         )
         if label is not None:
             given = torch.from_numpy(logits[engaged, 1 + label]).sigmoid().numpy()
             quality.engaged_auc = auc(given, truth[engaged])
             quality.engaged_normalized_entropy = normalized_entropy(given, truth[engaged])
-            quality.engaged_rate = float(truth[engaged].mean())
+            quality.engaged_rate = _rate(truth[engaged])
         found[task.name] = quality
     return found
+
+
+def _rate(truth: npt.NDArray[np.float32]) -> float:
+    return float(truth.mean()) if len(truth) else 0.0
 
 
 def latest_first(histories: Histories, length: int) -> npt.NDArray[np.int64]:

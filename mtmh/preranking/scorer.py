@@ -98,6 +98,10 @@ class Scorer:
             self._heads,
         )
 
+    def directions(self, items: Indices) -> Floats:
+        """Unit-length directions of items; [..., D] for item indices [...]."""
+        return self.vectors[items][..., : self._user_tower.dim]
+
     @torch.inference_mode()
     def queries(self, histories: Indices, users: Indices, triggers: Indices) -> tuple[Tensor, Tensor]:
         """What the user side is reduced to.

@@ -5,41 +5,75 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from mtmh.config import RetrievalConfig
-from mtmh.data.arrays import Scores, Vectors
+from mtmh.data.arrays import Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
-from mtmh.preranking.scorer import Scorer
+from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests
+
+USER = "user"  # in the place of a head: what all that is known of the user speaks for
+
+_MORE_CANDIDATES = 2000  # looked at in the place of those that may not be answers
 
 
 class LearnedPreranker:
-    """The user-to-item model of ``mtmh train-preranker``: a candidate's tasks, weighted and added up.
+    """The model of ``mtmh train-preranker``: what it makes of all the evidence on a candidate of a user.
 
-    The candidates of a trigger meet its user in one product, whatever their number.
+    It speaks of a user and an item; which trigger brought the item plays no part.
 
     Args:
-        scorer: the files of a preranker artifact.
+        ranker: the files of a preranker artifact.
     """
 
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
+    def __init__(self, ranker: UserRanker) -> None:
+        self.ranker = ranker
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
-        """As ``Preranker.score``; histories longer than the model's are cut to their first items.
+        """As ``Preranker.score``; each distinct item of a user is judged once.
 
         Raises:
             ValueError: an item is newer than the model, see `with_added`.
         """
-        return self.scorer.score(requests.histories, requests.users, requests.triggers, candidates.items)
+        there = candidates.items >= 0
+        users = np.broadcast_to(requests.users[:, None], candidates.items.shape)[there].astype(np.int64)
+        pairs, place = np.unique(users << 32 | candidates.items[there].astype(np.int64), return_inverse=True)
+        rows = pairs >> 32
+        column = np.arange(len(pairs)) - np.searchsorted(rows, rows)
+        asking, row = np.unique(rows, return_inverse=True)
+        items = np.full((len(asking), int(column.max(initial=-1)) + 1), -1, np.int64)
+        items[row, column] = pairs & 0xFFFFFFFF
+        scores = np.full(candidates.items.shape, -np.inf, np.float32)
+        scores[there] = self.ranker.score(requests.histories[asking], items)[row, column][place]
+        return scores
+
+    def propose(self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None) -> Candidates:
+        """As ``UserSource.propose``; its own candidates are what goes with the history, and popular items."""
+        history = requests.histories[requests.users[:1]]
+        brought = np.concatenate([candidates.items.ravel() for candidates in found])
+        blocked = 0 if allowed is None else int(np.count_nonzero(~allowed))
+        best = self.ranker.propose(
+            history,
+            brought[None, :],
+            k,
+            lambda items: np.ones(items.shape, bool) if allowed is None else allowed[items],
+            more=min(blocked, _MORE_CANDIDATES),
+        )[0]
+        best = best[best >= 0]
+        directions = self.ranker.scorer.directions
+        similar = directions(requests.triggers) @ directions(best).T
+        items = np.full(similar.shape, -1, np.int64)
+        nearest = similar.argmax(axis=0)
+        items[nearest, np.arange(len(best))] = best
+        return Candidates(USER, items, np.where(items >= 0, similar, np.float32(-np.inf)))
 
     def with_added(
         self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
     ) -> LearnedPreranker:
         """As ``Extensible.with_added``."""
-        del vectors
-        return LearnedPreranker(self.scorer.with_added(items, added))
+        return LearnedPreranker(self.ranker.with_added(items, added, vectors))
 
 
 def open_prerankers(
@@ -65,7 +99,7 @@ def open_prerankers(
     engagement = heads[0]
     asked, rankers = {settings.preranker, settings.sorted_by}, dict[str, Preranker]()
     if "learned" in asked:
-        rankers["learned"] = LearnedPreranker(Scorer.load(folder, len(vectors[engagement])))
+        rankers["learned"] = LearnedPreranker(UserRanker.load(folder, vectors))
     if "history" in asked:
         rankers["history"] = HistoryPreranker(engagement, vectors[engagement], temperature)
     return (

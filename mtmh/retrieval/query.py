@@ -73,12 +73,14 @@ class Query:
         assert found is not None
         return found
 
-    def plan(self, defaults: RetrievalConfig, heads: Sequence[str]) -> Plan:
+    def plan(self, defaults: RetrievalConfig, heads: Sequence[str], *, user_source: bool = False) -> Plan:
         """The request with the defaults for what it leaves open.
 
         Args:
             defaults: of the retriever.
             heads: its heads, the engagement head first.
+            user_source: whether it has candidates of a user beside those of the heads; a request that has shares of
+                heads gets none of them.
 
         Raises:
             RequestError: more answers than candidates, or shares that do not fit the heads.
@@ -90,13 +92,16 @@ class Query:
             raise RequestError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
         alpha = self.alpha if self.alpha is not None else defaults.alpha
         shares = head_shares(alpha, len(heads)) if self.shares is None else named_shares(self.shares, heads)
+        user = user_source and self.history is not None and self.shares is None
+        of_user = round(k * defaults.user_share / 100.0) if user else 0
         return Plan(
             k=k,
             kept=k,
             k_ann=k_ann,
             num_probes=self.num_probes if self.num_probes is not None else defaults.num_probes,
             alpha=alpha,
-            quotas=dict(zip(heads, head_quotas(shares, k), strict=True)),
+            quotas=dict(zip(heads, head_quotas(shares, k - of_user), strict=True)),
+            of_user=of_user,
         )
 
 
@@ -110,7 +115,8 @@ class Plan:
         k_ann: candidates a trigger and head.
         num_probes: clusters searched a head.
         alpha: percent of the engagement head, where the request has no shares.
-        quotas: head -> answers of it; ``k`` in all.
+        quotas: head -> answers of it.
+        of_user: answers of the user's own candidates; with the quotas ``k`` in all.
     """
 
     k: int
@@ -119,3 +125,4 @@ class Plan:
     num_probes: int
     alpha: float
     quotas: Mapping[str, int]
+    of_user: int = 0

@@ -6,7 +6,7 @@ on the item embeddings alone and stand behind the interface that a learned one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mtmh.data.arrays import Indices, Scores, Vectors
+from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
 
 _GATHERED_FLOATS = 8_388_608  # bounds the memory of gathered embeddings (32 MiB)
@@ -71,6 +71,27 @@ class Preranker(Protocol):
 
         Returns:
             [T, C] float32, larger is better; -inf where there is no candidate.
+        """
+
+
+@runtime_checkable
+class UserSource(Protocol):
+    """A preranker whose scores speak of the whole history, and that finds candidates by it."""
+
+    def score(self, requests: Requests, candidates: Candidates) -> Scores:
+        """As ``Preranker.score``; the same for all triggers of a user."""
+
+    def propose(self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None) -> Candidates:
+        """The best of what the heads found and of its own candidates.
+
+        Args:
+            requests: the T triggers of one user.
+            found: candidates of the heads, [T, C_h].
+            k: how many.
+            allowed: [I]; None: all.
+
+        Returns:
+            [T, N] candidates, each at the trigger that it is most similar to.
         """
 
 

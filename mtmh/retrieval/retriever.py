@@ -29,7 +29,7 @@ from mtmh.retrieval.answers import RetrievedItem, SideBySide, popular_answers, t
 from mtmh.retrieval.catalogue import Catalogue, ItemDescription
 from mtmh.retrieval.cores import Shares
 from mtmh.retrieval.head_search import HeadSearch
-from mtmh.retrieval.open_preranker import open_prerankers
+from mtmh.retrieval.open_preranker import USER, open_prerankers
 from mtmh.retrieval.parallel_search import AllHeads
 from mtmh.retrieval.query import Plan, Query
 from mtmh.retrieval.ranking import (
@@ -37,6 +37,7 @@ from mtmh.retrieval.ranking import (
     Extensible,
     Preranker,
     Requests,
+    UserSource,
     prerank,
 )
 from mtmh.retrieval.timings import Timings
@@ -119,6 +120,8 @@ class Retriever:
         if len(items) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
         built = recorded_section(artifact, "retrieval", RetrievalConfig)
+        if built.preranker != "learned" and built.sorted_by == "learned" and not (index_dir / PRERANKER).is_dir():
+            built = built.model_copy(update={"sorter": "head-score"})  # it was built before there was a preranker
         asked = built if settings is None else settings
         if (asked.preranker, asked.sorted_by) != (built.preranker, built.sorted_by):
             logger.warning(
@@ -245,7 +248,7 @@ class Retriever:
         """
         timings = timings or Timings()
         knowing = self._knowing(query, timings)
-        plan = query.plan(self.defaults, self.heads)
+        plan = query.plan(self.defaults, self.heads, user_source=isinstance(self.sorter, UserSource))
         with timings.stage("embed"):
             indices = latest_first(knowing._triggers(query.ids))
             allowed = query.filters.allowed(knowing.catalogue, indices)
@@ -258,7 +261,7 @@ class Retriever:
             if len(found.items) == plan.k:
                 break
         with timings.stage("describe"):
-            return user_answers(found, _taking_part(plan), knowing.catalogue)
+            return user_answers(found, [*_taking_part(plan), USER], knowing.catalogue)
 
     def retrieve_side_by_side(self, query: Query, timings: Timings | None = None) -> SideBySide:
         """Shows what each head alone and the merge answer to the only trigger of a query; errors as ``retrieve``."""
@@ -323,10 +326,16 @@ class Retriever:
 
     def _pooled(self, requests: Requests, plan: Plan, allowed: Mask | None, timings: Timings) -> UserList:
         kept = self._keep(_taking_part(plan), requests, plan, allowed, timings)
+        quotas = [plan.quotas[candidates.head] for candidates in kept]
         with timings.stage("prerank"):
-            rankings = [self.preranker.score(requests, candidates) for candidates in kept]
+            if isinstance(self.sorter, UserSource) and plan.of_user:
+                kept.append(self.sorter.propose(requests, kept, plan.k, allowed))
+                quotas.append(plan.of_user)
+            # What speaks of the user chooses from the pools; else the trigger that an item answers best.
+            ranker = self.sorter if isinstance(self.sorter, UserSource) else self.preranker
+            rankings = [ranker.score(requests, candidates) for candidates in kept]
         with timings.stage("merge"):
-            return user_list(requests, kept, rankings, [plan.quotas[one.head] for one in kept], self.sorter)
+            return user_list(requests, kept, rankings, quotas, self.sorter)
 
     def _knowing(self, query: Query, timings: Timings) -> Retriever:
         """A retriever for one request that knows the unknown triggers by their features; without any, this one.

@@ -96,7 +96,7 @@ def test_a_preranker_of_an_earlier_dataset_is_left_out(
     artifact = evaluate(two, two.model_dir("evaluation"))
     assert "preranker" not in artifact.manifest.inputs
     assert "learned" not in (artifact.path / "metrics.json").read_text()
-    assert "of another dataset, not compared" in caplog.text
+    assert "of other data than the index, not compared" in caplog.text
 
 
 def test_users_file_holds_what_the_figures_are_made_of(two: Config) -> None:

@@ -7,9 +7,9 @@ import pytest
 from small_world import make_model, make_world
 
 from mtmh.data.dataset import Dataset, EvaluationUsers, open_dataset
-from mtmh.data.histories import Histories
+from mtmh.data.histories import Histories, last_distinct
 from mtmh.evaluation import protocol
-from mtmh.evaluation.cohort import last_distinct, make_cohort
+from mtmh.evaluation.cohort import make_cohort
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.evaluation.protocol import user_lists
 from mtmh.evaluation.results import Evaluation, load_evaluation

@@ -103,7 +103,7 @@ def test_fresh_items_are_scored_by_their_features(config: Config, live: LiveInde
     live.add([raw_row(config, item) for item in range(5)])
     live.add([raw_row(config, 5)])
     retriever = live.retriever
-    scorer = learned(retriever).scorer
+    scorer = learned(retriever).ranker.scorer
     assert len(scorer.vectors) == 206
 
     model = load_preranker(latest_checkpoint(run_config(config).model_dir("checkpoints")))
@@ -125,9 +125,9 @@ def test_fresh_items_are_scored_by_their_features(config: Config, live: LiveInde
     scores = {answer.item: answer.score for answer in retriever.retrieve(Query([30], k=205))[0]}
     items = np.array([[200, 203, 5]])
     trigger = retriever.catalogue.find([30], "trigger")
-    wanted = scorer.score(trigger[:, None], np.array([0]), trigger, items)[0]
+    wanted = learned(retriever).ranker.score(trigger[:, None], items)[0]
     ids = retriever.catalogue.ids(items[0])
-    np.testing.assert_allclose([scores[item] for item in ids], wanted, rtol=1e-5)
+    np.testing.assert_allclose(np.log([scores[item] for item in ids]), np.log(wanted), rtol=1e-5)  # as logits
     on_the_fly = retriever.retrieve(Query([99], features={99: raw_row(config, 0) | {"item_id": 99}}))[0]
     assert on_the_fly
 
@@ -156,10 +156,10 @@ def test_compaction_takes_the_preranker_along(config: Config, live: LiveIndex) -
     version = compact(config)
     compacted = LiveIndex(config.model_dir("index"))
     assert compacted.folder == version != first
-    assert len(learned(compacted.retriever).scorer.vectors) == compacted.retriever.num_items
+    assert len(learned(compacted.retriever).ranker.scorer.vectors) == compacted.retriever.num_items
     assert_same(answers(compacted.retriever), before)
     compacted.add([raw_row(config, 3)])
-    assert len(learned(compacted.retriever).scorer.vectors) == compacted.retriever.num_items
+    assert len(learned(compacted.retriever).ranker.scorer.vectors) == compacted.retriever.num_items
     assert_same(answers(LiveIndex(config.model_dir("index")).retriever), answers(compacted.retriever))
     rollback(config.model_dir("index"))
     assert live.refresh()
@@ -184,7 +184,7 @@ def test_a_preranker_of_other_inputs_is_refused(config: Config, live: LiveIndex)
 @pytest.mark.usefixtures("live")
 def test_compaction_leaves_the_ranking_to_the_next_build(config: Config, built: str) -> None:
     def ranking_by(preranker: str, temperature: float) -> Config:
-        retrieval = config.retrieval.model_copy(update={"preranker": preranker, "alpha": temperature})
+        retrieval = config.retrieval.model_copy(update={"preranker": preranker, "sorter": None, "alpha": temperature})
         loss = config.loss.model_copy(update={"temperature": temperature})
         return config.model_copy(update={"retrieval": retrieval, "loss": loss})
 

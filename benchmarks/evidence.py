@@ -1,0 +1,101 @@
+"""What does each kind of evidence add to the order of a user's candidates, on held-out events at the end of T1?
+
+One half of the validation users fits a combination of some kinds of evidence, the other half is measured: recall of the
+held-out items that the user had not seen, among all candidates. T2 is not read. Needs the recipe's trained preranker.
+
+    python -m benchmarks.evidence movielens --set data.input=data/movielens-latest-small --out evidence.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mtmh.config import load_config
+from mtmh.data.dataset import open_dataset
+from mtmh.data.validation import ValidationDataset
+from mtmh.preranking.inputs import open_inputs
+from mtmh.preranking.scorer import Scorer
+from mtmh.preranking.stacking import Judged, fit_combination, judged_candidates
+
+CUT_OFFS = (5, 20, 100, 500)
+MOST_CANDIDATES = 3000  # of a user
+
+
+def subset(judged: Judged, users: slice, names: list[str]) -> Judged:
+    """Some users, and some kinds of evidence."""
+    columns = [judged.names.index(name) for name in names]
+    return Judged(
+        judged.evidence[users][:, :, columns], judged.held_out[users], judged.there[users], judged.num_held_out[users],
+        names,
+    )  # fmt: skip
+
+
+def recalls(judged: Judged, scores: np.ndarray) -> list[float]:
+    """Mean recall at each cut-off, over users with something to find."""
+    order = np.argsort(-np.where(judged.there, scores, -np.inf), axis=1, kind="stable")
+    hits = np.take_along_axis(judged.held_out, order, axis=1).cumsum(axis=1)
+    some = judged.num_held_out > 0
+    return [float((hits[some, min(k, hits.shape[1]) - 1] / judged.num_held_out[some]).mean()) for k in CUT_OFFS]
+
+
+def groups(names: list[str]) -> dict[str, list[str]]:
+    """What is added one after the other, by what it is called in the table."""
+    similar = [name for name in names if name.endswith(("largest", "mean", "recent")) and "," not in name]
+    return {
+        "model's logit": ["logit"],
+        "similarities under the heads": similar,
+        "popularity": ["events", "late events"],
+        "common users": ["common users", "common users, recent"],
+        "linear weights": ["linear weights", "linear weights, recent"],
+    }
+
+
+def main() -> None:
+    """Prints the table and writes the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    config = load_config(arguments.recipe, arguments.overrides)
+    dataset = open_dataset(config.dataset_dir)
+    inputs, _ = open_inputs(config, dataset)
+    view = ValidationDataset(dataset, config.validation, config.seed)
+    scorer = Scorer.load(config.model_dir("preranker"))
+    judged = judged_candidates(config.preranker, view, scorer, inputs.vectors, config.seed, shown=MOST_CANDIDATES)
+    fitted, measured = slice(0, None, 2), slice(1, None, 2)
+    rows: dict[str, list[float]] = {}
+    for name in judged.names:
+        alone = subset(judged, measured, [name])
+        rows[f"{name} alone"] = recalls(alone, alone.evidence[:, :, 0])
+    taken: list[str] = []
+    for title, names in groups(judged.names).items():
+        if not names:
+            continue
+        taken = [*taken, *names]
+        widths = (
+            (0,) if names != ["linear weights", "linear weights, recent"] else (0, config.preranker.combination_hidden)
+        )
+        for hidden in widths:
+            model = fit_combination(subset(judged, fitted, [*taken, "history length"]), hidden, config.seed)
+            part = subset(judged, measured, [*taken, "history length"])
+            with torch.no_grad():
+                scores = model(torch.from_numpy(part.evidence)).numpy()
+            rows[f"+ {title}{', and the network' if hidden else ''}"] = recalls(part, scores)
+    width = max(map(len, rows))
+    print(" " * width, *(f"{f'@{k}':>6}" for k in CUT_OFFS))
+    for title, values in rows.items():
+        print(f"{title:<{width}}", *(f"{100 * value:6.1f}" for value in values))
+    if arguments.out is not None:
+        arguments.out.write_text(
+            json.dumps({"recipe": arguments.recipe, "set": arguments.overrides, "recall": rows}, indent=2)
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""Tables of what goes with each item by the users' histories, which are added up over a history.
+
+items.npy      [I, N] int32: of each item those of the largest weights, -1: no further one
+weights.npy    [I, N] float16
+
+Two kinds of weights: the cosine of two items, users of both over the geometric mean of the users of each; and those of
+a linear model in closed form (EASE, Steck, 2019), which tell items that go together from items that are popular both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg, sparse
+
+from mtmh.data.arrays import open_array
+from mtmh.data.histories import HistoryReader
+
+ITEMS = Path("items.npy")
+WEIGHTS = Path("weights.npy")
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.integer[Any]]
+
+_REGULARIZATION = 250.0  # of the linear model, in users
+_SHARD_ITEMS = 1024  # whose products are held at a time
+
+
+class Neighbours:
+    """The table; an item that is newer than it has no neighbours.
+
+    Args:
+        items: [I, N] int32, -1: none.
+        weights: [I, N] float16.
+    """
+
+    def __init__(self, items: npt.NDArray[np.int32], weights: npt.NDArray[np.float16]) -> None:
+        self.items = items
+        self.weights = weights
+
+    @classmethod
+    def load(cls, folder: Path, num_items: int) -> Self:
+        """Opens the files in a folder, memory-mapped.
+
+        Raises:
+            ValueError: they are missing, or of other items.
+        """
+        items = open_array(folder / ITEMS, np.int32, (num_items, None))
+        return cls(items, open_array(folder / WEIGHTS, np.float16, items.shape))
+
+    def sums(self, histories: Indices, weights: Floats, candidates: Indices) -> Floats:
+        """Sums of each candidate's weights for the items of its user's history.
+
+        Args:
+            histories: [U, H] item indices, -1: padding.
+            weights: [W, U, H] of the items of the histories.
+            candidates: [U, C] item indices, -1: none.
+
+        Returns:
+            [W, U, C]; 0 for what is no neighbour of anything.
+        """
+        users, items, sums = self._summed(histories, weights)
+        known, wanted = _keys(users, items), _keys(np.arange(len(candidates))[:, None], np.maximum(candidates, 0))
+        if not len(known):
+            return np.zeros((len(weights), *candidates.shape), np.float32)
+        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        found = (known[place] == wanted) & (candidates >= 0)
+        return np.where(found, sums[:, place], np.float32(0.0))
+
+    def nearest(self, histories: Indices, weights: Floats, k: int) -> npt.NDArray[np.int64]:
+        """The ``k`` items of the largest sums for each user.
+
+        Args:
+            histories: [U, H].
+            weights: [U, H].
+            k: answers a user.
+
+        Returns:
+            [U, k] item indices, the largest sum first, -1: no further one.
+        """
+        users, items, sums = self._summed(histories, weights[None])
+        order = np.lexsort((-sums[0], users))
+        place = np.arange(len(order)) - np.searchsorted(users, users[order])
+        kept = place < k
+        nearest = np.full((len(histories), k), -1, np.int64)
+        nearest[users[order][kept], place[kept]] = items[order][kept]
+        return nearest
+
+    def taken(self, rows: Indices) -> Neighbours:
+        """The table of some items, which are numbered anew; [R] their rows now, some of which may be newer than it."""
+        new_row = np.full(max(len(self.items), int(rows.max(initial=-1)) + 1) + 1, -1, np.int32)
+        new_row[rows] = np.arange(len(rows))
+        old = rows < len(self.items)
+        items = np.full((len(rows), self.items.shape[1]), -1, np.int32)
+        items[old] = new_row[self.items[rows[old]]]
+        weights = np.zeros(items.shape, np.float16)
+        weights[old] = self.weights[rows[old]]
+        return Neighbours(items, weights)
+
+    def save(self, folder: Path) -> None:
+        """Writes the files into a new folder."""
+        folder.mkdir()
+        np.save(folder / ITEMS, self.items)
+        np.save(folder / WEIGHTS, self.weights)
+
+    def _summed(self, histories: Indices, weights: Floats) -> tuple[Indices, Indices, Floats]:
+        """Users [P], ascending, neighbours of their histories [P], ascending within a user, and the sums [W, P]."""
+        users, places = np.nonzero((histories >= 0) & (histories < len(self.items)))
+        rows = histories[users, places]
+        items, own = self.items[rows], self.weights[rows].astype(np.float32)
+        there = items >= 0
+        keys, pair = np.unique(_keys(users[:, None], items)[there], return_inverse=True)
+        sums = np.stack(
+            [
+                np.bincount(pair, (weight[users, places, None] * own)[there], len(keys)).astype(np.float32)
+                for weight in weights
+            ]
+        )
+        return keys >> 32, keys & 0xFFFFFFFF, sums
+
+
+def engagements(reader: HistoryReader, num_items: int) -> sparse.csr_matrix:
+    """[users, I] float32: 1 where the user engaged with the item, however often."""
+    parts = []
+    for group in range(reader.num_groups):
+        histories = reader.read(group)
+        # A copy: histories may be a view of a memory-mapped file, and the matrix sorts its indices in place.
+        part = sparse.csr_matrix(
+            (np.ones(len(histories.items), np.float32), histories.items, histories.offsets),
+            shape=(len(histories.offsets) - 1, num_items),
+            copy=True,
+        )
+        part.sum_duplicates()
+        part.data[:] = 1.0
+        parts.append(part)
+    return sparse.vstack(parts, "csr")
+
+
+def cosine_neighbours(engaged: sparse.csr_matrix, width: int) -> Neighbours:
+    """The items of the largest cosines of each, a shard of items at a time.
+
+    Args:
+        engaged: see `engagements`.
+        width: neighbours of an item.
+    """
+    num_items = engaged.shape[1]
+    counts = np.asarray(engaged.sum(axis=0)).ravel()
+    by_user = (engaged @ sparse.diags_array(1.0 / np.sqrt(np.maximum(counts, 1.0)))).astype(np.float32).tocsr()
+    by_item = by_user.T.tocsr()
+    found = _empty(num_items, width)
+    for start in range(0, num_items, _SHARD_ITEMS):
+        own = np.arange(start, min(start + _SHARD_ITEMS, num_items))
+        rows, columns, values = best_of_rows((by_item[own] @ by_user).tocsr(), own, width)
+        slots = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        found.items[start + rows, slots] = columns
+        found.weights[start + rows, slots] = values
+    return found
+
+
+def linear_neighbours(engaged: sparse.csr_matrix, width: int, most_items: int) -> Neighbours:
+    """The items of the largest weights of each in the linear model that foretells a history from its other items.
+
+    The model inverts a matrix over all its items, so it is one of the items with the most users only.
+
+    Args:
+        engaged: see `engagements`.
+        width: neighbours of an item.
+        most_items: items of the model.
+    """
+    counts = np.asarray(engaged.sum(axis=0)).ravel()
+    known = np.sort(np.argsort(-counts, kind="stable")[: min(most_items, int(np.count_nonzero(counts)))])
+    found = _empty(engaged.shape[1], width)
+    if len(known) < 2:
+        return found
+    own = engaged[:, known]
+    gram = (own.T @ own).toarray()
+    gram[np.diag_indices(len(known))] += np.float32(_REGULARIZATION)
+    inverse = linalg.inv(gram, assume_a="pos", overwrite_a=True)
+    weights = -inverse / np.diag(inverse)
+    weights[np.diag_indices(len(known))] = 0.0
+    kept = min(width, len(known) - 1)
+    places = np.argpartition(-np.abs(weights), kept - 1, axis=1)[:, :kept]
+    found.items[known, :kept] = known[places]
+    found.weights[known, :kept] = np.take_along_axis(weights, places, axis=1)
+    return found
+
+
+def _empty(num_items: int, width: int) -> Neighbours:
+    return Neighbours(np.full((num_items, width), -1, np.int32), np.zeros((num_items, width), np.float16))
+
+
+def best_of_rows(similar: sparse.csr_matrix, own: Indices, k: int) -> tuple[Indices, Indices, Floats]:
+    """The ``k`` largest entries of each row but the row's own item, ties to the lower column.
+
+    Args:
+        similar: [R, I] with positive float32 entries.
+        own: [R] columns left out.
+        k: entries kept.
+
+    Returns:
+        rows, columns and values, by row and then value, descending.
+    """
+    rows = np.repeat(np.arange(similar.shape[0]), np.diff(similar.indptr))
+    others = similar.indices != own[rows]
+    rows, columns, values = rows[others], similar.indices[others], similar.data[others]
+    # Row and value in one integer: the bits of positive floats sort as the floats do. Stable, over sorted columns.
+    by_column = np.argsort(columns, kind="stable")
+    descending = rows.astype(np.int64) << 32 | (~values.view(np.uint32)).astype(np.int64)
+    order = by_column[np.argsort(descending[by_column], kind="stable")]
+    rows, columns, values = rows[order], columns[order], values[order]
+    kept = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(own)))[rows] < k
+    return rows[kept], columns[kept], values[kept]
+
+
+def _keys(users: Indices, items: Indices) -> npt.NDArray[np.int64]:
+    """One number for each <user, item>."""
+    return users.astype(np.int64) << 32 | items.astype(np.int64)
