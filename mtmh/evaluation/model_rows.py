@@ -11,7 +11,7 @@ from mtmh.evaluation.measure import Measure
 from mtmh.evaluation.protocol import Ranking, rank_users
 from mtmh.evaluation.results import Kind
 from mtmh.evaluation.subject import Subject
-from mtmh.retrieval.ranking import HeadScorePreranker, Preranker
+from mtmh.retrieval.ranking import HeadScorePreranker, Preranker, UserSource
 
 # Who keeps the best of each head, who sorts, and whether heads are ranked apart.
 _WAYS = {
@@ -68,6 +68,9 @@ class ModelRows:
         rankers = {kind: (model, model) for kind, model in models.items()}
         rankers["head-score"] = (HeadScorePreranker(), self.subject.by_similarity)
         shown = {_outcome(*own, "per-head")}
+        if isinstance(self.subject.sorter, UserSource) and self.settings.user_share:
+            heads_alone = self._ranked(self.subject, user_share=0.0)
+            self._add(f"{self.name}, without the user's own candidates", "preranking", heads_alone)
         for name, (keeps, sorts, preranking) in _WAYS.items():
             keeps, sorts, shared = keeps or own[0], sorts or own[1], preranking == "shared"
             missing = not {keeps, sorts} <= rankers.keys() or (shared and len(self.subject.heads) == 1)
@@ -99,6 +102,7 @@ class ModelRows:
         sorter: Preranker | None = None,
         *,
         shared: bool = False,
+        user_share: float | None = None,
     ) -> Ranking:
         pipeline = subject.pipeline(self.settings, len(self.measure.train_count))
         pipeline = replace(
@@ -106,6 +110,7 @@ class ModelRows:
             preranker=preranker or pipeline.preranker,
             sorter=sorter or pipeline.sorter,
             shared=shared,
+            user_share=pipeline.user_share if user_share is None else user_share,
         )
         return rank_users(self.cohort, pipeline, self.measure.length)
 

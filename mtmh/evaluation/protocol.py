@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mtmh.data.arrays import Indices, Scores
+from mtmh.data.histories import last_distinct
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.shared_preranking import shared_merge, shared_prerank
 from mtmh.retrieval.merge import Merged, head_quotas, head_shares, quota_merge
-from mtmh.retrieval.ranking import Candidates, Preranker, Requests, prerank
+from mtmh.retrieval.ranking import Candidates, Preranker, Requests, UserSource, prerank
 from mtmh.retrieval.user_list import trigger_widths
 
 # [T] triggers, and how many candidates each needs at least -> [T, k_ann]; the trigger is not among its candidates.
@@ -25,6 +27,7 @@ Search = Callable[[Indices, int], Candidates]
 
 _BLOCK_CANDIDATES = 134_217_728  # of distinct triggers held at a time (1 GiB of items and scores)
 _CHUNK_CANDIDATES = 2_097_152  # preranked at a time
+_LONGEST_HISTORY = 1000  # items of a user that rankers see
 _SEEN_FLAGS = 67_108_864  # users x catalogue at a time (64 MiB)
 
 
@@ -56,6 +59,7 @@ class Pipeline:
         k: candidates kept a trigger (K).
         alpha: percent of the answers from the first head.
         shared: keep the K best of all heads together, by the sorter's score.
+        user_share: percent of a user's list for which the sorter proposes candidates of its own, if it can.
     """
 
     searches: Mapping[str, Search]
@@ -66,6 +70,7 @@ class Pipeline:
     k: int
     alpha: float = 100.0
     shared: bool = False
+    user_share: float = 0.0
 
     @property
     def heads(self) -> list[str]:
@@ -82,12 +87,14 @@ class Ranked:
         requests: the P triggers; their users are numbered from 0 to G - 1.
         kept: by head, [P, width], best first.
         scores: by head, [P, width], comparable over heads and triggers.
+        own: [G, N] candidates of the users themselves, and their scores; None: there are none.
     """
 
     users: npt.NDArray[np.intp]
     requests: Requests
     kept: list[Candidates]
     scores: list[Scores]
+    own: tuple[Indices, Scores] | None = None
 
     @property
     def width(self) -> int:
@@ -104,6 +111,7 @@ class Ranked:
             Requests(asking.triggers[rows], place[asking.users[rows]], asking.histories[chosen]),
             [Candidates(head.head, head.items[rows], head.scores[rows]) for head in self.kept],
             [scores[rows] for scores in self.scores],
+            None if self.own is None else (self.own[0][chosen], self.own[1][chosen]),
         )
 
 
@@ -126,7 +134,7 @@ class Ranking:
     def sorted_by(self, sorter: Preranker) -> Ranking:
         """The same candidates under other scores."""
         groups = [
-            replace(part, scores=[sorter.score(part.requests, of_head) for of_head in part.kept])
+            replace(part, scores=[sorter.score(part.requests, of_head) for of_head in part.kept], own=None)
             for part in self.groups
         ]
         return replace(self, groups=groups)
@@ -179,7 +187,7 @@ def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> Ranking:
     while (widths >= 0).any():
         width = int(widths[widths >= 0].min())
         users = np.flatnonzero(widths == width)
-        part = _rank(cohort.select(users), users, pipeline, width)
+        part = _rank(cohort.select(users), users, pipeline, width, length)
         short = _short(pipeline, part, length)
         for user in users[short]:
             widths[user] = next(rules[user], -1)
@@ -266,13 +274,25 @@ def _lists(
     else:
         assert head is not None
         scores = part.kept[head].scores if by_own_score else part.scores[head]
-    return user_lists(part.requests.users, items, scores, len(part.users), length)
+    users = part.requests.users
+    if head is None and part.own is not None:  # beside the answers of all triggers
+        width = max(items.shape[1], part.own[0].shape[1])
+        items = np.concatenate([_wide(items, width, -1), _wide(part.own[0], width, -1)])
+        scores = np.concatenate([_wide(scores, width, -np.inf), _wide(part.own[1], width, -np.inf)])
+        users = np.concatenate([users, np.arange(len(part.users))])
+    return user_lists(users, items, scores, len(part.users), length)
 
 
-def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width: int) -> Ranked:
+def _wide(values: npt.NDArray[Any], width: int, filling: float) -> npt.NDArray[Any]:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=filling)
+
+
+def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width: int, length: int) -> Ranked:
     """The ``width`` preranked candidates of every trigger and head; a trigger of several users is searched once."""
     kept: dict[str, list[Candidates]] = {head: [] for head in pipeline.searches}
     scores: dict[str, list[Scores]] = {head: [] for head in pipeline.searches}
+    own: list[tuple[Indices, Scores]] = []
+    num_own = round(length * pipeline.user_share / 100.0)
     candidates_a_user = cohort.triggers.shape[1] * pipeline.k_ann
     users_a_block = max(1, _BLOCK_CANDIDATES // (candidates_a_user * len(pipeline.searches)))
     users_a_chunk = max(1, min(_CHUNK_CANDIDATES // candidates_a_user, _SEEN_FLAGS // pipeline.num_items))
@@ -288,17 +308,36 @@ def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width
             candidates = [
                 Candidates(head, nearest.items[places], nearest.scores[places]) for head, nearest in found.items()
             ]
-            best = _prerank(pipeline, requests, candidates, width, _seen_flags(cohort, start, end, pipeline.num_items))
+            seen = _seen_flags(cohort, start, end, pipeline.num_items)
+            best = _prerank(pipeline, requests, candidates, width, seen)
             for of_head in best:
                 kept[of_head.head].append(of_head)
                 scores[of_head.head].append(pipeline.sorter.score(requests, of_head))
+            if num_own and not pipeline.shared and isinstance(pipeline.sorter, UserSource):
+                own.append(_own(pipeline.sorter, requests, best, num_own, seen))
     joined = [
         Candidates(head, np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
         for head, parts in kept.items()
     ]
     return Ranked(
-        users, _requests(cohort, 0, cohort.num_users), joined, [np.concatenate(parts) for parts in scores.values()]
+        users,
+        _requests(cohort, 0, cohort.num_users),
+        joined,
+        [np.concatenate(parts) for parts in scores.values()],
+        (np.concatenate([items for items, _ in own]), np.concatenate([of for _, of in own])) if own else None,
     )
+
+
+def _own(
+    source: UserSource, requests: Requests, best: Sequence[Candidates], k: int, seen: npt.NDArray[np.bool_]
+) -> tuple[Indices, Scores]:
+    """The ``k`` best candidates of each user, out of what the triggers kept and what the source adds."""
+    brought = np.concatenate([of_head.items for of_head in best], axis=1)
+    row = np.arange(len(requests.users)) - np.searchsorted(requests.users, requests.users)
+    found = np.full((len(requests.histories), int(row.max(initial=0)) + 1, brought.shape[1]), -1, np.int64)
+    found[requests.users, row] = brought
+    users = np.arange(len(found))[:, None]
+    return source.best_of_users(requests.histories, found.reshape(len(found), -1), k, lambda items: ~seen[users, items])
 
 
 def _prerank(
@@ -318,10 +357,11 @@ def _prerank(
 
 
 def _requests(cohort: Cohort, start: int, end: int) -> Requests:
-    """The <user, trigger> pairs of some users; the triggers are the history that the preranker sees."""
+    """The <user, trigger> pairs of some users, with the whole history of each, as service has them."""
     triggers = cohort.triggers[start:end]
     users, places = np.nonzero(triggers >= 0)
-    return Requests(triggers[users, places], users, triggers)
+    histories = last_distinct(cohort.histories.users(start, end), _LONGEST_HISTORY)
+    return Requests(triggers[users, places], users, histories[:, : max(1, int((histories >= 0).sum(axis=1).max()))])
 
 
 def _seen_flags(cohort: Cohort, start: int, end: int, num_items: int) -> npt.NDArray[np.bool_]:

@@ -80,6 +80,7 @@ class Subject:
             k_ann=settings.k_ann,
             k=settings.k,
             alpha=settings.alpha if len(self.heads) > 1 else 100.0,
+            user_share=settings.user_share,
         )
 
     def _translated(self, ranker: Preranker) -> Preranker:

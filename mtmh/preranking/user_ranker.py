@@ -112,7 +112,7 @@ class UserRanker:
         k: int,
         may_answer: Callable[[Indices], npt.NDArray[np.bool_]],
         more: int = 0,
-    ) -> npt.NDArray[np.int64]:
+    ) -> tuple[npt.NDArray[np.int64], Floats]:
         """The best of what others found, of what goes with the histories, and of popular items.
 
         Args:
@@ -123,7 +123,7 @@ class UserRanker:
             more: looked at of each source in the place of those that may not; its first ``k`` that may are candidates.
 
         Returns:
-            [U, k] item indices, best first, -1: none.
+            [U, k] item indices, best first, -1: none, and their scores.
         """
         parts = [np.where(may_answer(found), found, -1)]
         for items in self.evidence.proposed(histories, k + more):
@@ -132,8 +132,13 @@ class UserRanker:
         pool = distinct(np.concatenate(parts, axis=1))
         scores = self.score(histories, pool)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        missing = ((0, 0), (0, k - order.shape[1]))
         best = np.take_along_axis(pool, order, axis=1).astype(np.int64)
-        return np.pad(best, ((0, 0), (0, k - best.shape[1])), constant_values=-1)
+        ranked = np.take_along_axis(scores, order, axis=1)
+        return (
+            np.pad(best, missing, constant_values=-1),
+            np.pad(ranked, missing, constant_values=np.float32(-np.inf)),
+        )
 
 
 def distinct(items: Indices) -> Indices:

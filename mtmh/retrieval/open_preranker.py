@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from mtmh.config import RetrievalConfig
-from mtmh.data.arrays import Mask, Scores, Vectors
+from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests
@@ -49,18 +50,24 @@ class LearnedPreranker:
         scores[there] = self.ranker.score(requests.histories[asking], items)[row, column][place]
         return scores
 
+    def best_of_users(
+        self, histories: Indices, found: Indices, k: int, may_answer: Callable[[Indices], npt.NDArray[np.bool_]]
+    ) -> tuple[Indices, Scores]:
+        """As ``UserSource.best_of_users``."""
+        return self.ranker.propose(histories, found, k, may_answer, more=histories.shape[1])
+
     def propose(self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None) -> Candidates:
         """As ``UserSource.propose``; its own candidates are what goes with the history, and popular items."""
         history = requests.histories[requests.users[:1]]
         brought = np.concatenate([candidates.items.ravel() for candidates in found])
         blocked = 0 if allowed is None else int(np.count_nonzero(~allowed))
-        best = self.ranker.propose(
+        best, _ = self.ranker.propose(
             history,
             brought[None, :],
             k,
             lambda items: np.ones(items.shape, bool) if allowed is None else allowed[items],
             more=min(blocked, _MORE_CANDIDATES),
-        )[0]
+        )
         best = best[best >= 0]
         directions = self.ranker.scorer.directions
         similar = directions(requests.triggers) @ directions(best).T

@@ -6,7 +6,7 @@ on the item embeddings alone and stand behind the interface that a learned one i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -80,6 +80,21 @@ class UserSource(Protocol):
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
         """As ``Preranker.score``; the same for all triggers of a user."""
+
+    def best_of_users(
+        self, histories: Indices, found: Indices, k: int, may_answer: Callable[[Indices], npt.NDArray[np.bool_]]
+    ) -> tuple[Indices, Scores]:
+        """The best of what the heads found and of its own candidates, for many users.
+
+        Args:
+            histories: [U, H] item indices, the latest first, -1: padding.
+            found: [U, N] item indices, -1: none.
+            k: answers a user.
+            may_answer: of items [U, C], which may be answers of the user; -1 may be among them.
+
+        Returns:
+            [U, k] item indices, best first, -1: none, and their scores.
+        """
 
     def propose(self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None) -> Candidates:
         """The best of what the heads found and of its own candidates.
