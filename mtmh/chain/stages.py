@@ -151,7 +151,9 @@ def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Arti
     from mtmh.preranking.model_builder import run_config
     from mtmh.training.checkpoint import DECISIVE
 
-    run, sections = (config, DECISIVE) if stage.name == "train" else (run_config(config), (*DECISIVE, "preranker"))
+    run, sections = (
+        (config, DECISIVE) if stage.name == "train" else (run_config(config), (*DECISIVE, "preranker", "validation"))
+    )
     try:
         latest = [open_artifact(path, "checkpoint") for path in _checkpoints(run)]
     except DamagedArtifactError:  # training goes back to the one before

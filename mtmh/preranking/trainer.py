@@ -10,6 +10,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
+from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
 from mtmh.distributed.ranks import join_ranks, on_first
@@ -27,7 +28,10 @@ from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_trigge
 
 
 def train_preranker(config: Config, *, resume: bool = True) -> Path:
-    """Trains the preranker of a recipe on T1; alone in this process, or as one rank of torchrun.
+    """Trains the preranker of a recipe on T1 but for its end; alone in this process, or as one rank of torchrun.
+
+    The events that ``validation`` holds back are left for learning how much the model's opinion counts beside other
+    evidence, which shows only on events that the model has not seen.
 
     Resuming, sharding, optimizers and checkpoints are those of `mtmh.training.trainer.train`.
 
@@ -49,11 +53,12 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         inputs, artifacts = open_inputs(config, dataset)
         labels = Labels(config.preranker.tasks, dataset.summary)
         features = dataset.summary.features
-        record = RunRecord.of_recipe(run, dataset, artifacts, (*DECISIVE, "preranker"))
+        record = RunRecord.of_recipe(run, dataset, artifacts, (*DECISIVE, "preranker", "validation"))
         checkpoints = Checkpoints(run.model_dir("checkpoints"), record, ranks, run.training.keep_checkpoints)
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"
-        loader = ExampleLoader(dataset, run, inputs, labels, ranks.rank, ranks.world_size, pin_memory=on_gpu)
+        view = ValidationDataset(dataset, config.validation, config.seed)
+        loader = ExampleLoader(view, run, inputs, labels, ranks.rank, ranks.world_size, pin_memory=on_gpu)
         prior = on_first(ranks, lambda: priors(dataset, labels))
         record.facts["preranker"] = {"prior": prior, "frozen_dim": inputs.frozen_dim}
 
