@@ -24,6 +24,7 @@ from mtmh.preranking.stacking import Judged, fit_combination, judged_candidates
 
 CUT_OFFS = (5, 20, 100, 500)
 MOST_CANDIDATES = 3000  # of a user
+FITTED_WITH = 400  # of them that are not held out, as in training
 
 
 def subset(judged: Judged, users: slice, names: list[str]) -> Judged:
@@ -68,6 +69,7 @@ def main() -> None:
     view = ValidationDataset(dataset, config.validation, config.seed)
     scorer = Scorer.load(config.model_dir("preranker"))
     judged = judged_candidates(config.preranker, view, scorer, inputs.vectors, config.seed, shown=MOST_CANDIDATES)
+    fitted_with = FITTED_WITH + int(judged.held_out.sum(axis=1).max())
     fitted, measured = slice(0, None, 2), slice(1, None, 2)
     rows: dict[str, list[float]] = {}
     for name in judged.names:
@@ -82,7 +84,9 @@ def main() -> None:
             (0,) if names != ["linear weights", "linear weights, recent"] else (0, config.preranker.combination_hidden)
         )
         for hidden in widths:
-            model = fit_combination(subset(judged, fitted, [*taken, "history length"]), hidden, config.seed)
+            model = fit_combination(
+                subset(judged, fitted, [*taken, "history length"], fitted_with), hidden, config.seed
+            )
             part = subset(judged, measured, [*taken, "history length"])
             with torch.no_grad():
                 scores = model(torch.from_numpy(part.evidence)).numpy()
