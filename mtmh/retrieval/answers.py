@@ -24,8 +24,8 @@ class RetrievedItem:
         item: its id.
         score: comparable over all triggers and heads of a request: the similarity to the trigger under the engagement
             head, unless the retriever has another sorter. Of a popular item: its share of the training events.
-        similarity: to the trigger, under the head that brought it; None: a popular item.
-        head: the head that brought it, or ``popular``.
+        similarity: to the trigger, under the head that brought it, or in the learned preranker; None: a popular item.
+        head: the head that brought it, ``user`` (all that is known of the user), or ``popular``.
         trigger: the id of the trigger it answers; None: none of the history was known.
     """
 

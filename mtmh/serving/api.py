@@ -122,7 +122,7 @@ class AnsweredItem(BaseModel):
     similarity: Annotated[
         float | None, Field(description="To the trigger, under the head that brought it; null: no head did.")
     ]
-    head: Annotated[str, Field(description="The head that brought it, or popular.")]
+    head: Annotated[str, Field(description="The head that brought it, user (the learned preranker), or popular.")]
     trigger: Annotated[
         int | str | None, Field(description="The trigger it answers; null: nothing of the history is known.")
     ]

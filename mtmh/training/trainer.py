@@ -61,7 +61,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         period = Period.of(dataset.summary)
         period = period.after(period_of(previous)) if previous else period
         record = RunRecord.of_recipe(config, dataset, inputs)
-        record.facts |= {"period": period.model_dump(), "features": features.model_dump(mode="json")}
+        record.facts.update(period=period.model_dump(), features=features.model_dump(mode="json"))
         checkpoints = Checkpoints(config.model_dir("checkpoints"), record, ranks, config.training.keep_checkpoints)
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"

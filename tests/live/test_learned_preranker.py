@@ -248,7 +248,7 @@ def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: 
         rows = load_evaluation(evaluate(changed, tmp_path / f"{name}-evaluation", index=index.path).path).rows
         shown = {row.name.removeprefix("tiny, "): row for row in rows if row.kind == "preranking"}
         assert shown.keys() == {*ways.values(), others["own", "shared"]} - {name} | (
-            {others["learned", "shared"]} if sorts != "learned" else set()
+            {others["learned", "shared"]} if sorts != "learned" else {"without the user's own candidates"}
         )
         found[name] = {**shown, name: next(row for row in rows if row.kind == "merged")}
     for name in ways.values():
