@@ -98,19 +98,26 @@ def build_index(
     overrides: Overrides = None,
 ) -> None:
     """Builds one index a head and publishes it as the next version; exit code 1 if it misses the recall gate."""
+    from mtmh.artifacts import open_artifact
     from mtmh.cli.index import missed_gate
+    from mtmh.index.artifact import IndexSummary
     from mtmh.index.build import build_index as run
     from mtmh.index.publish import build_version
     from mtmh.index.versions import BelowGateError
 
     config = load_config(recipe, overrides)
     if out is not None:  # an index by itself, without versions
-        done("index", run(config, out).path)
-        return
-    try:
-        done("published index" if publish else "unpublished index", build_version(config, publish=publish))
-    except BelowGateError as error:
-        missed_gate(error)
+        built = run(config, out).path
+        done("index", built)
+    else:
+        try:
+            built = build_version(config, publish=publish)
+        except BelowGateError as error:
+            missed_gate(error)
+        done("published index" if publish else "unpublished index", built)
+    summary = IndexSummary.model_validate(open_artifact(built, "index").summary)
+    found = ", ".join(f"{head} {measured.recall:.3f}" for head, measured in summary.ann_recall.items())
+    say(f"a search visits {summary.num_probes} of {summary.num_clusters} clusters and finds of the exact ones: {found}")
 
 
 def retrieve(

@@ -39,8 +39,9 @@ class IndexConfig(Settings):
     milvus: MilvusConfig | None = None
     # Tables of the tower that embeds items the index does not know; the preranker's own tower follows it.
     tower: Annotated[Literal["int8", "fp16"], Decides("index", "preranker")] = "int8"
-    # The gate: a new index is not published where a head finds less than this share of the exact neighbours.
-    min_recall: Annotated[float, Field(ge=0.0, le=1.0), Decides()] = 0.8
+    # The gate: a new index is not published where a head finds less than this share of the exact neighbours. With
+    # retrieval.num_probes: auto the build takes the fewest probes that reach it.
+    min_recall: Annotated[float, Field(ge=0.0, le=1.0), Decides()] = 0.95
     keep_versions: Annotated[Positive, Decides()] = 3  # published versions that stay on disk, for rollback
 
     @model_validator(mode="after")

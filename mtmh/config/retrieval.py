@@ -21,8 +21,9 @@ class RetrievalConfig(Settings):
 
     k: Positive = 30  # kept a trigger (K)
     k_ann: Positive = 1000  # candidates a head (K_ann)
-    # Clusters searched (C); an index records the recall that it has with them.
-    num_probes: Annotated[Positive, Decides("index", "evaluation")] = 32
+    # Clusters searched (C); an index records the recall that it has with them. auto: as many as the build found to
+    # reach index.min_recall.
+    num_probes: Annotated[Positive | Literal["auto"], Decides("index", "evaluation")] = "auto"
     alpha: Annotated[float, Field(ge=0.0, le=100.0)] = 50.0  # share of the engagement head, percent
     # Who ranks each head's candidates, of which K are kept: the head's own similarity, the similarity to the history,
     # or the model of train-preranker.
@@ -45,13 +46,14 @@ class RetrievalConfig(Settings):
         return "learned" in (self.preranker, self.sorter)
 
     @property
-    def sorted_by(self) -> str:
+    def sorted_by(self) -> Ranking:
         """Who scores the answers of all heads and triggers."""
         return self.sorter or self.preranker
 
-    def of_index(self, built: RetrievalConfig) -> RetrievalConfig:
-        """These settings for an index that was built with others: who ranks is a part of it."""
-        return self.model_copy(update={"preranker": built.preranker, "sorter": built.sorter})
+    def of_index(self, preranker: Ranking, sorter: Ranking, num_probes: int) -> RetrievalConfig:
+        """These settings for an index: what ranks is a part of it, and what ``auto`` comes to."""
+        probes = num_probes if self.num_probes == "auto" else self.num_probes
+        return self.model_copy(update={"preranker": preranker, "sorter": sorter, "num_probes": probes})
 
     @model_validator(mode="after")
     def _k_fits(self) -> Self:

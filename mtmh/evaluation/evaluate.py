@@ -96,7 +96,7 @@ def evaluate(
         num_users_without_truth=cohort.num_without_truth,
         num_pairs=int((cohort.triggers >= 0).sum()),
         k_ann=config.retrieval.k_ann,
-        num_probes=config.retrieval.num_probes,
+        num_probes=retriever.num_probes,
         alpha=config.retrieval.alpha,
         seed=config.seed,
         preranker=type(retriever.preranker).__name__,

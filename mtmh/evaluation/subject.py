@@ -69,8 +69,10 @@ class Subject:
     def pipeline(self, settings: RetrievalConfig, num_items: int) -> Pipeline:
         """How the retriever answers by these settings; ``num_items`` are in the dataset."""
 
+        num_probes = self._retriever.num_probes
+
         def search(head: str) -> Search:
-            return lambda triggers, needed: self.search(head, triggers, settings.k_ann, settings.num_probes, needed)
+            return lambda triggers, needed: self.search(head, triggers, settings.k_ann, num_probes, needed)
 
         return Pipeline(
             {head: search(head) for head in self.heads},

@@ -50,6 +50,16 @@ class AnnRecall(BaseModel):
     recall: float
 
 
+class RankedBy(BaseModel):
+    """The scores that a version ranks by, whatever the recipe that asks says."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    preranker: Literal["head-score", "history", "learned"]
+    sorter: Literal["head-score", "history", "learned"]
+    temperature: float  # of the engagement head's loss, for `history`
+
+
 class IndexSummary(BaseModel):
     """The ``summary`` of an index manifest."""
 
@@ -60,7 +70,10 @@ class IndexSummary(BaseModel):
     num_items: int
     id_type: Literal["int64", "string"]
     num_clusters: int
-    ann_recall: dict[str, AnnRecall]  # by head
+    ranked_by: RankedBy
+    num_probes: int  # clusters that a search visits, where the recipe that asks says auto
+    ann_recall: dict[str, AnnRecall]  # by head, with so many probes
+    recall_curve: dict[str, list[AnnRecall]] = {}  # by head, all that was measured to choose the number
     backend: Literal["faiss", "milvus"] = "faiss"
     storage: Literal["flat", "fp16", "sq8", "pq"] = "flat"
     # Where the vector of an item is: in the lists; in this precision beside them; or in rows of <head>.npy.

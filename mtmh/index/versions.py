@@ -266,7 +266,8 @@ def check_gate(artifact: Artifact, min_recall: float) -> None:
     if missed:
         raise BelowGateError(
             f"{artifact.path}: not published: ANN recall is below index.min_recall = {min_recall:g}:"
-            f" {'; '.join(missed)}; more retrieval.num_probes, fewer index.num_clusters or another storage raise it"
+            f" {'; '.join(missed)}; retrieval.num_probes: auto finds how many probes reach it; if none do, take another"
+            " index.storage or a larger index.refine_factor"
         )
 
 

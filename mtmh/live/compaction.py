@@ -8,20 +8,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mtmh.artifacts import Artifact, link_folder, open_artifact
-from mtmh.config import Config, LossConfig
-from mtmh.config.recorded import recorded_section
+from mtmh.artifacts import link_folder, open_artifact
+from mtmh.config import Config, decisive
 from mtmh.distributed.ranks import join_ranks
 from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
-from mtmh.index.build import write_index
 from mtmh.index.versions import new_version, publish
+from mtmh.index.write import Record, Source, write_index
 from mtmh.index.writers import scratch_folder, writing
 from mtmh.live.live_index import LiveIndex
 from mtmh.live.segments import merge_segments
 from mtmh.preranking.export import write_rows
 from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.retriever import Retriever
-from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
+from mtmh.tower.artifact import vectors_file
 from mtmh.tower.export import TOWER
 
 _COPIED_ROWS = 65_536
@@ -52,10 +51,8 @@ def compact(config: Config) -> Path:
     before = IndexSummary.model_validate(artifact.summary)
     if through == before.segments_through:
         return base
-    config = _ranking_as_before(config, artifact, retriever)
     preranker, catalogue = _learned(retriever), retriever.catalogue
     rows = np.arange(len(catalogue)) if catalogue.answerable is None else np.flatnonzero(catalogue.answerable)
-    made = EmbeddingsSummary(heads=retriever.heads, dim=before.dim, num_items=len(rows))
 
     def finish(folder: Path) -> dict[str, Any]:
         pq.write_table(catalogue.table, folder / ITEMS)
@@ -78,18 +75,22 @@ def compact(config: Config) -> Path:
                 vectors[part] = retriever.vectors[head][rows[part]]
             vectors.flush()
         version = new_version(index_dir)
-        write_index(config, before.id_type, made, scratch, version, ranks, {"index": artifact}, finish)
+        ranked_by = {f"retrieval.{name}": getattr(before.ranked_by, name) for name in ("preranker", "sorter")}
+        write_index(
+            Source(scratch, retriever.heads, before.dim, len(rows), before.id_type),
+            config.index,
+            version,
+            ranks,
+            Record(config.model_dump(mode="json"), decisive(config, "index") | ranked_by, {"index": artifact}),
+            finish,
+            ranked_by=before.ranked_by,
+            num_probes=config.retrieval.num_probes,
+            seed=config.seed,
+        )
     published = publish(version, min_recall=config.index.min_recall, keep=config.index.keep_versions, over=base.name)
     with writing(index_dir):
         merge_segments(index_dir, through)
     return published
-
-
-def _ranking_as_before(config: Config, artifact: Artifact, retriever: Retriever) -> Config:
-    """The recipe, but with the ranking of a version: who ranks, and what that one was built with."""
-    temperature = recorded_section(artifact, "loss", LossConfig).temperature
-    loss = config.loss.model_copy(update={"temperature": temperature})
-    return config.model_copy(update={"retrieval": retriever.defaults, "loss": loss})
 
 
 def _learned(retriever: Retriever) -> LearnedPreranker | None:

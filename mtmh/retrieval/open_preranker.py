@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mtmh.config import RetrievalConfig
+from mtmh.config.retrieval import Ranking
 from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.preranking.user_ranker import UserRanker
@@ -84,17 +84,19 @@ class LearnedPreranker:
 
 
 def open_prerankers(
-    settings: RetrievalConfig,
+    preranker: Ranking,
+    sorter: Ranking,
     heads: Sequence[str],
     vectors: Mapping[str, ItemVectors],
-    *,
     folder: Path,
+    *,
     temperature: float,
 ) -> tuple[Preranker, Preranker]:
     """Who keeps the best of each head, and who sorts the answers of all heads and triggers.
 
     Args:
-        settings: ``preranker`` and ``sorter`` matter here.
+        preranker: keeps the best of each head.
+        sorter: sorts the answers.
         heads: names, the engagement head first.
         vectors: head -> [I, D] float32 unit-length embeddings.
         folder: of the preranker artifact, which only ``learned`` needs.
@@ -104,12 +106,12 @@ def open_prerankers(
         ValueError: the learned preranker is asked for and not there, or knows other items.
     """
     engagement = heads[0]
-    asked, rankers = {settings.preranker, settings.sorted_by}, dict[str, Preranker]()
-    if "learned" in asked:
+    rankers: dict[str, Preranker] = {}
+    if "learned" in (preranker, sorter):
         rankers["learned"] = LearnedPreranker(UserRanker.load(folder, vectors))
-    if "history" in asked:
+    if "history" in (preranker, sorter):
         rankers["history"] = HistoryPreranker(engagement, vectors[engagement], temperature)
     return (
-        rankers.get(settings.preranker, HeadScorePreranker()),
-        rankers.get(settings.sorted_by, HeadScorePreranker((engagement, vectors[engagement]))),
+        rankers.get(preranker, HeadScorePreranker()),
+        rankers.get(sorter, HeadScorePreranker((engagement, vectors[engagement]))),
     )

@@ -98,7 +98,7 @@ class Query:
             k=k,
             kept=k,
             k_ann=k_ann,
-            num_probes=self.num_probes if self.num_probes is not None else defaults.num_probes,
+            num_probes=self.num_probes if self.num_probes is not None else fixed_probes(defaults),
             alpha=alpha,
             quotas=dict(zip(heads, head_quotas(shares, k - of_user), strict=True)),
             of_user=of_user,
@@ -126,3 +126,9 @@ class Plan:
     alpha: float
     quotas: Mapping[str, int]
     of_user: int = 0
+
+
+def fixed_probes(defaults: RetrievalConfig) -> int:
+    """The number of probes among the defaults of a retriever, where ``auto`` has become what its index chose."""
+    assert defaults.num_probes != "auto"
+    return defaults.num_probes

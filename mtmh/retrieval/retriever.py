@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtmh.artifacts import open_artifact
-from mtmh.config import LossConfig, RetrievalConfig
+from mtmh.config import RetrievalConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.data.item_vectors import ItemVectors
@@ -31,7 +31,7 @@ from mtmh.retrieval.cores import Shares
 from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.open_preranker import USER, open_prerankers
 from mtmh.retrieval.parallel_search import AllHeads
-from mtmh.retrieval.query import Plan, Query
+from mtmh.retrieval.query import Plan, Query, fixed_probes
 from mtmh.retrieval.ranking import (
     Candidates,
     Extensible,
@@ -119,28 +119,22 @@ class Retriever:
         items = pq.read_table(index_dir / ITEMS)
         if len(items) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
-        built = recorded_section(artifact, "retrieval", RetrievalConfig)
-        if built.preranker != "learned" and built.sorted_by == "learned" and not (index_dir / PRERANKER).is_dir():
-            built = built.model_copy(update={"sorter": "head-score"})  # it was built before there was a preranker
-        asked = built if settings is None else settings
-        if (asked.preranker, asked.sorted_by) != (built.preranker, built.sorted_by):
+        built = summary.ranked_by
+        asked = recorded_section(artifact, "retrieval", RetrievalConfig) if settings is None else settings
+        if settings is not None and (asked.preranker, asked.sorted_by) != (built.preranker, built.sorter):
             logger.warning(
                 "index version %s keeps by %s and sorts by %s, and so do its answers; the recipe says %s and %s, which"
                 " the next mtmh build-index takes over",
-                *(index_dir.name, built.preranker, built.sorted_by, asked.preranker, asked.sorted_by),
+                *(index_dir.name, built.preranker, built.sorter, asked.preranker, asked.sorted_by),
             )
         preranker, sorter = open_prerankers(
-            built,
-            summary.heads,
-            vectors,
-            folder=index_dir / PRERANKER,
-            temperature=recorded_section(artifact, "loss", LossConfig).temperature,
+            built.preranker, built.sorter, summary.heads, vectors, index_dir / PRERANKER, temperature=built.temperature
         )
         return cls(
             indexes,
             vectors,
             Catalogue(items),
-            asked.of_index(built),
+            asked.of_index(built.preranker, built.sorter, summary.num_probes),
             preranker=preranker,
             sorter=sorter,
             tower=Tower(index_dir) if (index_dir / TOWER).is_dir() else None,
@@ -151,6 +145,11 @@ class Retriever:
     def num_items(self) -> int:
         """Items that may be answers."""
         return self.catalogue.num_answerable
+
+    @property
+    def num_probes(self) -> int:
+        """Clusters that a request searches if it does not say."""
+        return fixed_probes(self.defaults)
 
     def exact(self) -> Retriever:
         """The same retriever over exact search: what is left of a difference to it is the index's loss."""

@@ -21,7 +21,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from mtmh import __version__
-from mtmh.config import Config
 from mtmh.errors import RequestError
 from mtmh.retrieval.catalogue import UnknownItemError
 from mtmh.retrieval.text_search import MOST_WORDS, search_items
@@ -32,7 +31,6 @@ from mtmh.serving.api import (
     RetrieveResponse,
     document_limits,
 )
-from mtmh.serving.curve import read_curve
 from mtmh.serving.guard import Guard
 from mtmh.serving.http_errors import FieldProblem, Problem, Refused, documented, invalid_request, problem
 from mtmh.serving.service import Service
@@ -44,13 +42,8 @@ STATIC = Path(__file__).parent / "static"
 log = logging.getLogger("mtmh.serve")
 
 
-def create_app(config: Config) -> FastAPI:
-    """The application over the index of a recipe.
-
-    Raises:
-        ValueError: no index that could be used, or an unreadable file of keys.
-    """
-    service = Service(config)
+def create_app(service: Service) -> FastAPI:
+    """The application over a service."""
     app = FastAPI(
         title="MTMH retrieval",
         version=__version__,
@@ -63,9 +56,9 @@ def create_app(config: Config) -> FastAPI:
     app.add_middleware(
         Guard,
         metrics=service.metrics,
-        max_body_bytes=config.service.max_body_bytes,
-        max_requests=config.service.max_requests,
-        body_seconds=config.service.timeout_ms / 1000,
+        max_body_bytes=service.limits.max_body_bytes,
+        max_requests=service.limits.max_requests,
+        body_seconds=service.limits.timeout_ms / 1000,
         draining=lambda: service.draining,
         overloaded=lambda: service.overloaded,
     )
@@ -137,13 +130,14 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
     async def index() -> Response:
         """The index version that answers, the defaults of a request, and the evaluation's curve where there is one."""
         retriever = service.current.snapshot.retriever
-        curve = await service.compute(lambda: read_curve(service.config))
+        curve = await service.compute(service.measured_curve)
         content = IndexResponse(
-            model=service.config.name,
+            model=service.name,
             version=retriever.version,
             num_items=retriever.num_items,
             heads=retriever.heads,
-            **retriever.defaults.model_dump(include={"k", "k_ann", "num_probes", "alpha"}),
+            **retriever.defaults.model_dump(include={"k", "k_ann", "alpha"}),
+            num_probes=retriever.num_probes,
             max_k=service.limits.max_k,
             max_history=service.limits.max_history,
             features=service.features,

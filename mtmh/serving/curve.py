@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from pydantic import ValidationError
 
 from mtmh.artifacts import MANIFEST, open_artifact
-from mtmh.config import Config
 from mtmh.index.versions import current_version
 from mtmh.retrieval.curve import CURVE, Curve
 from mtmh.serving.api import MeasuredCurve
@@ -15,20 +15,19 @@ from mtmh.serving.api import MeasuredCurve
 log = logging.getLogger("mtmh.serve")
 
 
-def read_curve(config: Config) -> MeasuredCurve | None:
-    """The curve of the recipe's evaluation; None without an evaluation of several alphas.
+def read_curve(evaluation_dir: Path, index_dir: Path) -> MeasuredCurve | None:
+    """The curve of an evaluation; None without an evaluation of several alphas.
 
     An evaluation that cannot be read, or is being replaced, is a warning: the page opens without it.
     """
     try:
-        return _curve(config)
+        return _curve(evaluation_dir, index_dir)
     except (ValueError, OSError) as error:
         log.warning("no curve of the evaluation: %s", error)
         return None
 
 
-def _curve(config: Config) -> MeasuredCurve | None:
-    folder = config.model_dir("evaluation")
+def _curve(folder: Path, index_dir: Path) -> MeasuredCurve | None:
     if not (folder / MANIFEST).is_file():
         return None
     evaluation = open_artifact(folder, "evaluation")
@@ -41,5 +40,5 @@ def _curve(config: Config) -> MeasuredCurve | None:
         raise ValueError(
             f"{folder / CURVE}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
         ) from None
-    answers_now = open_artifact(current_version(config.model_dir("index")), "index").manifest.digest
+    answers_now = open_artifact(current_version(index_dir), "index").manifest.digest
     return MeasuredCurve(**curve.model_dump(), same_index=evaluation.manifest.inputs.get("index") == answers_now)

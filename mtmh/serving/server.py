@@ -67,17 +67,18 @@ def serve(config: Config) -> None:
     if config.service.access_log:
         _log_access_to_stdout()
     listening = _bound(config.service.host, config.service.port)  # before the index, which takes its time
-    app = create_app(config)
-    service: Service = app.state.service
+    service = Service(
+        config.name, config.model_dir("index"), config.model_dir("evaluation"), config.service, config.retrieval
+    )
     server = DrainingServer(
         # No limit_concurrency: it counts connections that a proxy keeps for later, too, and answers even /healthz 503.
         uvicorn.Config(
-            app,
+            create_app(service),
             access_log=False,
             log_config=None,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=config.service.timeout_ms // 1000 + 5,
+            timeout_graceful_shutdown=service.limits.timeout_ms // 1000 + 5,
         ),
         service,
     )

@@ -6,17 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from mtmh.config import Config
+from mtmh.config import RetrievalConfig, ServiceConfig
 from mtmh.retrieval.cores import compute_with, usable_cores
 from mtmh.retrieval.timings import Timings
 from mtmh.serving.api import RetrieveRequest, beyond_limits
 from mtmh.serving.api_keys import read_api_keys
 from mtmh.serving.current_index import CurrentIndex, Snapshot
+from mtmh.serving.curve import read_curve
 from mtmh.serving.http_errors import FieldProblem, Refused
 from mtmh.serving.loop_lag import LoopLag
 from mtmh.serving.prometheus import ServiceMetrics
@@ -31,10 +33,15 @@ class Service:
     """What the routes share.
 
     Args:
-        config: of the recipe that is served.
+        name: of the model.
+        index_dir: versioned folder of its index.
+        evaluation_dir: of the evaluation that the explorer page shows, if it is there.
+        limits: what the service takes on.
+        defaults: of a request.
 
     Attributes:
-        config: of the recipe that is served.
+        name: of the model.
+        limits: what the service takes on.
         metrics: of this service.
         current: the index that answers.
         draining: whether the service is about to end.
@@ -45,23 +52,24 @@ class Service:
         ValueError: no index that could be used, or an unreadable file of keys.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.limits = config.service
+    def __init__(
+        self, name: str, index_dir: Path, evaluation_dir: Path, limits: ServiceConfig, defaults: RetrievalConfig
+    ) -> None:
+        self.name = name
+        self.limits = limits
+        self.measured_curve = partial(read_curve, evaluation_dir, index_dir)
         self.metrics = ServiceMetrics()
         self.draining = False
         self.lag = LoopLag()
-        self.api_keys = read_api_keys(config.service)
-        self.current = CurrentIndex(
-            config.model_dir("index"), self.metrics, config.service.cache_mb << 20, config.retrieval
-        )
-        threads = config.service.threads or usable_cores()
-        on_start = partial(compute_with, config.service.search_threads)
+        self.api_keys = read_api_keys(limits)
+        self.current = CurrentIndex(index_dir, self.metrics, limits.cache_mb << 20, defaults)
+        threads = limits.threads or usable_cores()
+        on_start = partial(compute_with, limits.search_threads)
         self.queue = WorkQueue(
             "search",
             threads=threads,
-            capacity=config.service.queue_size,
-            max_batch=config.service.batch_triggers,
+            capacity=limits.queue_size,
+            max_batch=limits.batch_triggers,
             on_batch=self.metrics.batch_requests.observe,
             on_start=on_start,
         )

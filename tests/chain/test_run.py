@@ -140,7 +140,7 @@ def test_an_interrupted_training_goes_on_unless_its_data_or_settings_changed(tmp
     ("stage", "overrides", "reasons"),
     [
         ("build_index", {"retrieval": {"alpha": 70, "k": 9, "k_ann": 90}}, []),
-        ("build_index", {"retrieval": {"num_probes": 5}}, ["retrieval.num_probes was 32, is 5"]),
+        ("build_index", {"retrieval": {"num_probes": 5}}, ["retrieval.num_probes was auto, is 5"]),
         ("build_index", {"retrieval": {"preranker": "history"}}, ["retrieval.preranker was head-score, is history"]),
         ("build_index", {"retrieval": {"sorter": "history"}}, ["retrieval.sorter was learned, is history"]),
         ("train_preranker", {"index": {"tower": "fp16"}}, ["index.tower was int8, is fp16"]),

@@ -18,7 +18,8 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import ITEMS
 from mtmh.distributed.ranks import join_ranks
 from mtmh.index.artifact import IndexSummary
-from mtmh.index.build import ann_recall, build_index
+from mtmh.index.build import build_index
+from mtmh.index.recall import RecallMeter
 from mtmh.index.vector_index import IvfIndex
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
@@ -166,10 +167,46 @@ def test_ann_recall_is_the_share_of_exact_neighbours() -> None:
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     index = IvfIndex.build(vectors, num_clusters=30)
-    assert ann_recall(index, vectors, num_probes=30, seed=0).recall == 1.0
-    found = ann_recall(index, vectors, num_probes=2, seed=0)
+    meter = RecallMeter(index, vectors, seed=0)
+    assert meter.recall(30).recall == 1.0
+    found = meter.recall(2)
     exact = np.argsort(-(vectors @ vectors.T), axis=1, kind="stable")[:, :100]
     _, items = index.search(vectors, 100, 2)
     shared = [len(set(a) & set(b) - {-1}) for a, b in zip(exact.tolist(), items.tolist(), strict=True)]
     assert found.recall == pytest.approx(np.mean(shared) / 100, abs=1e-3)
     assert (found.k, found.num_probes, found.num_queries) == (100, 2, 600)
+
+
+def test_the_fewest_probes_that_reach_the_recall_are_chosen() -> None:
+    vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = IvfIndex.build(vectors, num_clusters=30)
+    meter = RecallMeter(index, vectors, seed=0)
+    chosen = meter.fewest_probes(0.9)
+    tried = [measured.num_probes for measured in meter.curve]
+    assert tried == [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 18, 22, 27, 30][: len(tried)]
+    assert chosen == tried[-1] < 30
+    assert [measured.recall >= 0.9 for measured in meter.curve] == [False] * (len(tried) - 1) + [True]
+    assert meter.fewest_probes(1.0) <= 30, "all of them find everything"
+    codes = IvfIndex.build(vectors, num_clusters=30, storage="sq8")
+    coarse = RecallMeter(codes, vectors, seed=0)
+    chosen = coarse.fewest_probes(1.0)  # which these codes do not reach
+    assert coarse.curve[-1].recall < 1.0
+    assert coarse.recall(chosen).recall == pytest.approx(coarse.curve[-1].recall, abs=0.005)
+
+
+def test_a_build_chooses_the_probes_of_all_heads_and_records_the_curve(tmp_path: Path, dataset: Dataset) -> None:
+    dataset = with_topics(tmp_path, dataset)
+    config = make_config(tmp_path, index={"num_clusters": 5, "min_recall": 0.5})
+    write_vectors(config, dataset, ["engagement", "relevance"])
+    summary = IndexSummary.model_validate(build_index(config, config.model_dir("index")).summary)
+    assert 1 < summary.num_probes < 5
+    for head in summary.heads:
+        recalls = {point.num_probes: point.recall for point in summary.recall_curve[head]}
+        assert summary.ann_recall[head].num_probes == summary.num_probes
+        assert summary.ann_recall[head].recall == recalls[summary.num_probes] >= 0.5
+    assert any(
+        all(point.recall < 0.5 for point in curve if point.num_probes < summary.num_probes)
+        for curve in summary.recall_curve.values()
+    ), "fewer are not enough under one of the heads"
+    assert Retriever.load(config.model_dir("index")).num_probes == summary.num_probes

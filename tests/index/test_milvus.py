@@ -13,7 +13,7 @@ from stored_index import DIM, HEADS, NUM_ITEMS, clustered, index_config, write_w
 
 from mtmh.artifacts import Artifact
 from mtmh.config import Config, MilvusConfig
-from mtmh.index import build
+from mtmh.index import recall, write
 from mtmh.index.artifact import IndexSummary, milvus_file
 from mtmh.index.build import build_index
 from mtmh.index.milvus import MilvusCollection, MilvusIndex, drop_collections, filter_expression
@@ -123,7 +123,7 @@ def built(root: Path) -> tuple[Artifact, IndexSummary]:
 def test_from_embeddings_to_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(build, "_RECALL_QUERIES", 50)
+    monkeypatch.setattr(recall, "_QUERIES", 50)
     artifact, summary = built(tmp_path)
     assert summary.backend == "milvus"
     assert all(found.recall > 0.5 for found in summary.ann_recall.values())
@@ -158,7 +158,7 @@ def test_a_failed_build_leaves_no_collection(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(build, "ann_recall", fail)
+    monkeypatch.setattr(write, "RecallMeter", fail)
     with pytest.raises(OSError, match="disk full"):
         built(tmp_path)
     from pymilvus import MilvusClient

@@ -14,7 +14,7 @@ from synthetic_dataset import make_config
 
 from mtmh.artifacts import write_artifact
 from mtmh.index import versions
-from mtmh.index.artifact import AnnRecall, IndexSummary
+from mtmh.index.artifact import AnnRecall, IndexSummary, RankedBy
 from mtmh.index.versions import (
     BelowGateError,
     current_version,
@@ -31,7 +31,14 @@ def build(index_dir: Path, recall: float = 0.9, version: Path | None = None) -> 
     path = version or new_version(index_dir)
     found = AnnRecall(k=100, num_probes=32, num_queries=10, recall=recall)
     summary = IndexSummary(
-        heads=["engagement"], dim=4, num_items=3, id_type="int64", num_clusters=1, ann_recall={"engagement": found}
+        heads=["engagement"],
+        dim=4,
+        num_items=3,
+        id_type="int64",
+        num_clusters=1,
+        num_probes=32,
+        ranked_by=RankedBy(preranker="head-score", sorter="head-score", temperature=0.1),
+        ann_recall={"engagement": found},
     )
     with write_artifact(path, "index", config=make_config(index_dir).model_dump(mode="json")) as writer:
         np.save(writer.folder / "engagement.npy", np.full((3, 4), recall, np.float32))

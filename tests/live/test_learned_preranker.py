@@ -18,7 +18,7 @@ from mtmh.data.dataset import open_dataset
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.evaluation.results import load_evaluation
 from mtmh.evaluation.subject import ItemRows, Subject
-from mtmh.index.artifact import PRERANKER
+from mtmh.index.artifact import PRERANKER, IndexSummary
 from mtmh.index.build import build_index
 from mtmh.index.publish import build_version
 from mtmh.index.versions import rollback
@@ -194,9 +194,11 @@ def test_compaction_leaves_the_ranking_to_the_next_build(config: Config, built: 
     version = compact(ranking_by({"history": "learned", "learned": "history"}[built], 0.25))
     assert version != before
     assert (version / PRERANKER).exists() == (built == "learned")
-    recorded = Config.model_validate(open_artifact(version, "index").manifest.config)
-    assert (recorded.retrieval.preranker, recorded.loss.temperature) == (built, 0.5)
-    assert recorded.retrieval.alpha == 0.25, "of requests, not of the index"
+    manifest = open_artifact(version, "index").manifest
+    ranked_by = IndexSummary.model_validate(manifest.summary).ranked_by
+    assert (ranked_by.preranker, ranked_by.sorter, ranked_by.temperature) == (built, built, 0.5)
+    assert manifest.decisive["retrieval.preranker"] == built
+    assert manifest.config["retrieval"]["alpha"] == 0.25, "of requests, not of the index"
     assert_same(answers(Retriever.load(version, ranking_by(built, 0.5).retrieval)), expected)
 
 

@@ -96,21 +96,18 @@ def test_it_says_so_when_asked_about_an_item_that_it_does_not_know() -> None:
 def test_a_recipe_chooses_its_preranker(tmp_path: Path) -> None:
     vectors = {"engagement": np.eye(4, dtype=np.float32), "relevance": np.eye(4, dtype=np.float32)}
     for kind, expected in (("head-score", HeadScorePreranker), ("history", HistoryPreranker)):
-        settings = RetrievalConfig.model_validate({"preranker": kind, "sorter": None})
-        chosen = open_prerankers(settings, list(vectors), vectors, folder=tmp_path, temperature=0.1)
+        chosen = open_prerankers(kind, kind, list(vectors), vectors, tmp_path, temperature=0.1)
         assert [type(one) for one in chosen] == [expected, expected]
-    settings = RetrievalConfig(sorter="history")
-    chosen = open_prerankers(settings, list(vectors), vectors, folder=tmp_path, temperature=0.1)
+    chosen = open_prerankers("head-score", "history", list(vectors), vectors, tmp_path, temperature=0.1)
     assert [type(one) for one in chosen] == [HeadScorePreranker, HistoryPreranker]
-    settings = RetrievalConfig(preranker="history", sorter="head-score")
-    chosen = open_prerankers(settings, list(vectors), vectors, folder=tmp_path, temperature=0.1)
+    chosen = open_prerankers("history", "head-score", list(vectors), vectors, tmp_path, temperature=0.1)
     assert [type(one) for one in chosen] == [HistoryPreranker, HeadScorePreranker]
     learned = RetrievalConfig(preranker="learned")
     assert learned.needs_preranker
     assert RetrievalConfig().needs_preranker, "to sort by"
     assert not RetrievalConfig(sorter=None).needs_preranker
     with pytest.raises(ValueError, match="no preranker artifact here"):
-        open_prerankers(learned, list(vectors), vectors, folder=tmp_path / "nowhere", temperature=0.1)
+        open_prerankers("learned", learned.sorted_by, list(vectors), vectors, tmp_path / "nowhere", temperature=0.1)
 
 
 def test_it_proposes_the_best_of_what_was_found_what_goes_with_the_history_and_what_is_popular() -> None:

@@ -17,7 +17,7 @@ from synthetic_dataset import make_config
 from mtmh.artifacts import MANIFEST, write_artifact
 from mtmh.cli.answer_table import retrieval_table
 from mtmh.config import RetrievalConfig
-from mtmh.index.artifact import AnnRecall, IndexSummary, index_file
+from mtmh.index.artifact import AnnRecall, IndexSummary, RankedBy, index_file
 from mtmh.index.vector_index import IvfIndex
 from mtmh.retrieval import parallel_search
 from mtmh.retrieval.filters import Filters
@@ -39,7 +39,14 @@ def write_index(
     config = make_config(path.parent, retrieval={"k": 6, "k_ann": 40, "num_probes": 9, "alpha": 50})
     recall = {head: AnnRecall(k=1, num_probes=1, num_queries=1, recall=1.0) for head in heads}
     summary = IndexSummary(
-        heads=heads, dim=DIM, num_items=NUM_ITEMS, id_type="int64", num_clusters=9, ann_recall=recall
+        heads=heads,
+        dim=DIM,
+        num_items=NUM_ITEMS,
+        id_type="int64",
+        num_clusters=9,
+        num_probes=3,
+        ranked_by=RankedBy(preranker="head-score", sorter="head-score", temperature=0.1),
+        ann_recall=recall,
     )
     with write_artifact(path, "index", config=config.model_dump(mode="json")) as writer:
         for head in heads:
@@ -135,6 +142,11 @@ def test_exact_and_fully_probed_search_agree(index_dir: Path) -> None:
     triggers = [id_of(item) for item in range(NUM_ITEMS)]
     ann, exact = retriever.retrieve(Query(triggers, num_probes=9)), retriever.exact().retrieve(Query(triggers))
     assert [[answer.item for answer in row] for row in ann] == [[answer.item for answer in row] for row in exact]
+
+
+def test_probes_that_the_recipe_leaves_open_are_those_that_the_build_chose(index_dir: Path) -> None:
+    assert Retriever.load(index_dir).num_probes == 9, "the recipe says so"
+    assert Retriever.load(index_dir, RetrievalConfig(k=6, num_probes="auto")).num_probes == 3
 
 
 def test_no_triggers(index_dir: Path) -> None:

@@ -12,12 +12,12 @@ from mtmh.serving.curve import read_curve
 
 def test_without_a_readable_evaluation_there_is_no_curve(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = make_config(tmp_path)
-    assert read_curve(config) is None
+    assert read_curve(config.model_dir("evaluation"), config.model_dir("index")) is None
     assert caplog.text == "", "most services have none"
     with write_artifact(config.model_dir("evaluation"), "evaluation", config={}) as writer:
         (writer.folder / CURVE).write_text("{}")
-    assert read_curve(config) is None
+    assert read_curve(config.model_dir("evaluation"), config.model_dir("index")) is None
     assert f"{CURVE}: recall_at: Field required" in caplog.text
     (config.model_dir("evaluation") / "manifest.json").write_text("{")
-    assert read_curve(config) is None
+    assert read_curve(config.model_dir("evaluation"), config.model_dir("index")) is None
     assert "not a valid manifest" in caplog.text

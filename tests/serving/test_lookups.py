@@ -11,7 +11,9 @@ from mtmh.serving.work_queue import QueueFull
 
 
 def test_lookups_take_no_thread_of_the_questions(served_recipe: Path) -> None:
-    service = Service(load_config(served_recipe, ["service.threads=1", "service.timeout_ms=60000"]))
+    config = load_config(served_recipe, ["service.threads=1", "service.timeout_ms=60000"])
+    folders = config.model_dir("index"), config.model_dir("evaluation")
+    service = Service(config.name, *folders, config.service, config.retrieval)
     go_on = threading.Event()
 
     async def ask() -> None:
