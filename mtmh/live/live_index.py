@@ -24,7 +24,7 @@ from mtmh.errors import RequestError
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.versions import current_version
 from mtmh.index.writers import writing
-from mtmh.live.segments import Segment, last_change, read_segments, write_segment
+from mtmh.live.segments import Segment, check_present, last_change, read_segments, write_segment
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower.export import Tower
 
@@ -177,15 +177,15 @@ class LiveIndex:
         with self._changing, writing(self._index_dir):
             if time.monotonic() > deadline:
                 raise TimeoutError("other changes of the index took until after the deadline; nothing was changed")
+            check_present(self._index_dir, self._state.change)
             yield self._caught_up()
 
     def _write(self, state: _State, added: pa.Table, removed: list[ItemId]) -> None:
         """Writes one change and takes it into use."""
-        number = state.change + 1
+        segment = Segment(state.change + 1, state.change + 1, added, removed)
         # Applied before it is written: what cannot be embedded is not kept.
-        changed = _with_changes(state, [Segment(number, number, added, removed)])
-        written = write_segment(self._index_dir, added, removed)
-        assert written == changed.change
+        changed = _with_changes(state, [segment])
+        write_segment(self._index_dir, segment)
         self._state = changed
 
     def _check_equal(self, rows: pa.Table) -> None:

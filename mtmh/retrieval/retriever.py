@@ -241,15 +241,17 @@ class Retriever:
             ``k`` answers, or all that are allowed if these are fewer; best first by score.
 
         Raises:
-            UnknownItemError: an item of the history is unknown. With ``retrieval.unknown = popular`` it is passed
-                over, and a history of which nothing is known is answered with popular items.
+            UnknownItemError: nothing of the history is known, unless ``retrieval.unknown`` is ``popular``. Unknown
+                items beside known ones are passed over; ``unknown`` tells which.
             RequestError: the query does not fit the heads or the ids.
         """
         timings = timings or Timings()
         knowing = self._knowing(query, timings)
         plan = query.plan(self.defaults, self.heads, user_source=isinstance(self.sorter, UserSource))
         with timings.stage("embed"):
-            indices = latest_first(knowing._triggers(query.ids))
+            indices = latest_first(knowing.catalogue.find(query.ids, "item of the history"))
+            if not len(indices) and self.defaults.unknown == "error":
+                raise self.catalogue.unknown(query.ids, "history:")
             allowed = query.filters.allowed(knowing.catalogue, indices)
         if not len(indices):
             with timings.stage("describe"):
@@ -290,6 +292,13 @@ class Retriever:
     def describe(self, ids: Sequence[ItemId]) -> list[ItemDescription]:
         """Display columns of items; empty ones for ids that the index does not know."""
         return self.catalogue.describe(self.catalogue.find(ids, "item"))
+
+    def unknown(self, query: Query) -> list[ItemId]:
+        """Items of a query that the index does not know and that come without features, each once."""
+        typed = dict.fromkeys(self.catalogue.typed(item, "item") for item in query.ids)
+        known = {self.catalogue.typed(item, "item") for item in query.features}
+        places = self.catalogue.find(list(typed), "item")
+        return [item for item, place in zip(typed, places.tolist(), strict=True) if place < 0 and item not in known]
 
     def search(
         self,

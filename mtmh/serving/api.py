@@ -133,6 +133,9 @@ class Answer(BaseModel):
 
     trigger: Annotated[int | str | None, Field(description="null for a history.")]
     items: list[AnsweredItem]
+    ignored: Annotated[
+        list[int | str] | None, Field(description="With a history: its items that the index does not know.")
+    ] = None
     heads: Annotated[dict[str, list[AnsweredItem]] | None, Field(description="With side_by_side: each head alone.")] = (
         None
     )

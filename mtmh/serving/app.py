@@ -99,7 +99,7 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/retrieve",
         response_model=RetrieveResponse,
-        responses=documented(400, 404, 408, 413, 422, 429, 504),
+        responses=documented(400, 404, 408, 413, 415, 422, 429, 504),
         tags=["retrieve"],
     )
     async def retrieve(body: RetrieveRequest) -> Response:

@@ -20,6 +20,8 @@ from mtmh.serving.prometheus import ServiceMetrics
 
 log = logging.getLogger("mtmh.serve")
 
+_WARMING = 16  # questions of each form
+
 
 class AnswerCache:
     """The answers used last, already encoded. For one thread: the event loop's.
@@ -89,6 +91,7 @@ class CurrentIndex:
         self._cache_bytes = cache_bytes
         self._swapping = threading.Lock()
         self._refused = ""
+        _warm(self._live.retriever)
         self.snapshot = Snapshot(self._live.retriever, cache_bytes)
         self._tell()
 
@@ -124,8 +127,7 @@ class CurrentIndex:
         with self._swapping:
             retriever = self._live.retriever
             if retriever is not self.snapshot.retriever:
-                # Pages of a new index are on disk yet: the first question is ours, not a client's.
-                retriever.retrieve(Query(retriever.catalogue.ids(np.zeros(1, np.int64))))
+                _warm(retriever)
                 self.snapshot = Snapshot(retriever, self._cache_bytes)
                 self._metrics.index_swaps.inc()
                 self._tell()
@@ -136,3 +138,15 @@ class CurrentIndex:
         self._metrics.index_info.clear()
         self._metrics.index_info.labels(self.snapshot.version).set(1)
         self._metrics.index_items.set(self.snapshot.retriever.num_items)
+
+
+def _warm(retriever: Retriever) -> None:
+    """Asks the first questions, so that no client waits for pages that are on disk yet, or for the tower to load."""
+    if not len(retriever.catalogue):
+        return
+    some = retriever.catalogue.ids(np.linspace(0, len(retriever.catalogue) - 1, _WARMING).astype(np.int64))
+    retriever.retrieve(Query(some))
+    retriever.retrieve_user(Query(history=some))
+    if retriever.tower is not None:
+        row = {"item_id": some[0], **dict.fromkeys(retriever.tower.features.names)}
+        retriever.tower.embed(retriever.tower.features.table([row]))

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mtmh.serving.http_errors import problem
@@ -78,6 +79,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; the server keeps the body back, by its own scope
+            scope = {**scope, "method": "GET"}
         start = time.perf_counter()
         status = 0  # of the answer, once it has begun
         given = Headers(scope=scope).get(REQUEST_ID, "")
@@ -109,7 +112,10 @@ class Guard:
 
     async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in _OPERATING:
-            await self._limited(scope, receive, send)
+            if scope["method"] == "OPTIONS":
+                await Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS"})(scope, receive, send)
+            else:
+                await self._limited(scope, receive, send)
             return
         if self._under_way >= self._max_requests:
             self._metrics.rejected.labels("too_many_requests").inc()
@@ -123,12 +129,17 @@ class Guard:
             self._under_way -= 1
 
     async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] in ("GET", "HEAD"):
+        if scope["method"] == "GET":
             await self._app(scope, receive, send)
             return
         if scope["path"] == _QUESTIONS and self._overloaded():
             self._metrics.rejected.labels("overloaded").inc()
             await problem(429, "the service is overloaded", headers={"Retry-After": "1"})(scope, receive, send)
+            return
+        encoding = Headers(scope=scope).get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            text = "expected a body without Content-Encoding: the service unpacks nothing"
+            await problem(415, text, headers={"Connection": "close"})(scope, receive, send)
             return
         try:
             async with asyncio.timeout(self._body_seconds):

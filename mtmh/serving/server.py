@@ -14,12 +14,12 @@ import uvicorn
 
 from mtmh.config import Config
 from mtmh.serving.app import create_app
+from mtmh.serving.connections import limited_protocol, most_connections
 from mtmh.serving.service import Service
 
 # The event loop gives the interpreter away at every read and write of a socket, and gets it back from a computing
 # thread after at most this time. With Python's 5 ms a few busy threads leave the loop some dozens of requests a second.
 _SWITCH_SECONDS = 0.0005
-_KEEP_ALIVE_SECONDS = 75  # longer than the usual idle time of a proxy's pool, so that the proxy closes first
 
 
 class DrainingServer(uvicorn.Server):
@@ -35,8 +35,16 @@ class DrainingServer(uvicorn.Server):
         self._end_at = float("inf")
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Begins to listen, and says where."""
-        await super().startup(sockets)
+        """Begins to listen, and says where.
+
+        Raises:
+            ValueError: the address is taken.
+        """
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # bound by us, but another has begun to listen there meanwhile
+            limits = self._service.limits
+            raise cannot_listen(limits.host, limits.port, error) from None
         for listening in sockets or []:
             host, port = listening.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
@@ -66,7 +74,7 @@ def serve(config: Config) -> None:
     _log_to_stderr()
     if config.service.access_log:
         _log_access_to_stdout()
-    listening = _bound(config.service.host, config.service.port)  # before the index, which takes its time
+    listening = bound(config.service.host, config.service.port)  # before the index, which takes its time
     service = Service(
         config.name, config.model_dir("index"), config.model_dir("evaluation"), config.service, config.retrieval
     )
@@ -77,7 +85,12 @@ def serve(config: Config) -> None:
             access_log=False,
             log_config=None,
             server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            http=limited_protocol(
+                max_connections=most_connections(service.limits.max_connections),
+                idle_seconds=service.limits.idle_seconds,
+                header_seconds=service.limits.header_seconds,
+            ),
+            timeout_keep_alive=service.limits.idle_seconds,
             timeout_graceful_shutdown=service.limits.timeout_ms // 1000 + 5,
         ),
         service,
@@ -85,20 +98,25 @@ def serve(config: Config) -> None:
     asyncio.run(server.serve(sockets=[listening]))
 
 
-def _bound(host: str, port: int) -> socket:
+def bound(host: str, port: int) -> socket:
     """A socket that has the address and does not listen yet, so that nobody is kept waiting while the index opens."""
-    bound = socket(AF_INET6 if ":" in host else AF_INET)
-    bound.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+    taken = socket(AF_INET6 if ":" in host else AF_INET)
+    taken.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
     # Connections inherit it. asyncio sets it on sockets of its own making only; without it an answer's second packet
     # waits 40 ms for the client to acknowledge the first.
-    bound.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+    taken.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
     try:
-        bound.bind((host, port))
+        taken.bind((host, port))
     except OSError as error:
-        bound.close()
-        reason = error.strerror or error
-        raise ValueError(f"cannot listen on {host}:{port} (service.host, service.port): {reason}") from None
-    return bound
+        taken.close()
+        raise cannot_listen(host, port, error) from None
+    return taken
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> ValueError:
+    """The error that names an address, the settings it comes from, and the reason."""
+    reason = error.strerror or error
+    return ValueError(f"cannot listen on {host}:{port} (service.host, service.port): {reason}")
 
 
 def _log_to_stderr() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from mtmh.config import RetrievalConfig, ServiceConfig
+from mtmh.live.segments import ChangesLostError
 from mtmh.retrieval.cores import compute_with, usable_cores
 from mtmh.retrieval.timings import Timings
 from mtmh.serving.api import RetrieveRequest, beyond_limits
@@ -23,6 +25,8 @@ from mtmh.serving.http_errors import FieldProblem, Refused
 from mtmh.serving.loop_lag import LoopLag
 from mtmh.serving.prometheus import ServiceMetrics
 from mtmh.serving.work_queue import WorkQueue
+
+log = logging.getLogger("mtmh.serve")
 
 _WRITE_SECONDS = 60.0
 _WAITING_WRITES = 8
@@ -112,8 +116,13 @@ class Service:
             run: given the deadline, of ``time.monotonic()``, after which it must not change anything.
         """
         deadline = time.monotonic() + _WRITE_SECONDS
-        finished = await self.writes.submit(lambda _: [run(deadline)], None, deadline=deadline)
-        return finished.result
+        try:
+            return (await self.writes.submit(lambda _: [run(deadline)], None, deadline=deadline)).result
+        except ChangesLostError as error:  # answers go on; what to do about it a person must know
+            log.error("a write was refused: %s", error)
+            raise Refused(
+                503, "changes of this index are missing on its disk: it takes no others until they are back"
+            ) from None
 
     async def retrieve(self, request: RetrieveRequest) -> Response:
         """Answers from the cache or through the queue."""
@@ -171,7 +180,8 @@ def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: T
     """The answers of each request."""
     retriever, query = snapshot.retriever, requests[0].query()
     if query.history is not None:
-        return [[{"trigger": None, "items": retriever.retrieve_user(query, timings)}]]
+        items = retriever.retrieve_user(query, timings)
+        return [[{"trigger": None, "items": items, "ignored": retriever.unknown(query)}]]
     if requests[0].side_by_side:
         shown = retriever.retrieve_side_by_side(query, timings)
         return [[{"trigger": shown.trigger, "items": shown.merged, "heads": shown.heads}]]

@@ -37,7 +37,7 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/items",
         response_model=Written,
-        responses=documented(400, 401, 403, 408, 409, 413, 422, 429, 504),
+        responses=documented(400, 401, 403, 408, 409, 413, 415, 422, 429, 503, 504),
         tags=["items"],
         dependencies=[Depends(may_write)],
     )
@@ -57,7 +57,7 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
     @app.delete(
         "/v1/items/{item_id:path}",
         response_model=Written,
-        responses=documented(401, 403, 404, 409, 422, 429, 504),
+        responses=documented(401, 403, 404, 409, 422, 429, 503, 504),
         tags=["items"],
         dependencies=[Depends(may_write)],
     )

@@ -17,7 +17,7 @@ from mtmh.index.versions import current_version, new_version, publish, rollback,
 from mtmh.live import live_index
 from mtmh.live.compaction import compact
 from mtmh.live.live_index import LiveIndex
-from mtmh.live.segments import last_change, merge_segments, read_segments
+from mtmh.live.segments import ChangesLostError, last_change, merge_segments, read_segments
 from mtmh.retrieval.catalogue import UnknownItemError
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.query import Query
@@ -401,3 +401,45 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     assert live.retriever.version == "000001+3"
     assert {1, 3} <= set(answers(live.retriever, 30))
     assert not {2, 20} & set(answers(live.retriever, 30))
+
+
+def test_after_its_changes_are_lost_an_index_answers_but_takes_no_others(config: Config, live: LiveIndex) -> None:
+    index_dir = config.model_dir("index")
+    live.add([row(1)])
+    live.add([row(2)])
+    kept = index_dir / "kept"
+    (index_dir / "segments").rename(kept)
+    for change in (lambda: live.add([row(3)]), lambda: live.remove([20])):
+        with pytest.raises(ChangesLostError, match="holds changes up to 0, and change 2 is in use"):
+            change()
+    assert not (index_dir / "segments").exists()
+    assert {1, 2} <= set(answers(live.retriever, 30))
+    kept.rename(index_dir / "segments")
+    live.add([row(3)])
+    assert last_change(index_dir) == 3
+
+
+def test_a_change_in_the_place_of_another_is_noticed(config: Config, live: LiveIndex) -> None:
+    index_dir = config.model_dir("index")
+    segments = index_dir / "segments"
+    for item in range(1, 5):
+        live.add([row(item)])
+    whole = [list(segment.added.column("item_id").to_pylist()) for segment in read_segments(index_dir, 0)]
+    assert whole == [[1], [2], [3], [4]]
+    (segments / "000002").rename(segments / "aside")
+    (segments / "000003").rename(segments / "000002")
+    (segments / "aside").rename(segments / "000003")
+    with pytest.raises(ValueError, match="000002: was written after another change"):
+        read_segments(index_dir, 0)
+    (segments / "000002").rename(segments / "aside")
+    (segments / "000003").rename(segments / "000002")
+    (segments / "aside").rename(segments / "000003")
+    with writing(index_dir):
+        merge_segments(index_dir, 2)
+    live.add([row(5)])
+    merged = read_segments(index_dir, 0)
+    assert [(segment.first, segment.last) for segment in merged] == [(1, 2), (3, 3), (4, 4), (5, 5)]
+    with writing(index_dir):
+        merge_segments(index_dir, 5)
+    live.add([row(6)])
+    assert [(segment.first, segment.last) for segment in read_segments(index_dir, 0)] == [(1, 5), (6, 6)]

@@ -238,8 +238,10 @@ def test_a_preranker_sees_a_history_from_its_latest_item_on() -> None:
 def test_unknown_triggers_are_an_error_or_answered_with_popular_items() -> None:
     with pytest.raises(UnknownItemError, match="unknown trigger 'new'"):
         RETRIEVER.retrieve(Query(["i1", "new"]))
-    with pytest.raises(UnknownItemError, match="unknown trigger 'new'"):
-        RETRIEVER.retrieve_user(Query(history=["i1", "new"]))
+    with pytest.raises(UnknownItemError, match="unknown history: 'new', 'newer'"):
+        RETRIEVER.retrieve_user(Query(history=["new", "newer"]))
+    assert RETRIEVER.retrieve_user(Query(history=["new", "i1"])) == RETRIEVER.retrieve_user(Query(history=["i1"]))
+    assert RETRIEVER.unknown(Query(history=["new", "i1", "newer", "new"])) == ["new", "newer"]
     retriever = make_retriever(unknown="popular")
     known, popular = retriever.retrieve(Query(["i1", "new"], k=5, filters=Filters(topic_l1=["b"])))
     assert known == retriever.retrieve(Query(["i1"], k=5, filters=Filters(topic_l1=["b"])))[0]

@@ -278,7 +278,7 @@ def test_heads_are_searched_side_by_side_while_cores_are_free(
 
 @pytest.mark.parametrize("section", ["service", "chain", "training"])
 def test_an_index_is_read_whose_recipe_had_a_setting_that_is_gone(index_dir: Path, section: str) -> None:
-    record_setting(index_dir, section, "max_connections", 7)
+    record_setting(index_dir, section, "max_sockets", 7)
     assert Retriever.load(index_dir).num_items == NUM_ITEMS
 
 

@@ -1,0 +1,81 @@
+"""Limits of connections: how many may be open, and how long one may take until it has sent a request's header."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import time
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+log = logging.getLogger("mtmh.serve")
+
+_OTHER_FILES = 256  # of the process: index files, logs, the event loop
+_QUIET_SECONDS = 60.0  # between two lines of the log
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+
+
+def most_connections(wanted: int) -> int:
+    """As many connections as wanted, or as the process may have files for; its limit is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted + _OTHER_FILES:
+        soft = wanted + _OTHER_FILES if hard == resource.RLIM_INFINITY else min(hard, wanted + _OTHER_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft - _OTHER_FILES))
+
+
+def limited_protocol(*, max_connections: int, idle_seconds: float, header_seconds: float) -> type[HttpToolsProtocol]:
+    """The protocol of a uvicorn server that closes connections beyond a number, and those that send no whole header.
+
+    Between two requests uvicorn's own ``timeout_keep_alive`` counts; a body has the time that `Guard` gives it.
+
+    Args:
+        max_connections: one more is answered 503 and closed, with one line a minute in the log.
+        idle_seconds: from the beginning of a connection to its first byte.
+        header_seconds: from the first byte of a request to the end of its header.
+    """
+    said = -_QUIET_SECONDS
+
+    class LimitedProtocol(HttpToolsProtocol):
+        _timer: asyncio.TimerHandle | None = None
+        _in_header = False
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            nonlocal said
+            super().connection_made(transport)
+            if len(self.connections) <= max_connections:
+                self._wait(idle_seconds)
+                return
+            if time.monotonic() - said >= _QUIET_SECONDS:
+                said = time.monotonic()
+                log.warning("%d connections are open (service.max_connections): more are closed", max_connections)
+            transport.write(_FULL)
+            transport.close()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._wait(None)
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            # Not in on_message_begin: empty lines before a request end uvicorn's own wait and begin no message.
+            is_between = self.cycle is None or self.cycle.response_complete
+            if is_between and not self._in_header:
+                self._in_header = True
+                self._wait(header_seconds)
+            super().data_received(data)
+
+        def on_headers_complete(self) -> None:
+            self._in_header = False
+            self._wait(None)
+            super().on_headers_complete()
+
+        def _wait(self, seconds: float | None) -> None:
+            """Closes the connection after some seconds; None: not any more."""
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None
+            if seconds is not None and not self.transport.is_closing():
+                self._timer = asyncio.get_running_loop().call_later(seconds, self.transport.close)
+
+    return LimitedProtocol
