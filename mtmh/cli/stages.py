@@ -102,7 +102,7 @@ def build_index(
     from mtmh.cli.index import missed_gate
     from mtmh.index.artifact import IndexSummary
     from mtmh.index.build import build_index as run
-    from mtmh.index.publish import build_version
+    from mtmh.index.build import build_version
     from mtmh.index.versions import BelowGateError
 
     config = load_config(recipe, overrides)

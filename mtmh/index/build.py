@@ -1,4 +1,4 @@
-"""The build-index stage: an index artifact out of the embeddings of a model and what goes along with them."""
+"""The build-index stage: an index out of the embeddings of a model and what goes along, and its publication."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from mtmh.artifacts import MANIFEST, Artifact, link_folder, open_artifact
 from mtmh.config import Config, RetrievalConfig, decisive
 from mtmh.data.dataset import open_dataset
-from mtmh.distributed.ranks import join_ranks
+from mtmh.distributed.ranks import join_ranks, on_first
+from mtmh.index import versions
 from mtmh.index.artifact import ITEMS, PRERANKER, RankedBy
 from mtmh.index.write import Record, Source, write_index
 from mtmh.tower.artifact import EmbeddingsSummary
@@ -73,6 +74,37 @@ def build_index(config: Config, out: Path) -> Artifact:
             ranked_by=ranked_by,
             num_probes=config.retrieval.num_probes,
             seed=config.seed,
+        )
+
+
+def build_version(config: Config, *, publish: bool = True) -> Path:
+    """Builds an index from the recipe's embeddings and makes it the published one; alone, or as one rank of torchrun.
+
+    Args:
+        config: the recipe.
+        publish: with ``False`` the version stays unpublished, and its recall is not compared with the gate.
+
+    Returns:
+        Folder of the version.
+
+    Raises:
+        BelowGateError: a head's ANN recall is below ``index.min_recall``; the version that was published stays so.
+        ValueError: an input is missing or does not fit.
+    """
+    settings = config.index
+    with join_ranks("cpu") as ranks:
+        version = on_first(ranks, lambda: versions.new_version(config.model_dir("index")))
+        try:
+            build_index(config, version)
+        except BaseException:
+            if ranks.is_first and not any(version.iterdir()):  # the name that was reserved
+                version.rmdir()
+            raise
+        if not publish:
+            return version
+        return on_first(
+            ranks,
+            lambda: versions.publish(version, min_recall=settings.min_recall, keep=settings.keep_versions),
         )
 
 

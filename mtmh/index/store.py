@@ -1,4 +1,4 @@
-"""Opens what an index artifact holds of one head: the index, and the vector of each item."""
+"""Opens one head of an index artifact: its index, and the vector of each item."""
 
 from __future__ import annotations
 

@@ -102,10 +102,10 @@ def find_version(index_dir: Path, name: str) -> Path:
     Raises:
         ValueError: there is no such version; the message lists those that are.
     """
-    there = {path.name.removesuffix(_REJECTED).lstrip("0"): path for path in _folders(index_dir)}
-    found = there.get(name.removesuffix(_REJECTED).lstrip("0"))
+    on_disk = {path.name.removesuffix(_REJECTED).lstrip("0"): path for path in _folders(index_dir)}
+    found = on_disk.get(name.removesuffix(_REJECTED).lstrip("0"))
     if found is None:
-        known = ", ".join(sorted(path.name for path in there.values())) or "none"
+        known = ", ".join(sorted(path.name for path in on_disk.values())) or "none"
         raise ValueError(f"{index_dir}: no version {name}; there are: {known}")
     return found
 

@@ -1,4 +1,4 @@
-"""Who writes in an index folder: one at a time; and what killed writers have left, which the next one removes."""
+"""Lock of an index folder: one writer at a time, and the next one removes what a killed writer has left."""
 
 from __future__ import annotations
 

@@ -136,9 +136,9 @@ class LiveIndex:
             repeated = [item for item, count in Counter(ids).items() if count > 1]
             if repeated:
                 raise RequestError(f"item {repeated[0]!r} comes more than once")
-            there = state.retriever.catalogue.find_answerable(ids, "item") >= 0
-            self._check_equal(table.filter(pa.array(there)))
-            table = table.filter(pa.array(~there))
+            present = state.retriever.catalogue.find_answerable(ids, "item") >= 0
+            self._check_equal(table.filter(pa.array(present)))
+            table = table.filter(pa.array(~present))
             if len(table):
                 self._write(state, table, [])
             return ids
@@ -220,9 +220,9 @@ def _with_changes(state: _State, segments: Sequence[Segment]) -> _State:
     """The state after some changes."""
     retriever, change = state.retriever, state.change
     for segment in segments:
-        there = retriever.catalogue.find_answerable(segment.removed, "removed item") >= 0
-        if there.any():
-            retriever = retriever.with_removed([segment.removed[place] for place in np.flatnonzero(there)])
+        present = retriever.catalogue.find_answerable(segment.removed, "removed item") >= 0
+        if present.any():
+            retriever = retriever.with_removed([segment.removed[place] for place in np.flatnonzero(present)])
         # Items that the index holds, because it was built from data that know them, keep its rows. So do those that
         # were removed and come back: what training made of an item is more than its features tell.
         ids = segment.added.column(ITEM_ID).to_pylist()
@@ -234,8 +234,8 @@ def _with_changes(state: _State, segments: Sequence[Segment]) -> _State:
         rows = segment.added.filter(pa.array(new & ~back))
         if len(rows):
             vectors = _tower(state).embed(rows)
-            for head, of in vectors.items():
-                if not np.isfinite(of).all():
+            for head, rows_of_head in vectors.items():
+                if not np.isfinite(rows_of_head).all():
                     raise RequestError(f"head {head}: an embedding of the new items is not finite numbers")
             retriever = retriever.with_added(rows, vectors)
         change = segment.last

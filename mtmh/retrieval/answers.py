@@ -1,4 +1,4 @@
-"""What a retriever answers: the items of each list, with ids in the place of indices."""
+"""Answers of a retriever: the items of each list, with ids in the place of row numbers."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def trigger_answers(
     requests: Requests, kept: Sequence[Candidates], quotas: Mapping[str, int], sorter: Preranker, catalogue: Catalogue
 ) -> list[list[RetrievedItem]]:
     """Merges the heads' candidates of each trigger by quota; one list a trigger, scored by the sorter."""
-    merged = quota_merge([one.items for one in kept], [quotas[one.head] for one in kept])
-    scores = merged.take([sorter.score(requests, one) for one in kept])
-    similarities = merged.take([one.scores for one in kept])
+    merged = quota_merge([found.items for found in kept], [quotas[found.head] for found in kept])
+    scores = merged.take([sorter.score(requests, found) for found in kept])
+    similarities = merged.take([found.scores for found in kept])
     rows, slots = np.nonzero(merged.items >= 0)
     trigger_ids = catalogue.ids(requests.triggers)
     answers: list[list[RetrievedItem]] = [[] for _ in trigger_ids]

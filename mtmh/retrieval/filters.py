@@ -1,4 +1,4 @@
-"""What an answer may hold: filters of a request, as one mask over the items that goes into the search."""
+"""Filters of a request: conditions on its answers, as one mask over the items that goes into the search."""
 
 from __future__ import annotations
 

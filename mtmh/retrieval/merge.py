@@ -41,10 +41,10 @@ class Merged:
     def take(self, values: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
         """Values of the merged items out of one [T, K_h] array a head; -inf where there is no item. Returns [T, K]."""
         starts = np.cumsum([0, *(array.shape[1] for array in values[:-1])])
-        there = self.items >= 0
-        columns = np.where(there, starts[self.heads] + self.ranks, 0)
+        present = self.items >= 0
+        columns = np.where(present, starts[self.heads] + self.ranks, 0)
         taken = np.take_along_axis(np.concatenate(values, axis=1), columns, axis=1)
-        return np.where(there, taken, np.float32(-np.inf))
+        return np.where(present, taken, np.float32(-np.inf))
 
 
 def head_shares(alpha: float, num_heads: int) -> list[float]:
@@ -146,11 +146,11 @@ def _merge_block(
     slots = (np.cumsum(chosen, axis=1) - 1)[rows, columns]
     column_of = np.full((len(chosen), k), -1)
     column_of[rows, slots] = columns
-    there = column_of >= 0
+    present = column_of >= 0
     return (
-        np.where(there, np.take_along_axis(items, column_of, axis=1), -1),
-        np.where(there, heads[column_of], np.int8(-1)),
-        np.where(there, ranks[column_of], np.int32(-1)),
+        np.where(present, np.take_along_axis(items, column_of, axis=1), -1),
+        np.where(present, heads[column_of], np.int8(-1)),
+        np.where(present, ranks[column_of], np.int32(-1)),
     )
 
 

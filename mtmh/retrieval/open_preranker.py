@@ -1,4 +1,4 @@
-"""The preranker that a recipe chooses, learned or not."""
+"""Opens the prerankers of an index, learned or not."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from mtmh.data.arrays import Indices, Mask
-from mtmh.retrieval.cores import Shares, usable_cores
+from mtmh.retrieval.cpu_cores import Shares, usable_cores
 from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.query import Plan
 from mtmh.retrieval.ranking import Candidates
@@ -59,13 +59,13 @@ class AllHeads:
         """The nearest items of each trigger under each of the heads."""
         own_threads = faiss.omp_get_max_threads()  # OpenMP keeps it for each calling thread
 
-        def search(head: str) -> Candidates:
+        def search_head(head: str) -> Candidates:
             faiss.omp_set_num_threads(own_threads)
             return self.search(head, triggers, plan.k_ann, plan.num_probes, needed=plan.kept, allowed=allowed)
 
         # faiss spreads the queries of one call over its own threads.
         with self.cores.share(len(heads), max(1, min(own_threads, len(triggers)))) as in_parallel:
             others = heads[1:] if in_parallel else []
-            running = [self.threads.submit(search, head) for head in others]
-            found = [search(head) for head in heads if head not in others]
-            return found + [one.result() for one in running]
+            running = [self.threads.submit(search_head, head) for head in others]
+            found = [search_head(head) for head in heads if head not in others]
+            return found + [search.result() for search in running]

@@ -107,7 +107,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Plan:
-    """What search, preranking and merge are to do for one request.
+    """Orders of one request to search, preranking and merge.
 
     Attributes:
         k: answers a list.

@@ -235,11 +235,11 @@ def prerank(
     gone = candidates.items < 0 if banned is None else (candidates.items < 0) | banned
     ranking = np.where(gone, np.float32(-np.inf), ranking)
     columns = top_columns(ranking, k)
-    there = np.isfinite(np.take_along_axis(ranking, columns, axis=1))
+    present = np.isfinite(np.take_along_axis(ranking, columns, axis=1))
     kept = Candidates(
         candidates.head,
-        np.where(there, np.take_along_axis(candidates.items, columns, axis=1), -1),
-        np.where(there, np.take_along_axis(candidates.scores, columns, axis=1), np.float32(-np.inf)),
+        np.where(present, np.take_along_axis(candidates.items, columns, axis=1), -1),
+        np.where(present, np.take_along_axis(candidates.scores, columns, axis=1), np.float32(-np.inf)),
     )
     missing = ((0, 0), (0, k - columns.shape[1]))
     return Candidates(

@@ -27,7 +27,7 @@ from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
 from mtmh.retrieval.answers import RetrievedItem, SideBySide, popular_answers, trigger_answers, user_answers
 from mtmh.retrieval.catalogue import Catalogue, ItemDescription
-from mtmh.retrieval.cores import Shares
+from mtmh.retrieval.cpu_cores import Shares
 from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.open_preranker import USER, open_prerankers
 from mtmh.retrieval.parallel_search import AllHeads
@@ -89,7 +89,10 @@ class Retriever:
         self.sorter = sorter
         self.tower = tower
         self.version = version
-        stacked = {head: of if isinstance(of, StackedVectors) else StackedVectors(of) for head, of in vectors.items()}
+        stacked = {
+            head: stored if isinstance(stored, StackedVectors) else StackedVectors(stored)
+            for head, stored in vectors.items()
+        }
         self.vectors = stacked
         self._searches = AllHeads(
             {head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}, threads, cores
@@ -120,12 +123,13 @@ class Retriever:
         if len(items) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
         built = summary.ranked_by
-        asked = recorded_section(artifact, "retrieval", RetrievalConfig) if settings is None else settings
-        if settings is not None and (asked.preranker, asked.sorted_by) != (built.preranker, built.sorter):
+        warns = settings is not None
+        settings = settings or recorded_section(artifact, "retrieval", RetrievalConfig)
+        if warns and (settings.preranker, settings.sorted_by) != (built.preranker, built.sorter):
             logger.warning(
                 "index version %s keeps by %s and sorts by %s, and so do its answers; the recipe says %s and %s, which"
                 " the next mtmh build-index takes over",
-                *(index_dir.name, built.preranker, built.sorter, asked.preranker, asked.sorted_by),
+                *(index_dir.name, built.preranker, built.sorter, settings.preranker, settings.sorted_by),
             )
         preranker, sorter = open_prerankers(
             built.preranker, built.sorter, summary.heads, vectors, index_dir / PRERANKER, temperature=built.temperature
@@ -134,7 +138,7 @@ class Retriever:
             indexes,
             vectors,
             Catalogue(items),
-            asked.of_index(built.preranker, built.sorter, summary.num_probes),
+            settings.of_index(built.preranker, built.sorter, summary.num_probes),
             preranker=preranker,
             sorter=sorter,
             tower=Tower(index_dir) if (index_dir / TOWER).is_dir() else None,

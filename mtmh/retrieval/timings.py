@@ -1,4 +1,4 @@
-"""Where the time of a request goes, stage by stage."""
+"""Seconds of a request, stage by stage."""
 
 from __future__ import annotations
 

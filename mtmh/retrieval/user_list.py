@@ -52,8 +52,8 @@ def user_list(
         As many answers as the quotas sum to, or as there are distinct candidates.
     """
     length = sum(quotas)
-    pools = [_pool(one.items, ranking, length) for one, ranking in zip(kept, rankings, strict=True)]
-    lists = [one.items.ravel()[pool][None, :] for one, pool in zip(kept, pools, strict=True)]
+    pools = [_pool(candidates.items, ranking, length) for candidates, ranking in zip(kept, rankings, strict=True)]
+    lists = [candidates.items.ravel()[pool][None, :] for candidates, pool in zip(kept, pools, strict=True)]
     merged = quota_merge(lists, quotas)
     items, heads, ranks = (values[0][merged.items[0] >= 0] for values in (merged.items, merged.heads, merged.ranks))
     scores, similarities = np.empty(len(items), np.float32), np.empty(len(items), np.float32)

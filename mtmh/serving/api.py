@@ -1,4 +1,4 @@
-"""The messages of the HTTP API, version 1: what OpenAPI documents and what a request is checked against."""
+"""Messages of the HTTP API, version 1: documented by OpenAPI, and checked at every request."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class RetrieveRequest(Message):
             raise ValueError("expected either alpha or shares")
         if self.shares is not None and abs(sum(self.shares.values()) - 1.0) > 1e-6:
             raise ValueError(f"expected shares that sum to 1, not to {sum(self.shares.values()):g}")
-        asked = {str(item) for item in self.triggers or self.history or ()}
-        others = sorted(set(self.features or ()) - asked)
+        named = {str(item) for item in self.triggers or self.history or ()}
+        others = sorted(set(self.features or ()) - named)
         if others:
             raise ValueError(f"features: {others[0]} is neither a trigger nor in the history")
         return self

@@ -32,7 +32,7 @@ from mtmh.serving.api import (
     document_limits,
 )
 from mtmh.serving.guard import Guard
-from mtmh.serving.http_errors import FieldProblem, Problem, Refused, documented, invalid_request, problem
+from mtmh.serving.http_errors import FieldProblem, ProblemDetails, Refused, documented, invalid_request, problem
 from mtmh.serving.service import Service
 from mtmh.serving.work_queue import DeadlineExceeded, QueueFull
 from mtmh.serving.writing_routes import add_writing_routes
@@ -216,7 +216,7 @@ def _openapi(app: FastAPI, service: Service) -> dict[str, Any]:
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         schemas = schema["components"]["schemas"]
-        problem_schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        problem_schema = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(problem_schema.pop("$defs"))
         schemas["Problem"] = problem_schema
         for unused in ("HTTPValidationError", "ValidationError"):

@@ -7,7 +7,7 @@ import logging
 import resource
 import time
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 log = logging.getLogger("mtmh.serve")
 
@@ -25,7 +25,7 @@ def most_connections(wanted: int) -> int:
     return max(1, min(wanted, soft - _OTHER_FILES))
 
 
-def limited_protocol(*, max_connections: int, idle_seconds: float, header_seconds: float) -> type[HttpToolsProtocol]:
+def limited_protocol(*, max_connections: int, idle_seconds: float, header_seconds: float) -> type[H11Protocol]:
     """The protocol of a uvicorn server that closes connections beyond a number, and those that send no whole header.
 
     Between two requests uvicorn's own ``timeout_keep_alive`` counts; a body has the time that `Guard` gives it.
@@ -37,9 +37,10 @@ def limited_protocol(*, max_connections: int, idle_seconds: float, header_second
     """
     said = -_QUIET_SECONDS
 
-    class LimitedProtocol(HttpToolsProtocol):
+    class LimitedProtocol(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
         _in_header = False
+        _last_cycle: RequestResponseCycle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             nonlocal said
@@ -58,17 +59,15 @@ def limited_protocol(*, max_connections: int, idle_seconds: float, header_second
             super().connection_lost(exc)
 
         def data_received(self, data: bytes) -> None:
-            # Not in on_message_begin: empty lines before a request end uvicorn's own wait and begin no message.
             is_between = self.cycle is None or self.cycle.response_complete
-            if is_between and not self._in_header:
+            if is_between and not self._in_header:  # the first byte ends uvicorn's own wait
                 self._in_header = True
                 self._wait(header_seconds)
             super().data_received(data)
-
-        def on_headers_complete(self) -> None:
-            self._in_header = False
-            self._wait(None)
-            super().on_headers_complete()
+            if self.cycle is not self._last_cycle:  # a header was whole, and its request has begun
+                self._last_cycle = self.cycle
+                self._in_header = False
+                self._wait(None)
 
         def _wait(self, seconds: float | None) -> None:
             """Closes the connection after some seconds; None: not any more."""

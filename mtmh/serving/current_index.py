@@ -1,4 +1,4 @@
-"""The index that answers now: one reference that every request reads once, and what replaces it."""
+"""The index in use: one reference that every request reads once, replaced as a whole by a new version."""
 
 from __future__ import annotations
 

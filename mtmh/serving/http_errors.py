@@ -25,7 +25,7 @@ class FieldProblem(BaseModel):
     expected: str
 
 
-class Problem(BaseModel):
+class ProblemDetails(BaseModel):
     """What is wrong with a request.
 
     Attributes:
@@ -67,7 +67,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer of status ``status``."""
-    content = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, fields=list(fields))
+    content = ProblemDetails(title=HTTPStatus(status).phrase, status=status, detail=detail, fields=list(fields))
     # Ids of the client may be in the text; what is not valid Unicode must not end in another error.
     body = content.model_dump_json(ensure_ascii=True).encode("ascii", "replace")
     return Response(body, status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
@@ -76,7 +76,7 @@ def problem(
 def invalid_request(error: RequestValidationError) -> Response:
     """422 that names each field and what was expected; what the client sent is not repeated."""
     problems = [
-        FieldProblem(field=".".join(map(str, one["loc"])), expected=_expected(one)) for one in error.errors()[:20]
+        FieldProblem(field=".".join(map(str, fault["loc"])), expected=_expected(fault)) for fault in error.errors()[:20]
     ]
     first = problems[0]
     return problem(422, f"{first.field}: {first.expected}", fields=problems)

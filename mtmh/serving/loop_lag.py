@@ -1,4 +1,4 @@
-"""How late the event loop is: requests that it has not come to yet wait in no queue that could be bounded."""
+"""Lateness of the event loop: requests that it has not come to yet wait in no queue that could be bounded."""
 
 from __future__ import annotations
 

@@ -19,8 +19,7 @@ from mtmh.evaluation.evaluate import evaluate
 from mtmh.evaluation.results import load_evaluation
 from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.index.artifact import PRERANKER, IndexSummary
-from mtmh.index.build import build_index
-from mtmh.index.publish import build_version
+from mtmh.index.build import build_index, build_version
 from mtmh.index.versions import rollback
 from mtmh.live.compaction import compact
 from mtmh.live.live_index import LiveIndex

@@ -12,7 +12,7 @@ from tiny_run import tiny_config, write_inputs
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
-from mtmh.index.publish import build_version
+from mtmh.index.build import build_version
 from mtmh.index.versions import current_version, new_version, publish, rollback, writing
 from mtmh.live import live_index
 from mtmh.live.compaction import compact

@@ -36,7 +36,7 @@ def make_served_recipe(folder: Path) -> Path:
     from mtmh.config import load_config
     from mtmh.content.embed import embed_content
     from mtmh.evaluation.evaluate import evaluate
-    from mtmh.index.publish import build_version
+    from mtmh.index.build import build_version
     from mtmh.prepare.prepare import prepare
     from mtmh.tower.embed import embed_catalogue
     from mtmh.training.trainer import train

@@ -37,7 +37,6 @@ def connect(service: ServiceProcess) -> socket.socket:
     ("sent", "least"),
     [
         (b"", 2.0),
-        (b"\r\n", 1.0),
         (b"GET /healthz HTTP/1.1\r\nHost", 1.0),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", 2.0),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /he", 1.0),

@@ -15,7 +15,7 @@ from service_process import ServiceProcess
 
 from mtmh.artifacts import write_artifact, write_atomically
 from mtmh.config import Config, load_config
-from mtmh.index.publish import build_version
+from mtmh.index.build import build_version
 from mtmh.index.versions import current_version, new_version, publish
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever

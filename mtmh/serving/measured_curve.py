@@ -1,4 +1,4 @@
-"""The recall/relevance curve of the evaluation, for the explorer page."""
+"""Reads the recall/relevance curve of the evaluation, for the explorer page."""
 
 from __future__ import annotations
 

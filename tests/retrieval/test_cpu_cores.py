@@ -10,7 +10,7 @@ import faiss
 import pytest
 import torch
 
-from mtmh.retrieval.cores import cgroup_cores, compute_with, usable_cores
+from mtmh.retrieval.cpu_cores import cgroup_cores, compute_with, usable_cores
 from mtmh.serving.work_queue import WorkQueue
 
 

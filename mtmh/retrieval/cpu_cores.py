@@ -1,4 +1,8 @@
-"""The CPU cores that a process may use, and who takes them."""
+"""The number of CPU cores that a process may use, within its container's quota, and their division among searches.
+
+Of the libraries at hand psutil counts by affinity alone, and joblib reads the quota of the root group only, where a job
+of Slurm or a pod's inner container has its own further down.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from synthetic_dataset import make_config
 
 from mtmh.artifacts import write_artifact
 from mtmh.retrieval.curve import CURVE
-from mtmh.serving.curve import read_curve
+from mtmh.serving.measured_curve import read_curve
 
 
 def test_without_a_readable_evaluation_there_is_no_curve(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
