@@ -20,6 +20,7 @@ from mtmh.chain.state import State
 from mtmh.config import Config, StageName
 from mtmh.config.base import leaves
 from mtmh.data.raw_files import stamp
+from mtmh.index.artifact import IndexSummary
 from mtmh.index.versions import find_version, list_versions
 
 PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
@@ -122,7 +123,7 @@ def examine(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state:
             if path.exists() and any(path.iterdir()):
                 finding = finding if finding.artifact else Finding(None, [str(error)])
             continue
-        reasons = list(_reasons(stage, config, artifact, inputs))
+        reasons = [*_reasons(stage, config, artifact, inputs), *_too_few_probes(stage, config, artifact)]
         # A training run that goes on, and was at its end before the code changed, writes no new checkpoint.
         if not (just_ran and stage.name == "train"):
             reasons += _other_code(config, artifact)
@@ -133,6 +134,18 @@ def examine(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state:
         if finding.artifact is None:
             finding = Finding(artifact, reasons)
     return finding
+
+
+def _too_few_probes(stage: Stage, config: Config, artifact: Artifact) -> list[str]:
+    """The reason to build an index anew whose probes were chosen for a lower recall than is wanted now."""
+    if stage.name != "build_index" or config.retrieval.num_probes != "auto":
+        return []
+    before, now = artifact.manifest.config["index"]["min_recall"], config.index.min_recall
+    if before >= now:
+        return []
+    found = IndexSummary.model_validate(artifact.summary).ann_recall.values()
+    missed = any(measured.recall < now for measured in found)
+    return [f"index.min_recall was {before}, is {now}, which its probes do not reach"] if missed else []
 
 
 def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: State) -> Path | None:

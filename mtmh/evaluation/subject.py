@@ -68,7 +68,6 @@ class Subject:
 
     def pipeline(self, settings: RetrievalConfig, num_items: int) -> Pipeline:
         """How the retriever answers by these settings; ``num_items`` are in the dataset."""
-
         num_probes = self._retriever.num_probes
 
         def search(head: str) -> Search:

@@ -76,8 +76,8 @@ class IndexSummary(BaseModel):
     recall_curve: dict[str, list[AnnRecall]] = {}  # by head, all that was measured to choose the number
     backend: Literal["faiss", "milvus"] = "faiss"
     storage: Literal["flat", "fp16", "sq8", "pq"] = "flat"
-    # Where the vector of an item is: in the lists; in this precision beside them; or in rows of <head>.npy.
-    vectors: Literal["lists", "fp16", "fp32", "rows"] = "rows"
+    # Where the vector of an item is: in the lists; in this precision beside them; or (Milvus) in rows of <head>.npy.
+    vectors: Literal["lists", "fp16", "fp32", "rows"] = "lists"
     refine_factor: int = 0
     tower: TowerFacts | None = None
     segments_through: int = 0  # the last segment whose changes are part of this index

@@ -13,7 +13,7 @@ from mtmh.data.item_vectors import ItemVectors, StoredVectors
 from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, milvus_file, places_file
 from mtmh.index.milvus import MilvusCollection, MilvusIndex
 from mtmh.index.storage import PRECISIONS, WHOLE, empty_flat
-from mtmh.index.vector_index import IvfIndex, VectorIndex, load_index, mapped_lists, read_faiss, without_prefetch
+from mtmh.index.vector_index import IvfIndex, VectorIndex, mapped_lists, read_faiss, without_prefetch
 from mtmh.tower.artifact import vectors_file
 
 
@@ -32,8 +32,6 @@ def open_head(folder: Path, head: str, summary: IndexSummary) -> tuple[VectorInd
     if summary.backend == "milvus":
         name = milvus_file(head)
         index: VectorIndex = MilvusIndex(MilvusCollection.read(folder / name))
-    elif summary.vectors == "rows":
-        index = load_index(folder / index_file(head))
     else:
         index = IvfIndex(open_lists(folder, head))
     if (index.num_items, index.dim) != (summary.num_items, summary.dim):

@@ -74,7 +74,7 @@ def selector(allowed: Mask | None) -> Any:
 
 
 class _FaissIndex:
-    """What both kinds share: shapes, padding and the file format."""
+    """Shapes and padding, which both kinds share."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -87,10 +87,6 @@ class _FaissIndex:
     def dim(self) -> int:
         return int(self._index.d)
 
-    def save(self, path: Path) -> None:
-        """Writes the index to one file."""
-        faiss.write_index(self._index, str(path))
-
     def _search(self, index: Any, queries: Vectors, k: int, params: Any) -> tuple[Vectors, Items]:
         found = min(k, max(self.num_items, 1))
         scores, items = index.search(np.ascontiguousarray(queries, dtype=np.float32), found, params=params)
@@ -100,24 +96,14 @@ class _FaissIndex:
 
 
 class ExactIndex(_FaissIndex):
-    """Every vector is compared with every query: the yardstick of the ANN index, and the home of a few fresh items."""
+    """Every vector is compared with every query: the yardstick of the ANN index."""
 
     @classmethod
-    def build(cls, vectors: ItemVectors, items: Items | None = None) -> Self:
-        """Indexes vectors.
-
-        Args:
-            vectors: [N, D] float32 (read in chunks).
-            items: [N] int64, not negative: the item indices to answer with; None: 0 to N - 1.
-        """
-        flat = faiss.IndexFlatIP(vectors.shape[1])
-        index = flat if items is None else faiss.IndexIDMap(flat)
+    def build(cls, vectors: ItemVectors) -> Self:
+        """Indexes vectors [I, D] float32, which are read in chunks."""
+        index = faiss.IndexFlatIP(vectors.shape[1])
         for start in range(0, len(vectors), _ADD_ROWS):
-            rows = np.ascontiguousarray(vectors[start : start + _ADD_ROWS], dtype=np.float32)
-            if items is None:
-                index.add(rows)
-            else:
-                index.add_with_ids(rows, np.ascontiguousarray(items[start : start + _ADD_ROWS], np.int64))
+            index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS], dtype=np.float32))
         return cls(index)
 
     @property
@@ -241,21 +227,6 @@ def read_faiss(path: Path, flags: int) -> Any:
         return faiss.read_index(str(path), flags)
     except RuntimeError as error:
         raise ValueError(f"{path}: not a readable faiss index: {str(error).splitlines()[-1]}") from None
-
-
-def load_index(path: Path) -> IvfIndex | ExactIndex:
-    """Opens a file that ``save`` wrote; inverted lists are memory-mapped.
-
-    Raises:
-        ValueError: no such file, not a faiss index, or a kind that this package does not write.
-    """
-    index = read_faiss(path, faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY)
-    if storage_of(index) is not None:
-        without_prefetch(index)
-        return IvfIndex(index)
-    if isinstance(index, faiss.IndexFlat):
-        return ExactIndex(index)
-    raise ValueError(f"{path}: a {type(index).__name__}, expected an IVF index or an IndexFlat")
 
 
 def mapped_lists(index: Any) -> Any:

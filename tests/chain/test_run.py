@@ -16,6 +16,7 @@ from mtmh.chain.run import Chain
 from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
 from mtmh.chain.state import StageState, State
 from mtmh.config import Config
+from mtmh.index.artifact import AnnRecall, IndexSummary, RankedBy
 from mtmh.preranking.model_builder import run_config
 
 
@@ -160,6 +161,39 @@ def test_a_changed_setting_runs_the_stages_that_it_is_a_part_of(
     places = {"build_index": before.model_dir("index") / "versions" / "000001"}
     write(before, places.get(stage, before.model_dir("preranker")), of.kind)
     assert examine(of, now, {}, State(), just_ran=False).reasons == reasons
+
+
+@pytest.mark.parametrize(
+    ("index", "probes", "reasons"),
+    [
+        ({"min_recall": 0.7}, "auto", []),
+        ({"min_recall": 0.95}, "auto", []),
+        ({"min_recall": 0.99}, "auto", ["index.min_recall was 0.9, is 0.99, which its probes do not reach"]),
+        ({"min_recall": 0.99}, 7, []),  # fixed in both recipes: another build would change nothing
+    ],
+)
+def test_a_higher_recall_than_the_probes_reach_builds_the_index_anew(
+    tmp_path: Path, index: dict[str, Any], probes: Any, reasons: list[str]
+) -> None:
+    retrieval = {"num_probes": probes}
+    plain = config_of(tmp_path).model_dump()
+    before = Config.model_validate(plain | {"retrieval": retrieval, "index": {"min_recall": 0.9}})
+    now = Config.model_validate(plain | {"retrieval": retrieval, "index": index})
+    summary = IndexSummary(
+        heads=["engagement"],
+        dim=4,
+        num_items=3,
+        id_type="int64",
+        num_clusters=9,
+        num_probes=7,
+        ranked_by=RankedBy(preranker="head-score", sorter="head-score", temperature=0.1),
+        ann_recall={"engagement": AnnRecall(k=100, num_probes=7, num_queries=10, recall=0.96)},
+    )
+    path = before.model_dir("index") / "versions" / "000001"
+    with write_artifact(path, "index", config=before.model_dump(mode="json")) as writer:
+        writer.summary |= summary.model_dump()
+    stage = next(stage for stage in stages_of(now) if stage.name == "build_index")
+    assert examine(stage, now, {}, State(), just_ran=False).reasons == reasons
 
 
 def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_on(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mtmh.index.storage import default_num_clusters
-from mtmh.index.vector_index import ExactIndex, IvfIndex, load_index
+from mtmh.index.store import open_lists
+from mtmh.index.vector_index import ExactIndex, IvfIndex, read_faiss
 
 
 def unit(rng: np.random.Generator, rows: int, dim: int = 16) -> np.ndarray:
@@ -74,17 +75,6 @@ def test_build_is_seeded() -> None:
     assert (searches[0] != searches[2]).any()
 
 
-def test_save_and_load(tmp_path: Path) -> None:
-    vectors = unit(np.random.default_rng(5), 300)
-    for index in (IvfIndex.build(vectors), ExactIndex.build(vectors)):
-        index.save(tmp_path / "index.faiss")
-        loaded = load_index(tmp_path / "index.faiss")
-        assert type(loaded) is type(index)
-        assert loaded.num_items == 300
-        for before, after in zip(index.search(vectors, 10, 3), loaded.search(vectors, 10, 3), strict=True):
-            np.testing.assert_array_equal(before, after)
-
-
 def test_memory_map_is_indexed_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mtmh.index.vector_index._ADD_ROWS", 64)
     vectors = unit(np.random.default_rng(6), 200)
@@ -114,10 +104,10 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="catalogue is empty"):
         IvfIndex.build(vectors[:0])
     with pytest.raises(ValueError, match="no index file"):
-        load_index(tmp_path / "none.faiss")
+        read_faiss(tmp_path / "none.faiss", 0)
     (tmp_path / "broken.faiss").write_bytes(b"not an index at all")
     with pytest.raises(ValueError, match=r"broken.faiss: not a readable faiss index"):
-        load_index(tmp_path / "broken.faiss")
+        read_faiss(tmp_path / "broken.faiss", 0)
     faiss.write_index(faiss.IndexHNSWFlat(16, 8), str(tmp_path / "hnsw.faiss"))
-    with pytest.raises(ValueError, match="IndexHNSWFlat"):
-        load_index(tmp_path / "hnsw.faiss")
+    with pytest.raises(ValueError, match="a IndexHNSWFlat, expected an IVF index with its lists in a file beside it"):
+        open_lists(tmp_path, "hnsw")

@@ -403,8 +403,8 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     assert not {2, 20} & set(answers(live.retriever, 30))
 
 
-def test_after_its_changes_are_lost_an_index_answers_but_takes_no_others(config: Config, live: LiveIndex) -> None:
-    index_dir = config.model_dir("index")
+def test_after_its_changes_are_lost_an_index_answers_but_takes_no_others(index_dir: Path) -> None:
+    live = LiveIndex(index_dir)
     live.add([row(1)])
     live.add([row(2)])
     kept = index_dir / "kept"
@@ -419,8 +419,8 @@ def test_after_its_changes_are_lost_an_index_answers_but_takes_no_others(config:
     assert last_change(index_dir) == 3
 
 
-def test_a_change_in_the_place_of_another_is_noticed(config: Config, live: LiveIndex) -> None:
-    index_dir = config.model_dir("index")
+def test_a_change_in_the_place_of_another_is_noticed(index_dir: Path) -> None:
+    live = LiveIndex(index_dir)
     segments = index_dir / "segments"
     for item in range(1, 5):
         live.add([row(item)])

@@ -14,10 +14,12 @@ import pytest
 from rich.console import Console
 from synthetic_dataset import make_config
 
-from mtmh.artifacts import MANIFEST, write_artifact
+from mtmh.artifacts import MANIFEST
 from mtmh.cli.answer_table import retrieval_table
-from mtmh.config import RetrievalConfig
-from mtmh.index.artifact import AnnRecall, IndexSummary, RankedBy, index_file
+from mtmh.config import IndexConfig, RetrievalConfig
+from mtmh.distributed.ranks import join_ranks
+from mtmh.index import write
+from mtmh.index.artifact import RankedBy, index_file
 from mtmh.index.vector_index import IvfIndex
 from mtmh.retrieval import parallel_search
 from mtmh.retrieval.filters import Filters
@@ -37,23 +39,12 @@ def write_index(
 ) -> Path:
     rng = np.random.default_rng(0)
     config = make_config(path.parent, retrieval={"k": 6, "k_ann": 40, "num_probes": 9, "alpha": 50})
-    recall = {head: AnnRecall(k=1, num_probes=1, num_queries=1, recall=1.0) for head in heads}
-    summary = IndexSummary(
-        heads=heads,
-        dim=DIM,
-        num_items=NUM_ITEMS,
-        id_type="int64",
-        num_clusters=9,
-        num_probes=3,
-        ranked_by=RankedBy(preranker="head-score", sorter="head-score", temperature=0.1),
-        ann_recall=recall,
-    )
-    with write_artifact(path, "index", config=config.model_dump(mode="json")) as writer:
-        for head in heads:
-            vectors = rng.normal(size=(NUM_ITEMS, DIM)).astype(np.float32)
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            np.save(writer.folder / vectors_file(head), vectors)
-            IvfIndex.build(vectors, num_clusters=9).save(writer.folder / index_file(head))
+    path.with_name(f"{path.name}-vectors").mkdir(parents=True)
+    for head in heads:
+        vectors = rng.normal(size=(NUM_ITEMS, DIM)).astype(np.float32)
+        np.save(vectors_of(path, head), vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+
+    def finish(folder: Path) -> dict[str, object]:
         items = {
             "item_id": ids,
             "text": [f"[item] {item}" for item in range(NUM_ITEMS)],
@@ -61,9 +52,26 @@ def write_index(
             "topic_l2": ["a1", None] * (NUM_ITEMS // 2),
             "train_count": np.arange(NUM_ITEMS),
         }
-        pq.write_table(pa.table(items), writer.folder / "items.parquet")
-        writer.summary |= summary.model_dump() | (change or {})
+        pq.write_table(pa.table(items), folder / "items.parquet")
+        return change or {}
+
+    with join_ranks("cpu") as ranks:
+        write.write_index(
+            write.Source(vectors_of(path, heads[0]).parent, heads, DIM, NUM_ITEMS, "int64"),
+            IndexConfig(num_clusters=9),
+            path,
+            ranks,
+            write.Record(config.model_dump(mode="json"), {}, {}),
+            finish,
+            ranked_by=RankedBy(preranker="head-score", sorter="head-score", temperature=0.1),
+            num_probes=3,
+            seed=0,
+        )
     return path
+
+
+def vectors_of(index_dir: Path, head: str) -> Path:
+    return index_dir.with_name(f"{index_dir.name}-vectors") / vectors_file(head)
 
 
 @pytest.fixture
@@ -78,7 +86,7 @@ def id_of(item: int) -> int:
 def expected_lists(index_dir: Path, trigger: int, count: int, without: tuple[int, ...] = ()) -> list[list[int]]:
     lists = []
     for head in HEADS:
-        vectors = np.load(index_dir / vectors_file(head), allow_pickle=False).astype(np.float64)
+        vectors = np.load(vectors_of(index_dir, head), allow_pickle=False).astype(np.float64)
         ranked = np.argsort(-(vectors @ vectors[trigger]), kind="stable").tolist()
         lists.append([item for item in ranked if item != trigger and item not in without][:count])
     return lists
