@@ -155,12 +155,12 @@ def against_yardsticks(by_setting: dict[str, list[Evaluation]]) -> str:
 
 def cell(estimates: Sequence[Estimate | None]) -> str:
     """``12.34 ±0.45``: mean over seeds, half of the interval over users and seeds; an en dash: nothing was measured."""
-    there = [estimate for estimate in estimates if estimate is not None]
-    if not there:
+    measured = [estimate for estimate in estimates if estimate is not None]
+    if not measured:
         return "–"
-    values = [estimate.value for estimate in there]
+    values = [estimate.value for estimate in measured]
     over_users = statistics.mean(
-        estimate.standard_error**2 for estimate in there
+        estimate.standard_error**2 for estimate in measured
     )  # the users are the same with any seed
     over_seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
     half = 1.96 * math.sqrt(over_users + over_seeds)

@@ -172,5 +172,5 @@ def marked_counts(lists: Indices, marked: npt.NDArray[np.bool_]) -> tuple[Floats
     Returns:
         two [U] float64 arrays.
     """
-    there = lists >= 0
-    return (there & marked[lists]).sum(axis=1).astype(np.float64), there.sum(axis=1).astype(np.float64)
+    filled = lists >= 0
+    return (filled & marked[lists]).sum(axis=1).astype(np.float64), filled.sum(axis=1).astype(np.float64)

@@ -57,13 +57,13 @@ class Subject:
         if self._rows is None:
             return self._retriever.search(head, triggers, k_ann, num_probes, needed=needed)
         rows = self._rows.row_of[triggers]
-        there = rows >= 0
-        found = self._retriever.search(head, rows[there], k_ann, num_probes, needed=needed)
+        known = rows >= 0
+        found = self._retriever.search(head, rows[known], k_ann, num_probes, needed=needed)
         found_items = self._rows.item_of[found.items]
         items = np.full((len(triggers), k_ann), -1, np.int32)
         scores = np.full((len(triggers), k_ann), -np.inf, np.float32)
-        items[there] = found_items
-        scores[there] = np.where(found_items >= 0, found.scores, np.float32(-np.inf))
+        items[known] = found_items
+        scores[known] = np.where(found_items >= 0, found.scores, np.float32(-np.inf))
         return Candidates(head, items, scores)
 
     def pipeline(self, settings: RetrievalConfig, num_items: int) -> Pipeline:
@@ -118,5 +118,7 @@ class _Translated:
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
         """As ``Preranker.score``."""
-        asked = Requests(self._row_of[requests.triggers], requests.users, self._row_of[requests.histories])
-        return self._ranker.score(asked, Candidates(candidates.head, self._row_of[candidates.items], candidates.scores))
+        of_rows = Requests(self._row_of[requests.triggers], requests.users, self._row_of[requests.histories])
+        return self._ranker.score(
+            of_rows, Candidates(candidates.head, self._row_of[candidates.items], candidates.scores)
+        )

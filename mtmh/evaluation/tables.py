@@ -17,7 +17,7 @@ _REPORT_ONLY: tuple[Kind, ...] = ("alpha", "candidates")  # rows that the termin
 def columns(recall_at: Sequence[int]) -> list[str]:
     """Headings of the figures of a row, in the order of ``figures``."""
     recalls = [f"recall@{k}" for k in recall_at]
-    return [*recalls, "L1 match", "L2 match", f"fresh recall@{max(recall_at)}", "coverage", "popular 1 %", "full"]
+    return [*recalls, "L1 match", "L2 match", f"fresh@{max(recall_at)}", "coverage", "popular 1 %", "full"]
 
 
 def figures(row: Row) -> list[Estimate | float | None]:

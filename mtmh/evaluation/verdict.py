@@ -17,14 +17,17 @@ def verdict(evaluation: Evaluation) -> list[str]:
 def _outcome(evaluation: Evaluation) -> list[str]:
     if not evaluation.against:
         return ["No yardstick was measured: nothing says whether these figures are good."]
-    sides = {
-        side: [one.recall_at for one in evaluation.against if one.side == side] for side in ("ahead", "level", "behind")
-    }
+    sides: dict[str, list[int]] = {"ahead": [], "level": [], "behind": []}
+    for found in evaluation.against:
+        sides[found.side].append(found.recall_at)
     words = {"ahead": "ahead of", "level": "level with", "behind": "behind"}
     parts = [f"{words[side]} the best yardstick at {_cut_offs(ks)}" for side, ks in sides.items() if ks]
     if len(parts) == 1:
         parts = [parts[0].split(" at ")[0] + " at every cut-off"]
-    return [f"{evaluation.model} is {', '.join(parts)}.", *(_at_cut_off(evaluation, one) for one in evaluation.against)]
+    return [
+        f"{evaluation.model} is {', '.join(parts)}.",
+        *(_at_cut_off(evaluation, found) for found in evaluation.against),
+    ]
 
 
 def _at_cut_off(evaluation: Evaluation, found: Against) -> str:
