@@ -27,13 +27,12 @@ MOST_CANDIDATES = 3000  # of a user
 FITTED_WITH = 400  # of them that are not held out, as in training
 
 
-def subset(judged: Judged, users: slice, names: list[str]) -> Judged:
-    """Some users, and some kinds of evidence."""
+def subset(judged: Judged, users: slice, names: list[str], candidates: int | None = None) -> Judged:
+    """Some users, some kinds of evidence, and the first candidates: those held out, then others at random."""
     columns = [judged.names.index(name) for name in names]
-    return Judged(
-        judged.evidence[users][:, :, columns], judged.held_out[users], judged.there[users], judged.num_held_out[users],
-        names,
-    )  # fmt: skip
+    evidence = judged.evidence[users, :candidates][:, :, columns]
+    held_out, there = judged.held_out[users, :candidates], judged.there[users, :candidates]
+    return Judged(evidence, held_out, there, judged.num_held_out[users], names)
 
 
 def recalls(judged: Judged, scores: np.ndarray) -> list[float]:

@@ -105,40 +105,32 @@ class UserRanker:
             scores[rows] = sum(task.weight * task_probability(logits, task.label) for task in tasks)
         return np.where(candidates >= 0, scores, np.float32(-np.inf))
 
-    def propose(
+    def judged(
         self,
         histories: Indices,
         found: Indices,
         k: int,
         may_answer: Callable[[Indices], npt.NDArray[np.bool_]],
         more: int = 0,
-    ) -> tuple[npt.NDArray[np.int64], Floats]:
-        """The best of what others found, of what goes with the histories, and of popular items.
+    ) -> tuple[Indices, Floats]:
+        """What others found, what goes with the histories, and popular items, with their scores.
 
         Args:
             histories: as in `score`.
             found: [U, N] candidates, -1: none.
-            k: answers a user.
+            k: candidates of each source.
             may_answer: of items [U, C], which may be answers of the user; -1 may be among them.
             more: looked at of each source in the place of those that may not; its first ``k`` that may are candidates.
 
         Returns:
-            [U, k] item indices, best first, -1: none, and their scores.
+            [U, P] distinct item indices, ascending but for -1 (none), and their scores.
         """
         parts = [np.where(may_answer(found), found, -1)]
         for items in self.evidence.proposed(histories, k + more):
             allowed = may_answer(items) & (items >= 0)
             parts.append(np.where(allowed & (np.cumsum(allowed, axis=1) <= k), items, -1))
         pool = distinct(np.concatenate(parts, axis=1))
-        scores = self.score(histories, pool)
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-        missing = ((0, 0), (0, k - order.shape[1]))
-        best = np.take_along_axis(pool, order, axis=1).astype(np.int64)
-        ranked = np.take_along_axis(scores, order, axis=1)
-        return (
-            np.pad(best, missing, constant_values=-1),
-            np.pad(ranked, missing, constant_values=np.float32(-np.inf)),
-        )
+        return pool, self.score(histories, pool)
 
 
 def distinct(items: Indices) -> Indices:

@@ -54,33 +54,64 @@ class LearnedPreranker:
         self, histories: Indices, found: Indices, k: int, may_answer: Callable[[Indices], npt.NDArray[np.bool_]]
     ) -> tuple[Indices, Scores]:
         """As ``UserSource.best_of_users``."""
-        return self.ranker.propose(histories, found, k, may_answer, more=histories.shape[1])
+        pool, scores = self.ranker.judged(histories, found, k, may_answer, more=histories.shape[1])
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        missing = ((0, 0), (0, k - order.shape[1]))
+        items = np.where(np.isfinite(scores), pool, -1)
+        return (
+            np.pad(np.take_along_axis(items, order, axis=1), missing, constant_values=-1),
+            np.pad(np.take_along_axis(scores, order, axis=1), missing, constant_values=-np.inf),
+        )
 
-    def propose(self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None) -> Candidates:
+    def propose(
+        self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None
+    ) -> tuple[Candidates, Preranker]:
         """As ``UserSource.propose``; its own candidates are what goes with the history, and popular items."""
-        history = requests.histories[requests.users[:1]]
         brought = np.concatenate([candidates.items.ravel() for candidates in found])
         blocked = 0 if allowed is None else int(np.count_nonzero(~allowed))
-        best, _ = self.ranker.propose(
-            history,
+        pool, scores = self.ranker.judged(
+            requests.histories[requests.users[:1]],
             brought[None, :],
             k,
             lambda items: np.ones(items.shape, bool) if allowed is None else allowed[items],
             more=min(blocked, _MORE_CANDIDATES),
         )
-        best = best[best >= 0]
+        there = pool[0] >= 0
+        items, own = pool[0][there], scores[0][there]
+        best = items[np.argsort(-own, kind="stable")[:k]]
         directions = self.ranker.scorer.directions
         similar = directions(requests.triggers) @ directions(best).T
-        items = np.full(similar.shape, -1, np.int64)
-        nearest = similar.argmax(axis=0)
-        items[nearest, np.arange(len(best))] = best
-        return Candidates(USER, items, np.where(items >= 0, similar, np.float32(-np.inf)))
+        placed = np.full(similar.shape, -1, np.int64)
+        placed[similar.argmax(axis=0), np.arange(len(best))] = best
+        proposed = Candidates(USER, placed, np.where(placed >= 0, similar, np.float32(-np.inf)))
+        return proposed, _Judged(items, own)
 
     def with_added(
         self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
     ) -> LearnedPreranker:
         """As ``Extensible.with_added``."""
         return LearnedPreranker(self.ranker.with_added(items, added, vectors))
+
+
+class _Judged:
+    """Scores of one user's candidates that are known already.
+
+    Args:
+        items: [N] item indices, distinct; more than none.
+        scores: [N] of them.
+    """
+
+    def __init__(self, items: Indices, scores: Scores) -> None:
+        order = np.argsort(items)
+        self._items, self._scores = items[order], scores[order]
+
+    def score(self, requests: Requests, candidates: Candidates) -> Scores:
+        """As ``Preranker.score``; -inf for an item that is not known."""
+        del requests
+        if not len(self._items):
+            return np.full(candidates.items.shape, -np.inf, np.float32)
+        place = np.minimum(np.searchsorted(self._items, candidates.items), len(self._items) - 1)
+        return np.where(self._items[place] == candidates.items, self._scores[place], np.float32(-np.inf))
 
 
 def open_prerankers(

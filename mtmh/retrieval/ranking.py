@@ -96,7 +96,9 @@ class UserSource(Protocol):
             [U, k] item indices, best first, -1: none, and their scores.
         """
 
-    def propose(self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None) -> Candidates:
+    def propose(
+        self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None
+    ) -> tuple[Candidates, Preranker]:
         """The best of what the heads found and of its own candidates.
 
         Args:
@@ -106,7 +108,8 @@ class UserSource(Protocol):
             allowed: [I]; None: all.
 
         Returns:
-            [T, N] candidates, each at the trigger that it is most similar to.
+            [T, N] candidates, each at the trigger that it is most similar to; and a preranker that knows the scores of
+            these and of all that were found, so that nothing is scored twice.
         """
 
 

@@ -340,14 +340,16 @@ class Retriever:
         kept = self._keep(_taking_part(plan), requests, plan, allowed, timings)
         quotas = [plan.quotas[candidates.head] for candidates in kept]
         with timings.stage("prerank"):
-            if isinstance(self.sorter, UserSource) and plan.of_user:
-                kept.append(self.sorter.propose(requests, kept, plan.k, allowed))
-                quotas.append(plan.of_user)
-            # What speaks of the user chooses from the pools; else the trigger that an item answers best.
-            ranker = self.sorter if isinstance(self.sorter, UserSource) else self.preranker
+            ranker, sorter = self.preranker, self.sorter
+            if isinstance(sorter, UserSource):  # what speaks of the user chooses from the pools, too
+                own, sorter = sorter.propose(requests, kept, plan.k, allowed)
+                ranker = sorter
+                if plan.of_user:
+                    kept.append(own)
+                    quotas.append(plan.of_user)
             rankings = [ranker.score(requests, candidates) for candidates in kept]
         with timings.stage("merge"):
-            return user_list(requests, kept, rankings, quotas, self.sorter)
+            return user_list(requests, kept, rankings, quotas, sorter)
 
     def _knowing(self, query: Query, timings: Timings) -> Retriever:
         """A retriever for one request that knows the unknown triggers by their features; without any, this one.

@@ -12,7 +12,7 @@ from mtmh.data.dataset import EvaluationUsers
 from mtmh.data.histories import Histories
 from mtmh.evaluation.cohort import make_cohort
 from mtmh.evaluation.protocol import Pipeline, rank_users
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Requests, UserSource
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Preranker, Requests, UserSource
 
 NUM_ITEMS = 40
 
@@ -35,7 +35,9 @@ class ByTable:
         items = np.stack([row[good][:k] for row, good in zip(items, may_answer(items), strict=True)])
         return items, self.table[items]
 
-    def propose(self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None) -> Candidates:
+    def propose(
+        self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None
+    ) -> tuple[Candidates, Preranker]:
         raise AssertionError("of one user, in service")
 
 

@@ -123,7 +123,7 @@ def test_it_proposes_the_best_of_what_was_found_what_goes_with_the_history_and_w
     found = [Candidates("engagement", np.array([[1, 2], [2, -1], [3, 5]]), np.zeros((3, 2), np.float32))]
     allowed = np.ones(40, bool)
     allowed[[5, 6, 7, 22]] = False
-    best = source.propose(requests, found, 6, allowed)
+    best, known = source.propose(requests, found, 6, allowed)
     assert best.head == "user"
     placed = best.items >= 0
     assert (placed.sum(axis=0) == 1).all(), "each at one trigger"
@@ -131,3 +131,11 @@ def test_it_proposes_the_best_of_what_was_found_what_goes_with_the_history_and_w
     pool = np.array([1, 2, 3, 20, 21, 33, 34])
     scores = source.ranker.score(requests.histories, pool[None, :])[0]
     assert best.items.max(axis=0).tolist() == pool[np.argsort(-scores)][:6].tolist()
+    for candidates in (best, found[0]):
+        allowed_items = Candidates("any", np.where(allowed[candidates.items], candidates.items, -1), candidates.scores)
+        np.testing.assert_allclose(
+            known.score(requests, allowed_items), source.score(requests, allowed_items), rtol=1e-5
+        )
+    items, ranked = source.best_of_users(requests.histories, np.array([[1, 2, 3, 5]]), 6, lambda items: allowed[items])
+    assert items[0].tolist() == best.items.max(axis=0).tolist()
+    np.testing.assert_allclose(ranked[0], np.sort(scores)[::-1][:6], rtol=1e-5)
