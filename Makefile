@@ -60,7 +60,9 @@ layout:
 	ln -s $(CURDIR)/mtmh/* $(CURDIR)/modules $(CURDIR)/torchx_apps build/types/mtmh/
 
 types: $(INSTALLED) layout
-	cd build/types && mypy --config-file $(CURDIR)/pyproject.toml -p mtmh
+	ln -s $(CURDIR)/benchmarks $(CURDIR)/tests build/types/
+	cd build/types && MYPYPATH=$$(printf '%s:' $(CURDIR)/tests/*/) \
+	  mypy --config-file $(CURDIR)/pyproject.toml -p mtmh -p benchmarks -p tests
 
 # Half an hour on two quiet cores; tables on the screen, figures as JSON in runs/benchmarks.
 bench: $(INSTALLED)

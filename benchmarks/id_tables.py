@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def feed(table: HashIdRows, ids: torch.Tensor) -> None:
 
 def row(what: str, fill: float, table: HashIdRows, batches: list[torch.Tensor]) -> dict[str, Any]:
     """Ids a second of the median batch."""
-    seconds = [clocked(lambda ids=ids: feed(table, ids)) for ids in batches]
+    seconds = [clocked(partial(feed, table, ids)) for ids in batches]
     return {"ids": what, "fill": fill, "ids/s": len(batches[0]) / statistics.median(seconds)}
 
 

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def measure_kind(root: Path, kind: str, queries: Vectors, truth: Items, args: ar
     for probes in (probes for probes in args.probes if probes <= index.num_clusters):
         plain = plain_search(index, probes, args.k)
         (items, plain_items), (seconds, plain_seconds) = timed(
-            [lambda part, c=probes: index.search(part, args.k, c), plain], queries, args
+            [partial(index.search, k=args.k, num_probes=probes), plain], queries, args
         )
         assert np.array_equal(items, plain_items), "plain faiss answers otherwise"
         points.append(
@@ -147,11 +148,13 @@ def measure_kind(root: Path, kind: str, queries: Vectors, truth: Items, args: ar
 
 def plain_search(index: IvfIndex, probes: int, k: int) -> Search:
     """The same faiss index, called as one calls faiss."""
-    params = faiss.SearchParametersIVF(nprobe=probes)
+    params: Any = faiss.SearchParametersIVF(nprobe=probes)  # type: ignore[call-arg]
     plain = index.faiss_index
     if index.refined_index is not None:
         plain = index.refined_index
-        params = faiss.IndexRefineSearchParameters(k_factor=index.refine_factor, base_index_params=params)
+        params = faiss.IndexRefineSearchParameters(  # type: ignore[call-arg]
+            k_factor=index.refine_factor, base_index_params=params
+        )
     return lambda part: plain.search(part, k, params=params)
 
 

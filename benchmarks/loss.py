@@ -59,7 +59,10 @@ def library_loss(
     embeddings: list[list[Tensor]], teacher: Teacher, kernel: Literal["torch", "triton"] = "torch"
 ) -> Tensor:
     """One of the library's paths."""
-    losses = contrastive_losses(*embeddings, HEADS, temperature=TEMPERATURE, teacher=teacher, kernel=kernel)
+    trigger, positive, negative = embeddings
+    losses = contrastive_losses(
+        trigger, positive, negative, HEADS, temperature=TEMPERATURE, teacher=teacher, kernel=kernel
+    )
     total: Tensor = losses.total
     return total
 
@@ -75,7 +78,8 @@ def make_inputs(
 
     sizes = (num_rows, num_rows, num_negatives)
     embeddings = [[unit(rows).requires_grad_() for _ in HEADS] for rows in sizes]
-    return embeddings, Teacher(*(unit(rows) for rows in sizes), temperature=TEMPERATURE)
+    trigger, positive, negative = (unit(rows) for rows in sizes)
+    return embeddings, Teacher(trigger, positive, negative, temperature=TEMPERATURE)
 
 
 def measure(
@@ -83,12 +87,13 @@ def measure(
 ) -> dict[str, Any]:
     """Times one method in this process and reads its peak memory."""
     on_gpu = device.type == "cuda"
-    loss: Callable[[list[list[Tensor]], Teacher], Tensor] = {
+    losses: dict[str, Callable[[list[list[Tensor]], Teacher], Tensor]] = {
         "naive": naive_loss,
         "compiled": torch.compile(naive_loss),
         "chunked": library_loss,
         "triton": partial(library_loss, kernel="triton"),
-    }[method]
+    }
+    loss = losses[method]
     embeddings, teacher = make_inputs(num_rows, num_negatives, width, device)
 
     def run() -> float:
@@ -98,7 +103,7 @@ def measure(
             torch.cuda.synchronize()
         start = time.perf_counter()
         total = loss(embeddings, teacher)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         if on_gpu:
             torch.cuda.synchronize()
         elapsed = time.perf_counter() - start

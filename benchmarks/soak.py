@@ -130,7 +130,7 @@ class Soak:
             await asyncio.to_thread(publish, version, keep=len(self.versions) + 1)
             self.counts["published"] += 1
 
-    async def watch(self, process: psutil.Process, report: Callable[[], None], every: float) -> None:
+    async def watch(self, process: psutil.Process, report: Callable[[], object], every: float) -> None:
         """Notes the memory of the service, and reports."""
         start = time.monotonic()
         while self.goes_on:

@@ -226,8 +226,9 @@ class Stopwatch:
 def watch_forward(sharded: nn.Module, watch: Stopwatch) -> None:
     """Ends a part of the step where the parts of the forward, and the backward of the tables, begin."""
     task = next(module for module in sharded.modules() if isinstance(module, TrainTask))
-    sparse = task.model.sparse_nn
-    compute, share = sparse.ebc.compute_and_output_dist, task_module.share_negatives
+    sparse: Any = task.model.sparse_nn
+    module: Any = task_module
+    compute, share = sparse.ebc.compute_and_output_dist, module.share_negatives
 
     def ids_arrived(*args: Any, **kwargs: Any) -> Any:
         watch.mark("ids to the tables")
@@ -245,7 +246,7 @@ def watch_forward(sharded: nn.Module, watch: Stopwatch) -> None:
     sparse.ebc.compute_and_output_dist = ids_arrived
     sparse.register_forward_hook(embedded)
     task.loss.register_forward_pre_hook(watch.after("towers"))
-    task_module.share_negatives = shared  # of this process alone
+    module.share_negatives = shared  # of this process alone
 
 
 def run_parts(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
@@ -345,7 +346,7 @@ class PlainBatch:
 
 def gathered(tensor: Tensor) -> Tensor:
     """Rows of all ranks, with gradients."""
-    return tensor if dist.get_world_size() == 1 else torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]
+    return tensor if dist.get_world_size() == 1 else torch.cat(all_gather(tensor))
 
 
 def plain_loss(embeddings: list[Tensor], batch: PlainBatch, config: Config) -> tuple[Tensor, Tensor]:
@@ -393,7 +394,7 @@ def run_plain(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
         for optimizer in optimizers:
             optimizer.zero_grad()
         loss, reported = plain_loss(model(batch.ids, batch.dense), batch, config)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         return reported

@@ -23,11 +23,11 @@ from mtmh.artifacts import (
 
 
 def write(path: Path, text: str = "data", kind: str = "content", **kwargs: object) -> Artifact:
-    with write_artifact(path, kind, config={"a": 1}, **kwargs) as writer:  # type: ignore[arg-type]
+    with write_artifact(path, kind, config={"a": 1}, **kwargs) as writer:
         (writer.folder / "sub").mkdir()
         (writer.folder / "sub" / "x.bin").write_text(text)
         writer.summary["rows"] = len(text)
-    return open_artifact(path, kind)  # type: ignore[arg-type]
+    return open_artifact(path, kind)
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class Progress:
 
     def __init__(self, path: Path, plan: Iterable[Measurement], result: Result) -> None:
         self.path = path
-        empty: Result = {"rows": [], "skipped": [], "failed": [], "seconds": 0.0, "cores_others_kept_busy": 0.0}
+        empty: dict[str, Any] = {"rows": [], "skipped": [], "failed": [], "seconds": 0.0, "cores_others_kept_busy": 0.0}
         self.result: Result = {"format": FORMAT} | empty | result
         self._plan = {_name(_entry(one)): one for one in plan}
         self._places = {name: place for place, name in enumerate(self._plan)}

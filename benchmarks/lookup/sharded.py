@@ -108,7 +108,7 @@ def on_ranks(function: Callable[..., object], ranks: int, device: torch.device, 
     if device.type == "cuda" and torch.cuda.device_count() < ranks:
         raise ValueError(f"{ranks} ranks need {ranks} GPUs, this machine has {torch.cuda.device_count()}")
     with tempfile.TemporaryDirectory() as folder:
-        processes = spawn(  # type: ignore[no-untyped-call]
+        processes = spawn(
             _rank, args=(function, ranks, device.type, f"file://{folder}/rendezvous", args), nprocs=ranks, join=False
         )
         try:

@@ -64,7 +64,7 @@ def measure(
         nonlocal count
         cpu, begin = time.process_time(), time.perf_counter()
         if device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize(device)
             start.record()
         for _ in range(calls):

@@ -38,7 +38,7 @@ def test_moved_bytes_are_rows_read_and_in_backward_read_and_written() -> None:
     [("fp32", 32, 128), ("fp16", 32, 64), ("int8", 32, 48), ("int8", 128, 144), ("int8", 12, 16)],
 )
 def test_row_bytes(dtype: str, width: int, expected: int) -> None:
-    case = Case(rows=10, width=width, dtype=dtype, tables=2)  # type: ignore[arg-type]
+    case = Case(rows=10, width=width, dtype=dtype, tables=2)
     assert case.row_bytes == expected
     assert case.table_bytes == 2 * 10 * expected
 
@@ -85,7 +85,7 @@ def test_a_preset_changes_one_factor_at_a_time(name: str, device: str) -> None:
     found = list(measurements(chosen, device, ranks=2))
     for one in found:
         if one.sweep in chosen.values:
-            assert replace(chosen.base, **{one.sweep: one.x}) == one.case  # type: ignore[arg-type]
+            assert replace(chosen.base, **{one.sweep: one.x}) == one.case
         if one.case.dtype == "int8":
             assert (one.mode, one.kernel) in {(FORWARD, "tbe"), (FORWARD, "ebc")}
     assert {one.kernel for one in found} >= {"embedding_bag", "tbe", "ebc"} | {f"sharded:{one}" for one in SHARDINGS}

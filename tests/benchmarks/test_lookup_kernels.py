@@ -34,7 +34,7 @@ def gather_sum(case: Case, tables: list[Tensor], indices: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("kernel", ["embedding_bag", "tbe", "ebc"])
 def test_output_is_the_sum_of_the_rows(kernel: str, dtype: str, change: dict[str, object]) -> None:
-    case = replace(CASE, dtype=dtype, **change)  # type: ignore[arg-type]
+    case = replace(CASE, dtype=dtype, **change)
     if kernel == "embedding_bag" and dtype == "int8":
         pytest.skip("nn.EmbeddingBag has no int8 tables")
     if kernel == "ebc" and dtype == "fp16" and case.weighted:

@@ -64,11 +64,11 @@ def chain_of(config: Config, scheduler: Scheduler, said: list[str]) -> tuple[Cha
     folder.mkdir(parents=True)
     record = Record(recipe="test", overrides=[], scheduler="test")
     stop = threading.Event()
-    return Chain(config, scheduler, record, folder, State(), stop, said.append), folder  # type: ignore[arg-type]
+    return Chain(config, scheduler, record, folder, State(), stop, said.append), folder
 
 
 def write(config: Config, path: Path, kind: str, inputs: dict[str, Artifact] | None = None) -> None:
-    with write_artifact(path, kind, config=config.model_dump(mode="json"), inputs=inputs):  # type: ignore[arg-type]
+    with write_artifact(path, kind, config=config.model_dump(mode="json"), inputs=inputs):
         pass
 
 

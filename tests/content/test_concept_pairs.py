@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +23,7 @@ def dataset(tmp_path: Path) -> Dataset:
     return write_dataset(tmp_path / "dataset", {"item_id": [30, 10, 20]})
 
 
-def write(path: Path, rows: list[tuple[object, object, object]], id_type: pa.DataType | None = None) -> Path:
+def write(path: Path, rows: Sequence[tuple[object, object, object]], id_type: pa.DataType | None = None) -> Path:
     ids, concepts, sources = zip(*rows, strict=True)
     pq.write_table(
         pa.table({"item_id": pa.array(ids, id_type or pa.int64()), "concept": concepts, "source": sources}), path
@@ -41,7 +43,7 @@ ROWS = [
 ]
 
 
-def test_reading(dataset, tmp_path):
+def test_reading(dataset: Any, tmp_path: Path) -> None:
     concepts = open_concepts(dataset, write(tmp_path / "c.parquet", ROWS), {"query": 0.5, "generated": 2.0})
     assert concepts.item.tolist() == [1, 1, 2, 0]
     assert [concepts.texts[number] for number in concepts.concept] == ["#Baking", "how to bake", "#Baking", "#Baking"]
@@ -59,7 +61,7 @@ def timed(path: Path, times: pa.Array) -> Path:
     return path
 
 
-def test_concepts_of_the_test_period_are_left_out(tmp_path):
+def test_concepts_of_the_test_period_are_left_out(tmp_path: Path) -> None:
     cut = write_dataset(tmp_path / "cut", {"item_id": [10]}, cutoff=100.0)
     for times in (pa.array([99, 100, 101, None, 5]), pa.array([99.9, 100.0, 1e9, np.nan, -5.0])):
         concepts = open_concepts(cut, timed(tmp_path / "c.parquet", times), {})
@@ -72,7 +74,7 @@ def test_concepts_of_the_test_period_are_left_out(tmp_path):
         open_concepts(cut, timed(tmp_path / "c.parquet", pa.array([100, 101])), {})
 
 
-def test_times_of_concepts_are_compared_as_those_of_events(tmp_path):
+def test_times_of_concepts_are_compared_as_those_of_events(tmp_path: Path) -> None:
     day = datetime(2026, 3, 1, tzinfo=UTC)
     dates = [day - timedelta(microseconds=1), day, day + timedelta(days=1)]
     cut = write_dataset(tmp_path / "cut", {"item_id": [10]}, cutoff=day.timestamp(), timestamp_is_date=True)
@@ -86,7 +88,7 @@ def test_times_of_concepts_are_compared_as_those_of_events(tmp_path):
         open_concepts(numbers, timed(tmp_path / "c.parquet", pa.array(["2026-03-01"])), {})
 
 
-def test_without_an_instant_or_a_time_all_concepts_are_used_and_it_is_said(dataset, tmp_path):
+def test_without_an_instant_or_a_time_all_concepts_are_used_and_it_is_said(dataset: Any, tmp_path: Path) -> None:
     concepts = open_concepts(dataset, timed(tmp_path / "c.parquet", pa.array([1, 2])), {})  # split by user
     assert len(concepts) == 2
     assert "all are used" in concepts.test_period
@@ -96,21 +98,21 @@ def test_without_an_instant_or_a_time_all_concepts_are_used_and_it_is_said(datas
     assert "no column timestamp" in concepts.test_period
 
 
-def test_a_source_of_weight_0_gives_no_pairs_but_still_no_negatives(dataset, tmp_path):
+def test_a_source_of_weight_0_gives_no_pairs_but_still_no_negatives(dataset: Any, tmp_path: Path) -> None:
     concepts = open_concepts(dataset, write(tmp_path / "c.parquet", ROWS), {"hashtag": 0.0})
     assert concepts.item.tolist() == [1, 2, 0]
     assert concepts.values.tolist() == [0, 0, 1, 0]
     assert concepts.dropped["weight 0"] == 1
 
 
-def test_string_ids(tmp_path):
+def test_string_ids(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "d", {"item_id": ["b", "a"]}, id_type="string")
     rows = [("a", "x", "query"), ("b", "y", "query"), ("z", "y", "query")]
     concepts = open_concepts(dataset, write(tmp_path / "c.parquet", rows, pa.string()), {})
     assert concepts.item.tolist() == [1, 0]
 
 
-def test_bad_tables(dataset, tmp_path):
+def test_bad_tables(dataset: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no file"):
         open_concepts(dataset, tmp_path / "gone.parquet", {})
     pq.write_table(pa.table({"item_id": [10], "concept": ["x"]}), tmp_path / "c.parquet")
@@ -127,7 +129,7 @@ def test_bad_tables(dataset, tmp_path):
         open_concepts(dataset, write(tmp_path / "c.parquet", [("ten", "x", "query")], pa.string()), {})
 
 
-def many(tmp_path: Path, num_items: int = 12, num_pairs: int = 50) -> object:
+def many(tmp_path: Path, num_items: int = 12, num_pairs: int = 50) -> Any:
     rng = np.random.default_rng(0)
     dataset = write_dataset(tmp_path / "many", {"item_id": list(range(num_items))})
     rows = [
@@ -137,7 +139,7 @@ def many(tmp_path: Path, num_items: int = 12, num_pairs: int = 50) -> object:
     return open_concepts(dataset, write(tmp_path / "c.parquet", rows), {})
 
 
-def test_an_epoch_takes_every_pair_once_and_any_step_can_be_asked_for(tmp_path):
+def test_an_epoch_takes_every_pair_once_and_any_step_can_be_asked_for(tmp_path: Path) -> None:
     concepts = many(tmp_path)
     order = PairOrder(concepts, 10, seed=1)
     assert order.steps_per_epoch == 5
@@ -153,7 +155,7 @@ def test_an_epoch_takes_every_pair_once_and_any_step_can_be_asked_for(tmp_path):
         PairOrder(concepts, 51, seed=1)
 
 
-def test_false_negatives_are_all_columns_whose_concept_is_one_of_the_rows_item(tmp_path):
+def test_false_negatives_are_all_columns_whose_concept_is_one_of_the_rows_item(tmp_path: Path) -> None:
     concepts = many(tmp_path)
     draw = PairOrder(concepts, 20, seed=2).draw(0)
     rows, columns = false_negatives(concepts, draw)
@@ -168,7 +170,7 @@ def test_false_negatives_are_all_columns_whose_concept_is_one_of_the_rows_item(t
     assert {(place, place) for place in range(20)} <= naive
 
 
-def test_items_without_concepts_do_not_disturb(tmp_path):
+def test_items_without_concepts_do_not_disturb(tmp_path: Path) -> None:
     concepts = many(tmp_path, num_items=200)
     item = int(concepts.item[0])
     draw = PairDraw(np.array([item]), concepts.values[concepts.offsets[item] :][:1], np.ones(1, np.float32))

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +48,7 @@ def embedded(trained: Config) -> np.ndarray:
     return open_content(trained.content_dir, open_dataset(trained.dataset_dir)).embeddings
 
 
-def test_rows_are_unit_vectors_that_follow_topics(embedded):
+def test_rows_are_unit_vectors_that_follow_topics(embedded: Any) -> None:
     assert embedded.shape == (NUM_ITEMS, 8)
     assert embedded.dtype == np.float16
     rows = embedded.astype(np.float64)
@@ -61,7 +62,7 @@ def test_rows_are_unit_vectors_that_follow_topics(embedded):
     assert cosine[same].mean() > cosine[~same].mean() + 0.5
 
 
-def test_what_is_missing_or_broken_is_counted_and_named(trained, embedded):
+def test_what_is_missing_or_broken_is_counted_and_named(trained: Any, embedded: Any) -> None:
     summary = open_content(trained.content_dir, open_dataset(trained.dataset_dir)).artifact.summary
     assert summary["num_empty_texts"] == 2
     assert summary["num_missing_images"] == 2
@@ -71,7 +72,7 @@ def test_what_is_missing_or_broken_is_counted_and_named(trained, embedded):
     assert (embedded[[NO_TEXT, NO_IMAGE, CUT_OFF]] != 0.0).any(axis=1).all()
 
 
-def test_batches_do_not_change_an_embedding(trained, embedded):
+def test_batches_do_not_change_an_embedding(trained: Any, embedded: Any) -> None:
     dataset, teacher = open_dataset(trained.dataset_dir), open_teacher(trained.encoder_dir)
     embedder = Embedder(
         teacher.model, teacher.reader(dataset, trained), with_content(trained, batch_size=1), torch.device("cpu")
@@ -82,7 +83,7 @@ def test_batches_do_not_change_an_embedding(trained, embedded):
     assert alone.counts["empty_texts"] == 2
 
 
-def test_modalities_can_be_hidden(trained):
+def test_modalities_can_be_hidden(trained: Any) -> None:
     dataset, teacher = open_dataset(trained.dataset_dir), open_teacher(trained.encoder_dir)
     embedder = Embedder(teacher.model, teacher.reader(dataset, trained), trained, torch.device("cpu"))
     items = np.arange(10, 20)
@@ -94,7 +95,9 @@ def test_modalities_can_be_hidden(trained):
     assert not np.allclose(rows["text"], rows["image"], atol=1e-3)
 
 
-def test_a_killed_run_does_no_finished_shard_again_and_two_ranks_change_nothing(trained, embedded, tmp_path):
+def test_a_killed_run_does_no_finished_shard_again_and_two_ranks_change_nothing(
+    trained: Any, embedded: Any, tmp_path: Path
+) -> None:
     config, out = with_content(trained, shard_items=4), tmp_path / "content"
     job = start(config, EMBED, out)
     parts, deadline = tmp_path / "content.parts", time.monotonic() + 120.0
@@ -117,7 +120,7 @@ def test_a_killed_run_does_no_finished_shard_again_and_two_ranks_change_nothing(
     assert not parts.exists()
 
 
-def test_parts_of_other_settings_are_dropped(trained, embedded, tmp_path):
+def test_parts_of_other_settings_are_dropped(trained: Any, embedded: Any, tmp_path: Path) -> None:
     out, parts = tmp_path / "content", tmp_path / "content.parts"
     parts.mkdir()
     (parts / "plan.json").write_text('{"dataset": "another"}')
@@ -128,7 +131,7 @@ def test_parts_of_other_settings_are_dropped(trained, embedded, tmp_path):
     np.testing.assert_allclose(np.load(out / "embeddings.npy"), embedded, atol=2e-3)
 
 
-def test_reader_counts_and_places(tmp_path, trained):
+def test_reader_counts_and_places(tmp_path: Path, trained: Any) -> None:
     teacher = open_teacher(trained.encoder_dir)
     dataset = write_dataset(
         tmp_path / "d", {"item_id": [1, 2, 3, 4], "text": pa.array(["oak", None, " \t", "an oak and a pine"])}
@@ -142,13 +145,13 @@ def test_reader_counts_and_places(tmp_path, trained):
     assert reader.text_lengths(np.array([0, 1, 3])).tolist() == [3, 0, 17]
 
 
-def test_no_encoder_says_what_to_run(trained, tmp_path):
+def test_no_encoder_says_what_to_run(trained: Any, tmp_path: Path) -> None:
     config = trained.model_copy(update={"paths": trained.paths.model_copy(update={"root": tmp_path})})
     with pytest.raises(ValueError, match="no encoder artifact here"):
         embed_content(config, tmp_path / "content")
 
 
-def test_a_damaged_encoder_is_refused(trained, tmp_path):
+def test_a_damaged_encoder_is_refused(trained: Any, tmp_path: Path) -> None:
     shutil.copytree(trained.encoder_dir, tmp_path / "encoder")
     weights = tmp_path / "encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])

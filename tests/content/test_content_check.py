@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from mtmh.content.check_metrics import agreement
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), num_items=st.integers(6, 25), rounding=st.integers(1, 6))
-def test_figures_against_plain_loops(seed, num_items, rounding):
+def test_figures_against_plain_loops(seed: Any, num_items: Any, rounding: Any) -> None:
     rng = np.random.default_rng(seed)
     embeddings = rng.standard_normal((num_items, 3))
     embeddings = np.round(embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True), rounding).astype(np.float32)
@@ -50,7 +51,7 @@ def test_figures_against_plain_loops(seed, num_items, rounding):
     assert hits == pytest.approx(len(same))
 
 
-def test_degenerate_samples_are_errors():
+def test_degenerate_samples_are_errors() -> None:
     rows = np.eye(4, dtype=np.float32)
     with pytest.raises(ValueError, match="all pairs of the sample have the same topic_l1"):
         agreement("x", rows, {"topic_l1": np.zeros(4, np.int64)}, [1], 5)
@@ -65,7 +66,7 @@ def with_gates(config: Config, **gates: object) -> Config:
     return config.model_copy(update={"content": config.content.model_copy(update={"check": check})})
 
 
-def test_trained_encoder_by_modality(trained, tmp_path):
+def test_trained_encoder_by_modality(trained: Any, tmp_path: Path) -> None:
     config = with_gates(trained, min_auc_l1=0.6, min_precision_l2=0.5)
     artifact = check_content(config, tmp_path / "check")
     assert artifact.summary["failures"] == []
@@ -98,7 +99,7 @@ def teacher_of(root: Path, embeddings: np.ndarray) -> Config:
     return config.model_copy(update={"content": type(config.content)()})
 
 
-def test_any_teacher_by_its_content_artifact(tmp_path):
+def test_any_teacher_by_its_content_artifact(tmp_path: Path) -> None:
     embeddings = np.eye(4)[topic_of(np.arange(NUM_ITEMS))]
     embeddings[NOTHING] = 0.0
     artifact = check_content(with_gates(teacher_of(tmp_path, embeddings), num_items=1000), tmp_path / "check")
@@ -108,7 +109,7 @@ def test_any_teacher_by_its_content_artifact(tmp_path):
     assert set(artifact.manifest.inputs) == {"dataset", "content"}
 
 
-def test_missed_gates_are_named_and_end_in_exit_code_1(tmp_path):
+def test_missed_gates_are_named_and_end_in_exit_code_1(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((NUM_ITEMS, 4))
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -127,7 +128,7 @@ def test_missed_gates_are_named_and_end_in_exit_code_1(tmp_path):
     assert (tmp_path / "again" / "report.html").is_file()
 
 
-def test_no_topics_is_an_error(tmp_path):
+def test_no_topics_is_an_error(tmp_path: Path) -> None:
     write_dataset(tmp_path / "dataset", {"item_id": [1, 2], "topic_l1": [None, None], "topic_l2": [None, None]})
     config = make_config(tmp_path)
     with pytest.raises(ValueError, match="no item has a topic"):

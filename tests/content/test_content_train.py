@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,7 @@ def untrained(config: Config) -> Teacher:
     return build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
 
 
-def test_training_learns_and_the_artifact_explains_itself(trained):
+def test_training_learns_and_the_artifact_explains_itself(trained: Any) -> None:
     artifact = train_content(trained, trained.encoder_dir)  # finished: comes back as it is
     losses = [loss for _, loss in artifact.summary["losses"]]
     assert losses[-1] < 0.7 * losses[0]
@@ -61,7 +62,7 @@ def test_training_learns_and_the_artifact_explains_itself(trained):
     assert not trained.encoder_dir.with_name("encoder.steps").exists()
 
 
-def test_loss_is_the_mean_of_both_directions_without_false_negatives(trained, catalogue):
+def test_loss_is_the_mean_of_both_directions_without_false_negatives(trained: Any, catalogue: Any) -> None:
     config = make_config(catalogue, encoder={"training": {"modality_dropout": 0.0, "source_weights": {"query": 0.3}}})
     dataset, encoder = open_dataset(config.dataset_dir), config.content.encoder
     concepts = open_concepts(dataset, encoder.concepts, encoder.training.source_weights)
@@ -88,7 +89,7 @@ def test_loss_is_the_mean_of_both_directions_without_false_negatives(trained, ca
     torch.testing.assert_close(reported.double(), expected.detach().reshape(1, 1), atol=1e-5, rtol=1e-5)
 
 
-def test_modality_dropout_takes_one_of_two_and_never_both(catalogue):
+def test_modality_dropout_takes_one_of_two_and_never_both(catalogue: Any) -> None:
     config = make_config(catalogue, encoder={"training": {"modality_dropout": 0.6}})
     dataset = open_dataset(config.dataset_dir)
     concepts = open_concepts(dataset, config.content.encoder.concepts, {})
@@ -108,7 +109,7 @@ def test_modality_dropout_takes_one_of_two_and_never_both(catalogue):
     assert min(lost["text"], lost["image"]) > 24
 
 
-def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path, catalogue):
+def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path: Path, catalogue: Any) -> None:
     training = {"max_steps": 40, "epochs": 40, "checkpoint_every": 2, "warmup_steps": 5}
     config = make_config(tmp_path, catalogue, encoder={"training": training})
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -130,7 +131,7 @@ def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path, catalogue):
     assert not steps.exists()
 
 
-def test_two_ranks_compute_what_one_does(tmp_path, catalogue):
+def test_two_ranks_compute_what_one_does(tmp_path: Path, catalogue: Any) -> None:
     # Item 4 and others have no image: some rank's share of a step may do without the image encoder.
     config = make_config(tmp_path, catalogue, encoder={"training": {"batch_size": 4, "max_steps": 6}})
     job = start(config, "mtmh.content.train:train_content", tmp_path / "two", ranks=2)
@@ -151,7 +152,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor], prefix: str) ->
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_frozen_and_last_layers(tmp_path, catalogue, checkpointing):
+def test_frozen_and_last_layers(tmp_path: Path, catalogue: Any, checkpointing: Any) -> None:
     encoder = {
         "text": {"model": "random:tiny-text", "tune": "last", "tune_layers": 1},
         "image": {"model": "random:tiny-image"},
@@ -169,7 +170,7 @@ def test_frozen_and_last_layers(tmp_path, catalogue, checkpointing):
     assert {"text_features.missing", "image_features.missing"} <= after.keys()
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path, catalogue):
+def test_gradient_checkpointing_changes_nothing(tmp_path: Path, catalogue: Any) -> None:
     for name, checkpointing in (("plain", False), ("checkpointed", True)):
         training = {"max_steps": 2, "gradient_checkpointing": checkpointing}
         train_content(make_config(tmp_path, catalogue, encoder={"training": training}), tmp_path / name)
@@ -178,7 +179,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, catalogue):
         torch.testing.assert_close(checkpointed[name], tensor, atol=1e-6, rtol=1e-5)
 
 
-def test_too_many_layers_to_tune(tmp_path, catalogue):
+def test_too_many_layers_to_tune(tmp_path: Path, catalogue: Any) -> None:
     text = {"model": "random:tiny-text", "tune": "last", "tune_layers": 3}
     config = make_config(tmp_path, catalogue, encoder={"text": text})
     with pytest.raises(ValueError, match=r"content\.encoder\.text\.tune_layers: 3 asked for, BertModel has 2 layers"):
@@ -186,7 +187,7 @@ def test_too_many_layers_to_tune(tmp_path, catalogue):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="the extra lora (package peft) is not installed")
-def test_adapters_train_alone_and_merge_into_a_plain_model(tmp_path, catalogue):
+def test_adapters_train_alone_and_merge_into_a_plain_model(tmp_path: Path, catalogue: Any) -> None:
     towers = {kind: {"model": f"random:tiny-{kind}", "tune": "lora", "lora_rank": 2} for kind in ("text", "image")}
     config = make_config(tmp_path, catalogue, encoder={**towers, "training": {"max_steps": 3, "checkpoint_every": 2}})
     teacher = untrained(config)
@@ -207,20 +208,20 @@ def test_adapters_train_alone_and_merge_into_a_plain_model(tmp_path, catalogue):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("peft") is not None, reason="the package peft is installed")
-def test_adapters_without_the_package_say_what_to_install(tmp_path, catalogue):
+def test_adapters_without_the_package_say_what_to_install(tmp_path: Path, catalogue: Any) -> None:
     config = make_config(tmp_path, catalogue, encoder={"text": {"model": "random:tiny-text", "tune": "lora"}})
     with pytest.raises(ValueError, match=r"pip install 'mtmh\[lora\]'"):
         prepare_tuning(untrained(config), config.content.encoder)
 
 
-def test_own_concept_encoder_and_text_alone(tmp_path, catalogue):
+def test_own_concept_encoder_and_text_alone(tmp_path: Path, catalogue: Any) -> None:
     encoder = {"image": None, "concept": {"model": "random:tiny-text"}, "training": {"max_steps": 2}}
     artifact = train_content(make_config(tmp_path, catalogue, encoder=encoder), tmp_path / "encoder")
     assert artifact.summary["pooling"] == {"text": "mean", "concept": "mean"}
     assert open_teacher(tmp_path / "encoder").model.concept is not None
 
 
-def test_checkpoints_of_other_settings_are_refused(tmp_path, catalogue):
+def test_checkpoints_of_other_settings_are_refused(tmp_path: Path, catalogue: Any) -> None:
     config = make_config(tmp_path, catalogue)
     out, dataset = tmp_path / "encoder", open_dataset(config.dataset_dir)
     concepts = open_concepts(dataset, config.content.encoder.concepts, {})
@@ -232,7 +233,7 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path, catalogue):
         train_content(config, out)
 
 
-def test_other_concepts_or_pictures_are_another_run_even_if_as_many(tmp_path):
+def test_other_concepts_or_pictures_are_another_run_even_if_as_many(tmp_path: Path) -> None:
     write_catalogue(tmp_path)
     config = make_config(tmp_path, encoder={"training": {"max_steps": 1}})
     out, concepts, pictures = config.encoder_dir, tmp_path / "concepts.parquet", tmp_path / "pictures"
@@ -254,7 +255,7 @@ def test_other_concepts_or_pictures_are_another_run_even_if_as_many(tmp_path):
     assert third["decisive"]["concepts"] == second["decisive"]["concepts"]
 
 
-def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path, catalogue):
+def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path: Path, catalogue: Any) -> None:
     config = make_config(catalogue)
     with join_ranks("cpu") as ranks:
         teacher = untrained(config)
@@ -267,7 +268,7 @@ def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path, catal
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-00000002"]
 
 
-def test_learning_rate_warms_up_and_falls():
+def test_learning_rate_warms_up_and_falls() -> None:
     optimizer = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.1, "full_rate": 0.1}])
     training = make_config(Path("x"), encoder={"training": {"warmup_steps": 4}}).content.encoder.training
     rates = []
@@ -278,7 +279,7 @@ def test_learning_rate_warms_up_and_falls():
     assert all(np.diff(rates[4:]) < 0)
 
 
-def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, catalogue):
+def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path: Path, catalogue: Any) -> None:
     config = make_config(tmp_path, catalogue, encoder={"concepts": None})
     with pytest.raises(ValueError, match=r"content\.encoder\.concepts: not set"):
         train_content(config, tmp_path / "encoder")
@@ -287,7 +288,7 @@ def test_what_does_not_fit_is_said_before_anything_is_trained(tmp_path, catalogu
         train_content(plain, tmp_path / "encoder")
 
 
-def test_an_encoder_of_another_format_is_trained_anew(tmp_path):
+def test_an_encoder_of_another_format_is_trained_anew(tmp_path: Path) -> None:
     write_catalogue(tmp_path)
     config = make_config(tmp_path, encoder={"training": {"max_steps": 1}})
     config.encoder_dir.mkdir(parents=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,11 +31,11 @@ def dataset(tmp_path: Path) -> Dataset:
     return write_dataset(tmp_path / "dataset", {"item_id": [9, 8, 7, 6, 5], "image": names})
 
 
-def test_folder(dataset, tmp_path):
+def test_folder(dataset: Any, tmp_path: Path) -> None:
     assert open_images(dataset, tmp_path / "pictures").read(ITEMS) == EXPECTED
 
 
-def test_paths_as_they_stand(tmp_path):
+def test_paths_as_they_stand(tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(RED)
     names = [str(tmp_path / "red.png"), "", "no/such.png"]
     dataset = write_dataset(tmp_path / "dataset", {"item_id": [1, 2, 3], "image": names})
@@ -42,14 +43,14 @@ def test_paths_as_they_stand(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_tar(dataset, tmp_path, prefix):
+def test_tar(dataset: Any, tmp_path: Path, prefix: Any) -> None:
     with tarfile.open(tmp_path / "pictures.tar", "w") as archive:
         archive.add(tmp_path / "pictures" / "sub", f"{prefix}sub")
     assert open_images(dataset, tmp_path / "pictures.tar").read(ITEMS) == EXPECTED
 
 
 @pytest.mark.parametrize("in_struct", [False, True])
-def test_parquet_column_in_any_order_and_several_row_groups(dataset, tmp_path, in_struct):
+def test_parquet_column_in_any_order_and_several_row_groups(dataset: Any, tmp_path: Path, in_struct: Any) -> None:
     values = [BLUE, RED[:40], None, b"of another catalogue", b"", RED]
     column = pa.array(values, pa.binary())
     if in_struct:
@@ -61,12 +62,12 @@ def test_parquet_column_in_any_order_and_several_row_groups(dataset, tmp_path, i
     assert store.read([1]) == [None]
 
 
-def test_parquet_leaves_items_out(dataset, tmp_path):
+def test_parquet_leaves_items_out(dataset: Any, tmp_path: Path) -> None:
     pq.write_table(pa.table({"item_id": [9], "image": [RED]}), tmp_path / "images.parquet")
     assert open_images(dataset, tmp_path / "images.parquet").read([1, 0, 4]) == [None, RED, None]
 
 
-def test_decode():
+def test_decode() -> None:
     image = decode(RED)
     assert image is not None
     assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 4), (255, 0, 0))
@@ -75,7 +76,7 @@ def test_decode():
     assert decode(RED[:40]) is None
 
 
-def test_what_cannot_be_read_is_an_error(dataset, tmp_path):
+def test_what_cannot_be_read_is_an_error(dataset: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         open_images(dataset, tmp_path / "gone.tar")
     (tmp_path / "images.zip").write_bytes(b"PK")

@@ -61,11 +61,11 @@ def write_catalogue(root: Path, seed: int = 0) -> Dataset:
             "topic_l2": [f"fine {topic}" for topic in topics],
         },
     )
-    item = np.repeat(np.arange(NUM_ITEMS), 3)
+    items = np.repeat(np.arange(NUM_ITEMS), 3)
     source = np.tile(["hashtag", "query", "generated"], NUM_ITEMS)
-    shown = np.where(rng.random(len(item)) < 0.1, rng.integers(0, NUM_TOPICS, len(item)), item % NUM_TOPICS)
-    concepts = [WORDS[topic][word] for topic, word in zip(shown, rng.integers(0, 3, len(item)), strict=True)]
-    pq.write_table(pa.table({"item_id": 10 * item, "concept": concepts, "source": source}), root / "concepts.parquet")
+    shown = np.where(rng.random(len(items)) < 0.1, rng.integers(0, NUM_TOPICS, len(items)), items % NUM_TOPICS)
+    concepts = [WORDS[topic][word] for topic, word in zip(shown, rng.integers(0, 3, len(items)), strict=True)]
+    pq.write_table(pa.table({"item_id": 10 * items, "concept": concepts, "source": source}), root / "concepts.parquet")
     return open_dataset(root / "dataset")
 
 

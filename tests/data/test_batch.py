@@ -44,7 +44,7 @@ def test_pinned_batches_copy_on_a_stream(dataset: Dataset, tmp_path: Path) -> No
     batch = next(PairLoader(dataset, make_config(tmp_path), pin_memory=True).iterate())
     assert batch.trigger.is_pinned()
     assert batch.sparse.values().is_pinned()
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         moved = batch.to(torch.device("cuda"), non_blocking=True)
     torch.cuda.current_stream().wait_stream(stream)

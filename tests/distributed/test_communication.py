@@ -53,7 +53,7 @@ def pooled_and_moved(config: Config, ranks: Ranks) -> tuple[Tensor, dict[str, Te
     (sparse,) = (module for module in sharded.modules() if isinstance(module, SparseNN))
     pooled: Tensor = sparse(batch.sparse)[: len(own.item_index)]
     gradient = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(ranks.rank))
-    (pooled * gradient).sum().backward()  # type: ignore[no-untyped-call]
+    (pooled * gradient).sum().backward()
     if config.training.optimizer == "adagrad":
         # A first step moves every value by the learning rate; the sums tell how large its gradient was.
         states = sharded.fused_optimizer.state_dict()["state"].values()
@@ -96,7 +96,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str
     """The larger of both ranks."""
     root = tmp_path_factory.mktemp("communication")
     write_inputs(root)
-    mp.spawn(run, args=(2, root), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    mp.spawn(run, args=(2, root), nprocs=2)
     found: dict[tuple[str, str, str], float] = {}
     for rank in range(2):
         for kind, direction, precision, error in json.loads((root / f"errors-{rank}.json").read_text()):

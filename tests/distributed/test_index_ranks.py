@@ -73,7 +73,7 @@ def embed_by_other_recipes(root: Path, world_size: int) -> None:
             embedder = Embedder.load(checkpoint, tiny_config(root / "model", **sections), ranks)
             found = embedder.embed(open_dataset(root / "model" / "dataset").item_table, np.arange(5, 95))
             if ranks.is_first:
-                np.savez(root / f"by-{name}-{world_size}.npz", **found)  # type: ignore[arg-type]
+                np.savez(root / f"by-{name}-{world_size}.npz", **found)
         if world_size > 1:
             wrong = tiny_config(root / "model", sharding={"tables": {"shop": "row_wise"}})
             with pytest.raises(ValueError, match=r"sharding\.tables names no table: shop; the tables are item_id"):
@@ -87,7 +87,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(tiny(root))
     write_world(root / "world")
     on_two: Callable[[int, int, Path], None] = run
-    mp.spawn(on_two, args=(2, root), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    mp.spawn(on_two, args=(2, root), nprocs=2)
     before = embed._SHARD_ITEMS, embed._CHUNK_ITEMS
     run(0, 1, root)
     embed._SHARD_ITEMS, embed._CHUNK_ITEMS = before

@@ -114,7 +114,7 @@ def check_gathers(rank: int, world_size: int) -> None:
     assert torch.equal(gathered, expected.double())
     # Rank r weighs copy l with (r + 1) * l, so the owner of row l gets the sum of those.
     weights = torch.arange(len(gathered), dtype=torch.float64)[:, None]
-    (gathered * weights * (rank + 1)).sum().backward()  # type: ignore[no-untyped-call]
+    (gathered * weights * (rank + 1)).sum().backward()
     first = sum(sizes[:rank])
     own = weights[first : first + sizes[rank]] * sum(range(1, world_size + 1))
     assert rows.grad is not None
@@ -182,7 +182,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_on(world_size: int, root: Path) -> None:
     run: Callable[[int, int, Path], None] = run_everything
-    mp.spawn(run, args=(world_size, root), nprocs=world_size)  # type: ignore[attr-defined, no-untyped-call]
+    mp.spawn(run, args=(world_size, root), nprocs=world_size)
 
 
 def assert_same_run(one: Config, other: Config) -> None:

@@ -81,7 +81,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_inputs(root)
     run: Callable[[int, int, Path], None] = run_everything
     for world_size in (2, 3):
-        mp.spawn(run, args=(world_size, root), nprocs=world_size)  # type: ignore[attr-defined, no-untyped-call]
+        mp.spawn(run, args=(world_size, root), nprocs=world_size)
     run_everything(0, 1, root)
     return root
 

@@ -1,6 +1,7 @@
 """The protocol's parts, and the whole of it against a plain Python re-implementation."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_lists_are_in_the_order_of_any_finite_scores() -> None:
         assert lists[user][lists[user] >= 0].tolist() == expected
 
 
-def naive(dataset: Dataset, config, vectors: dict[str, np.ndarray], alpha: float) -> dict[str, float]:
+def naive(dataset: Dataset, config: Any, vectors: dict[str, np.ndarray], alpha: float) -> dict[str, float]:
     """The paper's protocol with exact search, one user, trigger and item at a time, in float64."""
     retrieval, settings = config.retrieval, config.evaluation
     users = dataset.evaluation_users(settings.num_users, config.seed)

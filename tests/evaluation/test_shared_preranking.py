@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtmh.data.arrays import Scores
 from mtmh.evaluation.shared_preranking import shared_merge, shared_prerank
-from mtmh.retrieval.ranking import Candidates, Requests, Scores
+from mtmh.retrieval.ranking import Candidates, Requests
 
 NUM_ITEMS, DIM = 80, 8
 HEADS = ["engagement", "relevance"]

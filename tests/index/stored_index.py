@@ -40,9 +40,9 @@ def write_world(root: Path) -> None:
     files = {path.relative_to(plain.artifact.path): path.read_bytes() for path in _files(plain.artifact.path)}
     summary = plain.artifact.summary
     with write_artifact(root / "dataset", "dataset", config={}) as writer:
-        for name, content in files.items():
-            (writer.folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (writer.folder / name).write_bytes(content)
+        for file, content in files.items():
+            (writer.folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (writer.folder / file).write_bytes(content)
         pq.write_table(items, writer.folder / ITEMS)
         writer.summary |= summary
     inputs = {"dataset": open_dataset(root / "dataset").artifact}

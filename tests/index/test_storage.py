@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -97,7 +98,7 @@ def test_filters_apply_inside_the_search(root: Path, storage: str) -> None:
     _, items = index.search(vectors[-50:], 5, index.num_clusters, np.ones(100, bool))
     assert items.max() < 100
     with pytest.raises(ValueError, match="expected bool"):
-        index.search(vectors[:1], 5, 1, np.ones(NUM_ITEMS, np.int64))  # type: ignore[arg-type]
+        index.search(vectors[:1], 5, 1, np.ones(NUM_ITEMS, np.int64))
 
 
 def test_lists_equal_those_of_plain_faiss(root: Path) -> None:
@@ -106,8 +107,8 @@ def test_lists_equal_those_of_plain_faiss(root: Path) -> None:
         artifact, summary = opened(root, storage)
         index, _ = open_head(artifact.path, HEADS[0], summary)
         assert isinstance(index, IvfIndex)
-        merged = index.faiss_index
-        plain = faiss.read_index(str(artifact.path / index_file(HEADS[0])), faiss.IO_FLAG_SKIP_IVF_DATA)
+        merged: Any = index.faiss_index
+        plain: Any = faiss.read_index(str(artifact.path / index_file(HEADS[0])), faiss.IO_FLAG_SKIP_IVF_DATA)
         lists = faiss.ArrayInvertedLists(plain.nlist, plain.code_size)
         plain.replace_invlists(lists, False)
         plain.ntotal = 0
@@ -148,11 +149,11 @@ def test_vectors_are_stored_once(root: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_vector_file_is_what_faiss_writes(tmp_path: Path, precision: str) -> None:
     vectors = clustered(0)[:70]
-    file = VectorFile(tmp_path / "ours", precision, 70, DIM)  # type: ignore[arg-type]
+    file = VectorFile(tmp_path / "ours", precision, 70, DIM)
     file.create()
     file.write(50, vectors[50:])
     file.write(0, vectors[:50])
-    index = faiss.IndexFlatIP(DIM)
+    index: Any = faiss.IndexFlatIP(DIM)
     if precision == "fp16":
         index = faiss.IndexScalarQuantizer(DIM, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors)

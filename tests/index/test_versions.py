@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from synthetic_dataset import make_config
 
-from mtmh.artifacts import write_artifact
-from mtmh.index import versions
+from mtmh.artifacts import open_artifact, write_artifact
 from mtmh.index.artifact import AnnRecall, IndexSummary, RankedBy
 from mtmh.index.versions import (
     BelowGateError,
@@ -249,14 +248,14 @@ def test_a_reader_finds_a_whole_index_while_a_writer_publishes_and_is_killed(tmp
         reads = 0
         while time.monotonic() < end:
             try:
-                versions.open_artifact(current_version(tmp_path), "index")
+                open_artifact(current_version(tmp_path), "index")
             except ValueError:  # two publications later the folder is gone: the reader asks again
-                versions.open_artifact(current_version(tmp_path), "index")
+                open_artifact(current_version(tmp_path), "index")
             reads += 1
         assert writer.pid is not None
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         assert reads > 10
-        versions.open_artifact(current_version(tmp_path), "index").verify()
+        open_artifact(current_version(tmp_path), "index").verify()
         assert json.loads((tmp_path / "CURRENT").read_text())["version"] == current_version(tmp_path).name
         publish(build(tmp_path), keep=2)

@@ -50,7 +50,8 @@ def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_pat
 def test_a_writer_that_comes_while_the_owner_removes_its_folder_is_not_in_its_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rmdir, meanwhile = os.rmdir, []
+    rmdir = os.rmdir
+    meanwhile: list[Any] = []
 
     def after_another_writer(*arguments: Any, **settings: Any) -> None:
         if not meanwhile:  # all files are unlinked, the lock among them

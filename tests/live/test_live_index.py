@@ -2,7 +2,7 @@
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from tiny_run import tiny_config, write_inputs
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.index.build import build_version
-from mtmh.index.versions import current_version, new_version, publish, rollback, writing
+from mtmh.index.versions import current_version, new_version, publish, rollback
+from mtmh.index.writers import writing
 from mtmh.live import live_index
 from mtmh.live.compaction import compact
 from mtmh.live.live_index import LiveIndex
@@ -195,7 +196,7 @@ def test_a_change_that_waited_too_long_does_not_take_place(index_dir: Path) -> N
     with ThreadPoolExecutor(2) as threads:
         with writing(index_dir):  # another process publishes
             deadline = time.monotonic() + 0.05
-            late = [
+            late: list[Future[Any]] = [
                 threads.submit(live.add, [row(1)], deadline=deadline),
                 threads.submit(live.remove, [20], deadline=deadline),
             ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from mtmh.modules.content_encoder import ContentEncoder, ContentInputs, PooledEncoder
@@ -71,7 +73,7 @@ def padded(texts: list[list[int]], left: bool = False) -> tuple[Tensor, Tensor]:
         (clip_text, "projection", 12),
     ],
 )
-def test_padding_does_not_change_a_text(build, pooling, width):
+def test_padding_does_not_change_a_text(build: Any, pooling: Any, width: Any) -> None:
     torch.manual_seed(0)
     encoder = PooledEncoder(build().eval(), pooling)
     texts = [[*text, 29] for text in TEXTS]
@@ -83,7 +85,7 @@ def test_padding_does_not_change_a_text(build, pooling, width):
         torch.testing.assert_close(together[row], alone[0], atol=1e-5, rtol=1e-5)
 
 
-def test_pooling_is_what_its_name_says():
+def test_pooling_is_what_its_name_says() -> None:
     torch.manual_seed(0)
     model = bert().eval()
     ids, mask = padded(TEXTS)
@@ -98,7 +100,7 @@ def test_pooling_is_what_its_name_says():
             torch.testing.assert_close(pooled[row], naive(row, len(text)))
 
 
-def test_last_token_with_padding_on_the_left():
+def test_last_token_with_padding_on_the_left() -> None:
     torch.manual_seed(0)
     model = llama().eval()
     ids, mask = padded(TEXTS, left=True)
@@ -116,14 +118,14 @@ def test_last_token_with_padding_on_the_left():
         (lambda: ConvNextModel(ConvNextConfig(hidden_sizes=[4, 6, 8, 10], depths=[1, 1, 1, 1])), "pooler", 10),
     ],
 )
-def test_image_encoders_of_several_families(model, pooling, width):
+def test_image_encoders_of_several_families(model: Any, pooling: Any, width: Any) -> None:
     torch.manual_seed(0)
     encoder = PooledEncoder(model().eval(), pooling)
     size = 32 if pooling == "pooler" else 8
     assert encoder(pixel_values=torch.randn(2, 3, size, size)).shape == (2, width) == (2, encoder.width)
 
 
-def test_a_pooling_that_the_model_does_not_have_is_refused():
+def test_a_pooling_that_the_model_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="BertModel cannot be pooled by 'projection'"):
         PooledEncoder(bert(), "projection")
 
@@ -151,7 +153,7 @@ def make_inputs(text_rows: list[int], image_rows: list[int], num_rows: int = 4) 
     )
 
 
-def test_embeddings_are_unit_vectors_and_rows_do_not_depend_on_order_or_company():
+def test_embeddings_are_unit_vectors_and_rows_do_not_depend_on_order_or_company() -> None:
     encoder = make_encoder()
     whole = encoder.embed_content(make_inputs([0, 1, 3], [3, 0, 2]))
     torch.testing.assert_close(whole.norm(dim=1), torch.ones(4))
@@ -162,7 +164,7 @@ def test_embeddings_are_unit_vectors_and_rows_do_not_depend_on_order_or_company(
     assert not torch.allclose(whole[0], whole[1])
 
 
-def test_stand_ins_replace_what_is_missing_and_learn():
+def test_stand_ins_replace_what_is_missing_and_learn() -> None:
     encoder = make_encoder()
     with torch.no_grad():
         encoder.text_features.missing.normal_()
@@ -176,14 +178,14 @@ def test_stand_ins_replace_what_is_missing_and_learn():
     assert encoder.image_features.missing.grad.abs().sum() == 0
 
 
-def test_nothing_at_all_still_has_an_embedding():
+def test_nothing_at_all_still_has_an_embedding() -> None:
     encoder = make_encoder()
     embeddings = encoder.embed_content(make_inputs([], []))
     assert embeddings.shape == (4, 6)
     torch.testing.assert_close(embeddings, embeddings[:1].expand(4, -1))
 
 
-def test_without_takes_modalities_away():
+def test_without_takes_modalities_away() -> None:
     inputs = make_inputs([0, 1, 3], [0, 2])
     text = torch.tensor([True, False, False, False])
     image = torch.tensor([False, False, True, True])
@@ -193,7 +195,7 @@ def test_without_takes_modalities_away():
     assert inputs.text_rows.tolist() == [0, 1, 3]
 
 
-def test_concept_tower_shares_the_text_encoder_or_has_its_own():
+def test_concept_tower_shares_the_text_encoder_or_has_its_own() -> None:
     ids, mask = padded([[7, 8], [9]])
     shared, own = make_encoder(), make_encoder(concept=True)
     assert shared.embed_concepts(ids, mask).shape == (2, 6)
@@ -207,7 +209,7 @@ def test_concept_tower_shares_the_text_encoder_or_has_its_own():
     torch.testing.assert_close(concepts.norm(dim=1), torch.ones(2))
 
 
-def test_one_modality_is_enough():
+def test_one_modality_is_enough() -> None:
     assert make_encoder(image=None).embed_content(make_inputs([0, 1], [2])).shape == (4, 6)
     image_only = make_encoder(text=None, concept=PooledEncoder(bert(), "mean"))
     assert image_only.embed_content(make_inputs([0, 1], [2])).shape == (4, 6)
@@ -217,7 +219,7 @@ def test_one_modality_is_enough():
         make_encoder(text=None)
 
 
-def test_bf16_autocast_ends_in_float32():
+def test_bf16_autocast_ends_in_float32() -> None:
     encoder = make_encoder()
     inputs = make_inputs([0, 2], [1])
     exact = encoder.embed_content(inputs)

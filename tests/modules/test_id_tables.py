@@ -219,4 +219,4 @@ def test_scrambled_is_one_to_one_and_fills_buckets_evenly() -> None:
 )
 def test_wrong_settings_are_named(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        IdTable(**settings)  # type: ignore[arg-type]
+        IdTable(**settings)

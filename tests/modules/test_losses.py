@@ -43,7 +43,9 @@ class Inputs:
             return None if tensor is None else tensor.to(dtype)
 
         teacher = self.teacher and Teacher(
-            *(x.to(dtype) for x in (self.teacher.trigger, self.teacher.positive, self.teacher.negative)),
+            self.teacher.trigger.to(dtype),
+            self.teacher.positive.to(dtype),
+            self.teacher.negative.to(dtype),
             self.teacher.temperature,
         )
         return replace(
@@ -239,7 +241,7 @@ def test_every_setting_of_heads(heads: tuple[Head, ...], missing_negatives: bool
     missing_negatives=st.booleans(),
 )
 def test_any_shape_equals_naive_formula(seed: int, rows: int, negatives: int, chunk_rows: int, **options: bool) -> None:
-    assert_equal(random_inputs(seed=seed, rows=rows, negatives=negatives, **options), chunk_rows)  # type: ignore[arg-type]
+    assert_equal(random_inputs(seed=seed, rows=rows, negatives=negatives, **options), chunk_rows)
 
 
 @pytest.mark.parametrize("negatives", [29, 5000])
@@ -427,11 +429,11 @@ def test_low_precision_embeddings_under_autocast(dtype: torch.dtype) -> None:
         torch.testing.assert_close(gradient.double(), reference, rtol=2e-2, atol=2e-2)
 
 
-class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class LargestTensor(TorchDispatchMode):
     """Records the number of elements of the largest storage that any operation returns."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.elements = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

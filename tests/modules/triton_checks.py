@@ -49,7 +49,7 @@ def in_triton(inputs: Inputs, kernel: str = "triton") -> LossOutput:
         teacher=inputs.teacher,
         hits=inputs.hits,
         similar=inputs.similar,
-        kernel=kernel,  # type: ignore[arg-type]
+        kernel=kernel,
     )
 
 

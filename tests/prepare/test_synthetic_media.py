@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,14 +28,14 @@ OPTIONS = ["num_users=40", "num_items=300", "num_events=1500", "num_topics_l1=3"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("media")
     config = load_config("synthetic", [f"paths.root={root}", *(f"data.options.{option}" for option in OPTIONS)])
     prepare(config, config.dataset_dir)
     return config
 
 
-def test_files_and_noise(config):
+def test_files_and_noise(config: Any) -> None:
     options = MediaOptions(missing_image_share=0.2, broken_image_share=0.1, concepts_per_item=3)
     artifact = write_media(config, config.media_dir, options)
     images = pq.read_table(artifact.path / IMAGES)
@@ -49,14 +50,14 @@ def test_files_and_noise(config):
     assert not names & set(concepts.column("concept").to_pylist())
 
 
-def test_the_same_seed_gives_the_same_media(config, tmp_path):
+def test_the_same_seed_gives_the_same_media(config: Any, tmp_path: Path) -> None:
     first, second = (write_media(config, tmp_path / name) for name in ("a", "b"))
     assert first.manifest.files == second.manifest.files
     other = write_media(config.model_copy(update={"seed": 9}), tmp_path / "c")
     assert other.manifest.files != first.manifest.files
 
 
-def test_pictures_of_a_topic_are_alike():
+def test_pictures_of_a_topic_are_alike() -> None:
     rng = np.random.default_rng(0)
     topic = np.repeat(np.arange(6), 20)
     pixels = render(topic, 3, 2, 0.1, rng).astype(np.float64)
@@ -67,7 +68,7 @@ def test_pictures_of_a_topic_are_alike():
     assert (nearest == topic // 2).mean() > 0.9
 
 
-def test_concepts_are_words_of_the_topic_but_for_the_noise():
+def test_concepts_are_words_of_the_topic_but_for_the_noise() -> None:
     words = [[f"{topic}-{word}" for word in range(5)] for topic in range(6)]
     topic = np.repeat(np.arange(6), 500)
     options = MediaOptions(coarse_concept_share=0.5)
@@ -83,7 +84,7 @@ def test_concepts_are_words_of_the_topic_but_for_the_noise():
     assert all(text.startswith("#") for text in np.array(table.column("concept").to_pylist())[source == "hashtag"])
 
 
-def test_only_simulated_catalogues(tmp_path: Path):
+def test_only_simulated_catalogues(tmp_path: Path) -> None:
     write_dataset(tmp_path / "dataset", random_histories(4))
     with pytest.raises(ValueError, match="only simulated items can be drawn"):
         write_media(make_config(tmp_path), tmp_path / "media")

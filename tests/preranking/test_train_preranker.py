@@ -81,7 +81,8 @@ def test_loss_and_gradients_equal_the_formulas(
     shapes = [(48, 3, 5), (48, 3), (len(batch.item_index), 5)]
     leaves = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
     loss, reported = PrerankerLoss(in_batch)(*leaves, batch)
-    expected = naive_loss(*leaves, batch, in_batch)
+    queries, biases, vectors = leaves
+    expected = naive_loss(queries, biases, vectors, batch, in_batch)
     torch.testing.assert_close(loss, expected.reshape(1), rtol=1e-6, atol=1e-8)
     assert reported.shape == (1, 3)
     gradients = torch.autograd.grad(loss.sum(), leaves)
@@ -163,7 +164,7 @@ def work(rank: int, world_size: int, root: Path) -> None:
 
 
 def test_two_ranks_compute_what_one_does(root: Path) -> None:
-    mp.spawn(work, args=(2, root), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    mp.spawn(work, args=(2, root), nprocs=2)
     train_preranker(rank_config(root, 1))
     one, two = (run_config(rank_config(root, world_size)) for world_size in (1, 2))
     losses, expected = losses_of(two), losses_of(one)

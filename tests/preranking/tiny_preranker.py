@@ -13,7 +13,11 @@ from mtmh.data.dataset import open_dataset
 from mtmh.prepare.prepare import prepare
 from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
 
-TASKS = [{"name": "click"}, {"name": "like", "event": ["like"], "weight": 2.0}, {"name": "long_view", "min_value": 0.6}]
+TASKS: list[dict[str, Any]] = [
+    {"name": "click"},
+    {"name": "like", "event": ["like"], "weight": 2.0},
+    {"name": "long_view", "min_value": 0.6},
+]
 PRERANKER: dict[str, Any] = {
     "tasks": TASKS,
     "history_length": 8,

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mtmh.config import RetrievalConfig
+from mtmh.data.arrays import Scores
 from mtmh.index.vector_index import IvfIndex
 from mtmh.retrieval import head_search
 from mtmh.retrieval.answers import RetrievedItem
@@ -17,7 +18,7 @@ from mtmh.retrieval.catalogue import Catalogue, UnknownItemError
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.merge import head_quotas, named_shares
 from mtmh.retrieval.query import Query
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Requests, Scores
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Requests
 from mtmh.retrieval.retriever import Retriever
 from mtmh.retrieval.timings import Timings
 

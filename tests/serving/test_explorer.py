@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from conftest import HOSTILE_ITEM, HOSTILE_TEXT
+from conftest import HOSTILE_ITEM, HOSTILE_TEXT  # type: ignore[attr-defined]
 from service_process import ServiceProcess
 
 from mtmh.retrieval.merge import head_quotas, head_shares, quota_merge

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import jsonschema
 import kubernetes_validate
 import pytest
@@ -63,8 +62,8 @@ def verb_of(words: list[str]) -> list[str]:
 
 def parsed(words: list[str]) -> dict[str, Any]:
     """What the command line makes of the words; unknown verbs and options raise."""
-    command: click.Command = typer.main.get_command(app)
-    context: click.Context | None = None
+    command: Any = typer.main.get_command(app)
+    context: Any = None
     while hasattr(command, "resolve_command"):
         context = command.make_context("mtmh", words, parent=context)
         _, command, words = command.resolve_command(context, [*context._protected_args, *context.args])
