@@ -42,7 +42,7 @@ from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import quiet_libraries
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 
 WAYS = ("at once", "in the background")
 WARM_UP = 3
@@ -133,7 +133,14 @@ def measure(config: Config, ranks: Ranks, way: str, every: int, num_saves: int) 
     record = RunRecord.of_recipe(config, dataset, {"dataset": dataset.artifact, "content": content.artifact})
     checkpoints = Checkpoints(config.model_dir("checkpoints"), record, ranks)
     model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
-    sharded, _ = shard(TrainTask(model, config.loss, config.seed), config, ranks)
+    sharded, _ = shard(
+        TrainTask(model, config.loss, config.seed),
+        config.sharding,
+        ranks,
+        items_per_step=items_per_step(config.training, config.loss),
+        training=config.training,
+        seed=config.seed,
+    )
     optimizer = build_optimizer(sharded, config.training)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
     feed = of_one_size(PairLoader(dataset, config, ranks.rank, ranks.world_size, content).batches())

@@ -38,7 +38,7 @@ from mtmh.distributed.sharding import shard
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import quiet_libraries
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 
 BUCKETS = 48
 FILLS = (0.0, 0.5, 0.9)
@@ -180,7 +180,14 @@ def train_steps(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float
     dataset = open_dataset(config.dataset_dir)
     torch.manual_seed(config.seed)
     model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
-    sharded, _ = shard(TrainTask(model, config.loss, config.seed), config, ranks)
+    sharded, _ = shard(
+        TrainTask(model, config.loss, config.seed),
+        config.sharding,
+        ranks,
+        items_per_step=items_per_step(config.training, config.loss),
+        training=config.training,
+        seed=config.seed,
+    )
     optimizer, id_tables = build_optimizer(sharded, config.training), IdTables(sharded)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
     batches = of_one_size(PairLoader(dataset, config).batches())

@@ -54,7 +54,7 @@ from mtmh.training import task as task_module
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import quiet_libraries
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 
 ENGINES = ("mtmh", "plain")
 PARTS = (  # of a step, in their order; what waits for the other ranks counts where it waits
@@ -187,7 +187,14 @@ def build(config: Config, ranks: Ranks) -> tuple[Any, Any, Iterator[PairBatch]]:
     """Sharded model, optimizer and batches, as in the trainer."""
     loader = open_loader(config, ranks)
     model = build_model(config.model, features_of(config), ranks.device, tables=torch.device("meta"))
-    sharded, _ = shard(TrainTask(model, config.loss, config.seed), config, ranks)
+    sharded, _ = shard(
+        TrainTask(model, config.loss, config.seed),
+        config.sharding,
+        ranks,
+        items_per_step=items_per_step(config.training, config.loss),
+        training=config.training,
+        seed=config.seed,
+    )
     return sharded, build_optimizer(sharded, config.training), loader.batches()
 
 

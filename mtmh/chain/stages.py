@@ -9,7 +9,7 @@ chain (``state.py``): that a training run came to its end, and which raw files a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Any
 
 from mtmh.artifacts import Artifact, DamagedArtifactError, Kind, code_of, open_artifact
 from mtmh.chain.state import State
-from mtmh.config import Config, StageName
-from mtmh.config.base import leaves
+from mtmh.config import Config, StageName, decisive
+from mtmh.config.base import Decided, leaves
+from mtmh.config.recorded import recorded_decisive
 from mtmh.data.raw_files import stamp
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.versions import find_version, list_versions
@@ -75,7 +76,7 @@ def stages_of(config: Config) -> list[Stage]:
         Stage(
             "train",
             "checkpoint",
-            _checkpoints,
+            lambda c: _newest(c.model_dir("checkpoints")),
             inputs={"dataset": "prepare", **with_content},
             settings=("seed", "pairs", "model", "loss", "training"),
         ),
@@ -160,29 +161,28 @@ def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Arti
     """
     if stage.name not in ("train", "train_preranker"):
         return None
-    # Bring torch with them, which a chain without a change does without.
-    from mtmh.preranking.model_builder import run_config
-    from mtmh.training.checkpoint import DECISIVE
-
-    run, sections = (
-        (config, DECISIVE) if stage.name == "train" else (run_config(config), (*DECISIVE, "preranker", "validation"))
-    )
+    folder, kind, training = config.model_dir("checkpoints"), _TOWER, config.training
+    if stage.name == "train_preranker":
+        folder, kind, training = config.preranker_checkpoints, _PRERANKER, config.preranker.training
     try:
-        latest = [open_artifact(path, "checkpoint") for path in _checkpoints(run)]
+        latest = [open_artifact(path, "checkpoint") for path in _newest(folder)]
     except DamagedArtifactError:  # training goes back to the one before
         return None
     for checkpoint in latest:
-        before, now = checkpoint.manifest.config, run.model_dump(mode="json")
-        shorter = any(_limit(before, key) > _limit(now, key) for key in _LIMITS)
+        recorded = checkpoint.manifest.config
+        before = (recorded if stage.name == "train" else recorded["preranker"])["training"]
+        shorter = any(_limit(before, key) > _limit(training.model_dump(), key) for key in _LIMITS)
         others = checkpoint.manifest.inputs != {name: artifact.manifest.digest for name, artifact in inputs.items()}
-        if shorter or others or _changes(*_decisive(before, now, sections)):
-            return run.model_dir("checkpoints")
+        if shorter or others or _changes(recorded_decisive(checkpoint, kind), decisive(config, kind)):
+            return folder
         if any(_other_code(config, made) for made in _made_by_end(stage, config, checkpoint, state)):
-            return run.model_dir("checkpoints")
+            return folder
     return None
 
 
 _LIMITS = ("epochs", "max_steps")
+_TOWER: Decided = "checkpoint"
+_PRERANKER: Decided = "preranker-checkpoint"
 
 
 def _content_stages(config: Config) -> list[Stage]:
@@ -247,19 +247,10 @@ def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[s
     before, now = manifest.config, config.model_dump(mode="json")
     changes = _changes(*(_chosen(tree, stage.settings, stage.ignored) for tree in (before, now)))
     if changes and stage.name == "train":
-        # Most of training's settings change nothing that a run computes; training knows which.
+        # Most of training's settings change nothing that a run computes.
         limits = ({f"training.{key}": tree["training"].get(key) for key in _LIMITS} for tree in (before, now))
-        changes = [*_changes(*_decisive(before, now)), *_changes(*limits)]
+        changes = [*_changes(recorded_decisive(artifact, _TOWER), decisive(config, _TOWER)), *_changes(*limits)]
     yield from changes
-
-
-def _decisive(
-    before: Mapping[str, Any], now: Mapping[str, Any], sections: Sequence[str] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    # Brings torch with it, which a chain without a change does without.
-    from mtmh.training.checkpoint import DECISIVE, decisive_settings
-
-    return decisive_settings(before, sections or DECISIVE), decisive_settings(now, sections or DECISIVE)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -320,9 +311,9 @@ def _content_files(config: Config) -> list[Path]:
     return [path for path in (encoder.images, encoder.concepts) if path is not None] if encoder else []
 
 
-def _checkpoints(config: Config) -> list[Path]:
+def _newest(folder: Path) -> list[Path]:
     """The newest checkpoint; steps have eight digits at least."""
-    found = [p for p in config.model_dir("checkpoints").glob("step-*") if p.name.removeprefix("step-").isdigit()]
+    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)[:1]
 
 
@@ -343,6 +334,6 @@ def _below(key: str, sections: tuple[str, ...]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def _limit(config: Mapping[str, Any], key: str) -> float:
-    value = config["training"].get(key)
+def _limit(training: Mapping[str, Any], key: str) -> float:
+    value = training.get(key)
     return math.inf if value is None else float(value)

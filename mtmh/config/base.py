@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -42,6 +42,10 @@ def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield f"{above}{key}", value
 
 
+# Kinds of artifacts, and the checkpoints of the preranker apart from those of the item tower.
+Decided = Kind | Literal["preranker-checkpoint"]
+
+
 @dataclass(frozen=True, init=False)
 class Decides:
     """Mark of a setting: the kinds of artifacts whose content it decides, and so their identity.
@@ -51,13 +55,13 @@ class Decides:
     depends on the setting but speed, place or logs.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[Decided, ...]
 
-    def __init__(self, *kinds: Kind) -> None:
+    def __init__(self, *kinds: Decided) -> None:
         object.__setattr__(self, "kinds", kinds)
 
 
-def decisive(settings: BaseModel, kind: Kind) -> dict[str, Any]:
+def decisive(settings: BaseModel, kind: Decided) -> dict[str, Any]:
     """The settings that decide what is in an artifact, by dotted key.
 
     Args:
@@ -77,7 +81,7 @@ def decisive(settings: BaseModel, kind: Kind) -> dict[str, Any]:
     return dict(leaves(_decisive(settings, settings.model_dump(mode="json"), kind, False)))
 
 
-def _decisive(settings: BaseModel, tree: Mapping[str, Any], kind: Kind, inherited: bool) -> dict[str, Any]:
+def _decisive(settings: BaseModel, tree: Mapping[str, Any], kind: Decided, inherited: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, field in type(settings).model_fields.items():
         marks = [mark for mark in field.metadata if isinstance(mark, Decides)]
@@ -86,6 +90,10 @@ def _decisive(settings: BaseModel, tree: Mapping[str, Any], kind: Kind, inherite
         if isinstance(value, BaseModel):
             if below := _decisive(value, tree[name], kind, decides):
                 found[name] = below
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            parts = [_decisive(part, tree[name][i], kind, decides) for i, part in enumerate(value)]
+            if any(parts):
+                found[name] = parts
         elif decides:
             found[name] = tree[name]
     return found

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mtmh.config.base import NonNegative, Positive, Settings
+from mtmh.config.base import Decides, NonNegative, Positive, Settings
 from mtmh.config.training import TrainingConfig
 
 
@@ -20,7 +20,7 @@ class TaskConfig(Settings):
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
     event: list[str] = []
     min_value: float | None = None
-    weight: NonNegative = 1.0
+    weight: Annotated[NonNegative, Decides("preranker")] = 1.0
 
     @property
     def is_engagement(self) -> bool:
@@ -32,7 +32,7 @@ class PrerankerTrainingConfig(TrainingConfig):
     """One training run of the preranker. ``batch_size`` counts examples of the global batch."""
 
     batch_size: Positive = 1536
-    epochs: Positive = 4
+    epochs: Annotated[Positive, Decides()] = 4
     learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.005
     warmup_steps: Annotated[int, Field(ge=0)] = 20
@@ -51,9 +51,12 @@ class PrerankerConfig(Settings):
     window: Positive = 10
     history_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     head_embeddings: bool = True
-    neighbours: Positive = 300  # of an item by the users' histories, which are kept for serving
-    linear_items: Positive = 6000  # with the most users, which the linear model is about; it inverts a matrix of them
-    combination_hidden: Annotated[int, Field(ge=0)] = 16  # width of the network that combines evidence; 0: a sum
+    # Of an item by the users' histories, which are kept for serving.
+    neighbours: Annotated[Positive, Decides("preranker")] = 300
+    # With the most users, which the linear model is about; it inverts a matrix of them.
+    linear_items: Annotated[Positive, Decides("preranker")] = 6000
+    # Width of the network that combines evidence; 0: a sum.
+    combination_hidden: Annotated[int, Field(ge=0), Decides("preranker")] = 16
     embedding_dim: Annotated[int, Field(ge=4, multiple_of=4)] = 32
     dense_hidden: list[Positive] = [32]
     dense_dim: Positive = 16
@@ -63,8 +66,8 @@ class PrerankerConfig(Settings):
     id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.05
     in_batch_negatives: bool = True
     num_uniform_negatives: Annotated[int, Field(ge=0)] = 512  # of the global batch
-    check_users: Positive = 2000  # whose T2 the tasks are measured on
-    check_negatives: Positive = 50  # uniform draws for each T2 item
+    check_users: Annotated[Positive, Decides("preranker")] = 2000  # whose T2 the tasks are measured on
+    check_negatives: Annotated[Positive, Decides("preranker")] = 50  # uniform draws for each T2 item
     training: PrerankerTrainingConfig = PrerankerTrainingConfig()
 
     @field_validator("tasks")

@@ -48,21 +48,23 @@ class Config(Settings):
     seed: Annotated[
         int,
         Field(ge=0, lt=2**31),
-        Decides("dataset", "encoder", "check", "checkpoint", "index", "preranker", "evaluation"),
+        Decides(
+            "dataset", "encoder", "check", "checkpoint", "index", "preranker-checkpoint", "preranker", "evaluation"
+        ),
     ] = 0
     paths: PathsConfig
     data: Annotated[DataConfig, Decides("dataset")]
-    validation: Annotated[ValidationConfig, Decides("preranker")] = ValidationConfig()
-    pairs: PairsConfig = PairsConfig()
+    validation: Annotated[ValidationConfig, Decides("preranker-checkpoint", "preranker")] = ValidationConfig()
+    pairs: Annotated[PairsConfig, Decides("checkpoint")] = PairsConfig()
     content: Annotated[ContentConfig, Decides("encoder", "content", "check")] = ContentConfig()
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
+    model: Annotated[ModelConfig, Decides("checkpoint")] = ModelConfig()
+    loss: Annotated[LossConfig, Decides("checkpoint")] = LossConfig()
     sharding: ShardingConfig = ShardingConfig()
     plan: PlanConfig = PlanConfig()
-    training: TrainingConfig = TrainingConfig()
+    training: Annotated[TrainingConfig, Decides("checkpoint")] = TrainingConfig()
     embedding: EmbeddingConfig = EmbeddingConfig()
     index: Annotated[IndexConfig, Decides("index")] = IndexConfig()
-    preranker: PrerankerConfig = PrerankerConfig()
+    preranker: Annotated[PrerankerConfig, Decides("preranker-checkpoint", "preranker")] = PrerankerConfig()
     retrieval: Annotated[RetrievalConfig, Decides("evaluation")] = RetrievalConfig()
     evaluation: Annotated[EvaluationConfig, Decides("evaluation")] = EvaluationConfig()
     service: ServiceConfig = ServiceConfig()
@@ -98,6 +100,11 @@ class Config(Settings):
     ) -> Path:
         """The folder of one stage of this model."""
         return self.paths.root / self.name / stage
+
+    @property
+    def preranker_checkpoints(self) -> Path:
+        """The checkpoints of this model's preranker."""
+        return self.paths.root / self.name / "preranker-training" / "checkpoints"
 
 
 def recipe_names() -> list[str]:

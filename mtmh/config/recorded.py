@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from mtmh.artifacts import Artifact
+from mtmh.config.base import Decided, decisive
 from mtmh.config.messages import describe_problems
 from mtmh.config.recipe import Config
 
@@ -46,12 +47,22 @@ def recorded_config(artifact: Artifact, *sections: str) -> Config:
     Raises:
         ValueError: as `recorded_section`.
     """
-    return _validated(artifact, part_of_recipe(artifact.manifest.config, *sections), Config)
+    asked = {*_ALWAYS, *sections}
+    tree = {name: value for name, value in artifact.manifest.config.items() if name in asked}
+    return _validated(artifact, tree, Config)
 
 
-def part_of_recipe(tree: Mapping[str, Any], *sections: str) -> dict[str, Any]:
-    """Sections of a recorded recipe, and those without which none is valid."""
-    return {name: value for name, value in tree.items() if name in (*_ALWAYS, *sections)}
+def recorded_decisive(artifact: Artifact, kind: Decided) -> dict[str, Any]:
+    """The settings that decided what is in an artifact, by dotted key.
+
+    Settings that came in since then have the values that stand for what was done before. If one has gone since, all are
+    as they were recorded.
+    """
+    sections = {key.partition(".")[0] for key in artifact.manifest.decisive}
+    try:
+        return decisive(recorded_config(artifact, *sections), kind)
+    except ValueError:
+        return artifact.manifest.decisive
 
 
 def _validated(artifact: Artifact, tree: Mapping[str, Any], settings: type[S], section: str = "") -> S:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mtmh.config.base import NonNegative, Positive, RunLength, Settings
+from mtmh.config.base import Decides, NonNegative, Positive, RunLength, Settings
 
 
 class PropensityConfig(Settings):
@@ -55,9 +55,9 @@ class LossConfig(Settings):
     history_mask_length: Positive = 100  # the last items of a history that are masked as accidental hits
     propensity: PropensityConfig | None = None
     semantic: SemanticConfig = SemanticConfig()
-    chunk_rows: Positive = 256
+    chunk_rows: Annotated[Positive, Decides()] = 256
     # auto: Triton on GPUs where it is installed. Not the default before a GPU has run it.
-    kernel: Literal["auto", "torch", "triton"] = "torch"
+    kernel: Annotated[Literal["auto", "torch", "triton"], Decides()] = "torch"
 
     @model_validator(mode="after")
     def _has_negatives(self) -> Self:
@@ -98,12 +98,14 @@ class ContinuationConfig(Settings):
     optimizer_state: Literal["keep", "reset"] = "keep"
     learning_rate_scale: Annotated[float, Field(gt=0.0)] = 1.0
     freeze_towers: bool = False
-    check_period: bool = True
+    check_period: Annotated[bool, Decides()] = True
 
 
 class TrainingConfig(RunLength):
     """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks."""
 
+    epochs: Annotated[Positive, Decides()] = 1
+    max_steps: Annotated[Positive | None, Decides()] = None
     batch_size: Positive = 6144
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
@@ -112,12 +114,13 @@ class TrainingConfig(RunLength):
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     continuation: ContinuationConfig = ContinuationConfig()
-    checkpoint_every: Positive = 500
-    keep_checkpoints: Positive = 2
-    async_checkpoint: bool = False  # train on while files are written, from a copy of the state in host memory
-    log_every: Positive = 20
-    prefetch_batches: Positive = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every: Annotated[Positive, Decides()] = 500
+    keep_checkpoints: Annotated[Positive, Decides()] = 2
+    # Train on while files are written, from a copy of the state in host memory.
+    async_checkpoint: Annotated[bool, Decides()] = False
+    log_every: Annotated[Positive, Decides()] = 20
+    prefetch_batches: Annotated[Positive, Decides()] = 2
+    device: Annotated[Literal["auto", "cpu", "cuda"], Decides()] = "auto"
 
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:

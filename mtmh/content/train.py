@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mtmh.artifacts import Artifact, DamagedArtifactError, OtherFormatError, open_artifact, write_artifact
 from mtmh.config import Config, decisive
+from mtmh.config.base import leaves
 from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
 from mtmh.content.identity import facts_of_run, identity_of_files
 from mtmh.content.inputs import ItemReader, tokenize
@@ -94,7 +95,7 @@ def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
     teacher.model.to(ranks.device)
     optimizer = build_optimizer(teacher, training)
     trained = partial(training_state, trained_parameters(teacher), optimizer)
-    record = RunRecord(settings=facts, inputs={})
+    record = RunRecord(facts, dict(leaves(facts)), inputs={})
     checkpoints = Checkpoints(out.with_name(f"{out.name}.steps"), record, ranks, keep=1)
     found = checkpoints.find(resume=True)
     step = checkpoints.restore(found, trained()) if found else 0

@@ -73,7 +73,14 @@ class PairLoader:
         self._plan = PairPlan(dataset.history_reader(), self._pairs, training, config.seed)
         self._weights = PairWeights(config, self._table, content is not None)
         self._negatives = UniformNegatives(self._table.train_count, config.loss.num_uniform_negatives, config.seed)
-        self._log_q = NegativeLogProbability(self._table.train_count, config) if config.loss.log_q == "counts" else None
+        in_batch = training.batch_size if config.loss.in_batch_negatives else 0
+        self._log_q = (
+            NegativeLogProbability(
+                self._table.train_count, in_batch=in_batch, uniform=config.loss.num_uniform_negatives
+            )
+            if config.loss.log_q == "counts"
+            else None
+        )
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.num_steps = training.num_steps(self.steps_per_epoch)
         self.num_pairs = self._plan.num_pairs

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.config import Config
 from mtmh.data.randomness import Purpose, generator
 
 
@@ -58,12 +57,12 @@ class NegativeLogProbability:
     the first ``window`` items are candidates of fewer pairs than the later ones, which event counts ignore.
     """
 
-    def __init__(self, train_count: npt.NDArray[np.int64], config: Config) -> None:
-        in_batch = config.training.batch_size if config.loss.in_batch_negatives else 0
-        draws = in_batch + config.loss.num_uniform_negatives
+    def __init__(self, train_count: npt.NDArray[np.int64], *, in_batch: int, uniform: int) -> None:
+        """Takes the training events of each item [I], and how many negatives of each kind a step has."""
+        draws = in_batch + uniform
         self._train_count = train_count
         self._per_event = in_batch / draws / int(train_count.sum())
-        self._floor = config.loss.num_uniform_negatives / draws / int(np.count_nonzero(train_count))
+        self._floor = uniform / draws / int(np.count_nonzero(train_count))
 
     def __call__(self, items: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
         """Log probabilities [U] float32 of items [U] that occur in training."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import torch
 from rich.table import Table
@@ -21,13 +21,15 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+from torchrec.types import DataType
 
-from mtmh.config import Config, ModelConfig, ShardingConfig
+from mtmh.config import CommunicationConfig, ShardingConfig, TrainingConfig
 from mtmh.distributed.communication import GROUPED, codecs_of
 from mtmh.distributed.hardware import DEVICES, device_like, topology_of
 from mtmh.distributed.optimizers import fuse_optimizer
 from mtmh.distributed.ranks import Ranks
 from mtmh.distributed.raw_id_tables import IdTableSharder
+from mtmh.modules.id_tables import HashIdRows
 
 MEMORY_MARGIN = 0.15  # share of a GPU that the tables leave to towers, batches and the loss
 INIT_BLOCK_ROWS = 65_536
@@ -66,19 +68,30 @@ class TableSharder(EmbeddingBagCollectionSharder):  # type: ignore[misc]
         return sharded
 
 
-def table_sharders(config: Config, device: torch.device) -> list[Any]:
+def table_sharders(communication: CommunicationConfig, device: torch.device, seed: int) -> list[Any]:
     """A sharder for each kind of table.
+
+    Args:
+        communication: what embeddings are rounded to on their way.
+        device: where the ranks compute.
+        seed: of rows that one raw id takes over from another.
 
     Raises:
         ValueError: embeddings cannot travel on this device in the precision that was asked for.
     """
-    codecs = codecs_of(config.sharding.communication, device)
+    codecs = codecs_of(communication, device)
     tables = TableSharder(qcomm_codecs_registry=codecs)
-    return [tables, IdTableSharder(TableSharder(qcomm_codecs_registry=codecs), config.seed)]
+    return [tables, IdTableSharder(TableSharder(qcomm_codecs_registry=codecs), seed)]
 
 
 def shard(
-    model: nn.Module, config: Config, ranks: Ranks, *, trains: bool = True
+    model: nn.Module,
+    sharding: ShardingConfig,
+    ranks: Ranks,
+    *,
+    items_per_step: int,
+    training: TrainingConfig | None = None,
+    seed: int = 0,
 ) -> tuple[DistributedModelParallel, ShardingPlan]:
     """Plans the tables, spreads them over the ranks and fills them with their initial values.
 
@@ -87,10 +100,12 @@ def shard(
 
     Args:
         model: anything that holds EmbeddingBagCollections, on the meta device; the rest on ``ranks.device``.
-        config: constraints, table optimizer, seed and batch size.
+        sharding: constraints, and what embeddings are rounded to on their way.
         ranks: where to.
-        trains: ``False``: the model is only asked, with weights that are yet to be loaded; tables have no optimizer,
-            so any type of sharding will do.
+        items_per_step: that all ranks embed together, at most; the planner's estimates follow it.
+        training: which optimizer the tables have. ``None``: the model is only asked, with weights that are yet to be
+            loaded, so any type of sharding will do.
+        seed: of the initial values.
 
     Returns:
         The sharded model, and the plan for `plan_table`.
@@ -99,14 +114,14 @@ def shard(
         ValueError: a constraint names no table, cannot be honoured, or the tables do not fit.
     """
     tables = tables_of(model)
-    constraints = table_constraints(tables, config, ranks, trains=trains)
-    if trains:
-        fuse_optimizer(model, config.training, skip=_data_parallel_tables(tables, config.sharding, config.model))
-    sharders = table_sharders(config, ranks.device)
+    optimizer = training.optimizer if training else None
+    constraints = table_constraints(tables, sharding, ranks, optimizer=optimizer, buckets=buckets_of(model))
+    if training:
+        fuse_optimizer(model, training, skip=data_parallel_tables(constraints))
+    sharders = table_sharders(sharding.communication, ranks.device, seed)
     planner = EmbeddingShardingPlanner(
         topology=_topology(ranks),
-        # A rank embeds at most this many items a step.
-        batch_size=-(-(2 * config.training.batch_size + config.loss.num_uniform_negatives) // ranks.world_size),
+        batch_size=-(-items_per_step // ranks.world_size),
         storage_reservation=FixedPercentageStorageReservation(MEMORY_MARGIN),
         constraints=constraints,
     )
@@ -116,45 +131,56 @@ def shard(
         raise ValueError(f"no sharding plan fits the tables on {ranks.world_size} ranks: {error}") from None
     # init_parameters would draw values that depend on the plan; `_fill_tables` draws them by row.
     sharded = DistributedModelParallel(model, device=ranks.device, plan=plan, sharders=sharders, init_parameters=False)
-    if trains:
-        _fill_tables(sharded, tables, config.seed)
+    if training:
+        _fill_tables(sharded, tables, seed)
     return sharded, plan
 
 
 def table_constraints(
-    tables: dict[str, EmbeddingBagConfig], config: Config, ranks: Ranks, *, trains: bool = True
+    tables: dict[str, EmbeddingBagConfig],
+    sharding: ShardingConfig,
+    ranks: Ranks,
+    *,
+    optimizer: Literal["rowwise_adagrad", "adagrad"] | None,
+    buckets: Mapping[str, int],
 ) -> dict[str, ParameterConstraints]:
     """What the planner may do with each table.
 
     Row-wise Adagrad keeps one sum of squared gradients a row; cut by columns it would keep one a piece, which
     changes the result and cannot be loaded under another plan. So the column types need full Adagrad. Data-parallel
-    tables are trained outside the backward pass, which is slower, so they are never chosen unasked. A model that does
-    not train (``trains``) has no optimizer.
+    tables are trained outside the backward pass, which is slower, so they are never chosen unasked.
+
+    Args:
+        tables: of the model, by name.
+        sharding: what is asked for.
+        ranks: this process among the others.
+        optimizer: of the tables; ``None``: the model does not train.
+        buckets: of each table of raw ids.
 
     Raises:
         ValueError: a setting names tables that are not there, a column type meets row-wise Adagrad, or the device
             cannot do what was asked for.
     """
     for setting in ("tables", "uvm_caching"):
-        unknown = sorted(set(getattr(config.sharding, setting)) - set(tables))
+        unknown = sorted(set(getattr(sharding, setting)) - set(tables))
         if unknown:
             raise ValueError(
                 f"sharding.{setting} names no table: {', '.join(unknown)}; the tables are {', '.join(tables)}"
             )
     if ranks.device.type == "cpu":
-        _refuse_on_cpu(config)
-    rowwise = trains and config.training.optimizer == "rowwise_adagrad"
+        _refuse_on_cpu(tables, sharding)
+    rowwise = optimizer == "rowwise_adagrad"
     free = [ShardingType.TABLE_WISE, ShardingType.ROW_WISE]
-    travels = {config.sharding.communication.forward, config.sharding.communication.backward}
+    travels = {sharding.communication.forward, sharding.communication.backward}
     in_groups = ", ".join(sorted(travels & GROUPED))
     free += [ShardingType.TABLE_ROW_WISE] if ranks.world_size > ranks.local_world_size and not in_groups else []
     free += [] if rowwise else [ShardingType.COLUMN_WISE]
     constraints = {}
     for name, table in tables.items():
-        if name in config.model.id_tables:
-            constraints[name] = _id_table_constraint(name, config, ranks)
+        if name in buckets:
+            constraints[name] = _id_table_constraint(name, buckets[name], sharding, ranks)
             continue
-        asked = config.sharding.tables.get(name, config.sharding.default)
+        asked = sharding.tables.get(name, sharding.default)
         if rowwise and asked in {kind.value for kind in COLUMN_TYPES}:
             raise ValueError(
                 f"sharding of table {name}: {asked} cuts rows, which rowwise_adagrad does not survive; "
@@ -165,7 +191,7 @@ def table_constraints(
                 f"sharding of table {name}: {asked} trained wrongly on embeddings that travel as int8 and mx4, so "
                 f"{in_groups} is refused with it; set sharding.communication to fp16 or bf16, or choose another type"
             )
-        cached = config.sharding.uvm_caching.get(name)
+        cached = sharding.uvm_caching.get(name)
         kernel = EmbeddingComputeKernel.FUSED
         if asked == ShardingType.DATA_PARALLEL.value:
             kernel = EmbeddingComputeKernel.DENSE
@@ -184,27 +210,26 @@ def table_constraints(
     return constraints
 
 
-def _refuse_on_cpu(config: Config) -> None:
-    if config.model.embedding_dtype == "bf16":
+def _refuse_on_cpu(tables: Mapping[str, EmbeddingBagConfig], sharding: ShardingConfig) -> None:
+    if any(table.data_type == DataType.BF16 for table in tables.values()):
         raise ValueError(
             "model.embedding_dtype: FBGEMM does not train bf16 tables on the CPU; set fp32 or fp16, or "
             "training.device=cuda"
         )
-    if config.sharding.uvm_caching:
+    if sharding.uvm_caching:
         raise ValueError(
-            f"sharding.uvm_caching ({', '.join(config.sharding.uvm_caching)}) caches rows of host memory on a GPU; on "
+            f"sharding.uvm_caching ({', '.join(sharding.uvm_caching)}) caches rows of host memory on a GPU; on "
             f"training.device=cpu all tables are in host memory: drop it"
         )
 
 
-def _id_table_constraint(name: str, config: Config, ranks: Ranks) -> ParameterConstraints:
+def _id_table_constraint(name: str, buckets: int, sharding: ShardingConfig, ranks: Ranks) -> ParameterConstraints:
     """By rows, whatever the default: TorchRec moves ids to the rank of their bucket."""
-    if name in config.sharding.uvm_caching:
+    if name in sharding.uvm_caching:
         raise ValueError(f"sharding.uvm_caching: table {name} is of raw ids (model.id_tables) and stays on the GPU")
-    asked = config.sharding.tables.get(name, ShardingType.ROW_WISE.value)
+    asked = sharding.tables.get(name, ShardingType.ROW_WISE.value)
     if asked != ShardingType.ROW_WISE.value:
         raise ValueError(f"sharding of table {name}: a table of raw ids (model.id_tables) is cut row_wise, not {asked}")
-    buckets = config.model.id_tables[name].buckets
     if buckets % ranks.world_size:
         raise ValueError(
             f"{ranks.world_size} ranks cannot share the {buckets} buckets of table {name} evenly; run on a number of "
@@ -243,15 +268,15 @@ def tables_of(model: nn.Module) -> dict[str, EmbeddingBagConfig]:
     return {table.name: table for ebc in collections for table in ebc.embedding_bag_configs()}
 
 
-def _data_parallel_tables(
-    tables: dict[str, EmbeddingBagConfig], sharding: ShardingConfig, model: ModelConfig
-) -> set[str]:
-    return {
-        name
-        for name in tables
-        if name not in model.id_tables
-        and sharding.tables.get(name, sharding.default) == ShardingType.DATA_PARALLEL.value
-    }
+def buckets_of(model: nn.Module) -> dict[str, int]:
+    """The buckets of each table of raw ids, by name."""
+    return {rows.table: rows.buckets() for rows in model.modules() if isinstance(rows, HashIdRows)}
+
+
+def data_parallel_tables(constraints: Mapping[str, ParameterConstraints]) -> set[str]:
+    """Names of the tables of which every rank has a copy."""
+    copied = [ShardingType.DATA_PARALLEL.value]
+    return {name for name, constraint in constraints.items() if constraint.sharding_types == copied}
 
 
 def _column_width(dim: int) -> int:

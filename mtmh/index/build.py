@@ -55,7 +55,17 @@ def build_index(config: Config, out: Path) -> Artifact:
             if preranker is not None:  # its own: the recipe's is replaced when it is trained again
                 preranker.verify()
                 link_folder(preranker.path, folder / PRERANKER)
-            return {"tower": write_tower(folder, config, dataset, embeddings)}
+            return {
+                "tower": write_tower(
+                    folder,
+                    config.model_dir("checkpoints"),
+                    config.content_dir,
+                    dataset,
+                    embeddings,
+                    tables=config.index.tower,
+                    seed=config.seed,
+                )
+            }
 
         sorter = config.retrieval.sorted_by
         ranked_by = RankedBy(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtmh.config import Config
+from mtmh.config import PrerankerConfig
 from mtmh.data.batch import ItemBatch
 from mtmh.data.dataset import Dataset
 from mtmh.data.distinct import Distinct
@@ -94,9 +94,10 @@ class ExampleLoader:
     def __init__(
         self,
         dataset: Dataset,
-        config: Config,
+        settings: PrerankerConfig,
         inputs: ItemInputs,
         labels: Labels,
+        seed: int,
         rank: int = 0,
         world_size: int = 1,
         *,
@@ -106,9 +107,10 @@ class ExampleLoader:
 
         Args:
             dataset: the dataset artifact.
-            config: settings of the run (`run_config`).
+            settings: of the preranker.
             inputs: of the items.
             labels: of the events.
+            seed: of the run.
             rank: this process.
             world_size: number of processes; must divide ``training.num_shards``.
             pin_memory: put batches into page-locked memory, for copies to a GPU.
@@ -116,10 +118,11 @@ class ExampleLoader:
         Raises:
             ValueError: the ranks do not divide the shards, or the dataset is too small for one step.
         """
-        training = config.training
+        training = settings.training
         self._shards = shards_of_rank(training, rank, world_size)
         self._dataset = dataset
-        self._config = config
+        self._settings = settings
+        self._seed = seed
         self._inputs = inputs
         self._labels = labels
         self._rank = rank
@@ -127,16 +130,17 @@ class ExampleLoader:
         self._pin_memory = pin_memory
         counts = dataset.item_table.train_count
         self._events = LaterEvents()
-        self._plan = PairPlan(dataset.history_reader(), self._events, training, config.seed)
-        self._negatives = UniformNegatives(counts, config.loss.num_uniform_negatives, config.seed)
-        self._log_q = NegativeLogProbability(counts, config)
+        self._plan = PairPlan(dataset.history_reader(), self._events, training, seed)
+        self._negatives = UniformNegatives(counts, settings.num_uniform_negatives, seed)
+        in_batch = training.batch_size if settings.in_batch_negatives else 0
+        self._log_q = NegativeLogProbability(counts, in_batch=in_batch, uniform=settings.num_uniform_negatives)
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.num_steps = training.num_steps(self.steps_per_epoch)
         self.num_examples = self._plan.num_pairs
 
     def batches(self, start_step: int = 0) -> Iterator[ExampleBatch]:
         """The batches from a global step to the end of the run, made ahead in a background thread."""
-        return prefetched(self.iterate(start_step), self._config.training.prefetch_batches)
+        return prefetched(self.iterate(start_step), self._settings.training.prefetch_batches)
 
     def iterate(self, start_step: int = 0) -> Iterator[ExampleBatch]:
         """The same batches, each made when it is asked for, in the thread that asks."""
@@ -160,8 +164,8 @@ class ExampleLoader:
         trigger_rows, positive, uniform_rows, history_rows = np.split(
             rows, np.cumsum([len(part) for part in parts])[:-1]
         )
-        dropout = self._config.model.id_dropout
-        hidden = chosen(items, dropout, Purpose.ID_DROPOUT, self._config.seed, step) if dropout else None
+        dropout = self._settings.id_dropout
+        hidden = chosen(items, dropout, Purpose.ID_DROPOUT, self._seed, step) if dropout else None
         sparse, dense, frozen = self._inputs.gather(items, hidden)
         return ExampleBatch(
             sparse=sparse,
@@ -189,10 +193,10 @@ class ExampleLoader:
             places: [M] of their events in ``events.histories.items``.
             step: keys the draws; those of an example depend on its place in the global batch alone.
         """
-        settings = self._config.preranker
+        settings = self._settings
         size = len(places) // len(self._shards)
-        rng = generator(Purpose.HISTORY_CONTEXT, self._config.seed, step)
-        draws = rng.random((2, self._config.training.batch_size))
+        rng = generator(Purpose.HISTORY_CONTEXT, self._seed, step)
+        draws = rng.random((2, settings.training.batch_size))
         draws = draws[:, self._shards.start * size : self._shards.stop * size]
         before = events.pairs.place.astype(np.int64)
         back = 1 + np.floor(draws[0] * np.minimum(before, settings.window)).astype(np.int64)

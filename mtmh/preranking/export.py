@@ -13,7 +13,7 @@ from rich.table import Table
 from safetensors.torch import save_model
 
 from mtmh.artifacts import Artifact, link_file, link_folder, open_artifact, write_artifact
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.data.validation import ValidationDataset
@@ -33,7 +33,7 @@ from mtmh.preranking.artifact import (
 from mtmh.preranking.inputs import ItemInputs, open_inputs
 from mtmh.preranking.item_tower import write_item_tower
 from mtmh.preranking.labels import Labels
-from mtmh.preranking.model_builder import load_preranker, run_config
+from mtmh.preranking.model_builder import load_preranker
 from mtmh.preranking.neighbours import cosine_neighbours, engagements, linear_neighbours
 from mtmh.preranking.popularity import item_popularity
 from mtmh.preranking.quality import measure, questions
@@ -57,8 +57,9 @@ def write_preranker(config: Config, out: Path) -> Artifact:
         ValueError: an input is missing, or the checkpoint is of another dataset or of other embeddings.
     """
     dataset = open_dataset(config.dataset_dir)
-    inputs, artifacts = open_inputs(config, dataset)
-    checkpoint = open_artifact(latest_checkpoint(run_config(config).model_dir("checkpoints")), "checkpoint")
+    settings = config.preranker
+    inputs, artifacts = open_inputs(dataset, config.model_dir("embeddings") if settings.head_embeddings else None)
+    checkpoint = open_artifact(latest_checkpoint(config.preranker_checkpoints), "checkpoint")
     for name, artifact in artifacts.items():
         if checkpoint.manifest.inputs.get(name) != artifact.manifest.digest:
             raise ValueError(f"{checkpoint.path}: trained on another {name} artifact than {artifact.path}; train again")
@@ -71,11 +72,16 @@ def write_preranker(config: Config, out: Path) -> Artifact:
         for task in config.preranker.tasks
     ]
     artifacts = artifacts | {"checkpoint": checkpoint}
-    with write_artifact(out, "preranker", config=config.model_dump(mode="json"), inputs=artifacts) as writer:
+    with write_artifact(
+        out,
+        "preranker",
+        config=config.model_dump(mode="json"),
+        inputs=artifacts,
+        decisive=decisive(config, "preranker"),
+    ) as writer:
         vectors = write_items(model, inputs, dataset.num_items, writer.folder)
         save_model(model.user_tower, str(writer.folder / USER_TOWER))
-        write_item_tower(writer.folder, config, dataset, checkpoint)
-        settings = config.preranker
+        write_item_tower(writer.folder, config.index.tower, dataset, checkpoint)
         scorer = Scorer(vectors, model.user_tower, tasks, settings.history_length)
         engaged = engagements(dataset.history_reader(), dataset.num_items)
         cosine_neighbours(engaged, settings.neighbours).save(writer.folder / COOCCURRENCE)

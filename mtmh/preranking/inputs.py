@@ -1,8 +1,9 @@
-"""What the preranker knows of an item: id and float features, and the frozen embeddings of the heads."""
+"""Inputs of the preranker for an item: id and float features, and the frozen embeddings of the heads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.config import Config
 from mtmh.data.arrays import open_array
 from mtmh.data.dataset import Dataset
 from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
@@ -44,25 +44,25 @@ class ItemInputs:
         return sparse, dense, torch.from_numpy(np.concatenate(parts, axis=1))
 
 
-def open_inputs(config: Config, dataset: Dataset) -> tuple[ItemInputs, dict[str, Artifact]]:
-    """The inputs that a recipe asks for, and the artifacts that they come from.
+def open_inputs(dataset: Dataset, embeddings: Path | None) -> tuple[ItemInputs, dict[str, Artifact]]:
+    """The inputs of a preranker, and the artifacts that they come from.
 
     Args:
-        config: the recipe.
-        dataset: its dataset.
+        dataset: the dataset artifact.
+        embeddings: folder of the item embeddings, if they are inputs.
 
     Raises:
         ValueError: there are no embeddings, or they are of another dataset.
     """
     artifacts = {"dataset": dataset.artifact}
-    if not config.preranker.head_embeddings:
+    if embeddings is None:
         return ItemInputs(dataset, {}), artifacts
-    embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
-    if embeddings.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
+    artifact = open_artifact(embeddings, "embeddings")
+    if artifact.manifest.inputs.get("dataset") != dataset.artifact.manifest.digest:
         raise ValueError(
-            f"{embeddings.path}: embeddings of another dataset than {dataset.artifact.path}; run mtmh embed again"
+            f"{embeddings}: embeddings of another dataset than {dataset.artifact.path}; run mtmh embed again"
         )
-    made = EmbeddingsSummary.model_validate(embeddings.summary)
+    made = EmbeddingsSummary.model_validate(artifact.summary)
     shape = (dataset.num_items, made.dim)
-    heads = {head: open_array(embeddings.path / vectors_file(head), np.float32, shape) for head in made.heads}
-    return ItemInputs(dataset, heads), artifacts | {"embeddings": embeddings}
+    heads = {head: open_array(embeddings / vectors_file(head), np.float32, shape) for head in made.heads}
+    return ItemInputs(dataset, heads), artifacts | {"embeddings": artifact}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from pydantic import Field
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.artifacts import Artifact
-from mtmh.config import Config, PrerankerConfig
+from mtmh.config import PrerankerConfig, PrerankerTrainingConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
@@ -89,12 +89,12 @@ class ItemTower:
         return read_quantised(self._folder, settings, settings.build)
 
 
-def write_item_tower(folder: Path, config: Config, dataset: Dataset, checkpoint: Artifact) -> None:
+def write_item_tower(folder: Path, tables: Literal["int8", "fp16"], dataset: Dataset, checkpoint: Artifact) -> None:
     """Writes the item tower of a checkpoint into the folder of a preranker.
 
     Args:
         folder: of the artifact that is being written.
-        config: ``index.tower`` is the precision of the tables.
+        tables: their precision.
         dataset: that the preranker was trained on.
         checkpoint: of the preranker.
 
@@ -102,10 +102,12 @@ def write_item_tower(folder: Path, config: Config, dataset: Dataset, checkpoint:
         ValueError: the files of the checkpoint do not hold this model, or the dataset lacks what raw features need.
     """
     facts = checkpoint.summary["preranker"]
+    trained = recorded_section(checkpoint, "preranker", PrerankerConfig)
     settings = PrerankerTowerSettings(
         features=unseen_schema(FeatureSchema.model_validate(checkpoint.summary["features"])),
-        tables=config.index.tower,
-        preranker=recorded_section(checkpoint, "preranker", PrerankerConfig),
+        tables=tables,
+        # How it was trained is no part of what it is.
+        preranker=trained.model_copy(update={"training": PrerankerTrainingConfig()}),
         frozen_dim=facts["frozen_dim"],
         prior=facts["prior"],
     )

@@ -1,4 +1,4 @@
-"""The preranker of a recipe: its settings as a run of its own, and its model, untrained or of a checkpoint."""
+"""The model of a preranker, untrained or of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mtmh.artifacts import open_artifact
-from mtmh.config import Config, HeadConfig, LossConfig, ModelConfig, PrerankerConfig, PrerankerTrainingConfig
+from mtmh.config import PrerankerConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
@@ -18,53 +18,6 @@ from mtmh.modules.preranker import Preranker
 from mtmh.modules.sparse_nn import SparseNN, build_ebc
 from mtmh.preranking.labels import Labels
 from mtmh.training.model_builder import load_weights
-
-RUN = "preranker-training"
-
-
-def run_config(config: Config) -> Config:
-    """The preranker's training as a recipe of its own, so that everything of `mtmh.training` serves it as well.
-
-    Its checkpoints lie beside the model's folders: ``runs/RECIPE/MODEL/preranker-training/checkpoints``.
-    """
-    settings = config.preranker
-    return config.model_copy(
-        update={
-            "name": RUN,
-            "paths": config.paths.model_copy(
-                update={
-                    "root": config.paths.root / config.name,
-                    "dataset": config.dataset_dir,
-                    "content": config.content_dir,
-                }
-            ),
-            "model": ModelConfig(
-                embedding_dim=settings.embedding_dim,
-                dense_hidden=settings.dense_hidden,
-                dense_dim=settings.dense_dim,
-                head_hidden=settings.hidden,
-                head_dim=settings.dim,
-                id_dropout=settings.id_dropout,
-                heads=[HeadConfig(name="engagement")],
-            ),
-            "loss": LossConfig(
-                in_batch_negatives=settings.in_batch_negatives, num_uniform_negatives=settings.num_uniform_negatives
-            ),
-            "training": settings.training,
-            # What is left here decides which numbers the run computes; how tasks are weighed and measured does not.
-            "preranker": settings.model_copy(
-                update={
-                    "tasks": [task.model_copy(update={"weight": 1.0}) for task in settings.tasks],
-                    "training": PrerankerTrainingConfig(),
-                    "check_users": 1,
-                    "check_negatives": 1,
-                    "neighbours": 1,
-                    "linear_items": 1,
-                    "combination_hidden": 0,
-                }
-            ),
-        }
-    )
 
 
 def build_preranker(

@@ -64,7 +64,8 @@ def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None
                 f" {dataset.artifact.path} (digest {dataset.artifact.manifest.digest[:12]}); train again"
             )
         content = content_input(checkpoint, config.content_dir, dataset)
-        model = Embedder.load(checkpoint.path, config, ranks, content)
+        items_per_step = ranks.world_size * _CHUNK_ITEMS
+        model = Embedder.load(checkpoint.path, config.sharding, ranks, content, items_per_step=items_per_step)
         embedder: Embedder | DeltaEmbedder = model
         inputs, measured = {"dataset": dataset.artifact, "checkpoint": checkpoint}, None
         if content is not None:
@@ -74,7 +75,7 @@ def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None
             embedder = DeltaEmbedder.open(model, delta)
             inputs["previous"] = delta.embeddings
             measured = embedder.measure(dataset.item_table, config.seed)
-            _check_drift(measured, config, dataset.num_items)
+            _check_drift(measured, config.embedding.max_drift, dataset.num_items)
         parts = Parts(out.with_name(f"{out.name}.parts"), embedder.heads, dataset.num_items, embedder.dim)
         plan = {name: artifact.manifest.digest for name, artifact in inputs.items()}
         if delta_from is not None:  # which items are embedded anew follows from these settings too
@@ -82,7 +83,13 @@ def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None
         todo = on_first(ranks, lambda: parts.begin(plan))
         write_shards(embedder, dataset.item_table, parts, todo, ranks)
         dist.barrier()
-        on_first(ranks, lambda: _finish(parts, config, inputs, measured, out))
+
+        def finish() -> None:
+            writer = _gather(parts, measured, out)
+            writer.commit(config.model_dump(mode="json"), inputs, decisive=decisive(config, "embeddings"))
+            shutil.rmtree(parts.folder)
+
+        on_first(ranks, finish)
         return open_artifact(out, "embeddings")
 
 
@@ -176,23 +183,22 @@ def _steps(parts: Parts, shards: list[int]) -> Iterator[tuple[range, int | None]
             yield range(start, stop), number if stop == items.stop else None
 
 
-def _check_drift(measured: DeltaSummary, config: Config, num_items: int) -> None:
-    if measured.mean_drift > config.embedding.max_drift:
+def _check_drift(measured: DeltaSummary, max_drift: float, num_items: int) -> None:
+    if measured.mean_drift > max_drift:
         raise ValueError(
             f"embedding.max_drift: {measured.num_kept} of {num_items} items have the table rows they had, but their "
             f"embeddings have moved by {measured.mean_drift:.4f} on average (1 - cosine, {measured.num_sampled} "
-            f"sampled), more than {config.embedding.max_drift}; embed the whole catalogue, or train with "
+            f"sampled), more than {max_drift}; embed the whole catalogue, or train with "
             f"training.continuation.freeze_towers=true"
         )
 
 
-def _finish(parts: Parts, config: Config, inputs: dict[str, Artifact], delta: DeltaSummary | None, out: Path) -> None:
-    """Makes the artifact of the finished parts."""
+def _gather(parts: Parts, delta: DeltaSummary | None, out: Path) -> ArtifactWriter:
+    """Moves the finished parts into a new artifact, for the caller to commit."""
     writer = ArtifactWriter(out, "embeddings")
     writer.begin()
     for head in parts.heads:
         (parts.folder / vectors_file(head)).rename(writer.folder / vectors_file(head))
     summary = EmbeddingsSummary(heads=parts.heads, dim=parts.dim, num_items=parts.num_items, delta=delta)
     writer.summary |= summary.model_dump()
-    writer.commit(config.model_dump(mode="json"), inputs, decisive=decisive(config, "embeddings"))
-    shutil.rmtree(parts.folder)
+    return writer

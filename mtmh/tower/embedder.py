@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from mtmh.config import CommunicationConfig, Config
+from mtmh.config import CommunicationConfig, ShardingConfig
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.item_table import ItemTable
 from mtmh.distributed.ranks import Ranks
 from mtmh.distributed.sharding import shard
 from mtmh.modules.mtmh import MTMH
-from mtmh.training.model_builder import load_model, load_weights, model_of, model_settings
+from mtmh.training.model_builder import load_model, load_weights, model_of
 
 Vectors = npt.NDArray[np.float32]
 Items = npt.NDArray[np.int64]
@@ -43,16 +44,25 @@ class Embedder:
     content: ContentEmbeddings | None = None
 
     @classmethod
-    def load(cls, checkpoint: Path, config: Config, ranks: Ranks, content: ContentEmbeddings | None = None) -> Embedder:
+    def load(
+        cls,
+        checkpoint: Path,
+        sharding: ShardingConfig,
+        ranks: Ranks,
+        content: ContentEmbeddings | None = None,
+        *,
+        items_per_step: int,
+    ) -> Embedder:
         """Reads a checkpoint: whole in a CPU process alone, its tables sharded over several ranks or on GPUs.
 
-        The model is the checkpoint's. How it is sharded is free: by ``config.sharding``, whatever it was trained with.
+        The model is the checkpoint's. How it is sharded is free, whatever it was trained with.
 
         Args:
             checkpoint: folder of one checkpoint.
-            config: the recipe; embeddings travel between ranks as fp32, whatever it says.
+            sharding: constraints of the planner; embeddings travel between ranks as fp32, whatever it says.
             ranks: this process among the others.
             content: embeddings of the teacher, for a model that takes them in.
+            items_per_step: that all ranks embed together, at most.
 
         Raises:
             ValueError: no complete checkpoint there, ``sharding`` names a table that the model does not have, or the
@@ -64,7 +74,10 @@ class Embedder:
             return cls(whole, heads, dim, ranks.device, raw, content)
         model = model_of(checkpoint, ranks.device, tables=torch.device("meta"))
         heads, dim, raw = _interface(model)
-        sharded, _ = shard(model, _placement(checkpoint, config, ranks), ranks, trains=False)
+        update: dict[str, Any] = {"communication": CommunicationConfig()}
+        if ranks.device.type == "cpu":  # all tables are in host memory, where a run on GPUs had some
+            update["uvm_caching"] = {}
+        sharded, _ = shard(model, sharding.model_copy(update=update), ranks, items_per_step=items_per_step)
         load_weights(sharded, checkpoint)
         return cls(sharded.eval(), heads, dim, ranks.device, raw, content)
 
@@ -95,14 +108,6 @@ class Embedder:
                 item = items[int(finite.argmin())]
                 raise ValueError(f"head {head}: the embedding of item index {item} is not finite numbers")
         return units
-
-
-def _placement(checkpoint: Path, config: Config, ranks: Ranks) -> Config:
-    """The recipe, as far as it says where the tables of the checkpoint's model go."""
-    sharding = config.sharding.model_copy(update={"communication": CommunicationConfig()})
-    if ranks.device.type == "cpu":  # all tables are in host memory, where a run on GPUs had some
-        sharding = sharding.model_copy(update={"uvm_caching": {}})
-    return config.model_copy(update={"model": model_settings(checkpoint), "sharding": sharding})
 
 
 def _interface(model: MTMH) -> tuple[list[str], int, frozenset[str]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.config import Config, ModelConfig
+from mtmh.config import ModelConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import ITEM_ID, FeatureSchema
@@ -95,14 +95,26 @@ class Tower:
         return read_quantised(self._folder, settings, settings.build)
 
 
-def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Artifact) -> TowerFacts | None:
+def write_tower(
+    folder: Path,
+    checkpoints: Path,
+    content_dir: Path,
+    dataset: Dataset,
+    embeddings: Artifact,
+    *,
+    tables: Literal["int8", "fp16"],
+    seed: int,
+) -> TowerFacts | None:
     """Exports the tower that made the embeddings into the folder of an index.
 
     Args:
         folder: of the index that is being written.
-        config: names the checkpoints; ``index.tower`` is the precision of the tables.
+        checkpoints: of the model.
+        content_dir: embeddings of the teacher, for a model that takes them in.
         dataset: that the model was trained on.
         embeddings: of the index; they name their checkpoint.
+        tables: their precision.
+        seed: of the sample of items that is compared.
 
     Returns:
         What was measured; None: the embeddings come from no checkpoint, so there is no tower.
@@ -113,15 +125,13 @@ def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Arti
     digest = embeddings.manifest.inputs.get("checkpoint")
     if digest is None:
         return None
-    checkpoint = _find_checkpoint(config.model_dir("checkpoints"), digest)
-    model, settings, hidden_rows = _unseen_tower(checkpoint, config.index.tower)
-    content = content_input(open_artifact(checkpoint, "checkpoint"), config.content_dir, dataset)
+    checkpoint = _find_checkpoint(checkpoints, digest)
+    model, settings, hidden_rows = _unseen_tower(checkpoint, tables)
+    content = content_input(open_artifact(checkpoint, "checkpoint"), content_dir, dataset)
     (folder / TOWER).mkdir()
     write_features(folder / TOWER, dataset, hidden_rows, content.dim if content else 0)
     sample = np.sort(
-        np.random.default_rng(config.seed).choice(
-            dataset.num_items, min(_COMPARED_ITEMS, dataset.num_items), replace=False
-        )
+        np.random.default_rng(seed).choice(dataset.num_items, min(_COMPARED_ITEMS, dataset.num_items), replace=False)
     )
     raw = () if hidden_rows else (ITEM_ID,)
     sparse, dense = dataset.item_table.gather(sample, hide_id=np.ones(len(sample), bool), raw=raw)
@@ -131,7 +141,7 @@ def write_tower(folder: Path, config: Config, dataset: Dataset, embeddings: Arti
     found = _embed(Tower(folder)._model, *inputs)
     cosines = {head: (found[head] * expected[head]).sum(dim=1) for head in expected}
     return TowerFacts(
-        tables=config.index.tower,
+        tables=tables,
         num_items=len(sample),
         mean_cosine={head: float(cosine.mean()) for head, cosine in cosines.items()},
         least_cosine={head: float(cosine.min()) for head, cosine in cosines.items()},

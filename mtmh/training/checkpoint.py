@@ -5,26 +5,24 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, FileRecord, link_folder, open_artifact
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.config.base import leaves
-from mtmh.config.recorded import part_of_recipe
+from mtmh.config.recorded import recorded_decisive
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import VOCABULARY
 from mtmh.distributed.finite import check_finite
@@ -40,20 +38,6 @@ TASK = (MODEL, "loss.")  # what `TrainTask` holds
 OPTIMIZER = "optimizer."
 RANDOM = "random."  # a rank's own
 FOLDER = re.compile(r"step-(\d{8,})")
-
-# The settings that decide which numbers a run computes. All others (devices, sharding, how often to log, how long to
-# train, where files are) may change between a run and its resumption.
-DECISIVE = ("seed", "pairs", "model", "loss")
-DECISIVE_TRAINING = (
-    "batch_size",
-    "num_shards",
-    "shuffle_pairs",
-    "optimizer",
-    "learning_rate",
-    "dense_learning_rate",
-    "warmup_steps",
-    "continuation",
-)
 
 
 def latest_checkpoint(root: Path) -> Path:
@@ -92,21 +76,27 @@ class RunRecord:
 
     Attributes:
         settings: JSON values, recorded in the manifest.
+        decisive: those that decide which numbers the run computes, by dotted key.
         inputs: the artifacts that the run reads, by name.
-        decisive: takes recorded settings and returns, by dotted key, those that decide which numbers the run computes.
+        recorded: the decisive settings of the run that wrote a checkpoint.
         facts: more for the summary of every checkpoint, JSON values only; may grow while the run goes on.
         folders: linked into every checkpoint under their names.
     """
 
     settings: Mapping[str, Any]
+    decisive: Mapping[str, Any]
     inputs: Mapping[str, Artifact]
-    decisive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda tree: dict(leaves(tree))
+    recorded: Callable[[Artifact], Mapping[str, Any]] = lambda checkpoint: checkpoint.manifest.decisive
     facts: dict[str, Any] = field(default_factory=dict)
     folders: Mapping[Path, Path] = field(default_factory=dict)
 
     @classmethod
     def of_recipe(
-        cls, config: Config, dataset: Dataset, inputs: Mapping[str, Artifact], sections: Sequence[str] = DECISIVE
+        cls,
+        config: Config,
+        dataset: Dataset,
+        inputs: Mapping[str, Artifact],
+        kind: Literal["checkpoint", "preranker-checkpoint"] = "checkpoint",
     ) -> Self:
         """The record of a run over a dataset.
 
@@ -115,12 +105,13 @@ class RunRecord:
             dataset: its features and vocabularies go along: a run of the next period finds the rows of its values by
                 these, when this dataset may be gone.
             inputs: the artifacts that the run reads, by name.
-            sections: that decide, beside some settings of ``training``.
+            kind: whose settings decide (`mtmh.config.decisive`).
         """
         return cls(
             settings=config.model_dump(mode="json"),
+            decisive=decisive(config, kind),
             inputs=inputs,
-            decisive=partial(decisive_settings, sections=sections),
+            recorded=partial(recorded_decisive, kind=kind),
             facts={"features": dataset.summary.features.model_dump(mode="json")},
             folders={VOCABULARY: dataset.artifact.path / VOCABULARY},
         )
@@ -225,8 +216,7 @@ class Checkpoints:
             }
             for name, source in self._run.folders.items():
                 link_folder(source, writer[0].folder / name)
-            settings = self._run.settings
-            writer[0].commit(settings, self._run.inputs, records, decisive=self._run.decisive(settings))
+            writer[0].commit(self._run.settings, self._run.inputs, records, decisive=self._run.decisive)
             self._remove_old()
             return path
 
@@ -330,7 +320,7 @@ class Checkpoints:
         return True
 
     def _check_same_run(self, artifact: Artifact) -> None:
-        before, now = self._run.decisive(artifact.manifest.config), self._run.decisive(self._run.settings)
+        before, now = self._run.recorded(artifact), self._run.decisive
         changed = [
             f"{key} was {before.get(key, 'absent')}, is {now.get(key, 'absent')}"
             for key in sorted(before.keys() | now.keys())
@@ -376,22 +366,6 @@ def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer
             assert isinstance(value, Tensor), f"{parameter} {name}: {type(value).__name__}"
             state[f"{OPTIMIZER}{parameter}.{name}"] = value
     return state
-
-
-def decisive_settings(recorded: Mapping[str, Any], sections: Sequence[str] = DECISIVE) -> dict[str, Any]:
-    """The settings that decide which numbers a run computes, by dotted key.
-
-    Args:
-        recorded: the recipe as JSON values. Settings that came in since then have the values that stand for what was
-            done before.
-        sections: that decide, beside some settings of ``training``.
-    """
-    with suppress(ValidationError):  # a setting has gone since: compared as they stand, which names it
-        recorded = Config.model_validate(part_of_recipe(recorded, *sections, "training")).model_dump(mode="json")
-    tree = {section: recorded[section] for section in sections if section in recorded}
-    tree["training"] = {key: value for key, value in recorded["training"].items() if key in DECISIVE_TRAINING}
-    indifferent = ("loss.chunk_rows", "loss.kernel", "training.continuation.check_period")
-    return {key: value for key, value in leaves(tree) if key not in indifferent}
 
 
 def _set_aside(path: Path, why: str) -> None:

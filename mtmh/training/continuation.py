@@ -1,4 +1,4 @@
-"""Day after day: a run that starts from the model of the period before, whose items and vocabularies were others."""
+"""Continued training: a run starts from the model of the period before, whose items and vocabularies were others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.config import Config, ModelConfig
+from mtmh.config import ModelConfig, TrainingConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.period import Period, why_it_may_leak
 from mtmh.data.schema import ITEM_ID, DatasetSummary, FeatureSchema
 from mtmh.distributed.optimizers import TABLE_KEY
 from mtmh.distributed.ranks import Ranks, on_first
-from mtmh.distributed.sharding import local_shards
+from mtmh.distributed.sharding import buckets_of, local_shards
 from mtmh.distributed.state_files import read_state, stored_pieces, stored_shapes
 from mtmh.training.checkpoint import OPTIMIZER, STATE, training_state
 from mtmh.training.frequencies import FREQUENCIES, StreamingFrequencies
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CarriedRows:
-    """What became of the table of one id feature.
+    """Rows of the table of one id feature, before and after carrying over.
 
     Attributes:
         feature: its name.
@@ -47,12 +47,13 @@ class CarriedRows:
     num_carried: int
 
 
-def open_previous(path: Path, config: Config, summary: DatasetSummary) -> Artifact:
+def open_previous(path: Path, model: ModelConfig, training: TrainingConfig, summary: DatasetSummary) -> Artifact:
     """Opens the checkpoint to continue from.
 
     Args:
         path: folder of one checkpoint.
-        config: of the run that begins.
+        model: of the run that begins.
+        training: of the run that begins.
         summary: of its dataset.
 
     Raises:
@@ -70,17 +71,17 @@ def open_previous(path: Path, config: Config, summary: DatasetSummary) -> Artifa
             problems.append(f"its {kind} are {', '.join(then) or 'none'}; the dataset has {', '.join(now) or 'none'}")
     model_then = recorded_section(artifact, "model", ModelConfig)
     problems += [
-        f"model.{name} was {getattr(model_then, name)}, is {getattr(config.model, name)}"
+        f"model.{name} was {getattr(model_then, name)}, is {getattr(model, name)}"
         for name in ModelConfig.model_fields
-        if getattr(model_then, name) != getattr(config.model, name)
+        if getattr(model_then, name) != getattr(model, name)
     ]
     optimizer = artifact.manifest.config["training"]["optimizer"]
-    if optimizer != config.training.optimizer:
-        problems.append(f"training.optimizer was {optimizer}, is {config.training.optimizer}")
+    if optimizer != training.optimizer:
+        problems.append(f"training.optimizer was {optimizer}, is {training.optimizer}")
     if problems:
         raise ValueError(f"{path}: cannot continue from this model: {'; '.join(problems)}")
     leak = why_it_may_leak(period_of(artifact), Period.of(summary))
-    if leak and config.training.continuation.check_period:
+    if leak and training.continuation.check_period:
         raise ValueError(
             f"{path}: cannot continue from this model: {leak}. Continue from an older one or cut later (data.split); "
             f"if it is known to be older, or nothing is tested, set training.continuation.check_period=false"
@@ -100,10 +101,11 @@ def period_of(checkpoint: Artifact) -> Period | None:
 def carry_over(
     previous: Artifact,
     dataset: Dataset,
-    config: Config,
     model: DistributedModelParallel,
     optimizer: CombinedOptimizer,
     ranks: Ranks,
+    *,
+    keep_optimizer: bool = True,
 ) -> list[CarriedRows]:
     """Fills a fresh model with what that of the period before has learned; all ranks call it together.
 
@@ -116,10 +118,10 @@ def carry_over(
     Args:
         previous: the checkpoint, as `open_previous` gives it.
         dataset: of this period.
-        config: of the run that begins; ``training.continuation.optimizer_state`` decides about the Adagrad sums.
         model: fresh and sharded.
         optimizer: of the model.
         ranks: this process among the others.
+        keep_optimizer: take the Adagrad sums over; otherwise all rows learn at the full rate again.
 
     Returns:
         one entry an id feature that has a vocabulary.
@@ -130,13 +132,14 @@ def carry_over(
     rows_before = rows_of(FeatureSchema.model_validate(previous.summary["features"]))
     rows_now = rows_of(dataset.summary.features)
     state = training_state(model, optimizer)
-    if config.training.continuation.optimizer_state == "reset":
+    id_tables = buckets_of(model).keys()
+    if not keep_optimizer:
         state = {name: value for name, value in state.items() if not name.startswith(OPTIMIZER)}
     # Tables of raw ids have no vocabulary: they go on as they are, their ids with them.
     by_row = {
         name: feature
         for name in state
-        if (feature := table_of(name)) and feature not in config.model.id_tables and state[name].dim() > 0
+        if (feature := table_of(name)) and feature not in id_tables and state[name].dim() > 0
     }
     folder = previous.path / STATE
     stored = stored_shapes(folder)
@@ -157,7 +160,7 @@ def carry_over(
         lambda: [
             CarriedRows(name, rows, rows_before[name], num_carried(name, previous.path, dataset.artifact.path))
             for name, rows in rows_now.items()
-            if name not in config.model.id_tables
+            if name not in id_tables
         ],
     )
 
@@ -193,11 +196,12 @@ def carry_over_frequencies(previous: Artifact, dataset: Dataset, frequencies: St
 
 
 def carried_table(carried: list[CarriedRows]) -> Table:
-    """What was carried over, one line a table, for people."""
+    """The rows that were carried over, one line a table, for people."""
     view = Table("table", "rows before", "rows now", "carried over", "new", "gone", title="Continued from")
-    for one in carried:
-        new, gone = one.num_rows - one.num_carried, one.num_previous - one.num_carried
-        view.add_row(one.feature, *(f"{n:,}" for n in (one.num_previous, one.num_rows, one.num_carried, new, gone)))
+    for table in carried:
+        new, gone = table.num_rows - table.num_carried, table.num_previous - table.num_carried
+        numbers = (table.num_previous, table.num_rows, table.num_carried, new, gone)
+        view.add_row(table.feature, *(f"{number:,}" for number in numbers))
     return view
 
 

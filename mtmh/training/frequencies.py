@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from mtmh.config import Config
+from mtmh.config import LossConfig
 from mtmh.data.item_table import ItemTable
 from mtmh.data.schema import ITEM_ID
 from mtmh.distributed.ranks import Ranks
@@ -137,11 +137,11 @@ class StreamingFrequencies:
         """The tensors of `state` share memory with the estimates: nothing is left to do."""
 
 
-def streaming_frequencies(config: Config, table: ItemTable, ranks: Ranks) -> StreamingFrequencies | None:
+def streaming_frequencies(
+    loss: LossConfig, hits_per_step: int, table: ItemTable, ranks: Ranks
+) -> StreamingFrequencies | None:
     """The estimator of a run, untouched; ``None`` unless ``loss.log_q`` asks for it."""
-    if config.loss.log_q != "streaming":
+    if loss.log_q != "streaming":
         return None
     (num_rows,) = (feature.num_rows for feature in table.schema.id_features if feature.name == ITEM_ID)
-    return StreamingFrequencies(
-        table.columns[ITEM_ID].values, num_rows, config.training.batch_size, config.loss.log_q_rate, ranks
-    )
+    return StreamingFrequencies(table.columns[ITEM_ID].values, num_rows, hits_per_step, loss.log_q_rate, ranks)

@@ -1,4 +1,4 @@
-"""Planning a run on machines that are not there: who would hold what, how long a step would take, what to change.
+"""Planning a run on machines that are not there: placement of the tables, memory, time of a step, remedies.
 
 Planner, constraints, bandwidths and memory margin are those of training (`sharding.shard`). As there, each id feature
 counts as one value an item; one with many values costs that many times the input and the lookups estimated here.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,16 +22,24 @@ from torchrec.distributed.types import ShardingType
 from torchrec.types import DataType
 
 from mtmh.artifacts import MANIFEST
-from mtmh.config import Config
+from mtmh.config import Config, ModelConfig, PlanConfig, ShardingConfig, TrainingConfig
 from mtmh.data.dataset import open_dataset
 from mtmh.data.schema import FeatureSchema, IdFeature
 from mtmh.distributed.hardware import GIB, Cluster
 from mtmh.distributed.optimizers import TABLE_KEY, fuse_optimizer
 from mtmh.distributed.ranks import Ranks
-from mtmh.distributed.sharding import MEMORY_MARGIN, table_constraints, table_sharders, tables_of
+from mtmh.distributed.sharding import (
+    MEMORY_MARGIN,
+    buckets_of,
+    data_parallel_tables,
+    table_constraints,
+    table_sharders,
+    tables_of,
+)
 from mtmh.modules.id_tables import HashIdRows
 from mtmh.modules.mtmh import MTMH
 from mtmh.training.model_builder import build_model
+from mtmh.training.task import items_per_step
 
 STAGES = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
 TOWER_COPIES = 4  # weight, gradient, Adagrad's sum, bucket of DDP's all-reduce
@@ -56,7 +65,7 @@ class TablePlan:
 
 @dataclass
 class RankMemory:
-    """What one rank keeps, bytes.
+    """Memory of one rank, bytes.
 
     ``id_maps``: which raw id owns each row, and when it was last seen. ``buffers``: ids that come in and pooled
     embeddings that go out, in one step.
@@ -130,11 +139,14 @@ def make_plan(config: Config, cluster: Cluster) -> Plan:
         DoesNotFit: the tables do not fit.
         ValueError: neither a dataset nor ``plan.rows``, or a sharding setting that cannot be honoured.
     """
-    schema, source = _features(config)
-    search = _Search(config, schema, cluster)
+    schema, source = _features(config.dataset_dir, config.plan)
+    case = _Case(
+        config.model, config.sharding, config.training, items_per_step(config.training, config.loss), schema, cluster
+    )
+    search = _Search(case)
     options = search.run()
     if options is None:
-        raise DoesNotFit(_diagnosis(config, schema, cluster, search))
+        raise DoesNotFit(_diagnosis(case, search))
     return Plan(
         source=source,
         cluster=cluster,
@@ -143,7 +155,7 @@ def make_plan(config: Config, cluster: Cluster) -> Plan:
         memory=_memory(options, search.model, cluster),
         usable=search.usable,
         stages=[_stage(name, options, cluster.world_size) for name in STAGES],
-        notes=_notes(config, cluster),
+        notes=_notes(case),
     )
 
 
@@ -152,26 +164,37 @@ def _usable(cluster: Cluster) -> int:
     return int(cluster.rank_memory * (1 - MEMORY_MARGIN)) if cluster.device.kind == "cuda" else cluster.rank_memory
 
 
-class _Search:
-    """One run of the planner, and what it was asked."""
+@dataclass(frozen=True)
+class _Case:
+    """The question to the planner; remedies change a part of it and ask again."""
 
-    def __init__(self, config: Config, schema: FeatureSchema, cluster: Cluster) -> None:
-        self.model = build_model(config.model, schema, torch.device("meta"))
+    model: ModelConfig
+    sharding: ShardingConfig
+    training: TrainingConfig
+    items_per_step: int
+    schema: FeatureSchema
+    cluster: Cluster
+
+
+class _Search:
+    """One run of the planner."""
+
+    def __init__(self, case: _Case) -> None:
+        cluster, training = case.cluster, case.training
+        self.model = build_model(case.model, case.schema, torch.device("meta"))
         self.tables = tables_of(self.model)
         ranks = Ranks(0, cluster.world_size, cluster.ranks_per_host, torch.device(cluster.device.kind))
         constraints = {
             # Embeddings leave the kernels as fp32; unasked, the estimators take the type of the table.
             name: replace(constraint, output_dtype=DataType.FP32)
-            for name, constraint in table_constraints(self.tables, config, ranks).items()
+            for name, constraint in table_constraints(
+                self.tables, case.sharding, ranks, optimizer=training.optimizer, buckets=buckets_of(self.model)
+            ).items()
         }
-        replicated = {
-            name for name, one in constraints.items() if one.sharding_types == [ShardingType.DATA_PARALLEL.value]
-        }
-        fuse_optimizer(self.model, config.training, skip=replicated)
-        items = 2 * config.training.batch_size + config.loss.num_uniform_negatives
-        self.rank_items = -(-items // cluster.world_size)
+        fuse_optimizer(self.model, training, skip=data_parallel_tables(constraints))
+        self.rank_items = -(-case.items_per_step // cluster.world_size)
         self.usable = _usable(cluster)
-        self.sharders = table_sharders(config, ranks.device)
+        self.sharders = table_sharders(case.sharding.communication, ranks.device, seed=0)
         topology = cluster.topology()
         self.enumerator = EmbeddingEnumerator(topology=topology, batch_size=self.rank_items, constraints=constraints)
         self.planner = EmbeddingShardingPlanner(
@@ -201,17 +224,17 @@ class _Search:
         return least
 
 
-def _features(config: Config) -> tuple[FeatureSchema, str]:
-    if (config.dataset_dir / MANIFEST).exists():
-        return open_dataset(config.dataset_dir).summary.features, str(config.dataset_dir)
-    if not config.plan.rows:
+def _features(dataset: Path, plan: PlanConfig) -> tuple[FeatureSchema, str]:
+    if (dataset / MANIFEST).exists():
+        return open_dataset(dataset).summary.features, str(dataset)
+    if not plan.rows:
         raise ValueError(
-            f"nothing to plan: no dataset at {config.dataset_dir}, and plan.rows is empty; prepare the dataset or set "
+            f"nothing to plan: no dataset at {dataset}, and plan.rows is empty; prepare the dataset or set "
             f"row counts, as in --set 'plan.rows={{item_id: 2000000000, brand: 1000000}}'"
         )
     return FeatureSchema(
-        id_features=[IdFeature(name=name, num_rows=rows) for name, rows in config.plan.rows.items()],
-        float_features=[f"float_{i}" for i in range(config.plan.num_floats)],
+        id_features=[IdFeature(name=name, num_rows=rows) for name, rows in plan.rows.items()],
+        float_features=[f"float_{i}" for i in range(plan.num_floats)],
     ), "plan.rows"
 
 
@@ -278,29 +301,29 @@ def _stage(name: str, options: list[ShardingOption], world_size: int) -> Stage:
     return Stage(name.replace("_", " "), times[slowest], slowest, max(on_slowest, default=(0.0, "-"))[1])
 
 
-def _notes(config: Config, cluster: Cluster) -> list[str]:
-    notes = []
-    travels = config.sharding.communication
-    if config.model.embedding_dtype != "fp32" and cluster.world_size > 1 and travels.forward == "fp32":
+def _notes(case: _Case) -> list[str]:
+    notes, cluster = [], case.cluster
+    travels, uvm_caching, num_shards = case.sharding.communication, case.sharding.uvm_caching, case.training.num_shards
+    if case.model.embedding_dtype != "fp32" and cluster.world_size > 1 and travels.forward == "fp32":
         notes.append(
-            f"TorchRec's estimator has embeddings of {config.model.embedding_dtype} tables travel so; they travel as "
+            f"TorchRec's estimator has embeddings of {case.model.embedding_dtype} tables travel so; they travel as "
             f"fp32 unless sharding.communication says otherwise, so allow up to twice the time of both comms"
         )
-    if config.sharding.uvm_caching:
+    if uvm_caching:
         notes.append(
-            f"tables in host memory ({', '.join(config.sharding.uvm_caching)}) count with their cache only; the rest "
+            f"tables in host memory ({', '.join(uvm_caching)}) count with their cache only; the rest "
             f"takes part of {_gib(cluster.rank_host_memory)} of host memory a rank"
         )
-    if config.training.num_shards % cluster.world_size:
+    if num_shards % cluster.world_size:
         notes.append(
-            f"training would refuse {cluster.world_size} ranks: training.num_shards ({config.training.num_shards}) "
+            f"training would refuse {cluster.world_size} ranks: training.num_shards ({num_shards}) "
             f"must be a multiple of them; change it together with batch_size"
         )
     return notes
 
 
-def _diagnosis(config: Config, schema: FeatureSchema, cluster: Cluster, search: _Search) -> str:
-    least = search.least()
+def _diagnosis(case: _Case, search: _Search) -> str:
+    least, cluster, sharding = search.least(), case.cluster, case.sharding
     over = {name: piece - search.usable for name, (piece, _) in least.items() if piece > search.usable}
     total, room = sum(whole for _, whole in least.values()), search.usable * cluster.world_size
     machines = f"{cluster.num_hosts} x {cluster.ranks_per_host} {cluster.device_name}"
@@ -310,10 +333,10 @@ def _diagnosis(config: Config, schema: FeatureSchema, cluster: Cluster, search: 
         f"{margin if cluster.device.kind == 'cuda' else ''}"
     ]
     for name, excess in sorted(over.items(), key=lambda entry: -entry[1]):
-        asked = config.sharding.tables.get(name, config.sharding.default)
+        wanted = sharding.tables.get(name, sharding.default)
         lines.append(
             f"  table {name} ({search.tables[name].num_embeddings:,} rows x {search.tables[name].embedding_dim}"
-            f"{f', {asked}' if asked else ''}) needs {_gib(least[name][0])} on one rank: {_gib(excess)} over"
+            f"{f', {wanted}' if wanted else ''}) needs {_gib(least[name][0])} on one rank: {_gib(excess)} over"
         )
     if not over:
         largest = max(least, key=lambda name: least[name][1])
@@ -322,7 +345,7 @@ def _diagnosis(config: Config, schema: FeatureSchema, cluster: Cluster, search: 
             f"{f', {_gib(total - room)} over' if total > room else ', but cannot be divided up'}; "
             f"the largest is {largest} with {_gib(least[largest][1])}"
         )
-    remedies = list(_remedies(config, schema, cluster, over, total))
+    remedies = list(_remedies(case, over, total))
     lines += ["what would fit (tried):", *(f"  {remedy}" for remedy in remedies)] if remedies else []
     lines += [] if remedies else ["no single change of those tried (fp16, row-wise, more hosts) makes it fit"]
     a_rank = -(-total // cluster.world_size)
@@ -334,39 +357,36 @@ def _diagnosis(config: Config, schema: FeatureSchema, cluster: Cluster, search: 
     return "\n".join(lines)
 
 
-def _remedies(
-    config: Config, schema: FeatureSchema, cluster: Cluster, over: Iterable[str], total: int
-) -> Iterator[str]:
+def _remedies(case: _Case, over: Iterable[str], total: int) -> Iterator[str]:
     """Changes with which the planner does find a plan: settings first, then more hosts."""
 
-    def fits(changed: Config, machines: Cluster) -> bool:
-        return _Search(changed, schema, machines).run() is not None
+    def fits(changed: _Case) -> bool:
+        return _Search(changed).run() is not None
 
+    cluster, tables = case.cluster, case.sharding.tables
     by_rows = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, None}
-    whole = [name for name in over if config.sharding.tables.get(name, config.sharding.default) not in by_rows]
-    cut = _changed(config, "sharding", tables={**config.sharding.tables, **dict.fromkeys(whole, "row_wise")})
+    whole = [name for name in over if tables.get(name, case.sharding.default) not in by_rows]
+    by_row = {**tables, **dict.fromkeys(whole, "row_wise")}
+    cut = replace(case, sharding=case.sharding.model_copy(update={"tables": by_row}))
+    half_model = case.model.model_copy(update={"embedding_dtype": "fp16"})
     cut_flags = " ".join(f"--set sharding.tables.{name}=row_wise" for name in whole)
     half_flags = "--set model.embedding_dtype=fp16"
     found = []
-    if whole and fits(cut, cluster):
+    if whole and fits(cut):
         found.append(cut_flags)
-    if config.model.embedding_dtype == "fp32":
-        if fits(_changed(config, "model", embedding_dtype="fp16"), cluster):
+    if case.model.embedding_dtype == "fp32":
+        if fits(replace(case, model=half_model)):
             found.append(half_flags)
-        elif whole and not found and fits(_changed(cut, "model", embedding_dtype="fp16"), cluster):
+        elif whole and not found and fits(replace(cut, model=half_model)):
             found.append(f"{half_flags} {cut_flags}")
     yield from found
     if cut_flags in found:  # more hosts are no alternative to cutting the table
         return
     fewest = max(cluster.num_hosts + 1, math.ceil(total / (cluster.ranks_per_host * _usable(cluster))))
     for num_hosts in (fewest, fewest + 1, 2 * fewest):
-        if fits(cut, Cluster(cluster.device_name, num_hosts, cluster.ranks_per_host)):
+        if fits(replace(cut, cluster=replace(cluster, num_hosts=num_hosts))):
             yield f"--hosts {num_hosts} {cut_flags}".rstrip()
             return
-
-
-def _changed(config: Config, section: str, **settings: Any) -> Config:
-    return config.model_copy(update={section: getattr(config, section).model_copy(update=settings)})
 
 
 def _gib(num_bytes: float) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mtmh.config import LossConfig
+from mtmh.config import LossConfig, TrainingConfig
 from mtmh.data.batch import PairBatch
 from mtmh.distributed.ranks import gather_numbers
 from mtmh.modules.heads import Head
@@ -18,6 +18,11 @@ from mtmh.modules.mtmh import MTMH
 from mtmh.training.frequencies import StreamingFrequencies
 from mtmh.training.semantic import label_pairs
 from mtmh.training.shared_negatives import SharedNegatives, hits_of, share_negatives
+
+
+def items_per_step(training: TrainingConfig, loss: LossConfig) -> int:
+    """Items that all ranks embed in a step, at most: triggers, positives and uniform negatives, all distinct."""
+    return 2 * training.batch_size + loss.num_uniform_negatives
 
 
 class TrainTask(nn.Module):

@@ -27,7 +27,7 @@ from mtmh.training.loop import Trainer
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 
 
 def train(config: Config, *, resume: bool = True, continue_from: Path | None = None, profile: int = 0) -> Path:
@@ -56,7 +56,9 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         content = open_content(config.content_dir, dataset) if config.needs_content else None
         inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
         features = with_content(dataset.summary.features, config.model, content)
-        previous = open_previous(continue_from, config, dataset.summary) if continue_from else None
+        previous = (
+            open_previous(continue_from, config.model, config.training, dataset.summary) if continue_from else None
+        )
         inputs |= {"previous": previous} if previous else {}
         period = Period.of(dataset.summary)
         period = period.after(period_of(previous)) if previous else period
@@ -71,16 +73,26 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
         if content is not None:
             fit_content(model, content, config.seed)
-        frequencies = streaming_frequencies(config, dataset.item_table, ranks)
-        sharded, plan = shard(TrainTask(model, config.loss, config.seed, frequencies), config, ranks)
+        frequencies = streaming_frequencies(config.loss, config.training.batch_size, dataset.item_table, ranks)
+        sharded, plan = shard(
+            TrainTask(model, config.loss, config.seed, frequencies),
+            config.sharding,
+            ranks,
+            items_per_step=items_per_step(config.training, config.loss),
+            training=config.training,
+            seed=config.seed,
+        )
         if frequencies is not None:
             checkpoints.add(FREQUENCIES, frequencies)
         optimizer = build_optimizer(sharded, config.training)
         trained = partial(training_state, sharded, optimizer)
         step = checkpoints.restore(checkpoint, trained()) if checkpoint else 0
-        carried = carry_over(previous, dataset, config, sharded, optimizer, ranks) if previous and not step else []
-        if frequencies is not None and previous and not step:
-            carry_over_frequencies(previous, dataset, frequencies)
+        carried = []
+        if previous and not step:
+            keep = config.training.continuation.optimizer_state == "keep"
+            carried = carry_over(previous, dataset, sharded, optimizer, ranks, keep_optimizer=keep)
+            if frequencies is not None:
+                carry_over_frequencies(previous, dataset, frequencies)
         id_tables = IdTables(sharded)
 
         def begin_step(step: int) -> None:

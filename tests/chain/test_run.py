@@ -17,7 +17,6 @@ from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
 from mtmh.chain.state import StageState, State
 from mtmh.config import Config
 from mtmh.index.artifact import AnnRecall, IndexSummary, RankedBy
-from mtmh.preranking.model_builder import run_config
 
 
 class Scheduler:
@@ -120,10 +119,10 @@ def test_an_interrupted_training_goes_on_unless_its_data_or_settings_changed(tmp
     write(config, tmp_path / "a", "dataset")
     write(config.model_copy(update={"seed": 5}), tmp_path / "b", "dataset")
     old, new = (open_artifact(tmp_path / name, "dataset") for name in "ab")
-    for name, run in (("train", config), ("train_preranker", run_config(config))):
+    folders = {"train": config.model_dir("checkpoints"), "train_preranker": config.preranker_checkpoints}
+    for name, folder in folders.items():
         assert outlived_checkpoints(stages[name], config, {"dataset": old}, State()) is None, "nothing there"
-        folder = run.model_dir("checkpoints")
-        write(run, folder / "step-00000010", "checkpoint", {"dataset": old})
+        write(config, folder / "step-00000010", "checkpoint", {"dataset": old})
         assert outlived_checkpoints(stages[name], config, {"dataset": old}, State()) is None
         assert outlived_checkpoints(stages[name], config, {"dataset": new}, State()) == folder
         changed = config.model_copy(update={"seed": 5})

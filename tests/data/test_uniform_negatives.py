@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from synthetic_dataset import make_config
 
 from mtmh.data.uniform_negatives import NegativeLogProbability, UniformNegatives
 
@@ -43,13 +40,12 @@ def test_items_without_training_events_are_never_drawn_and_the_others_equally() 
 @pytest.mark.parametrize(
     ("in_batch", "num_uniform"), [(True, 10), (True, 0), (False, 10)], ids=["mix", "in-batch", "uniform"]
 )
-def test_log_q_is_the_log_of_the_mix(tmp_path: Path, in_batch: bool, num_uniform: int) -> None:
-    config = make_config(tmp_path, loss={"in_batch_negatives": in_batch, "num_uniform_negatives": num_uniform})
-    batch_size = config.training.batch_size if in_batch else 0
+def test_log_q_is_the_log_of_the_mix(in_batch: bool, num_uniform: int) -> None:
+    batch_size = 96 if in_batch else 0
     expected = [
         np.log((batch_size * COUNTS[item] / 18 + num_uniform / 5) / (batch_size + num_uniform)) for item in KNOWN
     ]
-    log_q = NegativeLogProbability(COUNTS, config)(np.array(KNOWN))
+    log_q = NegativeLogProbability(COUNTS, in_batch=batch_size, uniform=num_uniform)(np.array(KNOWN))
     assert log_q.dtype == np.float32
     np.testing.assert_allclose(log_q, expected, rtol=1e-6)
     assert np.exp(log_q).sum() == pytest.approx(1.0)

@@ -23,6 +23,7 @@ from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.distributed.sharding import local_shards, shard
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
+from mtmh.training.task import items_per_step
 
 KINDS = {"table_wise": "rowwise_adagrad", "row_wise": "rowwise_adagrad", "column_wise": "adagrad"}
 # Largest error of a value: share of the largest one. Twice half a unit in the last place: sums are rounded again.
@@ -49,7 +50,14 @@ def pooled_and_moved(config: Config, ranks: Ranks) -> tuple[Tensor, dict[str, Te
     own = next(loader.iterate())
     batch = next(of_one_size(loader.iterate(), items_at_a_time(config.sharding.communication)))
     model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
-    sharded, _ = shard(model, config, ranks)
+    sharded, _ = shard(
+        model,
+        config.sharding,
+        ranks,
+        items_per_step=items_per_step(config.training, config.loss),
+        training=config.training,
+        seed=config.seed,
+    )
     (sparse,) = (module for module in sharded.modules() if isinstance(module, SparseNN))
     pooled: Tensor = sparse(batch.sparse)[: len(own.item_index)]
     gradient = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(ranks.rank))

@@ -17,7 +17,7 @@ from stored_index import HEADS, index_config, write_world
 from tiny_run import tiny_config, write_inputs
 
 from mtmh.artifacts import open_artifact
-from mtmh.config import Config
+from mtmh.config import Config, ShardingConfig
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks
 from mtmh.index.build import build_index
@@ -70,14 +70,15 @@ def embed_by_other_recipes(root: Path, world_size: int) -> None:
     checkpoint = latest_checkpoint(tiny(root).model_dir("checkpoints"))
     with join_ranks("cpu") as ranks:
         for name, sections in RECIPES.items():
-            embedder = Embedder.load(checkpoint, tiny_config(root / "model", **sections), ranks)
+            sharding = tiny_config(root / "model", **sections).sharding
+            embedder = Embedder.load(checkpoint, sharding, ranks, items_per_step=200)
             found = embedder.embed(open_dataset(root / "model" / "dataset").item_table, np.arange(5, 95))
             if ranks.is_first:
                 np.savez(root / f"by-{name}-{world_size}.npz", **found)
         if world_size > 1:
-            wrong = tiny_config(root / "model", sharding={"tables": {"shop": "row_wise"}})
+            wrong = ShardingConfig(tables={"shop": "row_wise"})
             with pytest.raises(ValueError, match=r"sharding\.tables names no table: shop; the tables are item_id"):
-                Embedder.load(checkpoint, wrong, ranks)
+                Embedder.load(checkpoint, wrong, ranks, items_per_step=200)
 
 
 @pytest.fixture(scope="module")

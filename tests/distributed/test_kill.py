@@ -64,9 +64,13 @@ def config_of(root: Path, name: str, every: int = EVERY) -> Config:
     )
 
 
-def assert_equal_to_the_bit(one: Config, other: Config, steps: int = STEPS) -> None:
+def checkpoints_of(config: Config) -> Path:
+    return config.model_dir("checkpoints")
+
+
+def assert_equal_to_the_bit(one: Path, other: Path, steps: int = STEPS) -> None:
     """Weights, optimizer, random state of each rank, and the loss of every step once and in order."""
-    newest, expected = (latest_checkpoint(config.model_dir("checkpoints")) for config in (one, other))
+    newest, expected = (latest_checkpoint(checkpoints) for checkpoints in (one, other))
     assert newest.name == expected.name == f"step-{steps:08d}"
     for read in (state_of, random_state_of):
         found, wanted = read(newest), read(expected)
@@ -106,7 +110,7 @@ def test_a_run_killed_twenty_times_equals_one_that_was_left_alone(root: Path) ->
         cut_off += bool(list(checkpoints.glob(".step-*.partial")))
     assert cut_off > KILLS // 10
     launcher.start(killed).finish()
-    assert_equal_to_the_bit(killed, config_of(root, "alone"))
+    assert_equal_to_the_bit(checkpoints_of(killed), checkpoints_of(config_of(root, "alone")))
     kept = sorted(path.name for path in checkpoints.iterdir() if "step-" in path.name)
     assert kept == [f"step-{STEPS - STEPS % EVERY:08d}", f"step-{STEPS:08d}"], (
         "nothing of the interrupted saves is left"
@@ -130,7 +134,7 @@ def test_a_file_of_any_rank_that_is_altered_sends_all_back(root: Path) -> None:
         (artifact.path / name).write_bytes(content)
         launcher.start(config).finish()
         assert (checkpoints / f"step-{STEPS:08d}.damaged").is_dir()
-        assert_equal_to_the_bit(config, config_of(root, "alone"))
+        assert_equal_to_the_bit(checkpoints_of(config), checkpoints_of(config_of(root, "alone")))
 
 
 def test_torchrun_goes_on_by_itself_when_a_worker_is_killed(root: Path) -> None:
@@ -156,4 +160,4 @@ def test_torchrun_goes_on_by_itself_when_a_worker_is_killed(root: Path) -> None:
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     assert job.wait(2 * PATIENCE) == 0, log.read_text()[-4000:]
-    assert_equal_to_the_bit(config, config_of(root, "alone"))
+    assert_equal_to_the_bit(checkpoints_of(config), checkpoints_of(config_of(root, "alone")))

@@ -12,7 +12,6 @@ from test_kill import assert_equal_to_the_bit, wait_for_writing
 from tiny_preranker import tiny_config, write_inputs
 
 from mtmh.config import Config
-from mtmh.preranking.model_builder import run_config
 from mtmh.preranking.trainer import train_preranker
 
 KILLS = 4
@@ -33,7 +32,7 @@ def test_a_preranker_killed_again_and_again_equals_one_that_was_left_alone(
     launcher, moment = Launcher(world_size=2, run=train_preranker), random.Random(7)
     alone, killed = config_of(tmp_path, "alone", checkpoint_every=STEPS), config_of(tmp_path, "killed")
     launcher.start(alone).finish()
-    checkpoints = run_config(killed).model_dir("checkpoints")
+    checkpoints = killed.preranker_checkpoints
     cut_off = 0  # kills that left a checkpoint half written
     for number in range(KILLS):
         job = launcher.start(config_of(tmp_path, "killed", async_checkpoint=bool(number % 2)))
@@ -45,4 +44,4 @@ def test_a_preranker_killed_again_and_again_equals_one_that_was_left_alone(
         cut_off += bool(list(checkpoints.glob(".step-*.partial")))
     assert cut_off > 0
     launcher.start(killed).finish()
-    assert_equal_to_the_bit(run_config(killed), run_config(alone), STEPS)
+    assert_equal_to_the_bit(killed.preranker_checkpoints, alone.preranker_checkpoints, STEPS)

@@ -28,7 +28,7 @@ from mtmh.distributed.state_files import State, write_state
 from mtmh.training.checkpoint import Checkpoints, RunRecord, latest_checkpoint, training_state
 from mtmh.training.frequencies import streaming_frequencies
 from mtmh.training.model_builder import build_model, load_model
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
 
 STEPS = 5
@@ -158,10 +158,17 @@ def resave(config: Config, folder: Path) -> None:
         found = checkpoints.find(resume=True)
         assert found is not None
         model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
-        frequencies = streaming_frequencies(config, dataset.item_table, ranks)
+        frequencies = streaming_frequencies(config.loss, config.training.batch_size, dataset.item_table, ranks)
         assert frequencies is not None
         checkpoints.add("frequencies", frequencies)
-        sharded, _ = shard(TrainTask(model, config.loss, config.seed, frequencies), config, ranks)
+        sharded, _ = shard(
+            TrainTask(model, config.loss, config.seed, frequencies),
+            config.sharding,
+            ranks,
+            items_per_step=items_per_step(config.training, config.loss),
+            training=config.training,
+            seed=config.seed,
+        )
         optimizer = build_optimizer(sharded, config.training)
         assert checkpoints.restore(found, training_state(sharded, optimizer)) == 3
         parts = {f"frequencies.{name}": value for name, value in frequencies.state().items()}

@@ -19,12 +19,12 @@ from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import Ranks, join_ranks, on_first
-from mtmh.distributed.sharding import shard, table_constraints, tables_of
+from mtmh.distributed.sharding import buckets_of, shard, table_constraints, tables_of
 from mtmh.distributed.state_files import write_state
 from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import Checkpoints, RunRecord, latest_checkpoint, training_state
 from mtmh.training.model_builder import build_model
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
 
 STEPS = 5
@@ -66,7 +66,14 @@ def resave(config: Config, folder: Path, ranks: Ranks) -> None:
     """Restores the checkpoint of 2 ranks and writes the state again."""
     dataset = open_dataset(config.dataset_dir)
     model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
-    sharded, _ = shard(TrainTask(model, config.loss), config, ranks)
+    sharded, _ = shard(
+        TrainTask(model, config.loss),
+        config.sharding,
+        ranks,
+        items_per_step=items_per_step(config.training, config.loss),
+        training=config.training,
+        seed=config.seed,
+    )
     optimizer = build_optimizer(sharded, config.training)
     root = config.model_dir("checkpoints")
     checkpoints = Checkpoints(root, RunRecord.of_recipe(config, dataset, {}), ranks)
@@ -147,6 +154,7 @@ def test_a_sharded_model_embeds_as_a_whole_one(root: Path) -> None:
 def test_ranks_that_do_not_divide_the_buckets_are_refused(root: Path) -> None:
     config = id_config(root, "lru", "refused")
     features = open_dataset(config.dataset_dir).summary.features
-    tables = tables_of(build_model(config.model, features, torch.device("meta")))
+    model = build_model(config.model, features, torch.device("meta"))
+    ranks, buckets = Ranks(0, 5, 5, torch.device("cpu")), buckets_of(model)
     with pytest.raises(ValueError, match=r"5 ranks cannot share the 12 buckets of table item_id"):
-        table_constraints(tables, config, Ranks(0, 5, 5, torch.device("cpu")))
+        table_constraints(tables_of(model), config.sharding, ranks, optimizer="adagrad", buckets=buckets)

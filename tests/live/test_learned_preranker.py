@@ -25,7 +25,7 @@ from mtmh.live.compaction import compact
 from mtmh.live.live_index import LiveIndex
 from mtmh.preranking.export import write_preranker
 from mtmh.preranking.inputs import open_inputs
-from mtmh.preranking.model_builder import load_preranker, run_config
+from mtmh.preranking.model_builder import load_preranker
 from mtmh.preranking.trainer import train_preranker
 from mtmh.retrieval.answers import RetrievedItem
 from mtmh.retrieval.open_preranker import LearnedPreranker
@@ -105,9 +105,9 @@ def test_fresh_items_are_scored_by_their_features(config: Config, live: LiveInde
     scorer = learned(retriever).ranker.scorer
     assert len(scorer.vectors) == 206
 
-    model = load_preranker(latest_checkpoint(run_config(config).model_dir("checkpoints")))
+    model = load_preranker(latest_checkpoint(config.preranker_checkpoints))
     dataset = open_dataset(config.dataset_dir)
-    unseen, dense, _ = open_inputs(config, dataset)[0].gather(np.arange(6), np.ones(6, bool))
+    unseen, dense, _ = open_inputs(dataset, config.model_dir("embeddings"))[0].gather(np.arange(6), np.ones(6, bool))
     assert retriever.tower is not None
     rows = retriever.tower.features.table([raw_row(config, item) for item in range(6)])
     values, lengths, dense_of_rows = retriever.tower.features.encode(rows)

@@ -18,7 +18,7 @@ from mtmh.data.schema import HISTORIES, TEST
 from mtmh.preranking.examples import ExampleBatch, ExampleLoader
 from mtmh.preranking.inputs import open_inputs
 from mtmh.preranking.labels import Labels
-from mtmh.preranking.model_builder import priors, run_config
+from mtmh.preranking.model_builder import priors
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loader_of(config: Config, rank: int = 0, world_size: int = 1) -> ExampleLoader:
     dataset = open_dataset(config.dataset_dir)
     labels = Labels(config.preranker.tasks, dataset.summary)
-    return ExampleLoader(dataset, run_config(config), open_inputs(config, dataset)[0], labels, rank, world_size)
+    inputs, _ = open_inputs(dataset, None)
+    return ExampleLoader(dataset, config.preranker, inputs, labels, config.seed, rank, world_size)
 
 
 def examples(batch: ExampleBatch) -> list[tuple[int, int, tuple[int, ...], tuple[float, ...]]]:

@@ -26,7 +26,7 @@ from mtmh.preranking import task as task_module
 from mtmh.preranking.examples import ExampleBatch
 from mtmh.preranking.export import write_preranker
 from mtmh.preranking.inputs import open_inputs
-from mtmh.preranking.model_builder import load_preranker, run_config
+from mtmh.preranking.model_builder import load_preranker
 from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.task import PrerankerLoss
 from mtmh.preranking.trainer import train_preranker
@@ -93,7 +93,7 @@ def test_loss_and_gradients_equal_the_formulas(
 def test_training_learns_and_its_artifact_scores_as_the_model_does(root: Path) -> None:
     config = tiny_config(root, training={"epochs": 6, "checkpoint_every": 1000})
     checkpoint = train_preranker(config)
-    losses = losses_of(run_config(config))
+    losses = losses_of(config.preranker_checkpoints)
     for task in ("engagement", "like", "long_view"):
         first, last = (
             np.mean([losses[s][task]["total"] for s in steps]) for steps in (list(losses)[:8], list(losses)[-8:])
@@ -108,7 +108,7 @@ def test_training_learns_and_its_artifact_scores_as_the_model_does(root: Path) -
 
     model = load_preranker(checkpoint).double()
     dataset = open_dataset(config.dataset_dir)
-    sparse, dense, frozen = open_inputs(config, dataset)[0].gather(np.arange(dataset.num_items))
+    sparse, dense, frozen = open_inputs(dataset, config.model_dir("embeddings"))[0].gather(np.arange(dataset.num_items))
     rng = np.random.default_rng(0)
     histories = np.where(rng.random((5, 8)) < 0.8, rng.integers(0, dataset.num_items, (5, 8)), -1)
     histories[4] = -1  # nothing is known of this user but the trigger
@@ -142,11 +142,11 @@ def test_a_resumed_run_equals_one_without_a_break(root: Path) -> None:
     tasks = [{**task, "weight": 3.0} for task in TASKS]
     again = tiny_config(root, "broken", {"max_steps": 9, "checkpoint_every": 3, "async_checkpoint": True}, tasks=tasks)
     train_preranker(again)
-    expected, state = (state_of(latest_checkpoint(run_config(c).model_dir("checkpoints"))) for c in (whole, again))
+    expected, state = (state_of(latest_checkpoint(c.preranker_checkpoints)) for c in (whole, again))
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
-    assert losses_of(run_config(again)) == losses_of(run_config(whole))
+    assert losses_of(again.preranker_checkpoints) == losses_of(whole.preranker_checkpoints)
     with pytest.raises(ValueError, match=r"preranker.window was 3, is 2"):
         train_preranker(tiny_config(root, "broken", {"max_steps": 12}, window=2))
 
@@ -166,13 +166,13 @@ def work(rank: int, world_size: int, root: Path) -> None:
 def test_two_ranks_compute_what_one_does(root: Path) -> None:
     mp.spawn(work, args=(2, root), nprocs=2)
     train_preranker(rank_config(root, 1))
-    one, two = (run_config(rank_config(root, world_size)) for world_size in (1, 2))
+    one, two = (rank_config(root, world_size).preranker_checkpoints for world_size in (1, 2))
     losses, expected = losses_of(two), losses_of(one)
     assert losses.keys() == expected.keys() == set(range(1, 7))
     for step, tasks in expected.items():
         for task, parts in tasks.items():
             assert losses[step][task] == pytest.approx(parts, rel=1e-5)
-    weights, wanted = (load_preranker(latest_checkpoint(c.model_dir("checkpoints"))).state_dict() for c in (two, one))
+    weights, wanted = (load_preranker(latest_checkpoint(folder)).state_dict() for folder in (two, one))
     for name, value in wanted.items():
         torch.testing.assert_close(weights[name], value, rtol=2e-4, atol=2e-5)
 

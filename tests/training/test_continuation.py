@@ -32,7 +32,7 @@ from mtmh.training.checkpoint import STATE, latest_checkpoint, training_state
 from mtmh.training.continuation import CarriedRows, carry_over, carry_over_frequencies, open_previous
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.model_builder import build_model
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
 
 PLANS = {"rows": ("row_wise", "rowwise_adagrad"), "columns": ("column_wise", "adagrad")}
@@ -64,17 +64,24 @@ def fresh_and_carried(rank: int, world_size: int, root: Path, plan: str) -> list
         shutil.rmtree(root / f"{kind}-{plan}-1", ignore_errors=True)
     config = config_of(root / "two", plan)
     dataset = open_dataset(config.dataset_dir)
-    previous = open_previous(checkpoint_of(root, plan), config, dataset.summary)
+    previous = open_previous(checkpoint_of(root, plan), config.model, config.training, dataset.summary)
     if world_size > 1:
         store = dist.FileStore(str(root / f"store-{plan}"), world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     with join_ranks("cpu") as ranks:
         torch.manual_seed(config.seed)
         model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))
-        sharded, _ = shard(TrainTask(model, config.loss), config, ranks)
+        sharded, _ = shard(
+            TrainTask(model, config.loss),
+            config.sharding,
+            ranks,
+            items_per_step=items_per_step(config.training, config.loss),
+            training=config.training,
+            seed=config.seed,
+        )
         optimizer = build_optimizer(sharded, config.training)
         write_state(training_state(sharded, optimizer), root / f"fresh-{plan}-{world_size}")
-        carried = carry_over(previous, dataset, config, sharded, optimizer, ranks)
+        carried = carry_over(previous, dataset, sharded, optimizer, ranks)
         write_state(training_state(sharded, optimizer), root / f"carried-{plan}-{world_size}")
     if world_size > 1:
         dist.destroy_process_group()
@@ -96,9 +103,9 @@ def carry_estimates(rank: int, world_size: int, root: Path, batch_size: int) -> 
         store = dist.FileStore(str(root / f"store-estimates-{batch_size}"), world_size)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     with join_ranks("cpu") as ranks:
-        frequencies = streaming_frequencies(config, dataset.item_table, ranks)
+        frequencies = streaming_frequencies(config.loss, config.training.batch_size, dataset.item_table, ranks)
         assert frequencies is not None
-        previous = open_previous(estimates_of(root), config, dataset.summary)
+        previous = open_previous(estimates_of(root), config.model, config.training, dataset.summary)
         carry_over_frequencies(previous, dataset, frequencies)
         parts = {f"{FREQUENCIES}.{name}": value for name, value in frequencies.state().items()}
         write_state(parts, root / f"estimates-{batch_size}-{world_size}")
@@ -385,8 +392,9 @@ def test_a_checkpoint_from_before_periods_were_recorded_is_taken_only_knowingly(
         train(config_of(root / "two", name="unknown"), continue_from=old)
     train(config_of(root / "two", name="unknown", continuation={"check_period": False}, max_steps=1), continue_from=old)
     last = train(config_of(root / "two", name="unknown", continuation={"check_period": False}), continue_from=old)
+    two = config_of(root / "two")
     with pytest.raises(ValueError, match="does not say at which instant"):
-        open_previous(last, config_of(root / "two"), open_dataset(root / "two" / "dataset").summary)
+        open_previous(last, two.model, two.training, open_dataset(root / "two" / "dataset").summary)
 
 
 def test_verb(root: Path) -> None:

@@ -19,7 +19,7 @@ from mtmh.distributed.sharding import shard
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.model_builder import build_model
 from mtmh.training.progress import METRICS, LossNames, RunSize, TrainingLog
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 
 
 class Counter:
@@ -48,7 +48,14 @@ def test_a_part_is_saved_and_restored_by_name(config: Config) -> None:
     record = RunRecord.of_recipe(config, dataset, {"dataset": dataset.artifact})
     with join_ranks("cpu") as ranks:
         model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
-        sharded, _ = shard(TrainTask(model, config.loss), config, ranks)
+        sharded, _ = shard(
+            TrainTask(model, config.loss),
+            config.sharding,
+            ranks,
+            items_per_step=items_per_step(config.training, config.loss),
+            training=config.training,
+            seed=config.seed,
+        )
         trained = partial(training_state, sharded, build_optimizer(sharded, config.training))
 
         checkpoints = Checkpoints(root, record, ranks)

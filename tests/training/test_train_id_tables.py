@@ -27,7 +27,7 @@ from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import latest_checkpoint, training_state
 from mtmh.training.model_builder import build_model, load_model
 from mtmh.training.progress import METRICS
-from mtmh.training.task import TrainTask
+from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
 
 LRU = {"rows": 96, "buckets": 12, "eviction": "lru"}  # 180 items are trained on
@@ -97,7 +97,14 @@ class _Sharded:
     def __init__(self, config: Config, ranks: Any) -> None:
         features = open_dataset(config.dataset_dir).summary.features
         model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
-        self.model, _ = shard(TrainTask(model, config.loss), config, ranks)
+        self.model, _ = shard(
+            TrainTask(model, config.loss),
+            config.sharding,
+            ranks,
+            items_per_step=items_per_step(config.training, config.loss),
+            training=config.training,
+            seed=config.seed,
+        )
         self.optimizer = build_optimizer(self.model, config.training)
         self.tables = IdTables(self.model)
         (self.rows,) = (module for module in self.model.modules() if isinstance(module, HashIdRows))

@@ -56,9 +56,10 @@ def tiny_config(root: Path, name: str = "tiny", **sections: dict[str, Any]) -> C
     return config
 
 
-def losses_of(config: Config) -> dict[int, dict[str, dict[str, float]]]:
-    """The losses in metrics.jsonl, by step."""
-    lines = (config.model_dir("checkpoints") / METRICS).read_text().splitlines()
+def losses_of(run: Config | Path) -> dict[int, dict[str, dict[str, float]]]:
+    """The losses in metrics.jsonl, by step, of an item tower's recipe or beside some checkpoints."""
+    folder = run if isinstance(run, Path) else run.model_dir("checkpoints")
+    lines = (folder / METRICS).read_text().splitlines()
     return {line["step"]: line["loss"] for line in map(json.loads, lines)}
 
 
