@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from torch import Tensor, nn
+
+from .mlp import hidden_layers
 
 
 class DenseNN(nn.Module):
@@ -39,10 +39,7 @@ class DenseNN(nn.Module):
         self.num_features = num_features
         self.out_dim = out_dim if num_features else 0
         widths = [num_features, *hidden, out_dim] if num_features else []
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers)
+        self.mlp = nn.Sequential(*hidden_layers(widths))
 
     def forward(self, dense: Tensor) -> Tensor:
         """Maps ``[B, F]`` to ``[B, out_dim]``, same dtype."""

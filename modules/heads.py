@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional
+
+from .mlp import hidden_layers
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,7 @@ class HeadMLP(nn.Module):
         if in_dim < 1 or out_dim < 1 or min(hidden, default=1) < 1:
             raise ValueError(f"head widths must be at least 1, got in_dim={in_dim}, hidden={hidden}, out_dim={out_dim}")
         widths = [in_dim, *hidden]
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers, nn.Linear(widths[-1], out_dim))
+        self.mlp = nn.Sequential(*hidden_layers(widths), nn.Linear(widths[-1], out_dim))
         self.normalize = normalize
 
     def forward(self, features: Tensor) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from .dense_nn import DenseNN
+from .mlp import hidden_layers
 from .sparse_nn import SparseNN
 
 
@@ -42,9 +41,7 @@ class UserTower(nn.Module):
                 f"got {dim}, {hidden}, {temperature}, {prior}"
             )
         widths = [2 * dim, *hidden]
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        layers = hidden_layers(widths)
         last = nn.Linear(widths[-1], len(prior) * (dim + 1))
         with torch.no_grad():  # the engagement's query begins as the mix alone
             last.weight[:dim].zero_()
@@ -130,9 +127,7 @@ class Preranker(nn.Module):
         self.sparse_nn = sparse_nn
         self.dense_nn = dense_nn
         widths = [sparse_nn.out_dim + dense_nn.out_dim + extra_dim, *hidden]
-        layers: list[nn.Module] = []
-        for width_in, width_out in pairwise(widths):
-            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
+        layers = hidden_layers(widths)
         # Without a bias: what all items have in common changes no ranking, and the engagement's loss does not see it.
         last = nn.Linear(widths[-1], dim + len(prior), bias=False)
         # The direction begins as a projection of embeddings and further inputs, whose likeness it keeps; what the MLP

@@ -1,4 +1,4 @@
-"""How well similarities tell same-topic pairs from others: ROC AUC, precision of neighbours, calibration."""
+"""Agreement of similarities with topics: ROC AUC of same-topic pairs, precision of neighbours, calibration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 from scipy.stats import rankdata
+
+from mtmh.training.metrics import auc_of_ranks
 
 IntArray = npt.NDArray[np.int64]
 
@@ -80,12 +82,10 @@ def agreement(
 
 
 def _auc(ranks: npt.NDArray[np.float64], same: npt.NDArray[np.bool_], level: str) -> float:
-    """The Mann-Whitney statistic; equal similarities count half."""
-    positives = int(same.sum())
-    negatives = len(same) - positives
-    if positives == 0 or negatives == 0:
-        raise ValueError(f"content.check: all pairs of the sample have {'the same' if positives else 'other'} {level}")
-    return float((ranks[same].sum() - positives * (positives + 1) / 2.0) / (positives * negatives))
+    found = auc_of_ranks(ranks, same)
+    if found is None:
+        raise ValueError(f"content.check: all pairs of the sample have {'the same' if same.any() else 'other'} {level}")
+    return found
 
 
 def _nearest(cosine: npt.NDArray[np.float32], k: int) -> IntArray:

@@ -16,8 +16,8 @@ from mtmh.data.randomness import Purpose, generator
 from mtmh.modules.preranker import task_probability
 from mtmh.preranking.artifact import TaskQuality
 from mtmh.preranking.labels import Labels
-from mtmh.preranking.metrics import auc, normalized_entropy
 from mtmh.preranking.scorer import Scorer
+from mtmh.training.metrics import auc, normalized_entropy
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,20 @@ def auc(scores: Array, labels: Array) -> float | None:
         scores: [N].
         labels: [N] 0 or 1.
     """
-    positive = labels > 0.5
+    return auc_of_ranks(rankdata(scores), labels > 0.5)
+
+
+def auc_of_ranks(ranks: Array, positive: npt.NDArray[np.bool_]) -> float | None:
+    """As `auc`, in double precision, of scores that are ranked already.
+
+    Args:
+        ranks: [N] from 1, the mean rank where scores are equal (``scipy.stats.rankdata``).
+        positive: [N].
+    """
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
     if num_positive == 0 or num_negative == 0:
         return None
-    above = float(rankdata(scores)[positive].sum()) - num_positive * (num_positive + 1) / 2
+    above = float(ranks[positive].sum()) - num_positive * (num_positive + 1) / 2
     return above / (num_positive * num_negative)
 
 

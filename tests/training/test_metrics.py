@@ -10,7 +10,7 @@ import torch
 from torchrec.metrics.auc import compute_auc
 from torchrec.metrics.ne import compute_cross_entropy, compute_ne
 
-from mtmh.preranking.metrics import auc, normalized_entropy
+from mtmh.training.metrics import auc, normalized_entropy
 
 RNG = np.random.default_rng(0)
 LABELS = (RNG.random(300) < 0.3).astype(np.float32)
