@@ -191,7 +191,7 @@ class ContentEncoder(nn.Module):
 
 
 class _Features(nn.Module):
-    """What the fusion sees of one modality: normed features, or the learned stand-in."""
+    """Inputs of the fusion from one modality: normed features, or the learned stand-in."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ class IdTable:
 
 
 class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
-    """Which row belongs to which id: TorchRec's hash ZCH module, that also trains on the CPU and counts what it does.
+    """Map of ids to rows: TorchRec's hash ZCH module, that also trains on the CPU and counts what it does.
 
     It differs from its base class in this. Ids are scrambled first: their remainder names the bucket, and ids that
     count in tens would leave most buckets empty. An id without a row leaves its bag instead of sharing the row of

@@ -175,7 +175,7 @@ def rows_at_a_time(chunk_rows: int, num_negatives: int, device: torch.device) ->
 
 
 def _hit_bounds(hits: Hits | None, starts: range) -> list[int]:
-    """Where each chunk's hits begin, and where the last one's end."""
+    """Offsets at which each chunk's hits begin, and at which the last chunk's end."""
     if hits is None:
         return []
     bounds = torch.searchsorted(hits.rows, torch.tensor([*starts], dtype=hits.rows.dtype, device=hits.rows.device))

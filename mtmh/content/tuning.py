@@ -53,7 +53,7 @@ def merge_adapters(teacher: Teacher) -> None:
 
 
 def trained_parameters(teacher: Teacher) -> dict[str, nn.Parameter]:
-    """What training changes, by name."""
+    """The parameters that training changes, by name."""
     return {name: parameter for name, parameter in teacher.model.named_parameters() if parameter.requires_grad}
 
 

@@ -1,4 +1,4 @@
-"""What pooled embeddings and their gradients are rounded to on their way between ranks."""
+"""Rounding of pooled embeddings and their gradients on their way between ranks."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def codecs_of(config: CommunicationConfig, device: torch.device) -> dict[str, Qu
     Raises:
         ValueError: the device has no such codec.
     """
-    asked = (config.forward, config.backward)
-    if asked == ("fp32", "fp32"):
+    wanted = (config.forward, config.backward)
+    if wanted == ("fp32", "fp32"):
         return None
-    if device.type == "cpu" and "fp8" in asked:
+    if device.type == "cpu" and "fp8" in wanted:
         raise ValueError(
             "sharding.communication: FBGEMM rounds to fp8 on CUDA only; on training.device=cpu ask for int8, which "
             "takes as much room, or for bf16 or fp16"
         )
     forward, backward = (
         instead if precision in GROUPED else precision
-        for precision, instead in zip(asked, INSTEAD_OF_GROUPED, strict=True)
+        for precision, instead in zip(wanted, INSTEAD_OF_GROUPED, strict=True)
     )
     return {
-        CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name: _codecs(*asked),
+        CommOp.POOLED_EMBEDDINGS_ALL_TO_ALL.name: _codecs(*wanted),
         CommOp.POOLED_EMBEDDINGS_REDUCE_SCATTER.name: _codecs(forward, backward),
     }
 
 
 def items_at_a_time(config: CommunicationConfig) -> int:
-    """What the number of items of a rank's batch must be a multiple of, so that groups are whole.
+    """Number of which the items of a rank's batch must be a multiple, so that groups are whole.
 
     The values that one rank sends another are its items times the width of tables, and widths are multiples of 4.
     """

@@ -1,4 +1,4 @@
-"""Whether a run that is about to be written still consists of numbers."""
+"""Check that a state consists of numbers, before it is written."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ class Cluster:
         return self.device.host_memory * GIB // self.ranks_per_host
 
     def topology(self) -> Topology:
-        """What TorchRec's planner needs to know; no GPU and no process group is touched."""
+        """The cluster for TorchRec's planner; no GPU and no process group is touched."""
         memory = self.device.memory * GIB
         return topology_of(self.device, self.world_size, self.ranks_per_host, memory, self.rank_host_memory)
 

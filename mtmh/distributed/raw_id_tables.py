@@ -78,7 +78,7 @@ class _ShardedIdTables(ShardedManagedCollisionEmbeddingBagCollection):  # type: 
 
 
 def first_values(ids: Tensor, table: EmbeddingBagConfig, seed: int) -> Tensor:
-    """What a row holds that an id takes over from another: a function of the id, the same on any rank and any row.
+    """Values of a row that an id takes over from another: a function of the id, the same on any rank and any row.
 
     Counter-based uniform values in the range of the table's settings: a hash of seed, table, id and column.
 
@@ -125,7 +125,7 @@ class IdTables:
             table.now += 1
 
     def counts(self) -> dict[str, float]:
-        """What happened since the last call, over all ranks; for the log.
+        """Counts since the last call, over all ranks; for the log.
 
         Returns:
             for each table, as ``TABLE/NAME``: ``lookups`` (ids), ``inserts`` (ids that were given a row),

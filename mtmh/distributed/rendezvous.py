@@ -5,6 +5,10 @@ left there (https://github.com/pytorch/pytorch/issues/135712; PyTorch takes the 
 quicker than the others to look would connect to a process that is gone, and the job would stand still or fail. The
 number of restarts in the environment cannot tell the starts apart: each host counts its own. So the ranks agree on a
 name first, and meet below it.
+
+With ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` torchrun has rank 0 open a store of its own at each start, on the name
+that its host gives itself and a port that was free a moment before. Other hosts may know it by another name, and a job that
+is started by plain torchrun would be without.
 """
 
 from __future__ import annotations

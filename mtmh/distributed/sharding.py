@@ -144,7 +144,7 @@ def table_constraints(
     optimizer: Literal["rowwise_adagrad", "adagrad"] | None,
     buckets: Mapping[str, int],
 ) -> dict[str, ParameterConstraints]:
-    """What the planner may do with each table.
+    """Constraints of the planner, table by table.
 
     Row-wise Adagrad keeps one sum of squared gradients a row; cut by columns it would keep one a piece, which
     changes the result and cannot be loaded under another plan. So the column types need full Adagrad. Data-parallel
@@ -180,32 +180,32 @@ def table_constraints(
         if name in buckets:
             constraints[name] = _id_table_constraint(name, buckets[name], sharding, ranks)
             continue
-        asked = sharding.tables.get(name, sharding.default)
-        if rowwise and asked in {kind.value for kind in COLUMN_TYPES}:
+        wanted = sharding.tables.get(name, sharding.default)
+        if rowwise and wanted in {kind.value for kind in COLUMN_TYPES}:
             raise ValueError(
-                f"sharding of table {name}: {asked} cuts rows, which rowwise_adagrad does not survive; "
+                f"sharding of table {name}: {wanted} cuts rows, which rowwise_adagrad does not survive; "
                 f"set training.optimizer=adagrad or choose a type that keeps rows whole"
             )
-        if in_groups and asked == ShardingType.TABLE_ROW_WISE.value:
+        if in_groups and wanted == ShardingType.TABLE_ROW_WISE.value:
             raise ValueError(
-                f"sharding of table {name}: {asked} trained wrongly on embeddings that travel as int8 and mx4, so "
+                f"sharding of table {name}: {wanted} trained wrongly on embeddings that travel as int8 and mx4, so "
                 f"{in_groups} is refused with it; set sharding.communication to fp16 or bf16, or choose another type"
             )
         cached = sharding.uvm_caching.get(name)
         kernel = EmbeddingComputeKernel.FUSED
-        if asked == ShardingType.DATA_PARALLEL.value:
+        if wanted == ShardingType.DATA_PARALLEL.value:
             kernel = EmbeddingComputeKernel.DENSE
         if cached is not None:
             if kernel == EmbeddingComputeKernel.DENSE:
                 raise ValueError(f"sharding of table {name}: a data_parallel table has no cache; drop uvm_caching")
             kernel = EmbeddingComputeKernel.FUSED_UVM_CACHING
         constraints[name] = ParameterConstraints(
-            sharding_types=[asked] if asked else [kind.value for kind in free],
+            sharding_types=[wanted] if wanted else [kind.value for kind in free],
             # Pinned: otherwise a table that does not fit silently becomes a cached table in host memory.
             compute_kernels=[kernel.value],
             cache_params=None if cached is None else CacheParams(load_factor=cached),
             # The planner's own minimum, 32, leaves narrow tables whole.
-            min_partition=_column_width(table.embedding_dim) if asked in {k.value for k in COLUMN_TYPES} else None,
+            min_partition=_column_width(table.embedding_dim) if wanted in {k.value for k in COLUMN_TYPES} else None,
         )
     return constraints
 
@@ -227,9 +227,9 @@ def _id_table_constraint(name: str, buckets: int, sharding: ShardingConfig, rank
     """By rows, whatever the default: TorchRec moves ids to the rank of their bucket."""
     if name in sharding.uvm_caching:
         raise ValueError(f"sharding.uvm_caching: table {name} is of raw ids (model.id_tables) and stays on the GPU")
-    asked = sharding.tables.get(name, ShardingType.ROW_WISE.value)
-    if asked != ShardingType.ROW_WISE.value:
-        raise ValueError(f"sharding of table {name}: a table of raw ids (model.id_tables) is cut row_wise, not {asked}")
+    wanted = sharding.tables.get(name, ShardingType.ROW_WISE.value)
+    if wanted != ShardingType.ROW_WISE.value:
+        raise ValueError(f"sharding of table {name}: a table of raw ids (model.id_tables) is row_wise, not {wanted}")
     if buckets % ranks.world_size:
         raise ValueError(
             f"{ranks.world_size} ranks cannot share the {buckets} buckets of table {name} evenly; run on a number of "

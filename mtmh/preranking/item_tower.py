@@ -31,7 +31,7 @@ _CHUNK_ITEMS = 8192
 
 
 class PrerankerTowerSettings(TowerSettings):
-    """What the preranker is built from."""
+    """Settings from which the preranker is built."""
 
     preranker: PrerankerConfig
     frozen_dim: Annotated[int, Field(ge=0)]

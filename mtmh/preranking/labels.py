@@ -1,4 +1,4 @@
-"""What the tasks of a recipe ask of an event, in terms of a dataset's kinds and values."""
+"""Labels of events for the tasks of a recipe, from the kinds and values of a dataset."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What every checkpoint of a run says of it; a run of other settings or inputs does not go on from there.
+    """Facts of a run that each of its checkpoints records; a run of other settings or inputs does not go on from there.
 
     Attributes:
         settings: JSON values, recorded in the manifest.

@@ -92,7 +92,7 @@ def open_previous(path: Path, model: ModelConfig, training: TrainingConfig, summ
 
 
 def period_of(checkpoint: Artifact) -> Period | None:
-    """What the model of a checkpoint has seen; None: it was written before checkpoints said so."""
+    """The period that the model of a checkpoint has seen; None: nobody recorded it."""
     recorded = checkpoint.summary.get("period")
     return None if recorded is None else Period.model_validate(recorded)
 

@@ -1,4 +1,4 @@
-"""How often each item is a pair's candidate, estimated from the stream of training batches; sharded over the ranks."""
+"""Frequencies of items as candidates of pairs, estimated from the stream of batches, sharded over the ranks."""
 
 from __future__ import annotations
 

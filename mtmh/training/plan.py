@@ -51,7 +51,7 @@ class DoesNotFit(ValueError):
 
 @dataclass(frozen=True)
 class TablePlan:
-    """Where one table goes; ``ranks`` ascend, ``weight_bytes`` counts every copy."""
+    """Placement of one table; ``ranks`` ascend, ``weight_bytes`` counts every copy."""
 
     name: str
     num_rows: int

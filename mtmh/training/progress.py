@@ -96,7 +96,7 @@ class LossNames:
 
 @dataclass(frozen=True)
 class RunSize:
-    """How long a run is.
+    """Length of a run.
 
     Attributes:
         num_steps: of the whole run.
@@ -228,7 +228,7 @@ class TrainingLog:
         } | {name: dict(gauge()) for name, gauge in self._gauges.items()}
 
     def _describe(self, own: Tensor, total: Tensor, first_step: int) -> str:
-        """Which step, head and items; every rank gets to the same message, so that all stop."""
+        """Names step, head and items; every rank gets to the same message, so that all stop."""
         offset, kind, name = (~total.isfinite()).nonzero()[0].tolist()
         step = first_step + offset
         items: list[list[str]] = [[] for _ in range(self._ranks.world_size)]

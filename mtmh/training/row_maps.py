@@ -1,4 +1,4 @@
-"""Where the rows of one vocabulary stood in another: the same value, another period's row."""
+"""Map from the rows of this period's vocabulary to those that the same values had in the period before."""
 
 from __future__ import annotations
 

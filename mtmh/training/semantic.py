@@ -1,4 +1,4 @@
-"""Which pairs of a step have a pseudo-label, and which one: the same on any number of ranks."""
+"""Pseudo-labels of the pairs of a step, the same on any number of ranks."""
 
 from __future__ import annotations
 
