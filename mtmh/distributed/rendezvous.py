@@ -7,8 +7,8 @@ number of restarts in the environment cannot tell the starts apart: each host co
 name first, and meet below it.
 
 With ``TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1`` torchrun has rank 0 open a store of its own at each start, on the name
-that its host gives itself and a port that was free a moment before. Other hosts may know it by another name, and a job that
-is started by plain torchrun would be without.
+that its host gives itself and a port that was free a moment before. Other hosts may know it by another name, and a
+job that is started by plain torchrun would be without.
 """
 
 from __future__ import annotations

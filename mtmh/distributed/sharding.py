@@ -229,7 +229,9 @@ def _id_table_constraint(name: str, buckets: int, sharding: ShardingConfig, rank
         raise ValueError(f"sharding.uvm_caching: table {name} is of raw ids (model.id_tables) and stays on the GPU")
     wanted = sharding.tables.get(name, ShardingType.ROW_WISE.value)
     if wanted != ShardingType.ROW_WISE.value:
-        raise ValueError(f"sharding of table {name}: a table of raw ids (model.id_tables) is row_wise, not {wanted}")
+        raise ValueError(
+            f"sharding of table {name}: a table of raw ids (model.id_tables) is cut row_wise, not {wanted}"
+        )
     if buckets % ranks.world_size:
         raise ValueError(
             f"{ranks.world_size} ranks cannot share the {buckets} buckets of table {name} evenly; run on a number of "

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mtmh.artifacts import FORMAT_VERSION
 from mtmh.config import Config
+from mtmh.config.base import leaves
 from mtmh.content.concepts import PairOrder, open_concepts
 from mtmh.content.identity import facts_of_run, identity_of_files
 from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
@@ -228,7 +229,9 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path: Path, catalogue: An
     files = identity_of_files(config, dataset)
     facts = facts_of_run(config.model_copy(update={"seed": 4}), dataset, concepts.pairs_of_source, 16, files)
     with join_ranks("cpu") as ranks:
-        Checkpoints(tmp_path / "encoder.steps", RunRecord(facts, {}), ranks).save(2, {"model.x": torch.ones(2)})
+        Checkpoints(tmp_path / "encoder.steps", RunRecord(facts, dict(leaves(facts)), {}), ranks).save(
+            2, {"model.x": torch.ones(2)}
+        )
     with pytest.raises(ValueError, match="the run was another one: seed was 4, is 3"):
         train_content(config, out)
 
@@ -260,7 +263,7 @@ def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path: Path,
     with join_ranks("cpu") as ranks:
         teacher = untrained(config)
         parameters, optimizer = trained_parameters(teacher), build_optimizer(teacher, config.content.encoder.training)
-        checkpoints = Checkpoints(tmp_path / "steps", RunRecord({}, {}), ranks)
+        checkpoints = Checkpoints(tmp_path / "steps", RunRecord({}, {}, {}), ranks)
         checkpoints.save(2, training_state(parameters, optimizer))
         parameters["fusion.mlp.0.bias"].data[1] = torch.nan
         with pytest.raises(NonFiniteStateError, match=r"step 4: .* in model\.fusion\.mlp\.0\.bias\."):

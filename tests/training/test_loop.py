@@ -35,7 +35,7 @@ def run(
         return {"model.weight": weight.data}
 
     with join_ranks("cpu") as ranks:
-        checkpoints = Checkpoints(root, RunRecord({"seed": 1}, {}), ranks, keep=100)
+        checkpoints = Checkpoints(root, RunRecord({"seed": 1}, {"seed": 1}, {}), ranks, keep=100)
         found = checkpoints.find(resume=True)
         step = checkpoints.restore(found, trained()) if found else 0
         names, size = LossNames(("square",), ("weight",), ((1.0,),)), RunSize(num_steps, 6, 2)
