@@ -36,8 +36,10 @@ def subset(judged: Judged, users: slice, names: list[str], candidates: int | Non
 
 
 def recalls(judged: Judged, scores: np.ndarray) -> list[float]:
-    """Mean recall at each cut-off, over users with something to find."""
-    order = np.argsort(-np.where(judged.there, scores, -np.inf), axis=1, kind="stable")
+    """Mean recall at each cut-off, over users with something to find; ties in random order."""
+    places = np.random.default_rng(0).permuted(np.broadcast_to(np.arange(scores.shape[1]), scores.shape), axis=1)
+    ranked = np.take_along_axis(np.where(judged.there, scores, -np.inf), places, axis=1)
+    order = np.take_along_axis(places, np.argsort(-ranked, axis=1, kind="stable"), axis=1)
     hits = np.take_along_axis(judged.held_out, order, axis=1).cumsum(axis=1)
     some = judged.num_held_out > 0
     return [float((hits[some, min(k, hits.shape[1]) - 1] / judged.num_held_out[some]).mean()) for k in CUT_OFFS]
@@ -71,7 +73,7 @@ def main() -> None:
     fitted_with = FITTED_WITH + int(judged.held_out.sum(axis=1).max())
     fitted, measured = slice(0, None, 2), slice(1, None, 2)
     rows: dict[str, list[float]] = {}
-    for name in judged.names:
+    for name in judged.names[:-1]:  # the last is of the user, the same for all candidates
         alone = subset(judged, measured, [name])
         rows[f"{name} alone"] = recalls(alone, alone.evidence[:, :, 0])
     taken: list[str] = []
