@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_config(arguments.recipe, arguments.overrides)
     dataset = open_dataset(config.dataset_dir)
-    inputs, _ = open_inputs(config, dataset)
+    inputs, _ = open_inputs(dataset, config.model_dir("embeddings") if config.preranker.head_embeddings else None)
     view = ValidationDataset(dataset, config.validation, config.seed)
     scorer = Scorer.load(config.model_dir("preranker"))
     judged = judged_candidates(config.preranker, view, scorer, inputs.vectors, config.seed, shown=MOST_CANDIDATES)
