@@ -52,6 +52,7 @@ class TableColumns(Settings):
     topic_l1: str | None = None
     topic_l2: str | None = None
     content_embedding: str | None = None
+    separators: dict[str, str] = {}  # id feature -> what stands between its values in one text: {tags: "|"}
 
 
 class DataConfig(Settings):
@@ -62,6 +63,22 @@ class DataConfig(Settings):
     events: list[Path] = []  # source ``tables``: event files (Parquet or CSV), relative to ``input``
     items: list[Path] = []  # source ``tables``: item files
     columns: TableColumns = TableColumns()
+    partitions: list[str] = []  # columns of the events that stand in names of folders: day=2024-01-31/
+    # Where ids, categories, numbers and times are read, these stand for no value.
+    missing_words: list[str] = [
+        "NULL",
+        "Null",
+        "null",
+        "None",
+        "NaN",
+        "nan",
+        "NaT",
+        "<NA>",
+        "N/A",
+        "n/a",
+        "#N/A",
+        "\\N",
+    ]
     options: dict[str, Any] = {}  # checked by the source's own settings class
     split: SplitConfig = SplitConfig()
     min_user_events: Positive = 2

@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-import yaml
 from pydantic import Field, ValidationError
 
 from mtmh.config.base import Decides, Settings
@@ -28,6 +27,7 @@ from mtmh.config.retrieval import RetrievalConfig
 from mtmh.config.serving import ServiceConfig
 from mtmh.config.tower import EmbeddingConfig
 from mtmh.config.training import LossConfig, PlanConfig, TrainingConfig
+from mtmh.config.yaml_reader import read_yaml
 
 
 class PathsConfig(Settings):
@@ -149,7 +149,7 @@ def _read_variant(name: str) -> dict[str, Any]:
     path = _recipes() / "variants" / f"{name}.yaml"
     if not path.is_file():
         raise ValueError(f"no variant {name}: {others(name, variant_names())}")
-    return cast(dict[str, Any], yaml.safe_load(path.read_text()))
+    return cast(dict[str, Any], read_yaml(path.read_text()))
 
 
 def _read_recipe(recipe: str | Path, seen: tuple[str, ...]) -> dict[str, Any]:
@@ -175,9 +175,9 @@ def _read_base(recipe: str, seen: tuple[str, ...]) -> dict[str, Any]:
             f"no recipe {recipe}: no such file; {others(recipe, files if path.suffix else recipe_names())}"
         )
     try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"recipe {recipe}: not valid YAML: {error}") from None
+        tree = read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"recipe {recipe}: {error}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"recipe {recipe}: expected a mapping of settings at the top")
     base = tree.pop("extends", None)
@@ -203,9 +203,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise ValueError(f"override {override!r}: expected dotted.key=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"override {override!r}: the value is not valid YAML: {error}") from None
+        value = read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"override {override!r}: the value is {error}") from None
     node = tree
     *parents, leaf = key.split(".")
     for parent in parents:

@@ -275,9 +275,13 @@ def _assemble(parts: Parts, config: Config, dataset: Dataset, encoder: Artifact,
     without = counts["without_content"]
     if without == dataset.num_items:
         raise ValueError(f"{dataset.artifact.path}: no item has a text or an image that the encoder takes")
-    for name, message in (("broken_images", "have a broken image"), ("empty_texts", "have no text")):
+    for name, message in (
+        ("broken_images", "have a broken image: the stand-in takes its place"),
+        ("empty_texts", "have no text: the stand-in takes its place"),
+        ("blank_images", "have an image of one colour, which says nothing"),
+    ):
         if counts[name]:
-            logger.warning("%d of %d items %s: the stand-in takes its place", counts[name], dataset.num_items, message)
+            logger.warning("%d of %d items %s", counts[name], dataset.num_items, message)
     writer.summary |= {
         "kind": "encoder",
         "num_items": dataset.num_items,
@@ -286,6 +290,7 @@ def _assemble(parts: Parts, config: Config, dataset: Dataset, encoder: Artifact,
         "num_empty_texts": counts["empty_texts"],
         "num_missing_images": counts["missing_images"],
         "num_broken_images": counts["broken_images"],
+        "num_blank_images": counts["blank_images"],
         "broken_images": dataset.items(["item_id"]).column(0).take(pa.array(broken[:_NAMED], pa.int64())).to_pylist(),
     }
     writer.commit(

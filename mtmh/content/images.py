@@ -8,12 +8,12 @@ import tarfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mtmh.data.dataset import Dataset
 
@@ -59,13 +59,42 @@ def open_images(dataset: Dataset, source: Path | None) -> ImageStore:
 
 
 def decode(file: bytes) -> Image.Image | None:
-    """The picture as RGB, or ``None`` if the file is no picture or is cut off."""
+    """The picture as people see it, in RGB, or ``None`` if the file is no picture or is cut off.
+
+    Upright, on white where it is transparent, and with its whole range of greys where these have more than 8 bits.
+    """
     try:
         with Image.open(io.BytesIO(file)) as image:
-            return image.convert("RGB")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _on_white(upright) if upright.has_transparency_data else _in_8_bits(upright).convert("RGB")
     # What Pillow raises for damaged files, by format; a bomb is a picture too large to be one.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
         return None
+
+
+def is_blank(picture: Image.Image) -> bool:
+    """Whether all pixels of an RGB picture have one colour, so that it shows nothing."""
+    return all(low == high for low, high in cast(tuple[tuple[int, int], ...], picture.getextrema()))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _in_8_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 and 32 bits and of floats, which Pillow's ``convert`` would cut off at 255."""
+    if image.mode[0] not in "IF":
+        return image
+    greys = np.asarray(image, np.float64)
+    if not np.isfinite(greys).all():
+        raise ValueError("greys that are no finite numbers")
+    # Floats from 0 to 1, bytes, 16 bits: white is what the largest value takes; beyond those, the largest value.
+    largest = float(greys.max(initial=0.0))
+    ranges = (1.0, 255.0, 65_535.0, largest) if image.mode == "F" else (65_535.0, largest)
+    white = next(limit for limit in ranges if largest <= limit)
+    return Image.fromarray(np.clip(greys * (255.0 / white), 0.0, 255.0).round().astype(np.uint8))
 
 
 class _Files:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mtmh.content.backbones import Backbone
-from mtmh.content.images import ImageStore, decode
+from mtmh.content.images import ImageStore, decode, is_blank
 from mtmh.data.dataset import Dataset
 from mtmh.modules import ContentInputs
 
@@ -31,7 +31,7 @@ class ItemInputs:
         inputs: for the encoder.
         has_content: [B] bool, whether there is a text or an image.
         complete: [B] bool, whether there is all that the encoder takes.
-        counts: ``empty_texts``, ``missing_images``, ``broken_images``, ``without_content``.
+        counts: ``empty_texts``, ``missing_images``, ``broken_images``, ``blank_images``, ``without_content``.
         broken: [.] item indices of the broken images.
     """
 
@@ -99,7 +99,8 @@ class ItemReader:
             counts["broken_images"] = len(broken)
             if len(image_rows):
                 assert self._processor is not None
-                shown = [pictures[row] for row in image_rows]
+                shown = [picture for picture in pictures if picture is not None]
+                counts["blank_images"] = sum(map(is_blank, shown))
                 pixels = self._processor(images=shown, return_tensors="pt")["pixel_values"]
         has_text, has_image = np.zeros((2, len(items)), bool)
         has_text[text_rows] = True

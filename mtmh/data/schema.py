@@ -49,6 +49,10 @@ FLOAT_SCALES = ITEM_TABLE / "float_features.json"
 TRAIN_COUNT = "log_train_count"
 TRAIN_AGE = "train_age"
 
+FARTHEST = 100.0  # deviations from the mean: an input beyond would drown all others
+_ROUNDING = 1e-12  # of the largest value
+_LARGE = 1e150
+
 
 def vocabulary_file(feature: str) -> Path:
     """Values and rows of one id feature."""
@@ -86,15 +90,29 @@ class FloatScale(BaseModel):
 
     @classmethod
     def measured(cls, name: str, values: npt.NDArray[np.float64]) -> Self:
-        """The scale of some items' values, NaN: missing."""
-        known = values[~np.isnan(values)]
-        mean, deviation = (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
-        return cls(name=name, mean=mean, deviation=deviation)
+        """The scale of some items' finite values, whatever their size; that of equal ones has no deviation."""
+        known = values[np.isfinite(values)]
+        if len(known) == 0:
+            return cls(name=name, mean=0.0, deviation=0.0)
+        largest = float(np.abs(known).max())
+        # Squares of such numbers would leave the range of floats.
+        unit = largest if largest > _LARGE else 1.0
+        mean, deviation = float((known / unit).mean()), float((known / unit).std())
+        # What rounding leaves of equal numbers is no deviation.
+        equal = float(known.max() / unit - known.min() / unit) <= _ROUNDING * largest / unit
+        return cls(name=name, mean=mean * unit, deviation=0.0 if equal else deviation * unit)
 
     def standardise(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-        """``(x - mean) / deviation``; NaN (missing) becomes 0, the mean."""
-        scaled = (values - self.mean) / self.deviation if self.deviation > 0.0 else np.zeros_like(values)
-        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+        """``(x - mean) / deviation``, at most `FARTHEST` from 0; what is missing or not finite becomes 0, the mean.
+
+        The one way from a raw value to an input, in prepare and in requests.
+        """
+        finite = np.isfinite(values)
+        if self.deviation == 0.0:
+            return np.zeros(values.shape, np.float32)
+        with np.errstate(over="ignore"):
+            scaled = (np.where(finite, values, self.mean) - self.mean) / self.deviation
+        return np.clip(scaled, -FARTHEST, FARTHEST).astype(np.float32)
 
 
 class FloatScales(BaseModel):

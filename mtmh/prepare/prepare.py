@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.config import Config, decisive
-from mtmh.prepare.scratch import open_workshop
+from mtmh.prepare.scratch import open_workspace
 from mtmh.prepare.steps import (
     find_cutoff,
     index_items,
@@ -53,7 +53,7 @@ def prepare(config: Config, out: Path) -> Artifact:
     ) as writer:
         scratch = writer.folder / "scratch"
         scratch.mkdir()
-        with open_workshop(config, writer.folder, scratch) as work:
+        with open_workspace(config.data, config.seed, writer.folder, scratch) as work:
             source = open_source(work)
             embedding_dim = load_items(work, source)
             load_events(work, source)

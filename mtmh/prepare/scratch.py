@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from mtmh.config import Config
+from mtmh.config import DataConfig
+from mtmh.prepare.table_file import DATABASE
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Workshop:
+class Workspace:
     """What the steps of prepare share.
 
     Attributes:
-        config: the recipe.
+        data: the settings.
+        seed: of every random order.
         connection: DuckDB with the working tables.
         folder: where the dataset's files go.
         scratch: a folder that is gone in the end.
@@ -30,7 +37,8 @@ class Workshop:
         dropped_items: reason -> rows.
     """
 
-    config: Config
+    data: DataConfig
+    seed: int
     connection: Any
     folder: Path
     scratch: Path
@@ -70,6 +78,10 @@ class Workshop:
         """The first number that a query gives."""
         return int(self.rows(query)[0][0])
 
+    def warn(self, text: str) -> None:
+        """Says what a user should look at before going on."""
+        logger.warning("%s", text)
+
     def drop_events(self, reason: str, rows: int) -> None:
         """Counts dropped events."""
         if rows:
@@ -77,33 +89,46 @@ class Workshop:
 
 
 @contextmanager
-def open_workshop(config: Config, folder: Path, scratch: Path) -> Iterator[Workshop]:
+def open_workspace(data: DataConfig, seed: int, folder: Path, scratch: Path) -> Iterator[Workspace]:
     """Opens the database and shows progress on the error stream.
 
     Raises:
         ValueError: ``data.memory_limit_gb`` does not suffice.
     """
-    with _progress() as progress, _database(config, scratch) as connection:
-        yield Workshop(config, connection, folder, scratch, progress)
+    with _progress() as progress, _without_question_mark(scratch) as path, _database(data, path) as connection:
+        yield Workspace(data, seed, connection, folder, scratch, progress)
 
 
 @contextmanager
-def _database(config: Config, scratch: Path) -> Iterator[Any]:
+def _without_question_mark(folder: Path) -> Iterator[Path]:
+    """A folder for the database: the scratch folder, or one as near as can be.
+
+    In the path of a database DuckDB takes what is behind a ``?`` for options.
+    """
+    if "?" not in str(folder.absolute()):
+        yield folder
+        return
+    near = next(above for above in folder.absolute().parents if "?" not in str(above))
+    with TemporaryDirectory(prefix=".mtmh-prepare-", dir=near if os.access(near, os.W_OK) else None) as elsewhere:
+        yield Path(elsewhere)
+
+
+@contextmanager
+def _database(data: DataConfig, scratch: Path) -> Iterator[Any]:
     settings = {
-        "memory_limit": f"{config.data.memory_limit_gb}GB",
-        "threads": config.data.threads,
+        "memory_limit": f"{data.memory_limit_gb}GB",
+        "threads": data.threads,
         "temp_directory": str(scratch / "spill"),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
     }
-    connection = duckdb.connect(str(scratch / "prepare.duckdb"), config=settings)
+    connection = duckdb.connect(str(scratch / DATABASE), config=settings)
     try:
         connection.execute("SET enable_progress_bar = false")
+        connection.execute("SET TimeZone = 'UTC'")  # of times without a zone
         yield connection
     except duckdb.OutOfMemoryException as error:
-        raise ValueError(
-            f"data.memory_limit_gb: {config.data.memory_limit_gb} is too little for this data: {error}"
-        ) from None
+        raise ValueError(f"data.memory_limit_gb: {data.memory_limit_gb} is too little for this data: {error}") from None
     finally:
         connection.close()
 

@@ -4,27 +4,30 @@ Plain analytic SQL (joins, group-bys, windows, md5), so that it can run on any e
 
     source_items  what the adapter gives: item_id, features, text, topics, ..., drop_reason
     catalogue     item_id, item_code          the kept items in seeded hash order
-    staged        user_id, item_code, timestamp, drop_reason     every event that was read
+    staged        user_id, item_code, timestamp, fraction, drop_reason     every event that was read
     event_kinds   event, kind                 kinds of kept events, in the order of their names
     kept_kinds    event, kind, bit            those of the training period
     users         user_id, user_code          users of kept events in seeded hash order
-    events        user_code, item_code, timestamp                kept events
-    split         user_code, item_code, timestamp, is_test       without consecutive repeats
+    events        user_code, item_code, timestamp, fraction                kept events
+    split         user_code, item_code, timestamp, fraction, is_test       without consecutive repeats
 
 Where the source has kinds or values of events, ``staged`` also holds event and value, ``events`` kind and value (NULL:
 none), and ``split`` kinds (mask of bits, 0: none) and value.
 
     item_facts    item_code, item_index, train_count, first_seen
     vocabulary    value, row                  of the id feature at hand
+
+``fraction`` is what ``timestamp`` leaves of a finer clock; events are ordered and cut by both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from mtmh.config import SplitConfig
 from mtmh.data.raw_ids import sql_raw_id
-from mtmh.prepare.sources.base import literal, quoted
+from mtmh.prepare.sql import literal, quoted
 
 ITEM_COLUMNS = {
     "text": "VARCHAR",
@@ -33,6 +36,27 @@ ITEM_COLUMNS = {
     "topic_l2": "VARCHAR",
     "content_embedding": "FLOAT[]",
 }
+
+IN_ORDER = "timestamp, fraction, item_code"  # of a user's events
+
+
+class Instant(NamedTuple):
+    """A point in time, in the events' unit."""
+
+    timestamp: int
+    fraction: float = 0.0
+
+    @property
+    def since(self) -> str:
+        """SQL: whether an event lies there or later."""
+        if not self.fraction:
+            return f"timestamp >= {self.timestamp}"
+        return f"(timestamp, fraction) >= ({self.timestamp}, {self.fraction!r}::DOUBLE)"
+
+    @property
+    def before(self) -> str:
+        """SQL: whether an event lies before it."""
+        return f"NOT ({self.since})"
 
 
 def source_items_from_events(events: str) -> str:
@@ -72,7 +96,7 @@ def catalogue(seed: int) -> str:
         FROM source_items WHERE drop_reason IS NULL"""
 
 
-def staged(events: str, event_columns: Sequence[str] = ()) -> str:
+def staged(events: str, event_columns: Sequence[str] = (), *, has_fractions: bool = False) -> str:
     """``staged``: one scan of the adapter's events, each row kept or with the first reason against it."""
     labels = ""
     if event_columns:
@@ -81,7 +105,8 @@ def staged(events: str, event_columns: Sequence[str] = ()) -> str:
         labels = ", ".join(offered) + ", "
     return f"""
         CREATE TABLE staged AS
-        SELECT e.user_id, c.item_code, e.timestamp, {labels}coalesce(e.drop_reason, CASE
+        SELECT e.user_id, c.item_code, e.timestamp, {"e.fraction" if has_fractions else "0::DOUBLE AS fraction"},
+            {labels}coalesce(e.drop_reason, CASE
             WHEN e.user_id IS NULL THEN 'no_user'
             WHEN e.item_id IS NULL THEN 'no_item'
             WHEN e.timestamp IS NULL THEN 'no_timestamp'
@@ -118,14 +143,22 @@ def events(labels: bool = False) -> str:
         join = " LEFT JOIN event_kinds AS k ON s.event = k.event"
     return f"""
         CREATE TABLE events AS
-        SELECT u.user_code, s.item_code, s.timestamp{columns}
+        SELECT u.user_code, s.item_code, s.timestamp, s.fraction{columns}
         FROM staged AS s JOIN users AS u ON s.user_id = u.user_id{join}
         WHERE s.drop_reason IS NULL"""
 
 
-def kept_kinds(cutoff: int | None) -> str:
+def largest_user() -> str:
+    """The user with the most events: user_id, num_events, and how many users there are."""
+    return """
+        SELECT max_by(user_id, num_events), max(num_events), count(*)
+        FROM (SELECT user_code, count(*) AS num_events FROM events GROUP BY user_code)
+        JOIN users USING (user_code)"""
+
+
+def kept_kinds(cutoff: Instant | None) -> str:
     """``kept_kinds``: kinds that come before the cut; without a common cut, all."""
-    period = "" if cutoff is None else f" WHERE timestamp < {cutoff}"
+    period = "" if cutoff is None else f" WHERE {cutoff.before}"
     return f"""
         CREATE TABLE kept_kinds AS
         SELECT event, kind, (row_number() OVER (ORDER BY event) - 1)::INTEGER AS bit
@@ -140,43 +173,47 @@ def events_since(instant: int) -> str:
 def empty_split(labels: bool = False) -> str:
     """``split`` without rows."""
     columns = ", kinds INTEGER, value FLOAT" if labels else ""
-    return f"CREATE TABLE split (user_code INTEGER, item_code INTEGER, timestamp BIGINT, is_test BOOLEAN{columns})"
+    return f"""
+        CREATE TABLE split (
+            user_code INTEGER, item_code INTEGER, timestamp BIGINT, fraction DOUBLE, is_test BOOLEAN{columns}
+        )"""
 
 
-def split(config: SplitConfig, cutoff: int | None, first_user: int, last_user: int, labels: bool = False) -> str:
+def split(config: SplitConfig, cutoff: Instant | None, first_user: int, last_user: int, labels: bool = False) -> str:
     """Fills ``split`` for the users ``[first_user, last_user)``.
 
     An event whose item is that of the user's event before it is a repeat and left out: the first of a run stays,
     so what comes later never changes what is kept. The cut falls on what remains. Of a run's kinds and values, the
     first event takes all that lie in its own period: kinds together, the largest value.
     """
-    if config.kind == "time":
-        is_test = f"timestamp >= {cutoff}"
+    if cutoff is not None:
+        is_test = cutoff.since
     else:
         share = f"floor(num_events * {config.test_fraction!r}::DOUBLE + 0.5)"
         is_test = f"position > num_events - least(num_events - 1, greatest(1, {share}))"
     source = "events"
     if labels:
         source = """(
-                    SELECT user_code, item_code, timestamp, coalesce(1::INTEGER << k.bit, 0)::INTEGER AS kinds, value
+                    SELECT user_code, item_code, timestamp, fraction,
+                        coalesce(1::INTEGER << k.bit, 0)::INTEGER AS kinds, value
                     FROM events AS e LEFT JOIN kept_kinds AS k ON e.kind = k.kind
                 )"""
     ordered = f"""
-                SELECT *, lag(item_code) OVER (PARTITION BY user_code ORDER BY timestamp, item_code) AS previous
+                SELECT *, lag(item_code) OVER (PARTITION BY user_code ORDER BY {IN_ORDER}) AS previous
                 FROM {source} WHERE user_code >= {first_user} AND user_code < {last_user}"""
     firsts = f"({ordered}) WHERE previous IS DISTINCT FROM item_code"
     return f"""
         INSERT INTO split
-        SELECT user_code, item_code, timestamp, {is_test} AS is_test{", kinds, value" if labels else ""}
+        SELECT user_code, item_code, timestamp, fraction, {is_test} AS is_test{", kinds, value" if labels else ""}
         FROM (
             SELECT *,
-                row_number() OVER (PARTITION BY user_code ORDER BY timestamp, item_code) AS position,
+                row_number() OVER (PARTITION BY user_code ORDER BY {IN_ORDER}) AS position,
                 count(*) OVER (PARTITION BY user_code) AS num_events
             FROM {f"({_runs(ordered, cutoff)})" if labels else firsts}
         )"""
 
 
-def _runs(ordered: str, cutoff: int | None) -> str:
+def _runs(ordered: str, cutoff: Instant | None) -> str:
     """One row a run of events with one item: user_code, item_code, timestamp of the first, kinds, value.
 
     Events of one item and instant are peers: RANGE counts them together, whatever their order in either window.
@@ -185,16 +222,17 @@ def _runs(ordered: str, cutoff: int | None) -> str:
     def of_period(aggregate: str) -> str:
         if cutoff is None:  # the cut falls between runs
             return aggregate
-        before = f"{aggregate} FILTER (WHERE timestamp < {cutoff})"
-        return f"CASE WHEN min(timestamp) < {cutoff} THEN {before} ELSE {aggregate} END"
+        before = f"{aggregate} FILTER (WHERE {cutoff.before})"
+        return f"CASE WHEN bool_or({cutoff.before}) THEN {before} ELSE {aggregate} END"
 
     return f"""
         SELECT user_code, any_value(item_code) AS item_code, min(timestamp) AS timestamp,
+            min((timestamp, fraction))[2] AS fraction,
             {of_period("bit_or(kinds)")} AS kinds, {of_period("max(value)")} AS value
         FROM (
-            SELECT user_code, item_code, timestamp, kinds, value,
+            SELECT user_code, item_code, timestamp, fraction, kinds, value,
                 sum((previous IS DISTINCT FROM item_code)::INTEGER) OVER (
-                    PARTITION BY user_code ORDER BY timestamp, item_code RANGE UNBOUNDED PRECEDING
+                    PARTITION BY user_code ORDER BY {IN_ORDER} RANGE UNBOUNDED PRECEDING
                 ) AS run
             FROM ({ordered})
         )
@@ -230,11 +268,13 @@ def histories(min_user_events: int, max_history: int, first_user: int, last_user
         FROM (
             SELECT *,
                 count(*) OVER (PARTITION BY user_code) AS num_events,
-                row_number() OVER (PARTITION BY user_code ORDER BY timestamp DESC, item_code DESC) AS from_end
+                row_number() OVER (
+                    PARTITION BY user_code ORDER BY timestamp DESC, fraction DESC, item_code DESC
+                ) AS from_end
             FROM ({_train(first_user, last_user)})
         )
         WHERE num_events >= {min_user_events} AND from_end <= {max_history}
-        ORDER BY user_code, timestamp, item_code"""
+        ORDER BY user_code, {IN_ORDER}"""
 
 
 def history_drops(min_user_events: int, max_history: int, first_user: int, last_user: int) -> str:
@@ -258,7 +298,7 @@ def test_items(first_user: int, last_user: int, labels: bool) -> str:
         FROM split
         WHERE is_test AND user_code >= {first_user} AND user_code < {last_user}
         GROUP BY user_code, item_code
-        ORDER BY user_code, min(timestamp), item_code"""
+        ORDER BY user_code, min((timestamp, fraction)), item_code"""
 
 
 def user_ids(first_user: int, last_user: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from math import ceil
+from math import floor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,37 +12,43 @@ from numpy.typing import NDArray
 from mtmh.data.schema import DatasetSummary
 from mtmh.prepare import statements
 from mtmh.prepare.ranges import bounded_ranges
-from mtmh.prepare.scratch import Workshop
+from mtmh.prepare.scratch import Workspace
 from mtmh.prepare.sources import SOURCES
-from mtmh.prepare.sources.base import SourceContext, SourceTables, readable
+from mtmh.prepare.sources.base import SourceContext, SourceTables
+from mtmh.prepare.statements import Instant
+from mtmh.prepare.table_file import readable
 from mtmh.prepare.write_histories import HistoryFacts, write_histories
 from mtmh.prepare.write_items import check_embeddings, choose_features, item_facts, write_item_table, write_items
 
 MAX_EVENT_KINDS = 31  # bits of an int32 that is never negative
+FAULTS = ("no_user", "no_item", "no_timestamp", "unknown_item")  # reasons that nobody asked for
+MANY = 0.03  # of the events
+UNIQUE = 0.9  # values of an id feature for each item
+NUM_TELLING = 100  # items from which on that tells something
+LARGE_USER = 0.1  # of the events
 RANGE_EVENTS = 2_000_000  # events of a range of users that are sorted together
 
 
-def open_source(work: Workshop) -> SourceTables:
+def open_source(work: Workspace) -> SourceTables:
     """The adapter's two queries, with the features that the dataset will hold.
 
     Raises:
         ValueError: the source does not fit the settings.
     """
-    config = work.config
-    work.step(f"open source {config.data.source}")
-    source = SOURCES[config.data.source](SourceContext(config, work.connection, work.scratch, work.note))
-    if config.data.split.kind == "time" and not source.has_clock:
+    data = work.data
+    work.step(f"open source {data.source}")
+    source = SOURCES[data.source](SourceContext(data, work.seed, work.connection, work.scratch, work.note))
+    if data.split.kind == "time" and not source.has_clock:
         raise ValueError(
-            f"data.split.kind: source {config.data.source} knows only the order within a user, no clock; "
-            "expected kind: user"
+            f"data.split.kind: source {data.source} knows only the order within a user, no clock; expected kind: user"
         )
     # A feature that does not exist should stop the run before the long part of it.
-    id_features = choose_features("id_features", config.data.id_features, source.id_features)
-    float_features = choose_features("float_features", config.data.float_features, source.float_features)
+    id_features = choose_features("id_features", data.id_features, source.id_features)
+    float_features = choose_features("float_features", data.float_features, source.float_features)
     return replace(source, id_features=id_features, float_features=float_features)
 
 
-def load_items(work: Workshop, source: SourceTables) -> int | None:
+def load_items(work: Workspace, source: SourceTables) -> int | None:
     """Tables ``source_items`` and ``catalogue``; returns the width of the content embeddings."""
     work.step("load items")
     with readable(source.files):
@@ -55,7 +61,7 @@ def load_items(work: Workshop, source: SourceTables) -> int | None:
             work.dropped_items[reason] = rows
     for item_id, rows in work.rows(statements.duplicate_item()):
         raise ValueError(f"{_names(source)}: item_id {item_id!r} stands in {rows} rows; expected one")
-    work.run(statements.catalogue(work.config.seed))
+    work.run(statements.catalogue(work.seed))
     num_items = work.number("SELECT count(*) FROM catalogue")
     work.note(f"{num_items:,} items")
     if num_items == 0:
@@ -63,7 +69,7 @@ def load_items(work: Workshop, source: SourceTables) -> int | None:
     return check_embeddings(work.connection)
 
 
-def load_events(work: Workshop, source: SourceTables) -> None:
+def load_events(work: Workspace, source: SourceTables) -> None:
     """Tables ``users`` and ``events``."""
     work.step("load events")
     with readable(source.files):
@@ -73,12 +79,12 @@ def load_events(work: Workshop, source: SourceTables) -> None:
             raise ValueError(
                 f"{_names(source)}: item_id is {in_events} in the events and {in_items} in the items; expected one type"
             )
-        work.run(statements.staged(source.events, source.event_columns))
+        work.run(statements.staged(source.events, source.event_columns, has_fractions=source.has_fractions))
     for reason, rows in work.rows(statements.drop_counts("staged")):
         work.num_events_read += rows
         if reason is not None:
             work.drop_events(reason, rows)
-    work.run(statements.users(work.config.seed))
+    work.run(statements.users(work.seed))
     if source.event_columns:
         work.run(statements.event_kinds())
     work.run(statements.events(bool(source.event_columns)))
@@ -87,17 +93,21 @@ def load_events(work: Workshop, source: SourceTables) -> None:
     work.note(f"{num_events:,} of {work.num_events_read:,} events")
     if num_events == 0:
         raise ValueError(f"{_names(source)}: no event is left of {work.num_events_read}{_because(work.dropped_events)}")
+    _warn_of_events(work, num_events)
 
 
-def find_cutoff(work: Workshop, source: SourceTables) -> int | None:
+def find_cutoff(work: Workspace, source: SourceTables) -> Instant | None:
     """The first instant of T2: as set, or the earliest timestamp with at most ``test_fraction`` of the events."""
-    split = work.config.data.split
+    split = work.data.split
     if split.kind != "time":
         return None
     low, high, total = work.rows("SELECT min(timestamp), max(timestamp), count(*) FROM events")[0]
     if split.cutoff is not None:
         cutoff = _instant(split.cutoff, source)
-        if not low < cutoff <= high:
+        before, behind = work.rows(
+            f"SELECT count(*) FILTER (WHERE {cutoff.before}), count(*) FILTER (WHERE {cutoff.since}) FROM events"
+        )[0]
+        if not (before and behind):
             raise ValueError(
                 f"data.split.cutoff: {split.cutoff} leaves T1 or T2 empty; events run from {low} to {high}"
             )
@@ -117,10 +127,10 @@ def find_cutoff(work: Workshop, source: SourceTables) -> int | None:
             f"data.split.test_fraction: no point in time leaves at most {split.test_fraction:.0%} of the {total} "
             f"events behind it (timestamps {low} to {high}); set split.cutoff or split.kind: user"
         )
-    return int(cutoff)
+    return Instant(cutoff)
 
 
-def split_events(work: Workshop, source: SourceTables, cutoff: int | None) -> list[tuple[int, int]]:
+def split_events(work: Workspace, source: SourceTables, cutoff: Instant | None) -> list[tuple[int, int]]:
     """Table ``split``, and the ranges of users over which the next steps go.
 
     Raises:
@@ -137,7 +147,7 @@ def split_events(work: Workshop, source: SourceTables, cutoff: int | None) -> li
         _choose_kinds(work, source, cutoff)
     work.run(statements.empty_split(labels))
     for first, last in ranges:
-        work.run(statements.split(work.config.data.split, cutoff, first, last, labels))
+        work.run(statements.split(work.data.split, cutoff, first, last, labels))
         work.advance(last)
     num_train = work.number("SELECT count(*) FROM split WHERE NOT is_test")
     num_test = work.number("SELECT count(*) FROM split WHERE is_test")
@@ -147,7 +157,7 @@ def split_events(work: Workshop, source: SourceTables, cutoff: int | None) -> li
     return ranges
 
 
-def index_items(work: Workshop, source: SourceTables) -> NDArray[np.int32]:
+def index_items(work: Workspace, source: SourceTables) -> NDArray[np.int32]:
     """[I] item code -> item index, and the table ``rare``.
 
     The order is that of the codes, but for items that nothing before the cut knows: these come last, so that they
@@ -158,7 +168,7 @@ def index_items(work: Workshop, source: SourceTables) -> NDArray[np.int32]:
     known[counts["item_code"].to_numpy()] = True
     if source.items is not None and not source.items_from_events:
         known[:] = True
-    work.run(statements.rare_items(work.config.data.min_item_events))
+    work.run(statements.rare_items(work.data.min_item_events))
     work.drop_events(
         "rare_item",
         work.number("SELECT count(*) FROM split WHERE NOT is_test AND item_code IN (SELECT item_code FROM rare)"),
@@ -167,14 +177,14 @@ def index_items(work: Workshop, source: SourceTables) -> NDArray[np.int32]:
 
 
 def write_user_files(
-    work: Workshop, source: SourceTables, ranges: list[tuple[int, int]], item_index: NDArray[np.int32]
+    work: Workspace, source: SourceTables, ranges: list[tuple[int, int]], item_index: NDArray[np.int32]
 ) -> HistoryFacts:
     """Histories, test lists and users.
 
     Raises:
         ValueError: no history or no test user is left.
     """
-    data = work.config.data
+    data = work.data
     work.step("write histories", total=ranges[-1][1])
     facts = write_histories(
         work.connection,
@@ -202,15 +212,15 @@ def write_user_files(
 
 
 def write_item_files(
-    work: Workshop,
+    work: Workspace,
     source: SourceTables,
     facts: HistoryFacts,
     item_index: NDArray[np.int32],
-    cutoff: int | None,
+    cutoff: Instant | None,
     embedding_dim: int | None,
 ) -> DatasetSummary:
     """Items and the item table; returns the summary of the whole."""
-    data = work.config.data
+    data = work.data
     work.step("write items")
     rows = item_facts(item_index, facts)
     work.connection.register("item_fact_rows", rows)
@@ -220,7 +230,7 @@ def write_item_files(
     has_topics = write_items(work.connection, work.folder, embedding_dim)
     seen = facts.train_count > 0
     # Without a common cut, ages run to the end of T1; standardising removes the difference.
-    now = cutoff if cutoff is not None else int(facts.first_seen[seen].max())
+    now = int(facts.first_seen[seen].max()) if cutoff is None else cutoff.timestamp
     features = write_item_table(
         work.connection,
         work.folder,
@@ -230,10 +240,18 @@ def write_item_files(
         now=now if source.has_clock else None,
         popularity=data.popularity_features,
         min_feature_count=data.min_feature_count,
-        seed=work.config.seed,
+        seed=work.seed,
     )
-    train_end = test_begin = cutoff
-    if source.has_clock and cutoff is None:
+    for feature in features.id_features[1:]:
+        if int(seen.sum()) >= NUM_TELLING and feature.num_rows - 1 >= UNIQUE * int(seen.sum()):
+            work.warn(
+                f"id feature {feature.name}: {feature.num_rows - 1:,} values for {int(seen.sum()):,} items of the "
+                "training period: nearly every item has its own, as item_id has"
+            )
+    train_end = test_begin = None
+    if cutoff is not None:
+        train_end, test_begin = cutoff.timestamp + (cutoff.fraction > 0.0), cutoff.timestamp
+    elif source.has_clock:
         train_end, test_begin = work.rows(statements.period_bounds())[0]
     id_type = work.rows("SELECT typeof(item_id) FROM catalogue LIMIT 1")[0][0]
     work.end_step()
@@ -249,7 +267,7 @@ def write_item_files(
         num_events_read=work.num_events_read,
         dropped_events=work.dropped_events,
         dropped_items=work.dropped_items,
-        cutoff=cutoff,
+        cutoff=None if cutoff is None else cutoff.timestamp + cutoff.fraction,
         features=features,
         has_topics=has_topics,
         content_embedding_dim=embedding_dim,
@@ -262,7 +280,21 @@ def write_item_files(
     )
 
 
-def _choose_kinds(work: Workshop, source: SourceTables, cutoff: int | None) -> None:
+def _warn_of_events(work: Workspace, num_events: int) -> None:
+    """Says what is rarely meant: many events that cannot be used, or a user who is none."""
+    for reason in FAULTS:
+        rows = work.dropped_events.get(reason, 0)
+        if rows > MANY * work.num_events_read:
+            work.warn(f"{rows:,} of {work.num_events_read:,} events are left out: {reason.replace('_', ' ')}")
+    ((user, rows, users),) = work.rows(statements.largest_user())
+    if rows > LARGE_USER * num_events and rows * users > 10 * num_events:
+        work.warn(
+            f"user {user!r} has {rows:,} of {num_events:,} events: a word for nobody, a robot, a shared account? "
+            "data.missing_words names words that stand for no user"
+        )
+
+
+def _choose_kinds(work: Workspace, source: SourceTables, cutoff: Instant | None) -> None:
     """Table ``kept_kinds``."""
     work.run(statements.kept_kinds(cutoff))
     num_kinds = work.number("SELECT count(*) FROM kept_kinds")
@@ -274,17 +306,17 @@ def _choose_kinds(work: Workshop, source: SourceTables, cutoff: int | None) -> N
         )
 
 
-def _train_kinds(work: Workshop) -> dict[int, str]:
+def _train_kinds(work: Workspace) -> dict[int, str]:
     """Bit and name of the kinds of events that T1 has."""
     mask = work.number(statements.train_kinds())
     kinds = work.rows("SELECT bit, event FROM kept_kinds ORDER BY bit")
     return {bit: name for bit, name in kinds if mask >> bit & 1}
 
 
-def _instant(cutoff: float | str, source: SourceTables) -> int:
-    """``split.cutoff`` as a timestamp of the events."""
+def _instant(cutoff: float | str, source: SourceTables) -> Instant:
+    """``split.cutoff`` as a point in time of the events."""
     if not isinstance(cutoff, str):
-        return ceil(cutoff)
+        return Instant(floor(cutoff), cutoff - floor(cutoff))
     if not source.timestamp_is_date:
         raise ValueError(
             f"data.split.cutoff: {cutoff!r} is a string, but the timestamps are numbers; expected a number"
@@ -295,7 +327,8 @@ def _instant(cutoff: float | str, source: SourceTables) -> int:
         raise ValueError(
             f"data.split.cutoff: {cutoff!r} is no date; expected for example 2011-11-01 or 2011-11-01T08:30:00"
         ) from None
-    return ceil((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return Instant(floor(when.replace(microsecond=0).timestamp()), when.microsecond / 10**6)
 
 
 def _names(source: SourceTables) -> str:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mtmh.data.clean_text import clean_text
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import (
     FLOAT_SCALES,
@@ -114,8 +115,8 @@ class ItemFeatures:
     def strings(self) -> list[str]:
         """The fields of a row that hold strings."""
         facts = [IdFacts(name=ITEM_ID, value_type=self.facts.id_type), *self.facts.id_features]
-        shown = [name for name, of in DISPLAY.items() if pa.types.is_string(of)]
-        return [one.name for one in facts if one.value_type == "string"] + shown
+        shown = [name for name, kind in DISPLAY.items() if pa.types.is_string(kind)]
+        return [feature.name for feature in facts if feature.value_type == "string"] + shown
 
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """Checks new items and lays them out as columns: item_id, display columns, features.
@@ -135,8 +136,8 @@ class ItemFeatures:
                 )
         types = {ITEM_ID: arrow_type(self.facts.id_type)} | DISPLAY
         columns = {
-            name: pa.array([_checked(row, name, str(of), row.get(name)) for row in rows], of)
-            for name, of in types.items()
+            name: pa.array([_checked(row, name, str(kind), row.get(name)) for row in rows], kind)
+            for name, kind in types.items()
         }
         for facts in self.facts.id_features:
             values = [_values(row, facts) for row in rows]
@@ -166,8 +167,8 @@ class ItemFeatures:
         values = [np.zeros(len(rows) * self.facts.hidden_rows, np.int64)]
         for facts in self.facts.id_features:
             known = self._vocabularies[facts.name]
-            there = facts.name in rows.column_names
-            column = rows.column(facts.name).to_pylist() if there else [None] * len(rows)
+            is_given = facts.name in rows.column_names
+            column = rows.column(facts.name).to_pylist() if is_given else [None] * len(rows)
             # As prepare has it: distinct rows, ascending; row 0 where no value is known.
             found = [sorted({known[value] for value in item or () if value in known}) or [0] for item in column]
             lengths.append(np.array([len(item) for item in found], np.int64))
@@ -175,8 +176,7 @@ class ItemFeatures:
         dense = np.zeros((len(rows), len(self.facts.float_features)), np.float32)
         for place, scale in enumerate(self.facts.float_features):
             if scale.name in rows.column_names:
-                raw = rows.column(scale.name).cast(pa.float64()).to_numpy()
-                dense[:, place] = scale.standardise(np.where(np.isfinite(raw), raw, np.nan))
+                dense[:, place] = scale.standardise(rows.column(scale.name).cast(pa.float64()).to_numpy())
         return np.concatenate(values), np.stack(lengths).astype(np.int64), dense
 
     def content(self, rows: pa.Table) -> npt.NDArray[np.float32]:
@@ -246,7 +246,7 @@ def _values(row: Row, facts: IdFacts) -> list[Any] | None:
     if value is None:
         return None
     several = value if isinstance(value, (list, tuple, np.ndarray)) else [value]
-    return [_checked(row, facts.name, facts.value_type, one) for one in several]
+    return [_checked(row, facts.name, facts.value_type, element) for element in several]
 
 
 def _checked(row: Row, name: str, kind: str, value: Any) -> Any:
@@ -263,7 +263,7 @@ def _checked(row: Row, name: str, kind: str, value: Any) -> Any:
     if not fits:
         expected = {"string": "a string", "int64": "a 64-bit integer", "double": "a finite number"}[kind]
         raise RequestError(f"item {row.get(ITEM_ID)!r}: {name} is {value!r}, expected {expected}")
-    return value
+    return clean_text(value) if kind == "string" else value
 
 
 def _embedding(row: Row, width: int) -> list[float] | None:

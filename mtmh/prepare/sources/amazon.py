@@ -7,7 +7,8 @@ categories are labels for evaluation only.
 from __future__ import annotations
 
 from mtmh.config import Settings
-from mtmh.prepare.sources.base import SourceContext, SourceTables, table_file
+from mtmh.prepare.sources.base import SourceContext, SourceTables
+from mtmh.prepare.table_file import table_file
 
 
 class AmazonOptions(Settings):
@@ -34,11 +35,11 @@ def amazon_tables(context: SourceContext) -> SourceTables:
     )
     return SourceTables(
         events=f"""
-        SELECT {interactions.id_column("user_id")} AS user_id, {interactions.id_column("product_id")} AS item_id,
-            sequence AS timestamp, NULL::VARCHAR AS drop_reason
+        SELECT {interactions.id_column("user_id").sql} AS user_id,
+            {interactions.id_column("product_id").sql} AS item_id, sequence AS timestamp, NULL::VARCHAR AS drop_reason
         FROM {interactions.sql}""",
         items=f"""
-        SELECT {products.id_column("product_id")} AS item_id, nullif(concat_ws(' ', title, brand), '') AS text,
+        SELECT {products.id_column("product_id").sql} AS item_id, nullif(concat_ws(' ', title, brand), '') AS text,
             NULL::VARCHAR AS image, {products.text_column("category_l1")} AS topic_l1,
             {products.text_column("category_l2")} AS topic_l2, NULL::FLOAT[] AS content_embedding,
             {products.text_column("brand")} AS brand, NULL::VARCHAR AS drop_reason

@@ -11,7 +11,9 @@ from __future__ import annotations
 from typing import Literal
 
 from mtmh.config import Settings
-from mtmh.prepare.sources.base import SourceContext, SourceTables, reasons, table_file
+from mtmh.prepare.sources.base import SourceContext, SourceTables
+from mtmh.prepare.sql import reasons
+from mtmh.prepare.table_file import table_file
 
 
 class CompleteJourneyOptions(Settings):
@@ -35,7 +37,7 @@ def complete_journey_tables(context: SourceContext) -> SourceTables:
             "household_id": "BIGINT",
             "product_id": "BIGINT",
             "quantity": "DOUBLE",
-            "transaction_timestamp": "TIMESTAMP",
+            "transaction_timestamp": "TIMESTAMP WITH TIME ZONE",  # without one: of UTC
         },
     )
     products = table_file(

@@ -16,7 +16,9 @@ from typing import Annotated
 from pydantic import Field
 
 from mtmh.config import Settings
-from mtmh.prepare.sources.base import SourceContext, SourceTables, reasons, table_file
+from mtmh.prepare.sources.base import SourceContext, SourceTables
+from mtmh.prepare.sql import reasons
+from mtmh.prepare.table_file import table_file
 
 NO_GENRES = "(no genres listed)"
 

@@ -11,7 +11,9 @@ description (text), its price, and its ``family``, the digits that variants of a
 from __future__ import annotations
 
 from mtmh.config import Settings
-from mtmh.prepare.sources.base import SourceContext, SourceTables, reasons, table_file
+from mtmh.prepare.sources.base import SourceContext, SourceTables
+from mtmh.prepare.sql import reasons
+from mtmh.prepare.table_file import table_file
 
 PRODUCT_CODE = "^([0-9]{5}[A-Z]{0,2}|DCGS.*|PADS)$"
 
@@ -35,7 +37,7 @@ def online_retail_tables(context: SourceContext) -> SourceTables:
             "StockCode": "VARCHAR",
             "Description": "VARCHAR",
             "Quantity": "BIGINT",
-            "InvoiceDate": "TIMESTAMP",
+            "InvoiceDate": "TIMESTAMP WITH TIME ZONE",  # without one: of UTC
             "UnitPrice": "DOUBLE",
             "CustomerID": "VARCHAR",
         },

@@ -56,7 +56,8 @@ from pydantic import Field, model_validator
 
 from mtmh.config import Fraction, NonNegative, Positive, Settings
 from mtmh.prepare.ranges import bounded_ranges
-from mtmh.prepare.sources.base import SourceContext, SourceTables, literal
+from mtmh.prepare.sources.base import SourceContext, SourceTables
+from mtmh.prepare.table_file import table_file
 
 SECONDS_A_DAY = 86_400
 CHUNK_EVENTS = 1_000_000
@@ -129,12 +130,12 @@ def synthetic_tables(context: SourceContext) -> SourceTables:
     options = context.options(SyntheticOptions)
     folder = context.scratch / "synthetic"
     folder.mkdir()
-    simulate(options, context.config.seed, folder, context.note)
+    simulate(options, context.seed, folder, context.note)
+    events = table_file(context.connection, sorted(folder.glob("events-*.parquet")))
+    items = table_file(context.connection, [folder / "items.parquet"])
     return SourceTables(
-        events="SELECT user_id, item_id, timestamp, event, value, NULL::VARCHAR AS drop_reason "
-        f"FROM read_parquet({literal(str(folder / 'events-*.parquet'))})",
-        items="SELECT *, NULL::VARCHAR AS image, NULL::VARCHAR AS drop_reason "
-        f"FROM read_parquet({literal(str(folder / 'items.parquet'))})",
+        events=f"SELECT user_id, item_id, timestamp, event, value, NULL::VARCHAR AS drop_reason FROM {events.sql}",
+        items=f"SELECT *, NULL::VARCHAR AS image, NULL::VARCHAR AS drop_reason FROM {items.sql}",
         id_features=("creator", "styles"),
         float_features=("duration", "price", "quality"),
         event_columns=("event", "value"),

@@ -6,26 +6,16 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from mtmh.config import Settings
 from mtmh.data.schema import ITEM_ID
-from mtmh.prepare.sources.base import (
-    EMBEDDING_TYPES,
-    ID_TYPES,
-    INTEGER_TYPES,
-    NUMBER_TYPES,
-    SourceContext,
-    SourceTables,
-    TableFile,
-    literal,
-    quoted,
-    reasons,
-    table_file,
-)
-
-LIST_TYPES = tuple(f"{kind}[]" for kind in ID_TYPES)
+from mtmh.prepare.sources.base import SourceContext, SourceTables
+from mtmh.prepare.sql import literals, quoted, reasons
+from mtmh.prepare.table_file import IdColumn, TableFile, table_file
 
 
 class TablesOptions(Settings):
@@ -46,45 +36,59 @@ def own_tables(context: SourceContext) -> SourceTables:
     Raises:
         ValueError: no file, a broken one, a missing column or one of the wrong type, or a topic used as model input.
     """
-    data, columns = context.config.data, context.config.data.columns
+    data, columns = context.data, context.data.columns
     options = context.options(TablesOptions)
     if not data.events:
         raise ValueError("data.events: empty; expected the event files of source tables")
-    events = table_file(context.connection, _expand(data.input, data.events, "data.events"))
-    items = None
-    if data.items:
-        items = table_file(context.connection, _expand(data.input, data.items, "data.items"))
     id_features = tuple(name for name in data.id_features or [] if name != ITEM_ID)
     float_features = tuple(data.float_features or [])
+    events = _open(context, "events", [columns.user_id, columns.item_id, columns.timestamp, columns.value])
+    items = None
+    if data.items:
+        items = _open(context, "items", [columns.item_id, *id_features, *float_features, columns.content_embedding])
     if items is None and (id_features or float_features):
         raise ValueError("data.items: empty, but data.id_features or data.float_features name columns of items files")
-    item_id = events.id_column(columns.item_id)
-    catalogue_id = item_id if items is None else items.id_column(columns.item_id)
-    if items is not None and (events.is_csv or items.is_csv) and _is_string(item_id) != _is_string(catalogue_id):
-        # CSV knows no types: an id column that happens to hold digits only follows the other file.
-        item_id, catalogue_id = f"({item_id})::VARCHAR", f"({catalogue_id})::VARCHAR"
+    in_events = events.id_column(columns.item_id)
+    in_items = in_events if items is None else items.id_column(columns.item_id)
     return SourceTables(
-        events=_events_query(events, context, options, item_id),
-        items=None if items is None else _items_query(items, context, catalogue_id, id_features, float_features),
+        events=_events_query(events, context, options, _id_like(in_events, in_items)),
+        items=None
+        if items is None
+        else _items_query(items, context, _id_like(in_items, in_events), id_features, float_features),
         id_features=id_features,
         float_features=float_features,
         files=events.files + (items.files if items else ()),
         timestamp_is_date=events.is_date(columns.timestamp),
         event_columns=tuple(name for name in ("event", "value") if getattr(columns, name) is not None),
+        has_fractions=True,
     )
 
 
-def _is_string(id_column: str) -> bool:
-    return not id_column.endswith("::BIGINT")
+def _open(context: SourceContext, table: Literal["events", "items"], typed: Iterable[str | None]) -> TableFile:
+    data = context.data
+    patterns = data.events if table == "events" else data.items
+    return table_file(
+        context.connection,
+        _expand(data.input, patterns, f"data.{table}"),
+        typed=[name for name in typed if name is not None],
+        partitions=data.partitions if table == "events" else (),
+        missing_words=data.missing_words,
+    )
+
+
+def _id_like(own: IdColumn, other: IdColumn) -> str:
+    """SQL of an id. Ids that only look like integers follow the other table, which holds text."""
+    differ = own.is_string != other.is_string
+    return own.as_text if differ and not (own.is_declared and other.is_declared) else own.sql
 
 
 def _events_query(events: TableFile, context: SourceContext, options: TablesOptions, item_id: str) -> str:
-    columns = context.config.data.columns
+    columns = context.data.columns
     rules = []
     if options.keep_events is not None:
         if columns.event is None:
             raise ValueError("data.options.keep_events needs data.columns.event, the column with the kind of event")
-        kinds = ", ".join(literal(kind) for kind in options.keep_events)
+        kinds = literals(options.keep_events)
         rules.append((f"coalesce({events.text_column(columns.event)} NOT IN ({kinds}), true)", "other_event"))
     if options.min_value is not None:
         if columns.value is None:
@@ -97,8 +101,8 @@ def _events_query(events: TableFile, context: SourceContext, options: TablesOpti
     if columns.value is not None:
         labels += f"({events.number_column(columns.value)})::FLOAT AS value, "
     return f"""
-        SELECT {events.id_column(columns.user_id)} AS user_id, {item_id} AS item_id,
-            {events.time_column(columns.timestamp)} AS timestamp, {labels}{reasons(*rules)} AS drop_reason
+        SELECT {events.id_column(columns.user_id).sql} AS user_id, {item_id} AS item_id,
+            {events.time_columns(columns.timestamp)}, {labels}{reasons(*rules)} AS drop_reason
         FROM {events.sql}"""
 
 
@@ -109,7 +113,7 @@ def _items_query(
     id_features: Iterable[str],
     float_features: Iterable[str],
 ) -> str:
-    columns = context.config.data.columns
+    columns = context.data.columns
     labels = {columns.topic_l1, columns.topic_l2} - {None}
     for name in (*id_features, *float_features, *columns.text):
         if name in labels:
@@ -122,8 +126,7 @@ def _items_query(
 
     embedding = "NULL::FLOAT[]"
     if columns.content_embedding is not None:
-        name = items.require(columns.content_embedding, EMBEDDING_TYPES, "lists of numbers")
-        embedding = f"{name}::FLOAT[]"
+        embedding = items.vector_column(columns.content_embedding)
     titles = ", ".join(items.text_column(column) for column in columns.text)
     selected = [
         f"{item_id} AS item_id",
@@ -132,33 +135,23 @@ def _items_query(
         f"{text(columns.topic_l1)} AS topic_l1",
         f"{text(columns.topic_l2)} AS topic_l2",
         f"{embedding} AS content_embedding",
-        *(f"{_id_feature(items, name)} AS {quoted(name)}" for name in id_features),
-        *(f"{_float_feature(items, name)} AS {quoted(name)}" for name in float_features),
+        *(f"{items.category_column(name, columns.separators.get(name))} AS {quoted(name)}" for name in id_features),
+        *(f"{items.number_column(name)} AS {quoted(name)}" for name in float_features),
         "NULL::VARCHAR AS drop_reason",
     ]
     return f"SELECT {', '.join(selected)} FROM {items.sql}"
 
 
-def _id_feature(items: TableFile, name: str) -> str:
-    column = items.require(name, (*ID_TYPES, *LIST_TYPES, "BOOLEAN"), "integers, strings, or lists of these")
-    kind = items.types[name]
-    if kind.endswith("[]"):
-        return f"{column}::BIGINT[]" if kind.removesuffix("[]") in INTEGER_TYPES else column
-    return items.text_column(name) if kind in ("VARCHAR", "BOOLEAN") else f"{column}::BIGINT"
-
-
-def _float_feature(items: TableFile, name: str) -> str:
-    items.require(name, NUMBER_TYPES, "numbers")
-    return items.number_column(name)
-
-
 def _expand(folder: Path | None, patterns: list[Path], setting: str) -> list[Path]:
-    """Files of the patterns, those of one pattern in the order of their names."""
+    """Files of the patterns, those of one pattern in the order of their names; a file's own name is no pattern."""
     files: list[Path] = []
     for pattern in patterns:
         path = pattern if folder is None else folder / pattern
-        root = Path(path.anchor)
-        found = [path] if path.is_file() else sorted(root.glob(str(path.relative_to(root))))
+        found = [path]
+        if not path.is_file():
+            base = folder or Path()
+            names = glob.glob(str(pattern), root_dir=folder, recursive=True)  # noqa: PTH207 - root_dir is no pattern
+            found = sorted(base / name for name in names if (base / name).is_file())
         if not found:
             raise ValueError(f"{setting}: no file {path}")
         files += found
