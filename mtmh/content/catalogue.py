@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import Config, decisive
 from mtmh.content.identity import identity_of_images
-from mtmh.content.inputs import ItemInputs, ItemReader
+from mtmh.content.inputs import ItemReader, ReadItems
 from mtmh.content.teacher import open_teacher
 from mtmh.content.train import autocast_dtype
 from mtmh.data.content_store import EMBEDDINGS
@@ -57,7 +57,7 @@ def embed_with_encoder(config: Config, out: Path) -> Artifact:
     with join_ranks(config.training.device) as ranks:
         dataset = open_dataset(config.dataset_dir)
         encoder = open_artifact(config.encoder_dir, "encoder")
-        parts = Parts.plan(config, dataset, encoder, out, ranks)
+        parts = Shards.plan(config, dataset, encoder, out, ranks)
         todo = on_first(ranks, parts.missing)
         teacher = open_teacher(config.encoder_dir)
         embedder = Embedder(teacher.model.to(ranks.device), teacher.reader(dataset, config), config, ranks.device)
@@ -175,14 +175,14 @@ class Embedder:
 
     def _read(
         self, items: npt.NDArray[np.int64], order: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[npt.NDArray[np.int64], ItemInputs]]:
+    ) -> Iterator[tuple[npt.NDArray[np.int64], ReadItems]]:
         for start in range(0, len(order), self._batch_size):
             places = order[start : start + self._batch_size]
             yield places, self._reader.read(items[places])
 
 
 @dataclass(frozen=True)
-class Parts:
+class Shards:
     """The shards of a run and where the finished ones are.
 
     A shard is finished when its record is there: the record is written last, under its final name in one step.
@@ -198,7 +198,7 @@ class Parts:
     shard_items: int
 
     @classmethod
-    def plan(cls, config: Config, dataset: Dataset, encoder: Artifact, out: Path, ranks: Ranks) -> Parts:
+    def plan(cls, config: Config, dataset: Dataset, encoder: Artifact, out: Path, ranks: Ranks) -> Shards:
         """Finds what an interrupted run of the same inputs and settings has left; drops what another one has."""
         parts = cls(out.with_name(f"{out.name}.parts"), dataset.num_items, config.content.shard_items)
         plan = {
@@ -257,7 +257,7 @@ class Parts:
         return self.folder / f"part-{shard:06d}.json"
 
 
-def _assemble(parts: Parts, config: Config, dataset: Dataset, encoder: Artifact, out: Path) -> None:
+def _assemble(parts: Shards, config: Config, dataset: Dataset, encoder: Artifact, out: Path) -> None:
     """Puts the shards together into the content artifact and removes them."""
     writer = ArtifactWriter(out, "content")
     writer.begin()

@@ -24,7 +24,7 @@ _DECODERS = 4  # Pillow lets go of the interpreter while it decodes
 
 
 @dataclass(frozen=True)
-class ItemInputs:
+class ReadItems:
     """The inputs of some items.
 
     Attributes:
@@ -76,7 +76,7 @@ class ItemReader:
         lengths = pc.fill_null(pc.utf8_length(self._texts.take(pa.array(items))), 0)
         return np.asarray(lengths, np.int64)
 
-    def read(self, items: npt.NDArray[np.int64]) -> ItemInputs:
+    def read(self, items: npt.NDArray[np.int64]) -> ReadItems:
         """Inputs of the items [B], given by index."""
         counts: Counter[str] = Counter()
         token_ids = token_mask = torch.empty(0, 0, dtype=torch.int64)
@@ -116,7 +116,7 @@ class ItemReader:
             pixels=pixels,
             image_rows=torch.from_numpy(image_rows),
         )
-        return ItemInputs(inputs, has_content, complete, counts, items[broken])
+        return ReadItems(inputs, has_content, complete, counts, items[broken])
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
