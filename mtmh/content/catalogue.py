@@ -21,10 +21,10 @@ import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
-from mtmh.config import Config, decisive
+from mtmh.config import Config, ContentConfig, decisive
 from mtmh.content.identity import identity_of_images
 from mtmh.content.inputs import ItemReader, ReadItems
-from mtmh.content.teacher import open_teacher
+from mtmh.content.teacher import ContentFiles, encoder_config, open_teacher
 from mtmh.content.train import autocast_dtype
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset, open_dataset
@@ -57,16 +57,27 @@ def embed_with_encoder(config: Config, out: Path) -> Artifact:
     with join_ranks(config.training.device) as ranks:
         dataset = open_dataset(config.dataset_dir)
         encoder = open_artifact(config.encoder_dir, "encoder")
-        parts = Shards.plan(config, dataset, encoder, out, ranks)
+        files = ContentFiles.find(encoder_config(config.content), config.media_dir)
+        parts = Shards.plan(config.content, files, dataset, encoder, out, ranks)
         todo = on_first(ranks, parts.missing)
         teacher = open_teacher(config.encoder_dir)
-        embedder = Embedder(teacher.model.to(ranks.device), teacher.reader(dataset, config), config, ranks.device)
+        reader = teacher.reader(dataset, files.images, config.content.max_tokens)
+        embedder = Embedder(teacher.model.to(ranks.device), reader, config.content, ranks.device)
         own = todo[ranks.rank :: ranks.world_size]
         with progress_bar(sum(len(parts.items(shard)) for shard in own), shown=ranks.is_first) as advance:
             for shard in own:
                 parts.write(shard, embedder.embed(parts.items(shard), advance))
         dist.barrier()
-        on_first(ranks, lambda: _assemble(parts, config, dataset, encoder, out))
+
+        def finish() -> None:
+            writer = ArtifactWriter(out, "content")
+            writer.begin()
+            writer.summary |= _assemble(parts, dataset, encoder.summary["dim"], writer.folder)
+            inputs = {"dataset": dataset.artifact, "encoder": encoder}
+            writer.commit(config.model_dump(mode="json"), inputs, decisive=decisive(config, "content"))
+            shutil.rmtree(parts.folder)
+
+        on_first(ranks, finish)
         return open_artifact(out, "content")
 
 
@@ -115,16 +126,16 @@ class Embedder:
     Args:
         model: on ``device``.
         reader: of the items.
-        config: the recipe.
+        content: the settings of batches and precision.
         device: where the model computes.
     """
 
-    def __init__(self, model: ContentEncoder, reader: ItemReader, config: Config, device: torch.device) -> None:
+    def __init__(self, model: ContentEncoder, reader: ItemReader, content: ContentConfig, device: torch.device) -> None:
         self._model = model.eval()
         self._reader = reader
-        self._batch_size = config.content.batch_size
+        self._batch_size = content.batch_size
         self._device = device
-        self._dtype = autocast_dtype(config, device)
+        self._dtype = autocast_dtype(content.precision, device)
 
     def embed(
         self,
@@ -198,16 +209,18 @@ class Shards:
     shard_items: int
 
     @classmethod
-    def plan(cls, config: Config, dataset: Dataset, encoder: Artifact, out: Path, ranks: Ranks) -> Shards:
+    def plan(
+        cls, content: ContentConfig, files: ContentFiles, dataset: Dataset, encoder: Artifact, out: Path, ranks: Ranks
+    ) -> Shards:
         """Finds what an interrupted run of the same inputs and settings has left; drops what another one has."""
-        parts = cls(out.with_name(f"{out.name}.parts"), dataset.num_items, config.content.shard_items)
+        parts = cls(out.with_name(f"{out.name}.parts"), dataset.num_items, content.shard_items)
         plan = {
             "dataset": dataset.artifact.manifest.digest,
             "encoder": encoder.manifest.digest,
-            "images": on_first(ranks, lambda: identity_of_images(config, dataset)),
-            "shard_items": config.content.shard_items,
-            "max_tokens": config.content.max_tokens,
-            "precision": config.content.precision,
+            "images": on_first(ranks, lambda: identity_of_images(encoder_config(content), files, dataset)),
+            "shard_items": content.shard_items,
+            "max_tokens": content.max_tokens,
+            "precision": content.precision,
         }
         on_first(ranks, lambda: parts._prepare(plan))
         return parts
@@ -257,13 +270,10 @@ class Shards:
         return self.folder / f"part-{shard:06d}.json"
 
 
-def _assemble(parts: Shards, config: Config, dataset: Dataset, encoder: Artifact, out: Path) -> None:
-    """Puts the shards together into the content artifact and removes them."""
-    writer = ArtifactWriter(out, "content")
-    writer.begin()
-    dim = encoder.summary["dim"]
+def _assemble(parts: Shards, dataset: Dataset, dim: int, folder: Path) -> dict[str, Any]:
+    """Puts the shards together into one file; returns the facts of the content artifact."""
     embeddings = np.lib.format.open_memmap(
-        writer.folder / EMBEDDINGS, mode="w+", dtype=np.float16, shape=(dataset.num_items, dim)
+        folder / EMBEDDINGS, mode="w+", dtype=np.float16, shape=(dataset.num_items, dim)
     )
     counts: Counter[str] = Counter()
     broken: list[int] = []
@@ -282,7 +292,7 @@ def _assemble(parts: Shards, config: Config, dataset: Dataset, encoder: Artifact
     ):
         if counts[name]:
             logger.warning("%d of %d items %s", counts[name], dataset.num_items, message)
-    writer.summary |= {
+    return {
         "kind": "encoder",
         "num_items": dataset.num_items,
         "dim": dim,
@@ -293,9 +303,3 @@ def _assemble(parts: Shards, config: Config, dataset: Dataset, encoder: Artifact
         "num_blank_images": counts["blank_images"],
         "broken_images": dataset.items(["item_id"]).column(0).take(pa.array(broken[:_NAMED], pa.int64())).to_pylist(),
     }
-    writer.commit(
-        config.model_dump(mode="json"),
-        {"dataset": dataset.artifact, "encoder": encoder},
-        decisive=decisive(config, "content"),
-    )
-    shutil.rmtree(parts.folder)

@@ -16,16 +16,16 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
-from mtmh.config import Config, ContentCheckConfig, decisive
+from mtmh.config import Config, ContentCheckConfig, ContentConfig, EncoderConfig, decisive
 from mtmh.content.catalogue import Embedder, progress_bar
 from mtmh.content.check_metrics import Agreement, agreement
 from mtmh.content.check_report import write_report
 from mtmh.content.concepts import open_concepts
 from mtmh.content.teacher import (
+    ContentFiles,
     Teacher,
     build_teacher,
     catalogue_words,
-    concepts_path,
     encoder_config,
     open_teacher,
 )
@@ -62,7 +62,15 @@ def check_content(config: Config, out: Path) -> Artifact:
     inputs = {"dataset": dataset.artifact}
     if config.content.kind == "encoder":
         inputs["encoder"] = open_artifact(config.encoder_dir, "encoder")
-        embeddings, kept = _embed_by_modality(config, dataset, items)
+        embeddings, kept = _embed_by_modality(
+            config.content,
+            ContentFiles.find(encoder_config(config.content), config.media_dir),
+            config.encoder_dir,
+            config.seed,
+            dataset,
+            items,
+            config.training.device,
+        )
     else:
         content = open_content(config.content_dir, dataset)
         inputs["content"] = content.artifact
@@ -137,35 +145,40 @@ def _sample(dataset: Dataset, num_items: int, seed: int) -> tuple[IntArray, dict
 
 
 def _embed_by_modality(
-    config: Config, dataset: Dataset, items: IntArray
+    content: ContentConfig,
+    files: ContentFiles,
+    encoder: Path,
+    seed: int,
+    dataset: Dataset,
+    items: IntArray,
+    device: str,
 ) -> tuple[dict[str, FloatArray], npt.NDArray[np.bool_]]:
     """Embeddings of the items by what the encoder sees of them, and which items have all of it."""
-    trained, untrained = open_teacher(config.encoder_dir), _untrained(config, dataset)
-    content = " and ".join(tower for tower in ("text", "image") if tower in trained.backbones)
-    ways: list[tuple[str, Teacher, dict[str, bool]]] = [(content, trained, {})]
-    if content == "text and image":
+    trained, untrained = open_teacher(encoder), _untrained(encoder_config(content), files, seed, dataset)
+    seen = " and ".join(tower for tower in ("text", "image") if tower in trained.backbones)
+    ways: list[tuple[str, Teacher, dict[str, bool]]] = [(seen, trained, {})]
+    if seen == "text and image":
         ways += [("text alone", trained, {"use_image": False}), ("image alone", trained, {"use_text": False})]
     if untrained is not None:
-        ways.append((f"untrained, {content}", untrained, {}))
+        ways.append((f"untrained, {seen}", untrained, {}))
     embeddings: dict[str, FloatArray] = {}
     kept = np.ones(len(items), bool)
-    with join_ranks(config.training.device) as ranks, progress_bar(len(items) * len(ways), shown=True) as advance:
+    with join_ranks(device) as ranks, progress_bar(len(items) * len(ways), shown=True) as advance:
         for name, teacher, hidden in ways:
-            reader = teacher.reader(dataset, config)
-            embedder = Embedder(teacher.model.to(ranks.device), reader, config, ranks.device)
+            reader = teacher.reader(dataset, files.images, content.max_tokens)
+            embedder = Embedder(teacher.model.to(ranks.device), reader, content, ranks.device)
             embedded = embedder.embed(items, advance, **hidden)
             embeddings[name] = embedded.rows
             kept &= embedded.complete
     return embeddings, kept
 
 
-def _untrained(config: Config, dataset: Dataset) -> Teacher | None:
+def _untrained(encoder: EncoderConfig, files: ContentFiles, seed: int, dataset: Dataset) -> Teacher | None:
     """The encoder as its training found it; ``None`` without the concepts, which give some tokenizers their words."""
-    encoder, table = encoder_config(config), concepts_path(config)
-    if table is None:
+    if files.concepts is None:
         return None
-    concepts = open_concepts(dataset, table, encoder.training.source_weights)
-    return build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
+    concepts = open_concepts(dataset, files.concepts, encoder.training.source_weights)
+    return build_teacher(encoder, seed, catalogue_words(dataset, concepts.texts))
 
 
 def _failures(row: Agreement, settings: ContentCheckConfig) -> list[str]:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
-from mtmh.artifacts import open_artifact
-from mtmh.config import Config, EncoderConfig
+from mtmh.artifacts import Artifact, open_artifact
+from mtmh.config import ContentConfig, EncoderConfig
 from mtmh.content.backbones import Backbone, Kind, describe_backbone, load_backbone
 from mtmh.content.images import open_images
 from mtmh.content.inputs import ItemReader
@@ -43,15 +43,20 @@ class Teacher:
         """The tokenizer of the concept tower."""
         return (self.backbones.get("concept") or self.backbones["text"]).preprocessor
 
-    def reader(self, dataset: Dataset, config: Config) -> ItemReader:
+    def reader(self, dataset: Dataset, images: Path | None, max_tokens: int) -> ItemReader:
         """A reader of the dataset's items for this encoder.
 
+        Args:
+            dataset: the catalogue.
+            images: where its pictures are, as `ContentFiles` has it.
+            max_tokens: longer texts are cut.
+
         Raises:
-            ValueError: the images are not where the recipe says.
+            ValueError: the images are not there.
         """
         image = self.backbones.get("image")
-        images = open_images(dataset, images_path(config)) if image else None
-        return ItemReader(dataset, self.backbones.get("text"), image, images, config.content.max_tokens)
+        opened = open_images(dataset, images) if image else None
+        return ItemReader(dataset, self.backbones.get("text"), image, opened, max_tokens)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the files of the artifact; returns the facts for its manifest that ``open_teacher`` needs."""
@@ -67,31 +72,48 @@ class Teacher:
         }
 
 
-def encoder_config(config: Config) -> EncoderConfig:
+def encoder_config(content: ContentConfig) -> EncoderConfig:
     """The recipe's encoder.
 
     Raises:
         ValueError: the recipe has none.
     """
-    if config.content.encoder is None:
-        raise ValueError(f"content.kind is {config.content.kind}: only kind = encoder has an encoder to train and use")
-    return config.content.encoder
+    if content.encoder is None:
+        raise ValueError(f"content.kind is {content.kind}: only kind = encoder has an encoder to train and use")
+    return content.encoder
 
 
-def images_path(config: Config) -> Path | None:
-    """Where the recipe's images are; ``None``: the items' ``image`` is a path as it stands."""
-    return encoder_config(config).images or _of_media(config, IMAGES)
+@dataclass(frozen=True)
+class ContentFiles:
+    """Pictures and concepts of a catalogue: those that the recipe names, else those of its simulated media.
 
+    Attributes:
+        images: where the pictures are; ``None``: the items' ``image`` is a path as it stands.
+        concepts: the table of concepts, if there is one.
+        media: what one of the two comes from, if it does.
+        images_of_media: whether the pictures do.
+    """
 
-def concepts_path(config: Config) -> Path | None:
-    """Where the recipe's concepts are, if it has any."""
-    return encoder_config(config).concepts or _of_media(config, CONCEPTS)
+    images: Path | None
+    concepts: Path | None
+    media: Artifact | None
+    images_of_media: bool
 
+    @classmethod
+    def find(cls, encoder: EncoderConfig, media_dir: Path) -> Self:
+        """Looks for the media only where the recipe leaves something to them.
 
-def _of_media(config: Config, name: Path) -> Path | None:
-    if not config.media_dir.exists():
-        return None
-    return open_artifact(config.media_dir, "media").path / name
+        Raises:
+            ValueError: there is something else in the place of the media.
+        """
+        needed = encoder.images is None or encoder.concepts is None
+        media = open_artifact(media_dir, "media") if needed and media_dir.exists() else None
+        return cls(
+            images=encoder.images or (media and media.path / IMAGES),
+            concepts=encoder.concepts or (media and media.path / CONCEPTS),
+            media=media,
+            images_of_media=encoder.images is None and media is not None,
+        )
 
 
 def build_teacher(config: EncoderConfig, seed: int, words: Callable[[], Iterable[str]]) -> Teacher:

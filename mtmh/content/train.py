@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mtmh.artifacts import Artifact, DamagedArtifactError, OtherFormatError, open_artifact, write_artifact
-from mtmh.config import Config, decisive
+from mtmh.config import Config, EncoderTrainingConfig, decisive
 from mtmh.config.base import leaves
 from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
 from mtmh.content.identity import facts_of_run, identity_of_files
 from mtmh.content.inputs import ItemReader, tokenize
-from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, concepts_path, encoder_config
+from mtmh.content.teacher import ContentFiles, Teacher, build_teacher, catalogue_words, encoder_config
 from mtmh.content.tuning import (
     build_optimizer,
     merge_adapters,
@@ -35,7 +35,7 @@ from mtmh.content.tuning import (
     trained_parameters,
     training_state,
 )
-from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.dataset import open_dataset
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen
 from mtmh.distributed.ranks import Ranks, gather_rows, join_ranks, on_first
@@ -64,29 +64,29 @@ def train_content(config: Config, out: Path) -> Artifact:
         NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
-    encoder_config(config)  # says at once if there is none
+    encoder_config(config.content)  # says at once if there is none
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
         # A frame of its own: what holds on to the process group must be gone before the group is.
         return _train(config, out, ranks)
 
 
 def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
-    encoder = encoder_config(config)
+    encoder = encoder_config(config.content)
     training = encoder.training
     dataset = open_dataset(config.dataset_dir)
-    table = concepts_path(config)
-    if table is None:
+    files = ContentFiles.find(encoder, config.media_dir)
+    if files.concepts is None:
         raise ValueError(
             "content.encoder.concepts: not set; training needs a table item_id, concept, source (a simulated "
             "catalogue gets one from mtmh content simulate)"
         )
-    concepts = open_concepts(dataset, table, training.source_weights)
+    concepts = open_concepts(dataset, files.concepts, training.source_weights)
     if ranks.is_first and encoder.concepts is not None:  # those of a simulation know nothing of events
-        logger.warning("%s: %s", table, concepts.test_period)
+        logger.warning("%s: %s", files.concepts, concepts.test_period)
     order = PairOrder(concepts, training.batch_size, config.seed)
     num_steps = training.num_steps(order.steps_per_epoch)
-    files = on_first(ranks, lambda: identity_of_files(config, dataset))
-    facts = facts_of_run(config, dataset, concepts.pairs_of_source, num_steps, files)
+    told = on_first(ranks, lambda: identity_of_files(encoder, files, dataset))
+    facts = facts_of_run(config.content, config.seed, dataset, concepts.pairs_of_source, num_steps, told)
     if on_first(ranks, lambda: _is_finished(out, facts)):
         return open_artifact(out, "encoder")
 
@@ -105,8 +105,10 @@ def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
         # Dropout of a step is its own, whatever ran before it.
         torch.manual_seed(_seed_of(config.seed, step, ranks.rank))
 
-    batches = TrainBatches(order, concepts, teacher, dataset, config, ranks)
-    task = ContrastTask(_replicated(teacher, ranks), training.temperature, autocast_dtype(config, ranks.device))
+    reader = teacher.reader(dataset, files.images, config.content.max_tokens)
+    batches = TrainBatches(order, concepts, teacher, reader, training, config.content.max_tokens, config.seed, ranks)
+    dtype = autocast_dtype(config.content.precision, ranks.device)
+    task = ContrastTask(_replicated(teacher, ranks), training.temperature, dtype)
     set_training_mode(teacher)
     log = TrainingLog(
         checkpoints.root,
@@ -136,14 +138,27 @@ def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
         "dropped_concepts": concepts.dropped,
         "concepts_of_test_period": concepts.test_period,
     }
-    on_first(ranks, lambda: _write(teacher, config, dataset, checkpoints.root, out, summary))
+    inputs = {"dataset": dataset.artifact}
+    if encoder.concepts is None:
+        assert files.media is not None
+        inputs["media"] = files.media
+
+    def write() -> None:
+        lines = map(json.loads, (checkpoints.root / METRICS).read_text().splitlines())
+        losses = [(line["step"], line["loss"]["content"]["contrastive"]) for line in lines]
+        with write_artifact(
+            out, "encoder", config=config.model_dump(mode="json"), decisive=decisive(config, "encoder"), inputs=inputs
+        ) as writer:
+            writer.summary |= teacher.save(writer.folder) | summary | {"losses": losses}
+        shutil.rmtree(checkpoints.root)
+
+    on_first(ranks, write)
     return open_artifact(out, "encoder")
 
 
-def autocast_dtype(config: Config, device: torch.device) -> torch.dtype | None:
-    """The type that matrix products are computed in, ``None`` for float32."""
-    wanted = config.content.precision
-    return torch.bfloat16 if wanted == "bf16" or (wanted == "auto" and device.type == "cuda") else None
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The type that matrix products are computed in, ``None`` for float32, by ``content.precision``."""
+    return torch.bfloat16 if precision == "bf16" or (precision == "auto" and device.type == "cuda") else None
 
 
 @dataclass(frozen=True)
@@ -194,11 +209,12 @@ class TrainBatches:
         order: PairOrder,
         concepts: Concepts,
         teacher: Teacher,
-        dataset: Dataset,
-        config: Config,
+        reader: ItemReader,
+        training: EncoderTrainingConfig,
+        max_tokens: int,
+        seed: int,
         ranks: Ranks,
     ) -> None:
-        training = encoder_config(config).training
         if training.batch_size % ranks.world_size:
             raise ValueError(
                 f"content.encoder.training.batch_size ({training.batch_size}) must be a multiple of the number of "
@@ -208,9 +224,10 @@ class TrainBatches:
         self.share = slice(ranks.rank * size, (ranks.rank + 1) * size)
         self._order = order
         self._concepts = concepts
-        self._reader: ItemReader = teacher.reader(dataset, config)
+        self._reader = reader
         self._tokenizer = teacher.concept_tokenizer
-        self._config = config
+        self._max_tokens = max_tokens
+        self._seed = seed
         self._dropout = training.modality_dropout if {"text", "image"} <= teacher.backbones.keys() else 0.0
         self.counts: Counter[str] = Counter()
 
@@ -225,7 +242,7 @@ class TrainBatches:
         items = self._reader.read(draw.item[share])
         self.counts.update(items.counts)
         texts = [self._concepts.texts[number] for number in draw.concept[share]]
-        ids, mask = tokenize(self._tokenizer, texts, self._config.content.max_tokens)
+        ids, mask = tokenize(self._tokenizer, texts, self._max_tokens)
         rows, columns = false_negatives(self._concepts, draw)
         return TrainBatch(
             inputs=self._drop(items.inputs, step),
@@ -240,7 +257,7 @@ class TrainBatches:
         """Takes the text or the image from some rows that have both."""
         if self._dropout == 0.0:
             return inputs
-        place, seed = np.arange(self.share.start, self.share.stop), self._config.seed
+        place, seed = np.arange(self.share.start, self.share.stop), self._seed
         dropped = torch.from_numpy(chosen(place, self._dropout, Purpose.MODALITY_DROPOUT, seed, step))
         of_text = torch.from_numpy(chosen(place, 0.5, Purpose.MODALITY_DROPOUT, seed, step, 1))
         has_text, has_image = torch.zeros(2, inputs.num_rows, dtype=torch.bool)
@@ -329,17 +346,3 @@ def _is_finished(out: Path, facts: dict[str, Any]) -> bool:
         return False
     logger.info("%s: trained already with these settings and data", out)
     return True
-
-
-def _write(teacher: Teacher, config: Config, dataset: Dataset, steps: Path, out: Path, summary: dict[str, Any]) -> None:
-    """Writes the artifact with the losses of the run, then removes its checkpoints."""
-    lines = map(json.loads, (steps / METRICS).read_text().splitlines())
-    summary["losses"] = [(line["step"], line["loss"]["content"]["contrastive"]) for line in lines]
-    inputs = {"dataset": dataset.artifact}
-    if encoder_config(config).concepts is None:  # then the concepts are those of the recipe's media
-        inputs["media"] = open_artifact(config.media_dir, "media")
-    with write_artifact(
-        out, "encoder", config=config.model_dump(mode="json"), decisive=decisive(config, "encoder"), inputs=inputs
-    ) as writer:
-        writer.summary |= teacher.save(writer.folder) | summary
-    shutil.rmtree(steps)

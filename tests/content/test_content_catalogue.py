@@ -31,7 +31,7 @@ from mtmh.config import Config
 from mtmh.content.catalogue import Embedder
 from mtmh.content.embed import embed_content
 from mtmh.content.inputs import ItemReader
-from mtmh.content.teacher import open_teacher
+from mtmh.content.teacher import ContentFiles, open_teacher
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 
@@ -72,10 +72,15 @@ def test_what_is_missing_or_broken_is_counted_and_named(trained: Any, embedded: 
     assert (embedded[[NO_TEXT, NO_IMAGE, CUT_OFF]] != 0.0).any(axis=1).all()
 
 
+def reader_of(config: Any, dataset: Any) -> Any:
+    images = ContentFiles.find(config.content.encoder, config.media_dir).images
+    return open_teacher(config.encoder_dir).reader(dataset, images, config.content.max_tokens)
+
+
 def test_batches_do_not_change_an_embedding(trained: Any, embedded: Any) -> None:
     dataset, teacher = open_dataset(trained.dataset_dir), open_teacher(trained.encoder_dir)
     embedder = Embedder(
-        teacher.model, teacher.reader(dataset, trained), with_content(trained, batch_size=1), torch.device("cpu")
+        teacher.model, reader_of(trained, dataset), with_content(trained, batch_size=1).content, torch.device("cpu")
     )
     alone = embedder.embed(np.array([9, NO_TEXT, NOTHING]), lambda _: None)
     np.testing.assert_allclose(alone.rows, embedded[[9, NO_TEXT, NOTHING]], atol=2e-3)
@@ -85,7 +90,7 @@ def test_batches_do_not_change_an_embedding(trained: Any, embedded: Any) -> None
 
 def test_modalities_can_be_hidden(trained: Any) -> None:
     dataset, teacher = open_dataset(trained.dataset_dir), open_teacher(trained.encoder_dir)
-    embedder = Embedder(teacher.model, teacher.reader(dataset, trained), trained, torch.device("cpu"))
+    embedder = Embedder(teacher.model, reader_of(trained, dataset), trained.content, torch.device("cpu"))
     items = np.arange(10, 20)
     rows = {
         name: embedder.embed(items, lambda _: None, **hidden).rows

@@ -23,7 +23,7 @@ from mtmh.config import Config
 from mtmh.config.base import leaves
 from mtmh.content.concepts import PairOrder, open_concepts
 from mtmh.content.identity import facts_of_run, identity_of_files
-from mtmh.content.teacher import Teacher, build_teacher, catalogue_words, open_teacher
+from mtmh.content.teacher import ContentFiles, Teacher, build_teacher, catalogue_words, open_teacher
 from mtmh.content.train import ContrastTask, TrainBatches, train_content
 from mtmh.content.tuning import (
     build_optimizer,
@@ -226,8 +226,9 @@ def test_checkpoints_of_other_settings_are_refused(tmp_path: Path, catalogue: An
     config = make_config(tmp_path, catalogue)
     out, dataset = tmp_path / "encoder", open_dataset(config.dataset_dir)
     concepts = open_concepts(dataset, config.content.encoder.concepts, {})
-    files = identity_of_files(config, dataset)
-    facts = facts_of_run(config.model_copy(update={"seed": 4}), dataset, concepts.pairs_of_source, 16, files)
+    encoder = config.content.encoder
+    files = identity_of_files(encoder, ContentFiles.find(encoder, config.media_dir), dataset)
+    facts = facts_of_run(config.content, 4, dataset, concepts.pairs_of_source, 16, files)
     with join_ranks("cpu") as ranks:
         Checkpoints(tmp_path / "encoder.steps", RunRecord(facts, dict(leaves(facts)), {}), ranks).save(
             2, {"model.x": torch.ones(2)}
