@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from tiny_catalogue import png, write_dataset
 
-from mtmh.content.images import decode, open_images
+from mtmh.content.images import decode, is_blank, open_images
 from mtmh.data.dataset import Dataset
 
 RED, BLUE = png((255, 0, 0)), png((0, 0, 255))
@@ -94,3 +97,58 @@ def test_what_cannot_be_read_is_an_error(dataset: Any, tmp_path: Path) -> None:
         pq.write_table(table, tmp_path / "images.parquet")
         with pytest.raises(ValueError, match=message):
             open_images(dataset, tmp_path / "images.parquet")
+
+
+def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def corners(picture: Image.Image | None) -> list[tuple[int, int, int]]:
+    assert picture is not None
+    assert picture.mode == "RGB"
+    right, bottom = picture.width - 1, picture.height - 1
+    return [picture.getpixel(place) for place in ((0, 0), (right, 0), (0, bottom), (right, bottom))]
+
+
+def test_greys_of_more_than_8_bits_keep_their_range() -> None:
+    ramp = np.array([[0, 16_384], [32_768, 65_535]])
+    expected = [(0, 0, 0), (64, 64, 64), (128, 128, 128), (255, 255, 255)]
+    assert corners(decode(encoded(Image.fromarray(ramp.astype(np.uint16)), "PNG"))) == expected
+    assert corners(decode(encoded(Image.fromarray(ramp.astype(np.int32)), "TIFF"))) == expected
+    for white in (1.0, 255.0, 65_535.0):
+        floats = (ramp / 65_535 * white).astype(np.float32)
+        assert corners(decode(encoded(Image.fromarray(floats), "TIFF"))) == expected
+    floats[0, 0] = np.nan
+    assert decode(encoded(Image.fromarray(floats), "TIFF")) is None
+
+
+def test_transparent_pictures_lie_on_white() -> None:
+    image = Image.new("RGBA", (2, 2), (255, 0, 0, 255))
+    image.putpixel((0, 0), (0, 0, 0, 0))
+    image.putpixel((1, 1), (0, 0, 0, 128))
+    found = corners(decode(encoded(image, "PNG")))
+    assert found == [(255, 255, 255), (255, 0, 0), (255, 0, 0), (127, 127, 127)]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([0, 0, 255, 10, 20, 30])
+    palette.putpixel((1, 0), 1)
+    assert corners(decode(encoded(palette, "PNG", transparency=0)))[:2] == [(255, 255, 255), (10, 20, 30)]
+
+
+def test_pictures_are_upright() -> None:
+    image = Image.new("RGB", (16, 8), "white")
+    image.paste("black", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter to the right
+    picture = decode(encoded(image, "PNG", exif=exif))
+    assert picture is not None
+    assert picture.size == (8, 16)
+    assert corners(picture) == [(0, 0, 0), (0, 0, 0), (255, 255, 255), (255, 255, 255)]
+
+
+def test_pictures_of_one_colour_are_blank() -> None:
+    assert is_blank(Image.new("RGB", (3, 3), "red"))
+    image = Image.new("RGB", (3, 3), "red")
+    image.putpixel((1, 1), (254, 0, 0))
+    assert not is_blank(image)
