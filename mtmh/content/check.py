@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -151,7 +151,7 @@ def _embed_by_modality(
     seed: int,
     dataset: Dataset,
     items: IntArray,
-    device: str,
+    device: Literal["auto", "cpu", "cuda"],
 ) -> tuple[dict[str, FloatArray], npt.NDArray[np.bool_]]:
     """Embeddings of the items by what the encoder sees of them, and which items have all of it."""
     trained, untrained = open_teacher(encoder), _untrained(encoder_config(content), files, seed, dataset)

@@ -109,8 +109,8 @@ class ContentFiles:
         needed = encoder.images is None or encoder.concepts is None
         media = open_artifact(media_dir, "media") if needed and media_dir.exists() else None
         return cls(
-            images=encoder.images or (media and media.path / IMAGES),
-            concepts=encoder.concepts or (media and media.path / CONCEPTS),
+            images=encoder.images or (media.path / IMAGES if media else None),
+            concepts=encoder.concepts or (media.path / CONCEPTS if media else None),
             media=media,
             images_of_media=encoder.images is None and media is not None,
         )

@@ -66,6 +66,7 @@ def test_movielens(tmp_path: Path) -> None:
     assert artifact.summary["features"] == {
         "id_features": [{"name": "item_id", "num_rows": 3}],
         "float_features": ["year"],
+        "content_dim": 0,
     }
     written = Written.read(artifact.path)
     assert written.histories == {1: [(10, 100), (30, 120)], 2: [(10, 100)]}
