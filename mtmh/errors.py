@@ -1,4 +1,4 @@
-"""The one error that needs a name in every layer."""
+"""The error of a request that cannot be answered as it is asked, known to every layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all components share: the AppDef of one verb, its processes and their environment."""
+"""The AppDef of one verb, its processes and their environment, as all components submit it."""
 
 from torchx import specs
 from torchx.components.dist import ddp, parse_nnodes

@@ -16,8 +16,8 @@ from mtmh.index.versions import CURRENT, current_version
 def teacher_gate(config: Config, check: Artifact, published: Artifact | None) -> Verdict:  # noqa: ARG001
     """Whether the teacher tells topics apart as well as ``content.check`` asks."""
     failures: list[str] = check.summary["failures"]
-    asked = config.content.check.model_dump(exclude_none=True)
-    reached = [f"{name} {least:g}" for name, least in asked.items() if name.startswith("min_")]
+    limits = config.content.check.model_dump(exclude_none=True)
+    reached = [f"{name} {least:g}" for name, least in limits.items() if name.startswith("min_")]
     return Verdict(gate="teacher", passed=not failures, figures=failures or [f"reaches {', '.join(reached)}"])
 
 

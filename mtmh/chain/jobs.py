@@ -73,18 +73,18 @@ class Jobs:
         Raises:
             ValueError: the component or the scheduler refuses it.
         """
-        asked = self._config.chain.stages.get(stage)
+        settings = self._config.chain.stages.get(stage)
         chain = self._config.chain
         words = [*options]
-        if asked is not None:
-            words += ["-j", asked.j] if asked.j else []
-            words += ["-h", asked.h] if asked.h else []
-            words += ["--max_retries", str(asked.max_retries)]
+        if settings is not None:
+            words += ["-j", settings.j] if settings.j else []
+            words += ["-h", settings.h] if settings.h else []
+            words += ["--max_retries", str(settings.max_retries)]
         words += ["--image", chain.image] if chain.image else []
         words += ["--env", _joined(chain.env)] if chain.env else []
         words += ["--mounts", ",".join(chain.mounts)] if chain.mounts else []
         words += ["--recipe", self._recipe, *self._overrides]
-        text = ",".join(part for part in (self._cfg, _joined(asked.cfg) if asked else "") if part)
+        text = ",".join(part for part in (self._cfg, _joined(settings.cfg) if settings else "") if part)
         cfg = {**self._options.cfg_from_str(text), **({"log_dir": str(self._logs)} if self._local else {})}
         try:
             handle = self._runner.run_component(f"mtmh.{stage}", words, self._scheduler, cfg, workspace="")
@@ -116,7 +116,11 @@ class Jobs:
             end_processes(started)
 
     def processes(self) -> list[Process]:
-        """All processes that jobs on this machine consist of, those of other chains not among them."""
+        """All processes that jobs on this machine consist of, those of other chains not among them.
+
+        They are recorded because TorchX's local scheduler knows its jobs in memory only: after a chain was killed, its
+        ranks go on, and would write where those of the next chain do.
+        """
         if not self._local:
             return []
         found = []
@@ -157,20 +161,20 @@ def end_processes(processes: list[Process], patience: float = 10.0) -> int:
     Returns:
         How many there were still.
     """
-    there = []
+    running = []
     for process in processes:
         try:
             found = psutil.Process(process.pid)
             if abs(found.create_time() - process.started) < 1e-3:
                 found.terminate()
-                there.append(found)
+                running.append(found)
         except psutil.NoSuchProcess:
             continue
-    _, left = psutil.wait_procs(there, timeout=patience)
+    _, left = psutil.wait_procs(running, timeout=patience)
     for found in left:
         found.kill()
     psutil.wait_procs(left, timeout=patience)
-    return len(there)
+    return len(running)
 
 
 def _telling(lines: list[str]) -> list[str]:
@@ -180,7 +184,10 @@ def _telling(lines: list[str]) -> list[str]:
 
 
 def _slurm_state(app_id: str) -> AppState | None:
-    """The state of a job of one or several nodes; None: Slurm has forgotten it."""
+    """The state of a job of one or several nodes; None: Slurm has forgotten it.
+
+    TorchX asks the accounting (``sacct``), which a cluster may not have.
+    """
     shown = subprocess.run(
         ["scontrol", "show", "job", "--oneliner", app_id], capture_output=True, text=True, check=False
     ).stdout

@@ -1,4 +1,4 @@
-"""What a chain did: written as it goes, for the page, for programs, and for the chain that comes after a killed one."""
+"""The record of a chain: written as it goes, for its page, for programs, and for the chain after a killed one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class StageRecord(BaseModel):
 
 
 class Verdict(BaseModel):
-    """What a gate says.
+    """The verdict of a gate.
 
     Attributes:
         gate: for people.

@@ -283,9 +283,9 @@ class Chain:
                 last_news = time.monotonic()
             elif time.monotonic() - last_news > _FORGOTTEN:
                 return state
-            there = self._jobs.processes()
-            if there != line.processes:
-                line.processes = there
+            processes = self._jobs.processes()
+            if processes != line.processes:
+                line.processes = processes
                 self._save()
             pause = min(1.5 * pause, 2.0)
 

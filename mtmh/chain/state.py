@@ -1,4 +1,4 @@
-"""What chains of one recipe note for the next one, in ``chain/state.json``."""
+"""Facts that chains of one recipe keep for the next chain, in ``chain/state.json``."""
 
 from __future__ import annotations
 

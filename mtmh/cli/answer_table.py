@@ -1,4 +1,4 @@
-"""What a retriever answers, as a table for the terminal."""
+"""The answers of a retriever as a table for the terminal."""
 
 from __future__ import annotations
 

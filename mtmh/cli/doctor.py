@@ -1,4 +1,4 @@
-"""``mtmh doctor``: do the installed packages belong together, and do they compute?
+"""``mtmh doctor``: checks that the installed packages belong together and compute.
 
 Version mismatch between torch, fbgemm and torchrec is what stops most newcomers to TorchRec; every check here ends
 in one line of cure.
@@ -23,7 +23,7 @@ REINSTALL = "rm -rf .venv && make doctor"
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One line of the report; ``cure`` is empty when all is well."""
 
     subject: str
@@ -31,20 +31,28 @@ class Finding:
     cure: str = ""
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Check]:
     """Runs every check; none raises."""
-    checks: list[Callable[[], Iterator[Finding]]] = [_python, _versions, _matrix, _fbgemm, _faiss, _devices, _backends]
-    findings: list[Finding] = []
+    checks: list[Callable[[], Iterator[Check]]] = [
+        _python,
+        _versions,
+        _matrix,
+        _fbgemm,
+        _faiss,
+        _devices,
+        _backends,
+    ]
+    results: list[Check] = []
     for check in checks:
         try:
-            findings += check()
+            results += check()
         except Exception as error:  # a broken installation fails in ways that cannot be listed; the report goes on
-            findings.append(Finding(check.__name__.strip("_"), f"{type(error).__name__}: {error}", REINSTALL))
-    return findings
+            results.append(Check(check.__name__.strip("_"), f"{type(error).__name__}: {error}", REINSTALL))
+    return results
 
 
-def report(findings: list[Finding], console: Console) -> bool:
-    """Prints the findings and the cures.
+def report(results: list[Check], console: Console) -> bool:
+    """Prints the results and the cures.
 
     Returns:
         Whether all is well.
@@ -52,12 +60,12 @@ def report(findings: list[Finding], console: Console) -> bool:
     table = Table(title="mtmh doctor", title_justify="left")
     for column in ("what", "found", ""):
         table.add_column(column, overflow="fold")
-    for finding in findings:
-        table.add_row(finding.subject, finding.state, "[red]wrong[/red]" if finding.cure else "[green]ok[/green]")
+    for result in results:
+        table.add_row(result.subject, result.state, "[red]wrong[/red]" if result.cure else "[green]ok[/green]")
     console.print(table)
-    sick = [finding for finding in findings if finding.cure]
-    for finding in sick:
-        console.print(f"[red]{finding.subject}[/red]: {finding.cure}", soft_wrap=True)
+    sick = [result for result in results if result.cure]
+    for result in sick:
+        console.print(f"[red]{result.subject}[/red]: {result.cure}", soft_wrap=True)
     if not sick:
         console.print("All is well.")
     return not sick
@@ -70,50 +78,50 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def _python() -> Iterator[Finding]:
+def _python() -> Iterator[Check]:
     found = platform.python_version()
     fits = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    yield Finding("Python", found, "" if fits else "use Python 3.11, 3.12 or 3.13: make demo PYTHON=python3.12")
+    yield Check("Python", found, "" if fits else "use Python 3.11, 3.12 or 3.13: make demo PYTHON=python3.12")
 
 
-def _versions() -> Iterator[Finding]:
+def _versions() -> Iterator[Check]:
     for package in PACKAGES:
         found = _installed(package)
         if found is not None:
-            yield Finding(package, found)
+            yield Check(package, found)
         elif not package.startswith("fbgemm"):
-            yield Finding(package, "not installed", f"install the pinned set: {REINSTALL}")
+            yield Check(package, "not installed", f"install the pinned set: {REINSTALL}")
 
 
-def _matrix() -> Iterator[Finding]:
+def _matrix() -> Iterator[Check]:
     """Whether torch, fbgemm and torchrec come from one release."""
     cpu, cuda = _installed("fbgemm-gpu-cpu"), _installed("fbgemm-gpu")
     is_stand_in = cuda is not None and "shim" in cuda
     if cpu and cuda and not is_stand_in:
         cure = f"both builds own the folder fbgemm_gpu and break each other; install one: {REINSTALL}"
-        yield Finding("fbgemm builds", f"fbgemm-gpu {cuda} over fbgemm-gpu-cpu {cpu}", cure)
+        yield Check("fbgemm builds", f"fbgemm-gpu {cuda} over fbgemm-gpu-cpu {cpu}", cure)
         return
     torch, fbgemm, torchrec = _installed("torch"), cpu or cuda, _installed("torchrec")
     if torch is None or torchrec is None or fbgemm is None:
         missing = [n for n, v in (("torch", torch), ("fbgemm", fbgemm), ("torchrec", torchrec)) if v is None]
-        yield Finding("version matrix", f"{', '.join(missing)} not installed", f"install the pinned set: {REINSTALL}")
+        yield Check("version matrix", f"{', '.join(missing)} not installed", f"install the pinned set: {REINSTALL}")
         return
     expected = MATRIX.get(_minor(torch))
     state = f"torch {_minor(torch)}, fbgemm {_minor(fbgemm)}, torchrec {_minor(torchrec)}"
     if expected is None:
-        yield Finding("version matrix", state, f"torch must be one of {', '.join(MATRIX)}: {REINSTALL}")
+        yield Check("version matrix", state, f"torch must be one of {', '.join(MATRIX)}: {REINSTALL}")
     elif expected != (_minor(fbgemm), _minor(torchrec)):
         cure = f"torch {_minor(torch)} goes with fbgemm {expected[0]} and torchrec {expected[1]}: {REINSTALL}"
-        yield Finding("version matrix", state, cure)
+        yield Check("version matrix", state, cure)
     else:
-        yield Finding("version matrix", state)
+        yield Check("version matrix", state)
 
 
 def _minor(text: str) -> str:
     return ".".join(text.split(".")[:2])
 
 
-def _fbgemm() -> Iterator[Finding]:
+def _fbgemm() -> Iterator[Check]:
     """FBGEMM's operators load and pool a known table to known numbers, forward and backward."""
     import torch
     from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor
@@ -126,7 +134,7 @@ def _fbgemm() -> Iterator[Finding]:
     pooled = bags(ids).values()
     pooled.sum().backward()
     ok = torch.equal(pooled.detach(), torch.tensor([[12.0, 14.0, 16.0, 18.0]]))
-    yield Finding("embedding bag", "computes" if ok else f"wrong sum {pooled.tolist()}", "" if ok else REINSTALL)
+    yield Check("embedding bag", "computes" if ok else f"wrong sum {pooled.tolist()}", "" if ok else REINSTALL)
 
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
@@ -146,10 +154,10 @@ def _fbgemm() -> Iterator[Finding]:
     kernel(torch.tensor([0, 3]), torch.tensor([0, 2])).sum().backward()
     stepped = weight[:, 0].tolist()
     ok = stepped == [0.0, 1.0, 1.0, 0.0]
-    yield Finding("fbgemm kernel", "computes and updates" if ok else f"wrong rows {stepped}", "" if ok else REINSTALL)
+    yield Check("fbgemm kernel", "computes and updates" if ok else f"wrong rows {stepped}", "" if ok else REINSTALL)
 
 
-def _faiss() -> Iterator[Finding]:
+def _faiss() -> Iterator[Check]:
     import faiss
     import numpy as np
 
@@ -157,25 +165,25 @@ def _faiss() -> Iterator[Finding]:
     index.add(np.eye(4, dtype=np.float32))
     nearest = int(index.search(np.eye(4, dtype=np.float32)[2:3], 1)[1][0, 0])
     ok = nearest == 2
-    yield Finding("faiss search", "computes" if ok else f"wrong row {nearest}", "" if ok else REINSTALL)
+    yield Check("faiss search", "computes" if ok else f"wrong row {nearest}", "" if ok else REINSTALL)
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[Check]:
     import torch
 
-    yield Finding("CPU", f"{torch.get_num_threads()} threads")
+    yield Check("CPU", f"{torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         built = "with CUDA, no usable GPU" if torch.version.cuda else "CPU build"
-        yield Finding("CUDA", f"not used ({built})")
+        yield Check("CUDA", f"not used ({built})")
         return
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
-        yield Finding(f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        yield Check(f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     total = float((torch.ones(8, device="cuda") * 2).sum())
-    yield Finding("CUDA", f"CUDA {torch.version.cuda}", "" if total == 16.0 else "the driver does not fit: update it")
+    yield Check("CUDA", f"CUDA {torch.version.cuda}", "" if total == 16.0 else "the driver does not fit: update it")
 
 
-def _backends() -> Iterator[Finding]:
+def _backends() -> Iterator[Check]:
     """Each process-group backend of this build reduces over a group of one."""
     import torch
     import torch.distributed as dist
@@ -190,4 +198,4 @@ def _backends() -> Iterator[Finding]:
                 ok = float(value) == 1.0
             finally:
                 dist.destroy_process_group()
-        yield Finding(backend, "reduces" if ok else "wrong result", "" if ok else REINSTALL)
+        yield Check(backend, "reduces" if ok else "wrong result", "" if ok else REINSTALL)

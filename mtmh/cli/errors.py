@@ -17,6 +17,7 @@ EXTRAS = {
     "duckdb": "train",
     "tensorboard": "train",
     "transformers": "train",
+    "cryptography": "sign",
     "fastapi": "serve",
     "prometheus_client": "serve",
     "uvicorn": "serve",

@@ -1,4 +1,4 @@
-"""Arguments that verbs share, and what they say at the end."""
+"""Arguments that verbs share, and the lines that they print."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ def recorded_config(artifact: Artifact, *sections: str) -> Config:
     Raises:
         ValueError: as `recorded_section`.
     """
-    asked = {*_ALWAYS, *sections}
-    tree = {name: value for name, value in artifact.manifest.config.items() if name in asked}
+    wanted = {*_ALWAYS, *sections}
+    tree = {name: value for name, value in artifact.manifest.config.items() if name in wanted}
     return _validated(artifact, tree, Config)
 
 

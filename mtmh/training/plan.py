@@ -84,7 +84,7 @@ class RankMemory:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageTime:
     """One part of a step: its time on the slowest rank, and the table that takes most of it there."""
 
     name: str
@@ -114,7 +114,7 @@ class Plan:
     tables: list[TablePlan]
     memory: list[RankMemory]
     usable: int
-    stages: list[Stage]
+    stages: list[StageTime]
     notes: list[str]
 
     @property
@@ -123,7 +123,7 @@ class Plan:
         return sum(stage.milliseconds for stage in self.stages)
 
     @property
-    def bottleneck(self) -> Stage:
+    def bottleneck(self) -> StageTime:
         """The stage that takes longest."""
         return max(self.stages, key=lambda stage: stage.milliseconds)
 
@@ -292,13 +292,13 @@ def _optimizer_share(option: ShardingOption) -> float:
     return 1.0 / option.tensor.shape[1] if optimizer.__name__ == "RowWiseAdagrad" else 1.0
 
 
-def _stage(name: str, options: list[ShardingOption], world_size: int) -> Stage:
+def _stage(name: str, options: list[ShardingOption], world_size: int) -> StageTime:
     times = [0.0] * world_size
     for _, shard in _shards(options):
         times[shard.rank] += getattr(shard.perf, name)
     slowest = max(range(world_size), key=times.__getitem__)
     on_slowest = [(getattr(s.perf, name), option.name) for option, s in _shards(options) if s.rank == slowest]
-    return Stage(name.replace("_", " "), times[slowest], slowest, max(on_slowest, default=(0.0, "-"))[1])
+    return StageTime(name.replace("_", " "), times[slowest], slowest, max(on_slowest, default=(0.0, "-"))[1])
 
 
 def _notes(case: _Case) -> list[str]:
