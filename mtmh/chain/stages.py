@@ -336,4 +336,4 @@ def _below(key: str, sections: tuple[str, ...]) -> bool:
 
 def _limit(training: Mapping[str, Any], key: str) -> float:
     value = training.get(key)
-    return math.inf if value is None else float(value)
+    return math.inf if value is None or value == "auto" else float(value)

@@ -54,7 +54,9 @@ class Config(Settings):
     ] = 0
     paths: PathsConfig
     data: Annotated[DataConfig, Decides("dataset")]
-    validation: Annotated[ValidationConfig, Decides("preranker-checkpoint", "preranker")] = ValidationConfig()
+    validation: Annotated[ValidationConfig, Decides("checkpoint", "preranker-checkpoint", "preranker")] = (
+        ValidationConfig()
+    )
     pairs: Annotated[PairsConfig, Decides("checkpoint")] = PairsConfig()
     content: Annotated[ContentConfig, Decides("encoder", "content", "check")] = ContentConfig()
     model: Annotated[ModelConfig, Decides("checkpoint")] = ModelConfig()

@@ -102,10 +102,19 @@ class ContinuationConfig(Settings):
 
 
 class TrainingConfig(RunLength):
-    """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks."""
+    """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks.
 
-    epochs: Annotated[Positive, Decides()] = 1
+    ``epochs: auto`` chooses the length on the end of T1 (section ``validation``): a first run without that end, of at
+    most ``max_epochs``, is measured a few times an epoch and stops when ``patience`` measurements in a row were no
+    better. ``final``: then a model is trained on all of T1 for as many epochs as were best (``retrain``), or the first
+    run's model of its best step is it (``keep``), which saves the second run. With ``max_steps`` nothing is chosen.
+    """
+
+    epochs: Annotated[Positive | Literal["auto"], Decides()] = "auto"  # type: ignore[assignment]
     max_steps: Annotated[Positive | None, Decides()] = None
+    max_epochs: Annotated[Positive, Decides()] = 40
+    patience: Annotated[Positive, Decides()] = 3
+    final: Annotated[Literal["retrain", "keep"], Decides()] = "retrain"
     batch_size: Positive = 6144
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
@@ -121,6 +130,17 @@ class TrainingConfig(RunLength):
     log_every: Annotated[Positive, Decides()] = 20
     prefetch_batches: Annotated[Positive, Decides()] = 2
     device: Annotated[Literal["auto", "cpu", "cuda"], Decides()] = "auto"
+
+    @property
+    def chooses_length(self) -> bool:
+        """Whether the length is chosen by measuring."""
+        return self.epochs == "auto" and self.max_steps is None
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole run, at most so many if the length is chosen."""
+        if self.epochs == "auto":
+            return self.max_steps or self.max_epochs * steps_per_epoch
+        return super().num_steps(steps_per_epoch)
 
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:

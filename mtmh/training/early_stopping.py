@@ -45,6 +45,7 @@ class EarlyStopping:
         steps_per_epoch: of the run.
         patience: measurements without a better one that end the run.
         ranks: this process among the others.
+        show: prints what was measured.
         start_step: finished steps; later points are dropped.
     """
 
@@ -55,6 +56,7 @@ class EarlyStopping:
         steps_per_epoch: int,
         patience: int,
         ranks: Ranks,
+        show: Callable[[str], None],
         start_step: int = 0,
     ) -> None:
         self._measure = measure
@@ -62,6 +64,7 @@ class EarlyStopping:
         self._steps_per_epoch = steps_per_epoch
         self._patience = patience
         self._ranks = ranks
+        self._show = show
         self.curve = [point for point in read_curve(folder) if point.step <= start_step]
 
     def __call__(self, step: int) -> bool:
@@ -70,8 +73,18 @@ class EarlyStopping:
         self.curve.append(Point(step, step / self._steps_per_epoch, self._measure()))
         text = json.dumps([asdict(point) for point in self.curve], indent=1)
         on_first(self._ranks, lambda: write_atomically(self._path, text))
-        since_best = sum(point.step > self.best.step for point in self.curve)
-        return since_best >= self._patience
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in self.curve[-1].measured.items())
+        self._show(f"validation after {step} steps, {self.curve[-1].epoch:.2f} epochs: {figures}")
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has trained long enough."""
+        return bool(self.curve) and sum(point.step > self.best.step for point in self.curve) >= self._patience
+
+    def latest(self) -> Mapping[str, float]:
+        """What was measured last; nothing before the first look."""
+        return self.curve[-1].measured if self.curve else {}
 
     @property
     def best(self) -> Point:

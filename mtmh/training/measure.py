@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.randomness import Purpose, generator
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.ranks import Ranks, gather_numbers
@@ -70,6 +75,19 @@ class ValidationMeasure:
         recalls = (total[:-1] / total[-1].clamp_min(1.0)).tolist()
         score = math.exp(sum(math.log(recall + 1e-4) for recall in recalls) / len(recalls))
         return {f"recall@{cut}": recall for cut, recall in zip(CUTS, recalls, strict=True)} | {"score": score}
+
+    def interval(self, steps_per_epoch: int, batch_size: int, num_uniform: int) -> int:
+        """Steps from one measurement to the next: a quarter of an epoch, or as many as keep the cost to a tenth.
+
+        Never more than an epoch: a small log of a large catalogue is measured all the same.
+
+        Both costs are counted in similarities of one head: a step takes those of its pairs and negatives three times,
+        forward and backward.
+        """
+        own = torch.tensor([len(self._triggers.items) * len(self.items)], dtype=torch.float64)
+        measured = sum(number for (number,) in gather_numbers(own.to(self._ranks.device)))
+        step = 3.0 * batch_size * (batch_size + num_uniform)
+        return max(1, steps_per_epoch // 4, min(steps_per_epoch, math.ceil(10.0 * measured / step)))
 
     def _embed_all(self, embed: Embed) -> list[Tensor]:
         """[I, D] of each head, of all candidates, on every rank."""
@@ -127,6 +145,45 @@ class ValidationMeasure:
         places = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
         there = self.items[places] == items
         return torch.from_numpy(users[there] * len(self.items) + places[there])
+
+
+@dataclass(frozen=True)
+class CatalogueEmbedder:
+    """A model in training as what embeds items, between two steps of its pipeline.
+
+    Attributes:
+        pipeline: trains the model; it changes how tables are looked up, which is undone while items are embedded.
+        sharded: the training task.
+        view: features of the items.
+        content: embeddings of the teacher, if there are any.
+        device: where the model takes its inputs.
+        raw: features that the model takes as raw ids.
+    """
+
+    pipeline: TrainPipelineSparseDist[Any, Any]
+    sharded: DistributedModelParallel
+    view: ValidationDataset
+    content: ContentEmbeddings | None
+    device: torch.device
+    raw: frozenset[str]
+
+    def measured(self, measure: ValidationMeasure) -> dict[str, float]:
+        """The figures of the model as it is."""
+        model = self.pipeline.detach()
+        model.eval()
+        try:
+            return measure(self._embed)
+        finally:
+            model.train()
+            self.pipeline.attach(model)
+
+    @torch.no_grad()
+    def _embed(self, items: npt.NDArray[np.int64]) -> dict[str, Tensor]:
+        sparse, dense = self.view.item_table.gather(items, raw=self.raw)
+        content = None if self.content is None else self.content.gather(items).to(self.device)
+        task = self.sharded.module
+        embedded = task.model(sparse.to(self.device), dense.to(self.device), content)
+        return {head: nn.functional.normalize(rows.float(), dim=1) for head, rows in embedded.items()}
 
 
 def _merged(by_head: list[Tensor], length: int) -> tuple[Tensor, Tensor]:

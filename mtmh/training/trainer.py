@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from mtmh.config import Config
-from mtmh.data.content_store import open_content
-from mtmh.data.dataset import open_dataset
+from mtmh.artifacts import Artifact
+from mtmh.config import Config, TrainingConfig
+from mtmh.data.content_store import ContentEmbeddings, open_content
+from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.data.period import Period
+from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
-from mtmh.distributed.ranks import join_ranks
+from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import plan_table, shard
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.content import fit_content, with_content
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
+from mtmh.training.early_stopping import EarlyStopping
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.gradients import tower_gradient_norms
-from mtmh.training.loop import Trainer
+from mtmh.training.loop import Trainer, Validation
+from mtmh.training.measure import CatalogueEmbedder, ValidationMeasure
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
 from mtmh.training.task import TrainTask, items_per_step
+
+VALIDATION = "validation"  # beside the checkpoints: the run that finds how long to train
 
 
 def train(config: Config, *, resume: bool = True, continue_from: Path | None = None, profile: int = 0) -> Path:
@@ -52,80 +59,168 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
-        dataset = open_dataset(config.dataset_dir)
-        content = open_content(config.content_dir, dataset) if config.needs_content else None
-        inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
-        features = with_content(dataset.summary.features, config.model, content)
-        previous = (
-            open_previous(continue_from, config.model, config.training, dataset.summary) if continue_from else None
-        )
-        inputs |= {"previous": previous} if previous else {}
-        period = Period.of(dataset.summary)
-        period = period.after(period_of(previous)) if previous else period
-        record = RunRecord.of_recipe(config, dataset, inputs)
-        record.facts.update(period=period.model_dump(), features=features.model_dump(mode="json"))
-        checkpoints = Checkpoints(config.model_dir("checkpoints"), record, ranks, config.training.keep_checkpoints)
-        checkpoint = checkpoints.find(resume)
-        on_gpu = ranks.device.type == "cuda"
-        loader = PairLoader(dataset, config, ranks.rank, ranks.world_size, content, pin_memory=on_gpu)
+        inputs = _open(config, continue_from)
+        root = config.model_dir("checkpoints")
+        if not config.training.chooses_length:
+            return _run(config, inputs, ranks, root, resume=resume, profile=profile)[0]
+        # First without the end of T1, to find how long; then on all of it.
+        view = ValidationDataset(inputs.dataset, config.validation, config.seed)
+        _, stopping = _run(config, replace(inputs, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
+        assert stopping is not None
+        return _run(config, inputs, ranks, root, resume=resume, profile=profile, chosen=stopping)[0]
 
-        torch.manual_seed(config.seed)
-        model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
-        if content is not None:
-            fit_content(model, content, config.seed)
-        frequencies = streaming_frequencies(config.loss, config.training.batch_size, dataset.item_table, ranks)
-        sharded, plan = shard(
-            TrainTask(model, config.loss, config.seed, frequencies),
-            config.sharding,
-            ranks,
-            items_per_step=items_per_step(config.training, config.loss),
-            training=config.training,
-            seed=config.seed,
-        )
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a run reads."""
+
+    dataset: Dataset
+    content: ContentEmbeddings | None
+    previous: Artifact | None
+
+    @property
+    def artifacts(self) -> dict[str, Artifact]:
+        """By name, as a checkpoint records them."""
+        found = {"dataset": self.dataset.artifact}
+        found |= {"content": self.content.artifact} if self.content else {}
+        return found | ({"previous": self.previous} if self.previous else {})
+
+
+def _open(config: Config, continue_from: Path | None) -> _Inputs:
+    dataset = open_dataset(config.dataset_dir)
+    content = open_content(config.content_dir, dataset) if config.needs_content else None
+    previous = None
+    if continue_from:
+        previous = open_previous(continue_from, config.model, config.training, dataset.summary)
+    return _Inputs(dataset, content, previous)
+
+
+def _run(
+    config: Config,
+    inputs: _Inputs,
+    ranks: Ranks,
+    root: Path,
+    *,
+    resume: bool,
+    profile: int = 0,
+    view: ValidationDataset | None = None,
+    chosen: EarlyStopping | None = None,
+) -> tuple[Path, EarlyStopping | None]:
+    """One run from its newest checkpoint, or the beginning, to its end.
+
+    Args:
+        config: the recipe.
+        inputs: what it reads.
+        ranks: this process among the others.
+        root: of its checkpoints.
+        resume: see `train`.
+        profile: see `train`.
+        view: the dataset of a run that is measured on what this holds back, and ends when that gets no better.
+        chosen: the run before, which says how long this one is.
+
+    Returns:
+        The last checkpoint; what was measured, if there is a ``view``.
+    """
+    dataset, content, previous, training = inputs.dataset, inputs.content, inputs.previous, config.training
+    features = with_content(dataset.summary.features, config.model, content)
+    period = Period.of(dataset.summary)
+    period = period.after(period_of(previous)) if previous else period
+    record = RunRecord.of_recipe(config, dataset, inputs.artifacts)
+    record.facts.update(period=period.model_dump(), features=features.model_dump(mode="json"))
+    if chosen is not None:
+        record.facts["validation"] = {"best": asdict(chosen.best), "curve": [asdict(point) for point in chosen.curve]}
+    # Of a run that is measured, the best model must be left when it ends.
+    kept = training.patience + 2 if view else training.keep_checkpoints
+    checkpoints = Checkpoints(root, record, ranks, kept)
+    checkpoint = checkpoints.find(resume)
+    on_gpu = ranks.device.type == "cuda"
+    loader = PairLoader(dataset, config, ranks.rank, ranks.world_size, content, pin_memory=on_gpu)
+    if chosen is not None:
+        loader.num_steps = _final_steps(chosen, loader, training)
+
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
+    if content is not None:
+        fit_content(model, content, config.seed)
+    frequencies = streaming_frequencies(config.loss, training.batch_size, dataset.item_table, ranks)
+    sharded, plan = shard(
+        TrainTask(model, config.loss, config.seed, frequencies),
+        config.sharding,
+        ranks,
+        items_per_step=items_per_step(training, config.loss),
+        training=training,
+        seed=config.seed,
+    )
+    if frequencies is not None:
+        checkpoints.add(FREQUENCIES, frequencies)
+    optimizer = build_optimizer(sharded, training)
+    trained = partial(training_state, sharded, optimizer)
+    step = checkpoints.restore(checkpoint, trained()) if checkpoint else 0
+    carried = []
+    if previous and not step:
+        keep = training.continuation.optimizer_state == "keep"
+        carried = carry_over(previous, dataset, sharded, optimizer, ranks, keep_optimizer=keep)
         if frequencies is not None:
-            checkpoints.add(FREQUENCIES, frequencies)
-        optimizer = build_optimizer(sharded, config.training)
-        trained = partial(training_state, sharded, optimizer)
-        step = checkpoints.restore(checkpoint, trained()) if checkpoint else 0
-        carried = []
-        if previous and not step:
-            keep = config.training.continuation.optimizer_state == "keep"
-            carried = carry_over(previous, dataset, sharded, optimizer, ranks, keep_optimizer=keep)
-            if frequencies is not None:
-                carry_over_frequencies(previous, dataset, frequencies)
-        id_tables = IdTables(sharded)
+            carry_over_frequencies(previous, dataset, frequencies)
+    if chosen is not None and training.final == "keep" and not step:
+        step = checkpoints.restore(root / VALIDATION / f"step-{chosen.best.step:08d}", trained())
+        return checkpoints.save(step, trained()), None
+    id_tables = IdTables(sharded)
 
-        def begin_step(step: int) -> None:
-            set_learning_rates(optimizer, config.training, step, continued=previous is not None)
-            id_tables.tick()
+    def begin_step(step: int) -> None:
+        set_learning_rates(optimizer, training, step, continued=previous is not None)
+        id_tables.tick()
 
-        log = TrainingLog(
-            checkpoints.root,
-            RunSize(loader.num_steps, loader.steps_per_epoch, config.training.batch_size),
-            LossNames.of_heads(config.model.heads),
-            lambda step: first_triggers(dataset, next(loader.iterate(step))),
-            ranks,
-            log_every=config.training.log_every,
-            start_step=step,
+    log = TrainingLog(
+        root,
+        RunSize(loader.num_steps, loader.steps_per_epoch, training.batch_size),
+        LossNames.of_heads(config.model.heads),
+        lambda step: first_triggers(dataset, next(loader.iterate(step))),
+        ranks,
+        log_every=training.log_every,
+        start_step=step,
+    )
+    log.add("grad_norm", partial(tower_gradient_norms, optimizer))
+    if config.model.id_tables:
+        log.add("id_tables", id_tables.counts)
+    log.show(plan_table(plan))
+    if carried:
+        log.show(carried_table(carried))
+    pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
+    validation = stopping = None
+    if view is not None:
+        measure = ValidationMeasure(view, config.validation.num_users, config.seed, ranks)
+        embedder = CatalogueEmbedder(pipeline, sharded, view, content, ranks.device, frozenset(config.model.id_tables))
+        every = measure.interval(loader.steps_per_epoch, training.batch_size, config.loss.num_uniform_negatives)
+        stopping = EarlyStopping(
+            partial(embedder.measured, measure), root, loader.steps_per_epoch, training.patience, ranks, log.show, step
         )
-        log.add("grad_norm", partial(tower_gradient_norms, optimizer))
-        if config.model.id_tables:
-            log.add("id_tables", id_tables.counts)
-        log.show(plan_table(plan))
-        if carried:
-            log.show(carried_table(carried))
-        trainer = Trainer(
-            pipeline=TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True),
-            begin_step=begin_step,
-            trained=trained,
-            checkpoints=checkpoints,
-            log=log,
-            ranks=ranks,
-            checkpoint_every=config.training.checkpoint_every,
-            save_behind=config.training.async_checkpoint,
-            profile=profile,
-        )
-        batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(config.sharding.communication))
-        checkpoint = trainer.run(batches, step, loader.num_steps) or checkpoint
-        assert checkpoint is not None
-        return checkpoint
+        validation = Validation(every, stopping)
+        log.add("validation", stopping.latest)
+        if stopping.is_over:
+            loader.num_steps = step
+    trainer = Trainer(
+        pipeline=pipeline,
+        begin_step=begin_step,
+        trained=trained,
+        checkpoints=checkpoints,
+        log=log,
+        ranks=ranks,
+        checkpoint_every=validation.every if validation else training.checkpoint_every,
+        save_behind=training.async_checkpoint,
+        profile=profile,
+        validation=validation,
+    )
+    batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(config.sharding.communication))
+    checkpoint = trainer.run(batches, step, loader.num_steps) or checkpoint
+    assert checkpoint is not None
+    if stopping is not None and not stopping.curve:  # over before the first look
+        stopping(step)
+    return checkpoint, stopping
+
+
+def _final_steps(chosen: EarlyStopping, loader: PairLoader, training: TrainingConfig) -> int:
+    """As many epochs as were best; the very step of the model that is kept."""
+    if training.final == "keep":
+        return chosen.best.step
+    return max(1, round(chosen.best.epoch * loader.steps_per_epoch))

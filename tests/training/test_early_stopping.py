@@ -16,7 +16,7 @@ def figures(start: int = 0) -> Iterator[dict[str, float]]:
 def test_it_ends_when_nothing_got_better_for_a_while(tmp_path: Path) -> None:
     with join_ranks("cpu") as ranks:
         measured = figures()
-        stopping = EarlyStopping(lambda: next(measured), tmp_path, 20, 3, ranks)
+        stopping = EarlyStopping(lambda: next(measured), tmp_path, 20, 3, ranks, print)
         assert [stopping(step) for step in (10, 20, 30, 40, 50)] == [False, False, False, False, True]
     assert (stopping.best.step, stopping.best.epoch) == (20, 1.0)
     assert [point.measured["score"] for point in read_curve(tmp_path)] == SCORES[:5]
@@ -25,11 +25,11 @@ def test_it_ends_when_nothing_got_better_for_a_while(tmp_path: Path) -> None:
 def test_a_killed_run_drops_points_after_its_checkpoint_and_goes_on(tmp_path: Path) -> None:
     with join_ranks("cpu") as ranks:
         measured = figures()
-        killed = EarlyStopping(lambda: next(measured), tmp_path, 20, 3, ranks)
+        killed = EarlyStopping(lambda: next(measured), tmp_path, 20, 3, ranks, print)
         for step in (10, 20, 30):
             killed(step)
         again = figures(2)
-        resumed = EarlyStopping(lambda: next(again), tmp_path, 20, 3, ranks, start_step=20)
+        resumed = EarlyStopping(lambda: next(again), tmp_path, 20, 3, ranks, print, start_step=20)
         assert [resumed(step) for step in (30, 40, 50)] == [False, False, True]
     assert resumed.best.step == 20
     assert [point.step for point in resumed.curve] == [10, 20, 30, 40, 50]

@@ -1,0 +1,78 @@
+"""`epochs: auto`: the length is found on the end of T1, in runs that can be killed, and used on all of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from synthetic_dataset import random_histories, write_dataset
+from tiny_run import state_of, tiny_config
+
+from mtmh.artifacts import open_artifact
+from mtmh.config import Config
+from mtmh.training.early_stopping import EarlyStopping, read_curve
+from mtmh.training.trainer import VALIDATION, train
+
+MODEL = {"heads": [{"name": "engagement"}]}
+
+
+def config_of(root: Path, name: str, **training: object) -> Config:
+    settings = {"epochs": "auto", "max_epochs": 4, "patience": 2} | training
+    return tiny_config(root, name, model=MODEL, training=settings)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_dataset(tmp_path / "dataset", random_histories(60, num_items=200), num_items=200, test={3: [1, 2]})
+    return tmp_path
+
+
+def test_the_best_length_is_trained_on_all_of_t1(root: Path) -> None:
+    config = config_of(root, "auto")
+    checkpoint = train(config)
+    artifact = open_artifact(checkpoint, "checkpoint")
+    curve = read_curve(config.model_dir("checkpoints") / VALIDATION)
+    best = max(curve, key=lambda point: point.measured["score"])
+    found = artifact.summary["validation"]
+    assert [point["step"] for point in found["curve"]] == [point.step for point in curve]
+    assert found["best"]["step"] == best.step
+    # A run of just so many steps on all of T1, without a choice, is the same.
+    plain = train(config_of(root, "plain", max_steps=artifact.summary["step"]))
+    expected = state_of(plain)
+    for name, value in state_of(checkpoint).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_run_killed_while_it_is_measured_finds_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(config_of(root, "whole"))
+    measure, config = EarlyStopping.__call__, config_of(root, "killed")
+    looks = 0
+
+    def killed(self: EarlyStopping, step: int) -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise KeyboardInterrupt
+        return measure(self, step)
+
+    monkeypatch.setattr(EarlyStopping, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(EarlyStopping, "__call__", measure)
+    resumed = train(config)
+    assert (
+        open_artifact(resumed, "checkpoint").summary["validation"]
+        == (open_artifact(whole, "checkpoint").summary["validation"])
+    )
+    expected = state_of(whole)
+    for name, value in state_of(resumed).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_best_model_of_the_first_run_can_be_kept(root: Path) -> None:
+    config = config_of(root, "kept", final="keep")
+    checkpoint = train(config)
+    best = open_artifact(checkpoint, "checkpoint").summary["validation"]["best"]["step"]
+    expected = state_of(config.model_dir("checkpoints") / VALIDATION / f"step-{best:08d}")
+    for name, value in state_of(checkpoint).items():
+        assert torch.equal(value, expected[name]), name
+    assert train(config) == checkpoint
