@@ -23,7 +23,6 @@ EXTRAS = {
     "uvicorn": "serve",
     "psutil": "launch",
     "torchx": "launch",
-    "cryptography": "sign",
     "matplotlib": "report",
     "scipy": "report",
 }

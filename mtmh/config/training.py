@@ -47,7 +47,7 @@ class LossConfig(Settings):
     temperature: Annotated[float, Field(gt=0.0)] = 0.07
     teacher_temperature: Annotated[float, Field(gt=0.0)] = 0.07
     in_batch_negatives: bool = True
-    num_uniform_negatives: Annotated[int, Field(ge=0)] = 2048  # of the global batch
+    num_uniform_negatives: Annotated[int, Field(ge=0)] = 1024  # of the global batch
     # How often a negative is expected: by the training period's events, by the batches so far, or not corrected for.
     log_q: Literal["counts", "streaming", "none"] = "counts"
     log_q_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02  # streaming: what one more hit changes in an estimate
@@ -115,12 +115,12 @@ class TrainingConfig(RunLength):
     max_epochs: Annotated[Positive, Decides()] = 40
     patience: Annotated[Positive, Decides()] = 3
     final: Annotated[Literal["retrain", "keep"], Decides()] = "retrain"
-    batch_size: Positive = 6144
+    batch_size: Positive = 1536  # with the rates below by measurement on two cores (docs/defaults.md)
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
     optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 0.05
-    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.01
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.3
+    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.02
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     continuation: ContinuationConfig = ContinuationConfig()
     checkpoint_every: Annotated[Positive, Decides()] = 500
