@@ -17,7 +17,6 @@ EXTRAS = {
     "duckdb": "train",
     "tensorboard": "train",
     "transformers": "train",
-    "cryptography": "sign",
     "fastapi": "serve",
     "prometheus_client": "serve",
     "uvicorn": "serve",

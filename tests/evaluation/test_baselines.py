@@ -75,7 +75,7 @@ def test_ease_equals_its_closed_form(lists: list[list[int]]) -> None:
     found = yardstick.search(np.arange(NUM_ITEMS), k=4)
     for trigger in range(NUM_ITEMS):
         place = np.flatnonzero(known == trigger)
-        expected = np.sort(np.delete(weights[place[0]], place))[::-1][:4] if len(place) else []
+        expected = np.sort(np.delete(weights[place[0]], place))[::-1][:4] if len(place) else np.empty(0)
         np.testing.assert_allclose(found.scores[trigger][: len(expected)], expected, atol=1e-5)
         assert (found.items[trigger][len(expected) :] == -1).all()
         assert trigger not in found.items[trigger]

@@ -106,7 +106,7 @@ def naive(dataset: Dataset, config: Any, vectors: dict[str, np.ndarray], alpha: 
         if not truth:
             continue
         triggers = list(dict.fromkeys(reversed(history)))[: settings.num_triggers]
-        lists = {}
+        lists: dict[int, list[Any]] = {}
         for trigger in triggers:
             lists[trigger] = []
             for table in heads:

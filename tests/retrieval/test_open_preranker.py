@@ -116,8 +116,8 @@ def test_it_proposes_the_best_of_what_was_found_what_goes_with_the_history_and_w
     popularity[33, 0] = popularity[34, 1] = 5.0
     items = np.full((40, 3), -1, np.int32)
     items[6, 0], items[7, :2] = 20, (21, 22)
-    tables = [Neighbours(items, np.full((40, 3), value, np.float16)) for value in (0.5, 0.0)]
-    evidence = Evidence(ranker.evidence.vectors, *tables, StackedVectors(popularity), 20)
+    cosines, linear = (Neighbours(items, np.full((40, 3), value, np.float16)) for value in (0.5, 0.0))
+    evidence = Evidence(ranker.evidence.vectors, cosines, linear, StackedVectors(popularity), 20)
     source = LearnedPreranker(UserRanker(ranker.scorer, evidence, ranker._combination))
     requests = Requests(np.array([5, 6, 7]), np.zeros(3, int), np.array([[5, 6, 7]]))
     found = [Candidates("engagement", np.array([[1, 2], [2, -1], [3, 5]]), np.zeros((3, 2), np.float32))]
@@ -136,6 +136,8 @@ def test_it_proposes_the_best_of_what_was_found_what_goes_with_the_history_and_w
         np.testing.assert_allclose(
             known.score(requests, allowed_items), source.score(requests, allowed_items), rtol=1e-5
         )
-    items, ranked = source.best_of_users(requests.histories, np.array([[1, 2, 3, 5]]), 6, lambda items: allowed[items])
-    assert items[0].tolist() == best.items.max(axis=0).tolist()
+    best_items, ranked = source.best_of_users(
+        requests.histories, np.array([[1, 2, 3, 5]]), 6, lambda items: allowed[items]
+    )
+    assert best_items[0].tolist() == best.items.max(axis=0).tolist()
     np.testing.assert_allclose(ranked[0], np.sort(scores)[::-1][:6], rtol=1e-5)
