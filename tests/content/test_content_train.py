@@ -21,7 +21,7 @@ from torch import Tensor
 from mtmh.artifacts import FORMAT_VERSION
 from mtmh.config import Config
 from mtmh.config.base import leaves
-from mtmh.content.concepts import PairOrder, open_concepts
+from mtmh.content.concepts import Concepts, PairOrder, open_concepts
 from mtmh.content.identity import facts_of_run, identity_of_files
 from mtmh.content.teacher import ContentFiles, Teacher, build_teacher, catalogue_words, open_teacher
 from mtmh.content.train import ContrastTask, TrainBatches, train_content
@@ -35,7 +35,7 @@ from mtmh.content.tuning import (
 )
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.finite import NonFiniteStateError
-from mtmh.distributed.ranks import join_ranks
+from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.training.checkpoint import Checkpoints, RunRecord
 
 PATIENCE = 120.0
@@ -50,6 +50,13 @@ def untrained(config: Config) -> Teacher:
     encoder = config.content.encoder
     concepts = open_concepts(dataset, encoder.concepts, {})
     return build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
+
+
+def batches_of(config: Config, order: PairOrder, concepts: Concepts, teacher: Teacher, ranks: Ranks) -> TrainBatches:
+    encoder, max_tokens = config.content.encoder, config.content.max_tokens
+    assert encoder is not None
+    reader = teacher.reader(open_dataset(config.dataset_dir), encoder.images, max_tokens)
+    return TrainBatches(order, concepts, teacher, reader, encoder.training, max_tokens, config.seed, ranks)
 
 
 def test_training_learns_and_the_artifact_explains_itself(trained: Any) -> None:
@@ -70,7 +77,7 @@ def test_loss_is_the_mean_of_both_directions_without_false_negatives(trained: An
     teacher = open_teacher(trained.encoder_dir)
     order = PairOrder(concepts, 24, seed=5)
     with join_ranks("cpu") as ranks:
-        batch = TrainBatches(order, concepts, teacher, dataset, config, ranks).read(1)
+        batch = batches_of(config, order, concepts, teacher, ranks).read(1)
         loss, reported = ContrastTask(teacher.model, 0.2, None)(batch)
     content, concept = (x.double() for x in teacher.model(batch.inputs, batch.concept_ids, batch.concept_mask))
     draw = order.draw(1)
@@ -96,7 +103,7 @@ def test_modality_dropout_takes_one_of_two_and_never_both(catalogue: Any) -> Non
     concepts = open_concepts(dataset, config.content.encoder.concepts, {})
     with join_ranks("cpu") as ranks:
         order = PairOrder(concepts, 24, seed=5)
-        batches = TrainBatches(order, concepts, untrained(config), dataset, config, ranks)
+        batches = batches_of(config, order, concepts, untrained(config), ranks)
         lost = {"text": 0, "image": 0, "both": 0}
         for step in range(order.steps_per_epoch):
             inputs = batches.read(step).inputs
