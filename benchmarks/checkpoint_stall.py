@@ -143,7 +143,19 @@ def measure(config: Config, ranks: Ranks, way: str, every: int, num_saves: int) 
     )
     optimizer = build_optimizer(sharded, config.training)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-    feed = of_one_size(PairLoader(dataset, config, ranks.rank, ranks.world_size, content).batches())
+    feed = of_one_size(
+        PairLoader(
+            dataset,
+            config.pairs,
+            config.loss,
+            config.training,
+            config.model,
+            config.seed,
+            ranks.rank,
+            ranks.world_size,
+            content,
+        ).batches()
+    )
     saves: list[float] = []
     plain: list[float] = []
     beside: list[float] = []

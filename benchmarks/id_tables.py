@@ -190,7 +190,9 @@ def train_steps(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float
     )
     optimizer, id_tables = build_optimizer(sharded, config.training), IdTables(sharded)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-    batches = of_one_size(PairLoader(dataset, config).batches())
+    batches = of_one_size(
+        PairLoader(dataset, config.pairs, config.loss, config.training, config.model, config.seed).batches()
+    )
 
     def steps(number: int) -> None:
         for _ in range(number):

@@ -125,7 +125,7 @@ def measure(variant: str, dataset: Dataset, content: ContentEmbeddings, args: ar
             **settings,
         }
     )
-    loader = PairLoader(dataset, config, content=teacher)
+    loader = PairLoader(dataset, config.pairs, config.loss, config.training, config.model, config.seed, content=teacher)
     batches = loader.iterate()
     start = time.perf_counter()
     first = next(batches)

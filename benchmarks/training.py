@@ -284,7 +284,17 @@ def run_parts(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
 def open_loader(config: Config, ranks: Ranks) -> PairLoader:
     """This rank's loader."""
     dataset = open_dataset(config.dataset_dir)
-    return PairLoader(dataset, config, ranks.rank, ranks.world_size, open_content(config.content_dir, dataset))
+    return PairLoader(
+        dataset,
+        config.pairs,
+        config.loss,
+        config.training,
+        config.model,
+        config.seed,
+        ranks.rank,
+        ranks.world_size,
+        open_content(config.content_dir, dataset),
+    )
 
 
 def features_of(config: Config) -> FeatureSchema:

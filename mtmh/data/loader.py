@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtmh.config import Config
+from mtmh.config import LossConfig, ModelConfig, PairsConfig, TrainingConfig
 from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset
@@ -37,7 +37,11 @@ class PairLoader:
     def __init__(
         self,
         dataset: Dataset,
-        config: Config,
+        pairs: PairsConfig,
+        loss: LossConfig,
+        training: TrainingConfig,
+        model: ModelConfig,
+        seed: int,
         rank: int = 0,
         world_size: int = 1,
         content: ContentEmbeddings | None = None,
@@ -48,7 +52,11 @@ class PairLoader:
 
         Args:
             dataset: the dataset artifact.
-            config: the recipe: ``pairs``, ``loss``, ``training``, ``model.id_dropout`` and ``seed`` matter here.
+            pairs: which items of a history make a pair, and what it weighs.
+            loss: negatives, masks, propensity and sampling correction.
+            training: batch size, shards and length of the run.
+            model: ``id_dropout`` and ``id_tables`` matter here.
+            seed: of the recipe.
             rank: this process.
             world_size: number of processes; must divide ``training.num_shards``.
             content: teacher embeddings; without, batches have content of width 0.
@@ -58,10 +66,12 @@ class PairLoader:
             ValueError: the ranks do not divide the shards, the dataset is too small for one step, or settings name what
                 the dataset lacks.
         """
-        training = config.training
         self._shards = shards_of_rank(training, rank, world_size)
         self._dataset = dataset
-        self._config = config
+        self._loss = loss
+        self._model = model
+        self._seed = seed
+        self._prefetch_batches = training.prefetch_batches
         self._rank = rank
         self._world_size = world_size
         self._content = content
@@ -69,16 +79,14 @@ class PairLoader:
         self._table = dataset.item_table
         if not self._table.train_count.any():
             raise ValueError(f"{dataset.artifact.path}: no item has training events (item_table/train_count.npy)")
-        self._pairs = WindowPairs(config.pairs.window, config.pairs.direction)
-        self._plan = PairPlan(dataset.history_reader(), self._pairs, training, config.seed)
-        self._weights = PairWeights(config, self._table, content is not None)
-        self._negatives = UniformNegatives(self._table.train_count, config.loss.num_uniform_negatives, config.seed)
-        in_batch = training.batch_size if config.loss.in_batch_negatives else 0
+        self._pairs = WindowPairs(pairs.window, pairs.direction)
+        self._plan = PairPlan(dataset.history_reader(), self._pairs, training, seed)
+        self._weights = PairWeights(pairs.sim, loss.propensity, self._table, content is not None)
+        self._negatives = UniformNegatives(self._table.train_count, loss.num_uniform_negatives, seed)
+        in_batch = training.batch_size if loss.in_batch_negatives else 0
         self._log_q = (
-            NegativeLogProbability(
-                self._table.train_count, in_batch=in_batch, uniform=config.loss.num_uniform_negatives
-            )
-            if config.loss.log_q == "counts"
+            NegativeLogProbability(self._table.train_count, in_batch=in_batch, uniform=loss.num_uniform_negatives)
+            if loss.log_q == "counts"
             else None
         )
         self.steps_per_epoch = self._plan.steps_per_epoch
@@ -95,7 +103,7 @@ class PairLoader:
             an iterator; close or drop it to end the thread.
         """
         assert start_step >= 0
-        return prefetched(self.iterate(start_step), self._config.training.prefetch_batches)
+        return prefetched(self.iterate(start_step), self._prefetch_batches)
 
     def iterate(self, start_step: int = 0) -> Iterator[PairBatch]:
         """The same batches, each made when it is asked for, in the thread that asks."""
@@ -112,9 +120,9 @@ class PairLoader:
         uniform = self._negatives.draw(epoch, step, self._rank, self._world_size)
         items, rows = distinct(np.concatenate([pairs.trigger, pairs.candidate, uniform]), self._dataset.num_items)
         trigger, positive, uniform_rows = np.split(rows, [len(pairs.trigger), 2 * len(pairs.trigger)])
-        dropout = self._config.model.id_dropout
-        hidden = chosen(items, dropout, Purpose.ID_DROPOUT, self._config.seed, step) if dropout else None
-        sparse, dense = self._table.gather(items, hidden, raw=self._config.model.id_tables)
+        dropout = self._model.id_dropout
+        hidden = chosen(items, dropout, Purpose.ID_DROPOUT, self._seed, step) if dropout else None
+        sparse, dense = self._table.gather(items, hidden, raw=self._model.id_tables)
         content = torch.empty(len(items), 0) if self._content is None else self._content.gather(items)
         log_q = np.zeros(len(items), np.float32) if self._log_q is None else self._log_q(items)
         history_values, history_offsets, history_row = self._histories(step_pairs, distinct)
@@ -137,10 +145,10 @@ class PairLoader:
 
     def _histories(self, step_pairs: StepPairs[Pairs], distinct: Distinct) -> tuple[Tensor, Tensor, Tensor]:
         """Values, offsets and rows of the masks' histories."""
-        if not self._config.loss.mask_history:
+        if not self._loss.mask_history:
             no_row = torch.zeros(len(step_pairs.pairs.row), dtype=torch.int64)
             return torch.empty(0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), no_row
         histories = step_pairs.histories
         users, rows = distinct(step_pairs.pairs.row, len(histories.offsets) - 1)
-        recent = histories.select(users, last=self._config.loss.history_mask_length)
+        recent = histories.select(users, last=self._loss.history_mask_length)
         return torch.from_numpy(recent.items.astype(np.int64)), torch.from_numpy(recent.offsets), torch.from_numpy(rows)

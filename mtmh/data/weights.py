@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mtmh.config import Config, PropensityConfig
+from mtmh.config import PropensityConfig, SimWeightConfig
+from mtmh.data.arrays import Indices
 from mtmh.data.item_table import IdColumn, ItemTable
-
-Indices = npt.NDArray[np.integer[Any]]
 
 
 class PairWeights:
     """The weight of a pair: SIM boost times propensity weight, 0 for a pair of an item with itself."""
 
-    def __init__(self, config: Config, table: ItemTable, has_content: bool) -> None:
+    def __init__(
+        self, sim: SimWeightConfig, propensity: PropensityConfig | None, table: ItemTable, has_content: bool
+    ) -> None:
         """Checks that what the settings need is there.
+
+        Args:
+            sim: which pairs count more for being semantically close.
+            propensity: how popular items count less; ``None``: they do not.
+            table: the items.
+            has_content: whether calls will have teacher embeddings.
 
         Raises:
             ValueError: ``pairs.sim`` names a feature that the dataset lacks, or content embeddings where there are
                 none.
         """
-        self._sim = config.pairs.sim
+        self._sim = sim
         self._column: IdColumn | None = None
         if self._sim.feature is not None:
             if self._sim.feature not in table.columns:
@@ -36,7 +41,6 @@ class PairWeights:
             self._column = table.columns[self._sim.feature]
         if self._sim.kind == "content" and not has_content:
             raise ValueError("pairs.sim.kind = content compares teacher embeddings: give the loader content embeddings")
-        propensity = config.loss.propensity
         self._propensity = None if propensity is None else PropensityWeights(table.train_count, propensity)
 
     def __call__(self, items: Indices, trigger: Indices, candidate: Indices, content: Tensor) -> Tensor:

@@ -134,7 +134,18 @@ def _run(
     checkpoints = Checkpoints(root, record, ranks, kept)
     checkpoint = checkpoints.find(resume)
     on_gpu = ranks.device.type == "cuda"
-    loader = PairLoader(dataset, config, ranks.rank, ranks.world_size, content, pin_memory=on_gpu)
+    loader = PairLoader(
+        dataset,
+        config.pairs,
+        config.loss,
+        training,
+        config.model,
+        config.seed,
+        ranks.rank,
+        ranks.world_size,
+        content,
+        pin_memory=on_gpu,
+    )
     if chosen is not None:
         loader.num_steps = _final_steps(chosen, loader, training)
 

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
+from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.loader import PairLoader
 from mtmh.data.raw_ids import raw_ids
 from mtmh.data.schema import (
     FLOAT_SCALES,
@@ -51,6 +53,30 @@ def make_config(root: Path, **sections: dict[str, Any]) -> Config:
     for name, values in sections.items():
         tree[name] = {**tree.get(name, {}), **values}
     return Config.model_validate(tree)
+
+
+def pair_loader(
+    dataset: Dataset,
+    config: Config,
+    rank: int = 0,
+    world_size: int = 1,
+    content: ContentEmbeddings | None = None,
+    *,
+    pin_memory: bool = False,
+) -> PairLoader:
+    """The loader of a recipe's batches."""
+    return PairLoader(
+        dataset,
+        config.pairs,
+        config.loss,
+        config.training,
+        config.model,
+        config.seed,
+        rank,
+        world_size,
+        content,
+        pin_memory=pin_memory,
+    )
 
 
 def random_histories(num_users: int, seed: int = 0, num_items: int = NUM_ITEMS) -> list[list[int]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from synthetic_dataset import make_config, random_histories, write_dataset
+from synthetic_dataset import make_config, pair_loader, random_histories, write_dataset
 from torch import Tensor, nn
 from torchrec.distributed import DistributedModelParallel, TrainPipelineSparseDist
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -17,7 +17,6 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from mtmh.data.batch import PairBatch
 from mtmh.data.dataset import Dataset
-from mtmh.data.loader import PairLoader
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_to_moves_every_tensor(dataset: Dataset, tmp_path: Path) -> None:
-    batch = next(PairLoader(dataset, make_config(tmp_path)).iterate())
+    batch = next(pair_loader(dataset, make_config(tmp_path)).iterate())
     moved = batch.to(torch.device("meta"), non_blocking=True)
     for field in dataclasses.fields(PairBatch):
         before, after = getattr(batch, field.name), getattr(moved, field.name)
@@ -40,8 +39,8 @@ def test_to_moves_every_tensor(dataset: Dataset, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory and streams need a GPU")
 def test_pinned_batches_copy_on_a_stream(dataset: Dataset, tmp_path: Path) -> None:
-    plain = next(PairLoader(dataset, make_config(tmp_path)).iterate())
-    batch = next(PairLoader(dataset, make_config(tmp_path), pin_memory=True).iterate())
+    plain = next(pair_loader(dataset, make_config(tmp_path)).iterate())
+    batch = next(pair_loader(dataset, make_config(tmp_path), pin_memory=True).iterate())
     assert batch.trigger.is_pinned()
     assert batch.sparse.values().is_pinned()
     stream = torch.cuda.Stream()
@@ -80,13 +79,13 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_rank")
 def test_the_sparse_pipeline_takes_the_batches(dataset: Dataset, tmp_path: Path) -> None:
-    loader = PairLoader(dataset, make_config(tmp_path, training={"max_steps": 6}))
+    loader = pair_loader(dataset, make_config(tmp_path, training={"max_steps": 6}))
     tables = {feature.name: feature.num_rows for feature in dataset.item_table.schema.id_features}
     model = DistributedModelParallel(SumOfBags(tables), device=torch.device("cpu"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     pipeline = TrainPipelineSparseDist(model, optimizer, torch.device("cpu"))
     batches = loader.batches()
-    for expected in PairLoader(dataset, make_config(tmp_path, training={"max_steps": 6})).iterate():
+    for expected in pair_loader(dataset, make_config(tmp_path, training={"max_steps": 6})).iterate():
         item_index = pipeline.progress(batches)
         assert torch.equal(item_index, expected.item_index)
     with pytest.raises(StopIteration):

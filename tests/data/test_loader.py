@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic_dataset import NUM_ITEMS, make_config, random_histories, write_dataset
+from synthetic_dataset import NUM_ITEMS, make_config, pair_loader, random_histories, write_dataset
 
 from mtmh.artifacts import write_artifact
 from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import EMBEDDINGS, ContentEmbeddings, open_content
 from mtmh.data.dataset import Dataset
-from mtmh.data.loader import PairLoader
 from mtmh.data.pairs import Pairs, WindowPairs
 from mtmh.data.stream import PairPlan, PairStream
 
@@ -93,8 +92,8 @@ def test_the_global_step_does_not_depend_on_the_number_of_ranks(
         loss={"propensity": {}},
         model={"id_dropout": 0.3},
     )
-    alone = PairLoader(dataset, config, content=content).iterate()
-    ranks = [PairLoader(dataset, config, rank, world_size, content).iterate() for rank in range(world_size)]
+    alone = pair_loader(dataset, config, content=content).iterate()
+    ranks = [pair_loader(dataset, config, rank, world_size, content).iterate() for rank in range(world_size)]
     for whole, *shares in zip(alone, *ranks, strict=True):
         assert list(chain.from_iterable(map(pairs_of, shares))) == pairs_of(whole)
         uniform = [share.item_index[share.uniform].tolist() for share in shares]
@@ -114,7 +113,7 @@ def test_an_epoch_holds_each_pair_once_but_for_the_remainder(
     dataset: Dataset, tmp_path: Path, direction: str, shuffle_pairs: int
 ) -> None:
     config = make_config(tmp_path, pairs={"direction": direction}, training={"shuffle_pairs": shuffle_pairs})
-    loader = PairLoader(dataset, config)
+    loader = pair_loader(dataset, config)
     expected = naive_pairs(HISTORY_LISTS, 4)
     if direction == "both":
         expected += Counter({(candidate, trigger): count for (trigger, candidate), count in expected.items()})
@@ -130,7 +129,7 @@ def test_an_epoch_holds_each_pair_once_but_for_the_remainder(
 def test_epochs_and_seeds_are_shuffled_differently(dataset: Dataset, tmp_path: Path) -> None:
     def order(seed: int, epoch: int) -> list[Any]:
         config = make_config(tmp_path).model_copy(update={"seed": seed})
-        batches = islice(PairLoader(dataset, config).iterate(epoch * EPOCH_STEPS), EPOCH_STEPS)
+        batches = islice(pair_loader(dataset, config).iterate(epoch * EPOCH_STEPS), EPOCH_STEPS)
         return [pair for batch in batches for pair in pairs_of(batch)]
 
     reference = order(0, 0)
@@ -142,14 +141,14 @@ def test_epochs_and_seeds_are_shuffled_differently(dataset: Dataset, tmp_path: P
 def test_pairs_of_a_block_are_mixed(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [[2 * user, 2 * user + 1] * 10 for user in range(25)])
     config = make_config(tmp_path, training={"num_shards": 1, "batch_size": 20, "shuffle_pairs": 400})
-    first = next(PairLoader(dataset, config).iterate())
+    first = next(pair_loader(dataset, config).iterate())
     assert len(set(first.history_row.tolist())) > 3  # in file order a batch holds at most two users
 
 
 @pytest.mark.parametrize("start", [1, 7, EPOCH_STEPS - 1, EPOCH_STEPS, EPOCH_STEPS + 13, 2 * EPOCH_STEPS - 1])
 def test_a_resumed_run_goes_on_bit_for_bit(dataset: Dataset, tmp_path: Path, start: int) -> None:
     content = make_content(tmp_path / "content", dataset)
-    loader = PairLoader(dataset, make_config(tmp_path, model={"id_dropout": 0.2}), 1, 2, content)
+    loader = pair_loader(dataset, make_config(tmp_path, model={"id_dropout": 0.2}), 1, 2, content)
     uninterrupted = list(islice(loader.iterate(), start, None))
     resumed = list(loader.batches(start))
     assert len(resumed) == len(uninterrupted) == 2 * EPOCH_STEPS - start
@@ -175,7 +174,7 @@ def test_steps_may_be_read_in_any_order(dataset: Dataset, tmp_path: Path) -> Non
 
 
 def test_a_finished_run_has_no_batches_and_max_steps_cuts_it(dataset: Dataset, tmp_path: Path) -> None:
-    loader = PairLoader(dataset, make_config(tmp_path, training={"max_steps": 5}))
+    loader = pair_loader(dataset, make_config(tmp_path, training={"max_steps": 5}))
     assert loader.num_steps == 5
     assert [batch.step for batch in loader.batches()] == [0, 1, 2, 3, 4]
     assert list(loader.batches(5)) == []
@@ -183,7 +182,7 @@ def test_a_finished_run_has_no_batches_and_max_steps_cuts_it(dataset: Dataset, t
 
 def test_shapes_dtypes_and_item_inputs(dataset: Dataset, tmp_path: Path) -> None:
     content = make_content(tmp_path / "content", dataset)
-    for batch in PairLoader(dataset, make_config(tmp_path), content=content).iterate():
+    for batch in pair_loader(dataset, make_config(tmp_path), content=content).iterate():
         items = batch.item_index.numpy()
         assert (np.diff(items) > 0).all()
         used = torch.cat([batch.trigger, batch.positive, batch.uniform])
@@ -217,7 +216,7 @@ def test_masks_hold_the_last_items_of_each_pairs_user(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", histories, row_group_size=2)
     config = make_config(tmp_path, training={"batch_size": 12, "num_shards": 3})
     seen = set()
-    for batch in PairLoader(dataset, config).iterate():
+    for batch in pair_loader(dataset, config).iterate():
         assert len(batch.history_offsets) - 1 <= 12
         for trigger, candidate, _, history in pairs_of(batch):
             assert trigger // 10 == candidate // 10
@@ -228,7 +227,7 @@ def test_masks_hold_the_last_items_of_each_pairs_user(tmp_path: Path) -> None:
 
 def test_no_masks_no_teacher_no_log_q(dataset: Dataset, tmp_path: Path) -> None:
     config = make_config(tmp_path, loss={"mask_history": False, "log_q": "none", "num_uniform_negatives": 0})
-    batch = next(PairLoader(dataset, config).iterate())
+    batch = next(pair_loader(dataset, config).iterate())
     assert batch.history_values.tolist() == []
     assert batch.history_offsets.tolist() == [0, 0]
     assert batch.history_row.tolist() == [0] * 24
@@ -238,8 +237,8 @@ def test_no_masks_no_teacher_no_log_q(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_dropout_hides_the_share_asked_for_and_nothing_else(dataset: Dataset, tmp_path: Path) -> None:
-    plain = PairLoader(dataset, make_config(tmp_path)).iterate()
-    dropped = PairLoader(dataset, make_config(tmp_path, model={"id_dropout": 0.25})).iterate()
+    plain = pair_loader(dataset, make_config(tmp_path)).iterate()
+    dropped = pair_loader(dataset, make_config(tmp_path, model={"id_dropout": 0.25})).iterate()
     hidden, total = 0, 0
     patterns = set()
     for a, b in zip(plain, dropped, strict=True):
@@ -258,7 +257,7 @@ def test_users_too_short_for_a_pair_and_empty_row_groups(tmp_path: Path) -> None
     histories = [[], [1], *HISTORY_LISTS[:6], [], [2], [3], [], [4], [5], [], [], *HISTORY_LISTS[6:12]]
     dataset = write_dataset(tmp_path / "dataset", histories, row_group_size=2)
     config = make_config(tmp_path, training={"epochs": 5, "num_shards": 2, "batch_size": 8})
-    loader = PairLoader(dataset, config)
+    loader = pair_loader(dataset, config)
     expected = naive_pairs(histories, 4)
     assert loader.num_pairs == expected.total()
     for epoch in range(5):
@@ -270,39 +269,39 @@ def test_users_too_short_for_a_pair_and_empty_row_groups(tmp_path: Path) -> None
 def test_too_few_pairs_says_what_would_fit(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [[1, 2, 3, 4], [5, 6], [7]])
     with pytest.raises(ValueError, match=r"has 7 training pairs .*batch_size of at most 6 would fit"):
-        PairLoader(dataset, make_config(tmp_path))
+        pair_loader(dataset, make_config(tmp_path))
     small = make_config(tmp_path, training={"batch_size": 6})
-    assert PairLoader(dataset, small).steps_per_epoch == 1
+    assert pair_loader(dataset, small).steps_per_epoch == 1
     none = write_dataset(tmp_path / "none", [[1], [2]])
     with pytest.raises(ValueError, match=r"has 0 training pairs"):
-        PairLoader(none, small)
+        pair_loader(none, small)
 
 
 def test_ranks_must_divide_the_shards(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"4 ranks cannot share training.num_shards = 6 .* one of \[1, 2, 3, 6\] ranks"
     ):
-        PairLoader(dataset, make_config(tmp_path), rank=0, world_size=4)
+        pair_loader(dataset, make_config(tmp_path), rank=0, world_size=4)
 
 
 def test_counts_that_know_no_item_are_refused(tmp_path: Path) -> None:
     none = {Path("item_table/train_count.npy"): np.zeros(NUM_ITEMS, np.int64)}
     dataset = write_dataset(tmp_path / "dataset", HISTORY_LISTS, changes=none)
     with pytest.raises(ValueError, match="no item has training events"):
-        PairLoader(dataset, make_config(tmp_path))
+        pair_loader(dataset, make_config(tmp_path))
 
 
 def test_a_damaged_row_group_stops_the_consumer(tmp_path: Path) -> None:
     lengths = np.array([len(history) for history in HISTORY_LISTS], np.int32)
     lengths[[21, 22]] = lengths[[22, 21]]
     dataset = write_dataset(tmp_path / "dataset", HISTORY_LISTS, changes={Path("histories.lengths.npy"): lengths})
-    batches = PairLoader(dataset, make_config(tmp_path)).batches()
+    batches = pair_loader(dataset, make_config(tmp_path)).batches()
     with pytest.raises(ValueError, match=r"histories.parquet: row group 4: lengths"):
         list(batches)
     assert not [thread for thread in threading.enumerate() if thread.name == "mtmh-prefetch"]
 
 
 def test_loaders_of_two_consumers_do_not_disturb_each_other(dataset: Dataset, tmp_path: Path) -> None:
-    loader = PairLoader(dataset, make_config(tmp_path))
+    loader = pair_loader(dataset, make_config(tmp_path))
     for a, b in zip(loader.batches(), loader.batches(), strict=True):
         assert_equal(a, b)

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from prepare_helpers import Written, prepare_tables
-from synthetic_dataset import make_config, random_histories, write_dataset
+from synthetic_dataset import make_config, pair_loader, random_histories, write_dataset
 
 from mtmh.data.dataset import open_dataset
-from mtmh.data.loader import PairLoader
 from mtmh.data.raw_ids import raw_ids
 
 NUMBERS = [0, 7, -3, 2**40, 2**63 - 1, -(2**63)]
@@ -41,8 +40,8 @@ def test_numbers_are_what_they_are_and_strings_are_hashed() -> None:
 def test_the_loader_delivers_raw_ids_in_place_of_rows_and_nothing_else_changes(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", random_histories(40))
     tables = {"id_tables": {"item_id": {"rows": 96}}, "id_dropout": 0.3}
-    plain = PairLoader(dataset, make_config(tmp_path, model={"id_dropout": 0.3}))
-    raw = PairLoader(dataset, make_config(tmp_path, model=tables))
+    plain = pair_loader(dataset, make_config(tmp_path, model={"id_dropout": 0.3}))
+    raw = pair_loader(dataset, make_config(tmp_path, model=tables))
     num_hidden = 0
     for batch, other in zip(raw.iterate(), plain.iterate(), strict=True):
         assert batch.sparse.keys() == other.sparse.keys()

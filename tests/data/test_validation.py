@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_dataset import NUM_ITEMS, make_config, random_histories, user_index_of, write_dataset
+from synthetic_dataset import NUM_ITEMS, make_config, pair_loader, random_histories, user_index_of, write_dataset
 
 from mtmh.config import ValidationConfig
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories
-from mtmh.data.loader import PairLoader
 from mtmh.data.validation import ValidationDataset
 
 HISTORIES = random_histories(40)
@@ -91,7 +90,7 @@ def test_nothing_that_is_held_back_reaches_counts_features_or_batches(tmp_path: 
         assert np.array_equal(a.train_count, b.train_count)
         assert (a.columns["item_id"].values[~seen] == 0).all()
         config = make_config(tmp_path)
-        first, second = (next(PairLoader(view, config).iterate()) for view in views)
+        first, second = (next(pair_loader(view, config).iterate()) for view in views)
         assert first.log_q.tolist() == second.log_q.tolist()
         assert first.item_index.tolist() == second.item_index.tolist()
         assert first.dense.tolist() == second.dense.tolist()

@@ -95,7 +95,9 @@ def test_weights_multiply_and_an_item_with_itself_weighs_nothing(tmp_path: Path)
     )
     items = np.arange(5, 25)
     trigger, candidate = np.divmod(np.arange(400), 20)
-    weight = PairWeights(config, table, has_content=False)(items, trigger, candidate, torch.empty(20, 0))
+    weight = PairWeights(config.pairs.sim, config.loss.propensity, table, has_content=False)(
+        items, trigger, candidate, torch.empty(20, 0)
+    )
     propensity = PropensityWeights(table.train_count, PropensityConfig(a=1.0, b=0.5))(items)
     brand = np.asarray(table.columns["brand"].values)[items]
     for place in range(400):
@@ -108,7 +110,7 @@ def test_settings_that_need_what_is_not_there(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", random_histories(5))
     config = make_config(tmp_path, pairs={"sim": {"kind": "feature", "feature": "colour"}})
     with pytest.raises(ValueError, match=r"'colour'.*item_id, brand, tags"):
-        PairWeights(config, dataset.item_table, has_content=False)
+        PairWeights(config.pairs.sim, config.loss.propensity, dataset.item_table, has_content=False)
     config = make_config(tmp_path, pairs={"sim": {"kind": "content"}})
     with pytest.raises(ValueError, match="content embeddings"):
-        PairWeights(config, dataset.item_table, has_content=False)
+        PairWeights(config.pairs.sim, config.loss.propensity, dataset.item_table, has_content=False)

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from mtmh.modules.sparse_nn import SparseNN
+from synthetic_dataset import pair_loader
 from tiny_run import tiny_config, write_inputs
 from torch import Tensor
 
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
-from mtmh.data.loader import PairLoader
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.distributed.sharding import local_shards, shard
@@ -46,7 +46,7 @@ def pooled_and_moved(config: Config, ranks: Ranks) -> tuple[Tensor, dict[str, Te
     That is where the rows are afterwards: a row has moved by its gradient over the size of it, so by about 1.
     """
     dataset = open_dataset(config.dataset_dir)
-    loader = PairLoader(dataset, config, ranks.rank, ranks.world_size)
+    loader = pair_loader(dataset, config, ranks.rank, ranks.world_size)
     own = next(loader.iterate())
     batch = next(of_one_size(loader.iterate(), items_at_a_time(config.sharding.communication)))
     model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))

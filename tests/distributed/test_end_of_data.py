@@ -15,13 +15,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from synthetic_dataset import write_dataset
+from synthetic_dataset import pair_loader, write_dataset
 from tiny_run import losses_of, tiny_config
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
-from mtmh.data.loader import PairLoader
 from mtmh.distributed.ranks import join_ranks
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.padding import of_one_size
@@ -78,7 +77,7 @@ def run(rank: int, world_size: int, root: Path) -> None:
 
 def record_batches(config: Config, rank: int, world_size: int, path: Path) -> None:
     """Epoch, items before and after padding, and pairs of every batch of this rank."""
-    loader = PairLoader(open_dataset(config.dataset_dir), config, rank, world_size)
+    loader = pair_loader(open_dataset(config.dataset_dir), config, rank, world_size)
     padded = of_one_size(loader.iterate())
     batches = []
     for own, batch in zip(loader.iterate(), padded, strict=True):

@@ -3,9 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from synthetic_dataset import make_config, random_histories, write_dataset
+from synthetic_dataset import make_config, pair_loader, random_histories, write_dataset
 
-from mtmh.data.loader import PairLoader
 from mtmh.training.model_builder import build_model
 from mtmh.training.padding import padded
 
@@ -13,7 +12,7 @@ from mtmh.training.padding import padded
 def test_padding_adds_items_without_ids_and_changes_no_other(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", random_histories(40))
     config = make_config(tmp_path, model={"embedding_dim": 8})
-    batch = next(PairLoader(dataset, config).iterate())
+    batch = next(pair_loader(dataset, config).iterate())
     size = len(batch.item_index)
     wider = padded(batch, size + 3)
     assert padded(batch, size) is batch

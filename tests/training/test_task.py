@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from mtmh.modules.heads import Head
+from synthetic_dataset import pair_loader
 from tiny_run import tiny_config, write_inputs
 from torch import Tensor
 
@@ -18,7 +19,6 @@ from mtmh.config import Config
 from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
-from mtmh.data.loader import PairLoader
 from mtmh.distributed.ranks import join_ranks
 from mtmh.training.semantic import label_pairs
 from mtmh.training.shared_negatives import share_negatives
@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def batches_of(config: Config) -> Iterator[PairBatch]:
     dataset = open_dataset(config.dataset_dir)
-    return PairLoader(dataset, config, content=open_content(config.content_dir, dataset)).iterate()
+    return pair_loader(dataset, config, content=open_content(config.content_dir, dataset)).iterate()
 
 
 def log_softmax(rows: Tensor, pair: tuple[int, int], temperature: float, columns: Tensor, correction: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from synthetic_dataset import pair_loader
 from tiny_run import losses_of, state_of, tiny_config, write_inputs
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
-from mtmh.data.loader import PairLoader
 from mtmh.distributed.finite import NonFiniteStateError
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import build_model, load_model
@@ -204,7 +204,7 @@ def test_a_checkpoint_that_another_mtmh_wrote_stops_training_and_stays(
 
 def test_load_model_gives_the_trained_model_without_the_dataset(root: Path) -> None:
     config = trained(root, 3)
-    batch = next(PairLoader(open_dataset(config.dataset_dir), config).iterate())
+    batch = next(pair_loader(open_dataset(config.dataset_dir), config).iterate())
     moved = root / "elsewhere"
     shutil.copytree(latest_checkpoint(config.model_dir("checkpoints")), moved)
     model = load_model(moved)
