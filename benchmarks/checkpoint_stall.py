@@ -31,7 +31,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from benchmarks.loader import build_content, build_dataset, machine
 from mtmh.artifacts import MANIFEST, write_atomically
-from mtmh.config import Config, load_config
+from mtmh.config import Config, decisive, load_config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
@@ -130,7 +130,12 @@ def measure(config: Config, ranks: Ranks, way: str, every: int, num_saves: int) 
     dataset = open_dataset(config.dataset_dir)
     content = open_content(config.content_dir, dataset)
     features = dataset.summary.features
-    record = RunRecord.of_recipe(config, dataset, {"dataset": dataset.artifact, "content": content.artifact})
+    record = RunRecord.of_dataset(
+        config.model_dump(mode="json"),
+        decisive(config, "checkpoint"),
+        dataset,
+        {"dataset": dataset.artifact, "content": content.artifact},
+    )
     checkpoints = Checkpoints(config.model_dir("checkpoints"), record, ranks)
     model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
     sharded, _ = shard(

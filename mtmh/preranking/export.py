@@ -13,8 +13,8 @@ from rich.table import Table
 from safetensors.torch import save_model
 
 from mtmh.artifacts import Artifact, link_file, link_folder, open_artifact, write_artifact
-from mtmh.config import Config, decisive
-from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.config import Config, PrerankerConfig, decisive
+from mtmh.data.dataset import open_dataset
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.data.validation import ValidationDataset
 from mtmh.modules.combination import Combination
@@ -63,13 +63,13 @@ def write_preranker(config: Config, out: Path) -> Artifact:
     for name, artifact in artifacts.items():
         if checkpoint.manifest.inputs.get(name) != artifact.manifest.digest:
             raise ValueError(f"{checkpoint.path}: trained on another {name} artifact than {artifact.path}; train again")
-    labels = Labels(config.preranker.tasks, dataset.summary)
+    labels = Labels(settings.tasks, dataset.summary)
     model = load_preranker(checkpoint.path)
     tasks = [
         TaskSummary(
             name=task.name, label=None if task.is_engagement else labels.names.index(task.name), weight=task.weight
         )
-        for task in config.preranker.tasks
+        for task in settings.tasks
     ]
     artifacts = artifacts | {"checkpoint": checkpoint}
     with write_artifact(
@@ -87,7 +87,8 @@ def write_preranker(config: Config, out: Path) -> Artifact:
         cosine_neighbours(engaged, settings.neighbours).save(writer.folder / COOCCURRENCE)
         linear_neighbours(engaged, settings.neighbours, settings.linear_items).save(writer.folder / LINEAR)
         np.save(writer.folder / POPULARITY, item_popularity(dataset.history_reader(), dataset.num_items))
-        combination, weights = learned_combination(config, dataset, scorer, inputs.vectors)
+        view = ValidationDataset(dataset, config.validation, config.seed)
+        combination, weights = learned_combination(settings, view, scorer, inputs.vectors, config.seed)
         save_model(combination, str(writer.folder / COMBINATION))
         writer.summary |= PrerankerSummary(
             num_items=dataset.num_items,
@@ -98,7 +99,7 @@ def write_preranker(config: Config, out: Path) -> Artifact:
             prior=checkpoint.summary["preranker"]["prior"],
             heads=inputs.heads,
             tasks=tasks,
-            quality=measure(scorer, questions(config, dataset, labels)),
+            quality=measure(scorer, questions(settings, dataset, labels, config.seed)),
             combination_hidden=settings.combination_hidden,
             weights=weights,
         ).model_dump()
@@ -125,12 +126,11 @@ def write_items(model: Preranker, inputs: ItemInputs, num_items: int, folder: Pa
 
 
 def learned_combination(
-    config: Config, dataset: Dataset, scorer: Scorer, heads: Mapping[str, ItemVectors]
+    settings: PrerankerConfig, view: ValidationDataset, scorer: Scorer, heads: Mapping[str, ItemVectors], seed: int
 ) -> tuple[Combination, dict[str, float]]:
-    """How evidence is combined, learned on the end of T1, and the weight of each kind in the linear part."""
-    view = ValidationDataset(dataset, config.validation, config.seed)
-    judged = judged_candidates(config.preranker, view, scorer, heads, config.seed)
-    combination = fit_combination(judged, config.preranker.combination_hidden, config.seed)
+    """The combination of evidence, learned on the end of T1, and the weight of each kind in its linear part."""
+    judged = judged_candidates(settings, view, scorer, heads, seed)
+    combination = fit_combination(judged, settings.combination_hidden, seed)
     weights = combination.linear.weight.detach()[0].tolist()
     return combination, dict(zip(judged.names, weights, strict=True))
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mtmh.config import Config
+from mtmh.config import PrerankerConfig
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories
 from mtmh.data.randomness import Purpose, generator
@@ -39,18 +39,18 @@ class Questions:
     negatives: int
 
 
-def questions(config: Config, dataset: Dataset, labels: Labels) -> Questions:
+def questions(settings: PrerankerConfig, dataset: Dataset, labels: Labels, seed: int) -> Questions:
     """Items of T2 and draws from the whole catalogue, fresh items included; of neither those that the user has seen.
 
     Args:
-        config: the recipe; ``preranker`` and ``seed`` matter here.
+        settings: how many users and draws.
         dataset: the dataset artifact.
         labels: of the tasks.
+        seed: of the choice of users and of the draws.
     """
-    settings = config.preranker
-    users = dataset.evaluation_users(settings.check_users, config.seed, labels=True)
+    users = dataset.evaluation_users(settings.check_users, seed, labels=True)
     row = np.repeat(np.arange(len(users.user_index)), np.diff(users.test.offsets))
-    rng = generator(Purpose.PRERANKER_CHECK, config.seed)
+    rng = generator(Purpose.PRERANKER_CHECK, seed)
     drawn = rng.integers(0, dataset.num_items, len(row) * settings.check_negatives)
     answers = np.zeros((len(row) + len(drawn), 1 + len(labels.names)), np.float32)
     answers[: len(row)] = np.concatenate([np.ones((len(row), 1), np.float32), labels(users.test)], axis=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.data.dataset import open_dataset
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
@@ -54,7 +54,13 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         inputs, artifacts = open_inputs(dataset, embeddings)
         labels = Labels(settings.tasks, dataset.summary)
         features = dataset.summary.features
-        record = RunRecord.of_recipe(config, dataset, artifacts, "preranker-checkpoint")
+        record = RunRecord.of_dataset(
+            config.model_dump(mode="json"),
+            decisive(config, "preranker-checkpoint"),
+            dataset,
+            artifacts,
+            "preranker-checkpoint",
+        )
         checkpoints = Checkpoints(config.preranker_checkpoints, record, ranks, training.keep_checkpoints)
         checkpoint = checkpoints.find(resume)
         on_gpu = ranks.device.type == "cuda"

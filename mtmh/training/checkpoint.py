@@ -20,7 +20,6 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, FileRecord, link_folder, open_artifact
-from mtmh.config import Config, decisive
 from mtmh.config.base import leaves
 from mtmh.config.recorded import recorded_decisive
 from mtmh.data.dataset import Dataset
@@ -91,9 +90,10 @@ class RunRecord:
     folders: Mapping[Path, Path] = field(default_factory=dict)
 
     @classmethod
-    def of_recipe(
+    def of_dataset(
         cls,
-        config: Config,
+        settings: Mapping[str, Any],
+        decisive: Mapping[str, Any],
         dataset: Dataset,
         inputs: Mapping[str, Artifact],
         kind: Literal["checkpoint", "preranker-checkpoint"] = "checkpoint",
@@ -101,15 +101,16 @@ class RunRecord:
         """The record of a run over a dataset.
 
         Args:
-            config: the recipe.
+            settings: the whole recipe, as JSON values.
+            decisive: what of it decides the run (`mtmh.config.decisive`).
             dataset: its features and vocabularies go along: a run of the next period finds the rows of its values by
                 these, when this dataset may be gone.
             inputs: the artifacts that the run reads, by name.
-            kind: whose settings decide (`mtmh.config.decisive`).
+            kind: whose settings decide.
         """
         return cls(
-            settings=config.model_dump(mode="json"),
-            decisive=decisive(config, kind),
+            settings=settings,
+            decisive=decisive,
             inputs=inputs,
             recorded=partial(recorded_decisive, kind=kind),
             facts={"features": dataset.summary.features.model_dump(mode="json")},

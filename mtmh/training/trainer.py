@@ -10,7 +10,7 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtmh.artifacts import Artifact
-from mtmh.config import Config, TrainingConfig
+from mtmh.config import Config, TrainingConfig, decisive
 from mtmh.data.content_store import ContentEmbeddings, open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.loader import PairLoader
@@ -59,12 +59,17 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
-        inputs = _open(config, continue_from)
+        dataset = open_dataset(config.dataset_dir)
+        content = open_content(config.content_dir, dataset) if config.needs_content else None
+        previous = None
+        if continue_from:
+            previous = open_previous(continue_from, config.model, config.training, dataset.summary)
+        inputs = _Inputs(dataset, content, previous)
         root = config.model_dir("checkpoints")
         if not config.training.chooses_length:
             return _run(config, inputs, ranks, root, resume=resume, profile=profile)[0]
         # First without the end of T1, to find how long; then on all of it.
-        view = ValidationDataset(inputs.dataset, config.validation, config.seed)
+        view = ValidationDataset(dataset, config.validation, config.seed)
         _, stopping = _run(config, replace(inputs, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
         assert stopping is not None
         return _run(config, inputs, ranks, root, resume=resume, profile=profile, chosen=stopping)[0]
@@ -84,15 +89,6 @@ class _Inputs:
         found = {"dataset": self.dataset.artifact}
         found |= {"content": self.content.artifact} if self.content else {}
         return found | ({"previous": self.previous} if self.previous else {})
-
-
-def _open(config: Config, continue_from: Path | None) -> _Inputs:
-    dataset = open_dataset(config.dataset_dir)
-    content = open_content(config.content_dir, dataset) if config.needs_content else None
-    previous = None
-    if continue_from:
-        previous = open_previous(continue_from, config.model, config.training, dataset.summary)
-    return _Inputs(dataset, content, previous)
 
 
 def _run(
@@ -125,7 +121,9 @@ def _run(
     features = with_content(dataset.summary.features, config.model, content)
     period = Period.of(dataset.summary)
     period = period.after(period_of(previous)) if previous else period
-    record = RunRecord.of_recipe(config, dataset, inputs.artifacts)
+    record = RunRecord.of_dataset(
+        config.model_dump(mode="json"), decisive(config, "checkpoint"), dataset, inputs.artifacts
+    )
     record.facts.update(period=period.model_dump(), features=features.model_dump(mode="json"))
     if chosen is not None:
         record.facts["validation"] = {"best": asdict(chosen.best), "curve": [asdict(point) for point in chosen.curve]}

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.finite import NonFiniteStateError, check_finite
@@ -154,7 +154,11 @@ def resave(config: Config, folder: Path) -> None:
         dataset = open_dataset(config.dataset_dir)
         content = open_content(config.content_dir, dataset)
         inputs = {"dataset": dataset.artifact, "content": content.artifact}
-        checkpoints = Checkpoints(config.model_dir("checkpoints"), RunRecord.of_recipe(config, dataset, inputs), ranks)
+        checkpoints = Checkpoints(
+            config.model_dir("checkpoints"),
+            RunRecord.of_dataset(config.model_dump(mode="json"), decisive(config, "checkpoint"), dataset, inputs),
+            ranks,
+        )
         found = checkpoints.find(resume=True)
         assert found is not None
         model = build_model(config.model, dataset.summary.features, ranks.device, tables=torch.device("meta"))

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from tiny_run import read_whole, state_of, tiny_config, write_inputs
 
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import Ranks, join_ranks, on_first
@@ -76,7 +76,9 @@ def resave(config: Config, folder: Path, ranks: Ranks) -> None:
     )
     optimizer = build_optimizer(sharded, config.training)
     root = config.model_dir("checkpoints")
-    checkpoints = Checkpoints(root, RunRecord.of_recipe(config, dataset, {}), ranks)
+    checkpoints = Checkpoints(
+        root, RunRecord.of_dataset(config.model_dump(mode="json"), decisive(config, "checkpoint"), dataset, {}), ranks
+    )
     found = latest_checkpoint(root)
     assert checkpoints.restore(found, training_state(sharded, optimizer)) == 3
     write_state(training_state(sharded, optimizer), folder)

@@ -18,7 +18,7 @@ def test_only_items_that_a_user_has_not_seen_are_asked_about(tmp_path: Path) -> 
     dataset = open_dataset(config.dataset_dir)
     labels = Labels(config.preranker.tasks, dataset.summary)
     users = dataset.evaluation_users(config.preranker.check_users, config.seed, labels=True)
-    asked = questions(config, dataset, labels)
+    asked = questions(config.preranker, dataset, labels, config.seed)
     repeated = 0
     for user in range(len(users.user_index)):
         past, test = (part.items[part.offsets[user] : part.offsets[user + 1]] for part in (users.histories, users.test))

@@ -11,7 +11,7 @@ import torch
 from tiny_run import tiny_config, write_inputs
 from torch import Tensor
 
-from mtmh.config import Config
+from mtmh.config import Config, decisive
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import join_ranks
@@ -45,7 +45,9 @@ def config(tmp_path: Path) -> Config:
 def test_a_part_is_saved_and_restored_by_name(config: Config) -> None:
     dataset = open_dataset(config.dataset_dir)
     features, root = dataset.summary.features, config.model_dir("checkpoints")
-    record = RunRecord.of_recipe(config, dataset, {"dataset": dataset.artifact})
+    record = RunRecord.of_dataset(
+        config.model_dump(mode="json"), decisive(config, "checkpoint"), dataset, {"dataset": dataset.artifact}
+    )
     with join_ranks("cpu") as ranks:
         model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
         sharded, _ = shard(
