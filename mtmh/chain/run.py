@@ -319,7 +319,13 @@ class Chain:
         try:
             # Over the version that it was compared with, or not at all.
             over = before.path.name if before else ""
-            published = publish(index.path, min_recall=settings.min_recall, keep=settings.keep_versions, over=over)
+            published = publish(
+                index.path,
+                min_recall=settings.min_recall,
+                keep=settings.keep_versions,
+                over=over,
+                milvus=settings.milvus,
+            )
         except BelowGateError as error:
             self._end("stopped", str(error))
             return

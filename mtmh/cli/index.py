@@ -55,9 +55,9 @@ def publish(recipe: Recipe, version: VersionName, overrides: Overrides = None) -
     from mtmh.index.versions import publish as run
 
     config = load_config(recipe, overrides)
-    folder = find_version(config.model_dir("index"), version)
+    folder, index = find_version(config.model_dir("index"), version), config.index
     try:
-        published = run(folder, min_recall=config.index.min_recall, keep=config.index.keep_versions)
+        published = run(folder, min_recall=index.min_recall, keep=index.keep_versions, milvus=index.milvus)
     except BelowGateError as error:
         missed_gate(error)
     done("published index", published)
@@ -87,7 +87,8 @@ def add(
     from mtmh.live.item_rows import read_rows
     from mtmh.live.live_index import LiveIndex
 
-    live = LiveIndex(load_config(recipe, overrides).model_dir("index"))
+    config = load_config(recipe, overrides)
+    live = LiveIndex(config.model_dir("index"), milvus=config.index.milvus)
     tower = live.retriever.tower
     added = live.add(read_rows(items, tower.features.strings if tower is not None else ()))
     Console().print(f"added {len(added)} items: index {live.retriever.version}", highlight=False)
@@ -102,7 +103,8 @@ def remove(
     """Removes items from all answers, whatever version is published, until they are added again."""
     from mtmh.live.live_index import LiveIndex
 
-    live = LiveIndex(load_config(recipe, overrides).model_dir("index"))
+    config = load_config(recipe, overrides)
+    live = LiveIndex(config.model_dir("index"), milvus=config.index.milvus)
     live.remove(ids)
     Console().print(f"removed {len(ids)} items: index {live.retriever.version}", highlight=False)
 

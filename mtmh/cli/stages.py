@@ -133,7 +133,7 @@ def retrieve(
     from mtmh.retrieval.query import Query
 
     config = load_config(recipe, overrides)
-    retriever = LiveIndex(config.model_dir("index"), config.retrieval).retriever
+    retriever = LiveIndex(config.model_dir("index"), config.retrieval, config.index.milvus).retriever
     side_by_side = retriever.retrieve_side_by_side(Query([trigger], k=k, alpha=alpha))
     Console().print(retrieval_table(side_by_side))
 

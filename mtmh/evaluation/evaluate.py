@@ -10,7 +10,7 @@ import numpy as np
 from rich.progress import Progress
 
 from mtmh.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
-from mtmh.config import Config, decisive
+from mtmh.config import Config, MilvusConfig, decisive
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.baselines import engagement_matrix, train_histories
@@ -64,7 +64,7 @@ def evaluate(
             f"{opened.path}: index of another dataset than {dataset.artifact.path}; run mtmh embed and mtmh build-index"
             " again, or evaluate another version (mtmh index list, mtmh evaluate --index-version)"
         )
-    retriever = Retriever.load(opened.path, config.retrieval)
+    retriever = Retriever.load(opened.path, config.retrieval, config.index.milvus)
     subject = Subject(retriever, ItemRows.match(dataset, retriever.catalogue) if compacted else None)
     settings = config.evaluation
     cohort = make_cohort(
@@ -124,7 +124,7 @@ def evaluate(
         if settings.exact_search:
             model.add_exact()
         if published is not None:
-            found.published = _add_published(model, published, dataset)
+            found.published = _add_published(model, published, dataset, config.index.milvus)
         progress.update(task, advance=1, description="yardsticks")
         if settings.yardsticks:
             engaged = engagement_matrix(train_histories(dataset), dataset.num_items)
@@ -163,9 +163,9 @@ def _trained_preranker(folder: Path, index: Artifact) -> Artifact | None:
     return None
 
 
-def _add_published(model: ModelRows, index: Path, dataset: Dataset) -> Published:
+def _add_published(model: ModelRows, index: Path, dataset: Dataset, milvus: MilvusConfig | None) -> Published:
     try:
-        ranking = rank_published(index, dataset, model.cohort, model.settings, model.measure.length)
+        ranking = rank_published(index, dataset, model.cohort, model.settings, model.measure.length, milvus)
     except ValueError as error:
         logger.warning("the published index is not measured: %s", error)
         return Published(version=index.name, unmeasured=str(error))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtmh.config import RetrievalConfig
+from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.protocol import Ranking, rank_users
@@ -14,7 +14,14 @@ from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.retrieval.retriever import Retriever
 
 
-def rank_published(index: Path, dataset: Dataset, cohort: Cohort, settings: RetrievalConfig, length: int) -> Ranking:
+def rank_published(
+    index: Path,
+    dataset: Dataset,
+    cohort: Cohort,
+    settings: RetrievalConfig,
+    length: int,
+    milvus: MilvusConfig | None = None,
+) -> Ranking:
     """Ranks what an index of whatever data finds for the users of a dataset.
 
     Triggers that the index does not know have no answers, as in service, and items that have left the dataset are none.
@@ -25,11 +32,12 @@ def rank_published(index: Path, dataset: Dataset, cohort: Cohort, settings: Retr
         cohort: U users; item indices are the dataset's.
         settings: ``retrieval`` of the recipe that asks, by which the index would serve; who ranks is a part of it.
         length: of a user's list.
+        milvus: ``index.milvus`` of that recipe.
 
     Raises:
         ValueError: the index cannot be read, has ids of another type, or knows none of the triggers.
     """
-    retriever = Retriever.load(index, settings)
+    retriever = Retriever.load(index, settings, milvus)
     rows = ItemRows.match(dataset, retriever.catalogue)
     if not (rows.row_of[cohort.triggers] >= 0).any():
         raise ValueError(

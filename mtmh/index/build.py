@@ -114,7 +114,9 @@ def build_version(config: Config, *, publish: bool = True) -> Path:
             return version
         return on_first(
             ranks,
-            lambda: versions.publish(version, min_recall=settings.min_recall, keep=settings.keep_versions),
+            lambda: versions.publish(
+                version, min_recall=settings.min_recall, keep=settings.keep_versions, milvus=settings.milvus
+            ),
         )
 
 

@@ -52,8 +52,7 @@ class MilvusCollection(BaseModel):
     @staticmethod
     def named(config: MilvusConfig, head: str, dim: int, num_clusters: int) -> MilvusCollection:
         """One of a name that no other index has."""
-        safe = re.sub(r"\W", "_", head, flags=re.ASCII)
-        name = f"{config.collection}_{safe}_{uuid.uuid4().hex[:12]}"
+        name = f"{_prefix(config, head)}{uuid.uuid4().hex[:12]}"
         return MilvusCollection(uri=config.uri, collection=name, dim=dim, num_clusters=num_clusters)
 
     @staticmethod
@@ -69,6 +68,34 @@ class MilvusCollection(BaseModel):
             return MilvusCollection.model_validate_json(path.read_text())
         except ValidationError as error:
             raise ValueError(f"{path}: not a description of a collection: {error.errors()[0]['msg']}") from None
+
+    @classmethod
+    def trusted(cls, path: Path, config: MilvusConfig | None) -> MilvusCollection:
+        """Reads the file, and takes it at its word only where the recipe says the same.
+
+        Who wrote the folder does not choose the server that the operator's token is sent to, nor the collection.
+
+        Args:
+            path: ``milvus_file`` of a head, in the folder of an index.
+            config: ``index.milvus`` of the recipe that asks.
+
+        Raises:
+            ValueError: missing, not readable, of another server, or of a name that no index of this recipe has.
+        """
+        place = cls.read(path)
+        if config is None or place.uri != config.uri:
+            says = "nothing" if config is None else config.uri
+            raise ValueError(
+                f"{path}: the index is on Milvus at {place.uri}, but index.milvus.uri of the recipe is {says}; nothing"
+                " was sent there. If it is the right server, say so in the recipe"
+            )
+        head = path.name.removesuffix(milvus_file("").name)
+        if not re.fullmatch(re.escape(_prefix(config, head)) + "[0-9a-f]{12}", place.collection):
+            raise ValueError(
+                f"{path}: collection {place.collection}, but those of this head begin with {_prefix(config, head)}"
+                " (index.milvus.collection), followed by twelve hexadecimal digits"
+            )
+        return place
 
     def write(self, path: Path) -> None:
         """Writes these facts to a file."""
@@ -205,14 +232,19 @@ class MilvusIndex:
         return int(rows[0]["count(*)"])
 
 
-def drop_collections(folder: Path) -> None:
-    """Deletes the collections that an index folder names, as far as they are there; before the folder is deleted.
+def drop_collections(folder: Path, config: MilvusConfig | None) -> None:
+    """Deletes the collections of an index folder, as far as they are there; before the folder is deleted.
 
-    A Milvus that does not answer is a warning: the folder's end must not depend on it.
+    A Milvus that does not answer is a warning, as is a collection that is not this recipe's, or that a folder beside
+    this one names too: the folder's end must not depend on it.
     """
     for path in sorted(folder.glob(str(milvus_file("*")))):
         try:
-            MilvusCollection.read(path).drop()
+            place = MilvusCollection.trusted(path, config)
+            for other in folder.parent.glob(f"*/{milvus_file('*')}"):
+                if other.parent != folder and place.collection in other.read_text():
+                    raise ValueError(f"{other} names {place.collection} too")
+            place.drop()
         except ValueError as error:
             logger.warning("%s: its collection was not deleted: %s", path, error)
 
@@ -233,6 +265,11 @@ def filter_expression(allowed: npt.NDArray[np.bool_]) -> str:
         return f"item in {yes.tolist()}"
     within = f"item < {len(allowed)}"
     return f"{within} and item not in {no.tolist()}" if len(no) else within
+
+
+def _prefix(config: MilvusConfig, head: str) -> str:
+    safe = re.sub(r"\W", "_", head, flags=re.ASCII)
+    return f"{config.collection}_{safe}_"
 
 
 def _connect(uri: str) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from mtmh.config import MilvusConfig
 from mtmh.data.arrays import open_array
 from mtmh.data.item_vectors import ItemVectors, StoredVectors
 from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, milvus_file, places_file
@@ -17,21 +18,25 @@ from mtmh.index.vector_index import IvfIndex, VectorIndex, mapped_lists, read_fa
 from mtmh.tower.artifact import vectors_file
 
 
-def open_head(folder: Path, head: str, summary: IndexSummary) -> tuple[VectorIndex, ItemVectors]:
+def open_head(
+    folder: Path, head: str, summary: IndexSummary, milvus: MilvusConfig | None = None
+) -> tuple[VectorIndex, ItemVectors]:
     """Opens one head; lists and vectors are memory-mapped read-only, so processes of a host share them.
 
     Args:
         folder: of the index artifact.
         head: its name.
         summary: of the artifact.
+        milvus: ``index.milvus`` of the recipe that asks; an index on another Milvus is refused.
 
     Raises:
-        ValueError: files are missing, damaged, or do not belong together; the message names the file.
+        ValueError: files are missing, damaged, do not belong together, or name another Milvus; the message names the
+            file.
     """
     name = index_file(head)
     if summary.backend == "milvus":
         name = milvus_file(head)
-        index: VectorIndex = MilvusIndex(MilvusCollection.read(folder / name))
+        index: VectorIndex = MilvusIndex(MilvusCollection.trusted(folder / name, milvus))
     else:
         index = IvfIndex(open_lists(folder, head))
     if (index.num_items, index.dim) != (summary.num_items, summary.dim):

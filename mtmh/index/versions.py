@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mtmh.artifacts import MANIFEST, Artifact, fsync, open_artifact, write_atomically
+from mtmh.config import MilvusConfig
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.milvus import drop_collections
 from mtmh.index.writers import writing
@@ -147,7 +148,14 @@ def new_version(index_dir: Path) -> Path:
         return path
 
 
-def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str | None = None) -> Path:
+def publish(
+    version: Path,
+    *,
+    min_recall: float = 0.0,
+    keep: int = 3,
+    over: str | None = None,
+    milvus: MilvusConfig | None = None,
+) -> Path:
     """Makes a version the one that readers take, after it passed every check.
 
     Args:
@@ -155,6 +163,7 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
         min_recall: the gate: ANN recall against exact search that every head must reach.
         keep: published versions that stay on disk, this one included.
         over: the version that must be the published one until now; empty: none may be; None: any.
+        milvus: where the collections of versions that go are deleted; None: none are.
 
     Returns:
         The folder of the version (a rejected one loses its suffix).
@@ -181,7 +190,7 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
             if version.name not in earlier and not version.name.endswith(_REJECTED):
                 if before is not None:
                     _point(index_dir, before)
-                _reject(version)
+                _reject(version, milvus)
             raise
         if version.name.endswith(_REJECTED):  # the gate was lowered
             version = version.rename(version.with_name(version.name.removesuffix(_REJECTED)))
@@ -192,7 +201,7 @@ def publish(version: Path, *, min_recall: float = 0.0, keep: int = 3, over: str 
         left = [name for name in once if name not in (version.name, *kept) and version_folder(index_dir, name).is_dir()]
         highest = before.highest if before else 0
         _point(index_dir, Pointer(version=version.name, before=kept, left=left, highest=highest))
-        _remove_old(index_dir, published={version.name, *kept}, left=left, candidates=keep)
+        _remove_old(index_dir, published={version.name, *kept}, left=left, candidates=keep, milvus=milvus)
     return version
 
 
@@ -277,14 +286,16 @@ def _point(index_dir: Path, pointer: Pointer) -> None:
     write_atomically(index_dir / CURRENT, pointer.model_dump_json() + os.linesep)
 
 
-def _reject(version: Path) -> None:
+def _reject(version: Path, milvus: MilvusConfig | None) -> None:
     for older in version.parent.glob(f"*{_REJECTED}"):
-        drop_collections(older)
+        drop_collections(older, milvus)
         shutil.rmtree(older)
     version.rename(version.with_name(version.name + _REJECTED))
 
 
-def _remove_old(index_dir: Path, published: set[str], left: list[str], candidates: int) -> None:
+def _remove_old(
+    index_dir: Path, published: set[str], left: list[str], candidates: int, milvus: MilvusConfig | None
+) -> None:
     """Removes what nobody can be at work on.
 
     Args:
@@ -293,6 +304,7 @@ def _remove_old(index_dir: Path, published: set[str], left: list[str], candidate
         left: names of versions that were published once and go.
         candidates: how many whole versions that never were published stay in any case, the newest ones: a chain may
             be evaluating one while others publish. Older ones go once they are older than all of ``published``.
+        milvus: where their collections are.
     """
     oldest = min(published)
     others = [path for path in sorted(_folders(index_dir), reverse=True) if path.name not in (*published, *left)]
@@ -307,7 +319,7 @@ def _remove_old(index_dir: Path, published: set[str], left: list[str], candidate
     for path in [*(version_folder(index_dir, name) for name in left), *gone]:
         # Steps aside first: a reader that comes late finds no folder rather than half of one.
         aside = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old"))
-        drop_collections(aside)
+        drop_collections(aside, milvus)
         shutil.rmtree(aside)
 
 

@@ -110,7 +110,7 @@ def write_index(
         on_first(ranks, commit)
     except BaseException:
         if ranks.is_first:
-            drop_collections(writer.folder)
+            drop_collections(writer.folder, settings.milvus)
         raise
     finally:
         if ranks.is_first:
@@ -154,7 +154,8 @@ def _build_heads(
             _build_head(folder, head, vectors, config.shard_items, settings, summary, ranks)
     own = source.heads[ranks.rank :: ranks.world_size]
     meters = {
-        head: RecallMeter(open_head(folder, head, summary)[0], RowFile(source.vectors(head)), seed) for head in own
+        head: RecallMeter(open_head(folder, head, summary, config.milvus)[0], RowFile(source.vectors(head)), seed)
+        for head in own
     }
     if num_probes == "auto":
         enough = max((meter.fewest_probes(config.min_recall) for meter in meters.values()), default=1)

@@ -45,7 +45,7 @@ def compact(config: Config) -> Path:
         ValueError: nothing is published, a file is damaged, or another version was published meanwhile.
     """
     index_dir = config.model_dir("index")
-    live = LiveIndex(index_dir, config.retrieval)
+    live = LiveIndex(index_dir, config.retrieval, config.index.milvus)
     base, through, retriever = live.folder, live.change, live.retriever
     artifact = open_artifact(base, "index")
     before = IndexSummary.model_validate(artifact.summary)
@@ -87,7 +87,10 @@ def compact(config: Config) -> Path:
             num_probes=config.retrieval.num_probes,
             seed=config.seed,
         )
-    published = publish(version, min_recall=config.index.min_recall, keep=config.index.keep_versions, over=base.name)
+    index = config.index
+    published = publish(
+        version, min_recall=index.min_recall, keep=index.keep_versions, over=base.name, milvus=index.milvus
+    )
     with writing(index_dir):
         merge_segments(index_dir, through)
     return published

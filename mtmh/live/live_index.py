@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtmh.artifacts import open_artifact
-from mtmh.config import RetrievalConfig
+from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.data.arrays import ItemId
 from mtmh.data.schema import ITEM_ID
 from mtmh.errors import RequestError
@@ -54,17 +54,21 @@ class LiveIndex:
     Args:
         index_dir: versioned folder of an index.
         settings: defaults of a request, under every version; None: those that the version was built with.
+        milvus: ``index.milvus`` of the recipe; a version on another Milvus is refused.
 
     Raises:
         ValueError: nothing is published there, or a file is missing, truncated or altered.
     """
 
-    def __init__(self, index_dir: Path, settings: RetrievalConfig | None = None) -> None:
+    def __init__(
+        self, index_dir: Path, settings: RetrievalConfig | None = None, milvus: MilvusConfig | None = None
+    ) -> None:
         self._index_dir = index_dir
         self._settings = settings
+        self._milvus = milvus
         self._refreshing = threading.Lock()  # one after the other; it is taken before the next one
         self._changing = threading.Lock()
-        self._state = _open(index_dir, current_version(index_dir), settings)
+        self._state = _open(index_dir, current_version(index_dir), settings, milvus)
 
     @property
     def retriever(self) -> Retriever:
@@ -101,7 +105,7 @@ class LiveIndex:
             if folder != before.folder:
                 # Reading a whole index takes a while, so outside the lock: items come and go under the old version
                 # meanwhile, and what came and went is applied to the new one before it takes over.
-                opened = _open(self._index_dir, folder, self._settings)
+                opened = _open(self._index_dir, folder, self._settings, self._milvus)
                 with self._changing:
                     self._state = _with_changes(opened, read_segments(self._index_dir, opened.change))
             elif last_change(self._index_dir) > before.change:
@@ -206,11 +210,11 @@ class LiveIndex:
         return _with_changes(self._state, read_segments(self._index_dir, self._state.change))
 
 
-def _open(index_dir: Path, folder: Path, settings: RetrievalConfig | None) -> _State:
+def _open(index_dir: Path, folder: Path, settings: RetrievalConfig | None, milvus: MilvusConfig | None) -> _State:
     artifact = open_artifact(folder, "index")
     artifact.verify()
     through = IndexSummary.model_validate(artifact.summary).segments_through
-    state = _State(folder, through, Retriever.load(folder, settings))
+    state = _State(folder, through, Retriever.load(folder, settings, milvus))
     if folder == index_dir:  # one index without versions: there is nowhere to write changes
         return state
     return _with_changes(state, read_segments(index_dir, through))

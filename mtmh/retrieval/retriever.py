@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtmh.artifacts import open_artifact
-from mtmh.config import RetrievalConfig
+from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.data.item_vectors import ItemVectors
@@ -99,13 +99,14 @@ class Retriever:
         )
 
     @classmethod
-    def load(cls, index_dir: Path, settings: RetrievalConfig | None = None) -> Self:
+    def load(cls, index_dir: Path, settings: RetrievalConfig | None = None, milvus: MilvusConfig | None = None) -> Self:
         """Opens the published version of an index folder, or an index artifact; embeddings are memory-mapped.
 
         Args:
             index_dir: the folder.
             settings: ``retrieval`` of the recipe that asks; None: of the one that built the index. Who ranks is a
                 part of the index in any case.
+            milvus: ``index.milvus`` of the recipe; an index on another Milvus is refused.
 
         Raises:
             ValueError: no index artifact, files that do not belong together, or a version that is not signed with
@@ -116,7 +117,7 @@ class Retriever:
             verify_signed(index_dir, settings.trusted_key)
         artifact = open_artifact(index_dir, "index")
         summary = IndexSummary.model_validate(artifact.summary)
-        opened = {head: open_head(index_dir, head, summary) for head in summary.heads}
+        opened = {head: open_head(index_dir, head, summary, milvus) for head in summary.heads}
         indexes = {head: index for head, (index, _) in opened.items()}
         vectors = {head: stored for head, (_, stored) in opened.items()}
         items = pq.read_table(index_dir / ITEMS)

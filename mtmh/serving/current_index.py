@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mtmh.config import RetrievalConfig
+from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.data.arrays import ItemId
 from mtmh.live.live_index import LiveIndex
 from mtmh.retrieval.query import Query
@@ -83,10 +83,18 @@ class CurrentIndex:
         metrics: to count in.
         cache_bytes: size of the cache of answers.
         settings: defaults of a request.
+        milvus: ``index.milvus`` of the recipe; a version on another Milvus is refused.
     """
 
-    def __init__(self, index_dir: Path, metrics: ServiceMetrics, cache_bytes: int, settings: RetrievalConfig) -> None:
-        self._live = LiveIndex(index_dir, settings)
+    def __init__(
+        self,
+        index_dir: Path,
+        metrics: ServiceMetrics,
+        cache_bytes: int,
+        settings: RetrievalConfig,
+        milvus: MilvusConfig | None = None,
+    ) -> None:
+        self._live = LiveIndex(index_dir, settings, milvus)
         self._metrics = metrics
         self._cache_bytes = cache_bytes
         self._swapping = threading.Lock()

@@ -76,7 +76,12 @@ def serve(config: Config) -> None:
         _log_access_to_stdout()
     listening = bound(config.service.host, config.service.port)  # before the index, which takes its time
     service = Service(
-        config.name, config.model_dir("index"), config.model_dir("evaluation"), config.service, config.retrieval
+        config.name,
+        config.model_dir("index"),
+        config.model_dir("evaluation"),
+        config.service,
+        config.retrieval,
+        config.index.milvus,
     )
     server = DrainingServer(
         # No limit_concurrency: it counts connections that a proxy keeps for later, too, and answers even /healthz 503.

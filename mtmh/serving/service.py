@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from mtmh.config import RetrievalConfig, ServiceConfig
+from mtmh.config import MilvusConfig, RetrievalConfig, ServiceConfig
 from mtmh.live.segments import ChangesLostError
 from mtmh.retrieval.cpu_cores import compute_with, usable_cores
 from mtmh.retrieval.timings import Timings
@@ -42,6 +42,7 @@ class Service:
         evaluation_dir: of the evaluation that the explorer page shows, if it is there.
         limits: what the service takes on.
         defaults: of a request.
+        milvus: ``index.milvus`` of the recipe; a version on another Milvus is refused.
 
     Attributes:
         name: of the model.
@@ -57,7 +58,13 @@ class Service:
     """
 
     def __init__(
-        self, name: str, index_dir: Path, evaluation_dir: Path, limits: ServiceConfig, defaults: RetrievalConfig
+        self,
+        name: str,
+        index_dir: Path,
+        evaluation_dir: Path,
+        limits: ServiceConfig,
+        defaults: RetrievalConfig,
+        milvus: MilvusConfig | None = None,
     ) -> None:
         self.name = name
         self.limits = limits
@@ -66,7 +73,7 @@ class Service:
         self.draining = False
         self.lag = LoopLag()
         self.api_keys = read_api_keys(limits)
-        self.current = CurrentIndex(index_dir, self.metrics, limits.cache_mb << 20, defaults)
+        self.current = CurrentIndex(index_dir, self.metrics, limits.cache_mb << 20, defaults, milvus)
         threads = limits.threads or usable_cores()
         on_start = partial(compute_with, limits.search_threads)
         self.queue = WorkQueue(

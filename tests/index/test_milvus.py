@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -125,33 +128,76 @@ def test_from_embeddings_to_answers(
 ) -> None:
     monkeypatch.setattr(recall, "_QUERIES", 50)
     artifact, summary = built(tmp_path)
+    milvus = milvus_config(tmp_path, tmp_path / "items.db").index.milvus
     assert summary.backend == "milvus"
     assert all(found.recall > 0.5 for found in summary.ann_recall.values())
     for place, head in enumerate(HEADS):
-        index, vectors = open_head(artifact.path, head, summary)
+        index, vectors = open_head(artifact.path, head, summary, milvus)
         assert index.num_items == NUM_ITEMS
         np.testing.assert_array_equal(vectors[np.arange(NUM_ITEMS)], clustered(place))
-    answers = Retriever.load(artifact.path).retrieve(Query([50], k=6, num_probes=37, alpha=100))[0]
+    answers = Retriever.load(artifact.path, milvus=milvus).retrieve(Query([50], k=6, num_probes=37, alpha=100))[0]
     similarity = clustered(0) @ clustered(0)[5]
     similarity[5] = -1
     assert [answer.item for answer in answers] == [10 * item for item in np.argsort(-similarity)[:6].tolist()]
 
-    other, _ = open_head(artifact.path, HEADS[1], summary)
+    other, _ = open_head(artifact.path, HEADS[1], summary, milvus)
     assert isinstance(other, MilvusIndex)
     other.remove(np.arange(5))
     with pytest.raises(ValueError, match=rf"{NUM_ITEMS - 5} vectors of width 16, the manifest says {NUM_ITEMS}"):
-        open_head(artifact.path, HEADS[1], summary)
+        open_head(artifact.path, HEADS[1], summary, milvus)
     # The collections go with the folder; what is gone already, or unreadable, is passed over.
     MilvusCollection.read(artifact.path / milvus_file(HEADS[1])).drop()
     broken = milvus_file("broken")
     (artifact.path / broken).write_text("{}")
-    drop_collections(artifact.path)
+    drop_collections(artifact.path, milvus)
     assert "broken.milvus.json: its collection was not deleted: " in caplog.text
     for head in HEADS:
         with pytest.raises(ValueError, match=rf"no collection mtmh_{head}_\w+; build the index again"):
-            open_head(artifact.path, head, summary)
+            open_head(artifact.path, head, summary, milvus)
     with pytest.raises(ValueError, match="not a description of a collection"):
         MilvusCollection.read(artifact.path / broken)
+
+
+def test_an_index_chooses_neither_server_nor_collection(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[str] = []
+
+    class Stranger(BaseHTTPRequestHandler):
+        def handle(self) -> None:
+            tried.append("")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever).start()
+        own = MilvusConfig(uri=str(tmp_path / "items.db"))
+        folder = tmp_path / "000001"
+        folder.mkdir()
+        path = folder / milvus_file("some-head")
+        place = MilvusCollection.named(own, "some-head", 4, 2)
+        elsewhere = place.model_copy(update={"uri": f"http://127.0.0.1:{server.server_port}"})
+        elsewhere.write(path)
+        for config in (own, None):
+            with pytest.raises(ValueError, match=r"is on Milvus at http://127.0.0.1:\d+, but index.milvus.uri of"):
+                MilvusCollection.trusted(path, config)
+        drop_collections(folder, own)
+        assert "nothing was sent there" in caplog.text
+        server.shutdown()
+    assert not tried, "the server that the folder names heard nothing"
+
+    index = MilvusIndex.create(place)
+    for name in (place.collection.replace("some_head", "other"), "mtmh_some_head_", f"x{place.collection}"):
+        place.model_copy(update={"collection": name}).write(path)
+        with pytest.raises(ValueError, match=r"but those of this head begin with mtmh_some_head_ "):
+            MilvusCollection.trusted(path, own)
+    # A copy of a version: its end leaves the collection to the other one.
+    place.write(path)
+    assert MilvusCollection.trusted(path, own) == place
+    copy = tmp_path / "000002"
+    shutil.copytree(folder, copy)
+    drop_collections(copy, own)
+    assert MilvusIndex(place).num_items == index.num_items
+    shutil.rmtree(copy)
+    drop_collections(folder, own)
+    with pytest.raises(ValueError, match="no collection mtmh_some_head_"):
+        MilvusIndex(place)
 
 
 def test_a_failed_build_leaves_no_collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
