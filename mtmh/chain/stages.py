@@ -18,7 +18,7 @@ from typing import Any
 from mtmh.artifacts import Artifact, DamagedArtifactError, Kind, code_of, open_artifact
 from mtmh.chain.state import State
 from mtmh.config import Config, StageName, decisive
-from mtmh.config.base import Decided, leaves
+from mtmh.config.base import Decided
 from mtmh.config.recorded import recorded_decisive
 from mtmh.data.raw_files import stamp
 from mtmh.index.artifact import IndexSummary
@@ -38,8 +38,6 @@ class Stage:
         kind: of its artifact.
         find: the folders where its artifact may be, the likeliest first.
         inputs: name of an input in its manifest -> the stage that makes it.
-        settings: dotted keys that it reads; a section stands for all below it.
-        ignored: dotted keys below those that do not change what it writes.
         files: raw files and folders that it reads.
     """
 
@@ -47,8 +45,6 @@ class Stage:
     kind: Kind
     find: Find
     inputs: dict[str, StageName] = field(default_factory=dict)
-    settings: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
     files: Find = lambda _: []
 
 
@@ -71,14 +67,13 @@ def stages_of(config: Config) -> list[Stage]:
     learned = config.retrieval.needs_preranker
     preranker: dict[str, StageName] = {"preranker": "train_preranker"} if learned else {}
     return [
-        Stage("prepare", "dataset", lambda c: [c.dataset_dir], settings=("data", "seed"), files=_raw_data),
+        Stage("prepare", "dataset", lambda c: [c.dataset_dir], files=_raw_data),
         *(_content_stages(config) if config.needs_content else []),
         Stage(
             "train",
             "checkpoint",
             lambda c: _newest(c.model_dir("checkpoints")),
             inputs={"dataset": "prepare", **with_content},
-            settings=("seed", "pairs", "model", "loss", "training"),
         ),
         Stage(
             "embed",
@@ -92,16 +87,12 @@ def stages_of(config: Config) -> list[Stage]:
             "index",
             _index_versions,
             inputs={"dataset": "prepare", "embeddings": "embed", **preranker},
-            # Who ranks is a part of a version. So is the recall that the gate reads, at the probes it is asked with.
-            settings=("index", "retrieval.preranker", "retrieval.sorter", "retrieval.num_probes", "seed"),
-            ignored=("index.min_recall", "index.keep_versions"),
         ),
         Stage(
             "evaluate",
             "evaluation",
             lambda c: [c.model_dir("evaluation")],
             inputs={"dataset": "prepare", "index": "build_index", **preranker},
-            settings=("evaluation", "retrieval", "seed"),
         ),
     ]
 
@@ -187,7 +178,6 @@ _PRERANKER: Decided = "preranker-checkpoint"
 
 def _content_stages(config: Config) -> list[Stage]:
     """The teacher: a trained encoder is checked before it embeds, any other by what it embedded."""
-    settings, ignored = ("content", "seed"), ("content.check",)
     gated = any(
         value is not None for name, value in config.content.check.model_dump().items() if name.startswith("min_")
     )
@@ -198,15 +188,12 @@ def _content_stages(config: Config) -> list[Stage]:
         "check",
         lambda c: [c.paths.root / "content-check"],
         inputs={"dataset": "prepare", **teacher},
-        settings=settings,
     )
     embed = Stage(
         "content_embed",
         "content",
         lambda c: [c.content_dir],
         inputs={"dataset": "prepare", **(teacher if trained else {})},
-        settings=settings,
-        ignored=ignored,
     )
     checks = [check] if gated else []
     if config.content.encoder is None:
@@ -219,8 +206,6 @@ def _content_stages(config: Config) -> list[Stage]:
         "encoder",
         lambda c: [c.encoder_dir],
         inputs={"dataset": "prepare", **media},
-        settings=settings,
-        ignored=ignored,
         files=_content_files,
     )
     return [*([draw] if simulated else []), train, *checks, embed]
@@ -233,7 +218,6 @@ def _preranker(config: Config) -> Stage:
         "preranker",
         lambda c: [c.model_dir("preranker")],
         inputs={"dataset": "prepare", **embeddings},
-        settings=("preranker", "validation", "index.tower", "seed"),  # index.tower: of its own item tower too
     )
 
 
@@ -244,13 +228,19 @@ def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[s
             yield f"made from another {name}"
     if stage.name == "train" and PREVIOUS in manifest.inputs.keys() - inputs.keys():
         yield "continued from an earlier model, and none is given now"
-    before, now = manifest.config, config.model_dump(mode="json")
-    changes = _changes(*(_chosen(tree, stage.settings, stage.ignored) for tree in (before, now)))
-    if changes and stage.name == "train":
-        # Most of training's settings change nothing that a run computes.
-        limits = ({f"training.{key}": tree["training"].get(key) for key in _LIMITS} for tree in (before, now))
-        changes = [*_changes(recorded_decisive(artifact, _TOWER), decisive(config, _TOWER)), *_changes(*limits)]
-    yield from changes
+    before = recorded_decisive(artifact, stage.kind) | _lengths(stage, manifest.config)
+    yield from _changes(before, decisive(config, stage.kind) | _lengths(stage, config.model_dump(mode="json")))
+
+
+def _lengths(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
+    """How long a stage trains, by dotted key: no part of the identity of a run that goes on."""
+    sections = {"train": "training", "train_preranker": "preranker.training"}
+    if stage.name not in sections:
+        return {}
+    below: Any = config
+    for part in sections[stage.name].split("."):
+        below = below[part]
+    return {f"{sections[stage.name]}.{key}": below.get(key) for key in _LIMITS}
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -323,15 +313,6 @@ def _index_versions(config: Config) -> list[Path]:
     if not folder.is_dir():
         return []
     return [find_version(folder, version.name) for version in list_versions(folder)]
-
-
-def _chosen(tree: Mapping[str, Any], keys: tuple[str, ...], ignored: tuple[str, ...]) -> dict[str, Any]:
-    """The leaves of a tree below some keys, by dotted key."""
-    return {key: value for key, value in leaves(tree) if _below(key, keys) and not _below(key, ignored)}
-
-
-def _below(key: str, sections: tuple[str, ...]) -> bool:
-    return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
 def _limit(training: Mapping[str, Any], key: str) -> float:

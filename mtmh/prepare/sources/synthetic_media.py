@@ -79,7 +79,10 @@ def write_media(config: Config, out: Path, options: MediaOptions | None = None) 
     names = zip(items.column("topic_l1").to_pylist(), items.column("topic_l2").to_pylist(), strict=True)
     topic = np.array([number[name] for name in names])
     item_ids = items.column("item_id").combine_chunks()
-    with write_artifact(out, "media", config=options.model_dump(), inputs={"dataset": dataset.artifact}) as writer:
+    # No setting of a recipe beside those of the dataset: how much is noise is told by the files.
+    with write_artifact(
+        out, "media", config=options.model_dump(), decisive={}, inputs={"dataset": dataset.artifact}
+    ) as writer:
         _write_images(writer.folder / IMAGES, item_ids, topic, simulated, config.seed, options)
         words = [topic.words for topic in topics]
         table = draw_concepts(topic, simulated.num_topics_l2, words, options, config.seed)
