@@ -31,14 +31,14 @@ def subset(judged: Judged, users: slice, names: list[str], candidates: int | Non
     """Some users, some kinds of evidence, and the first candidates: those held out, then others at random."""
     columns = [judged.names.index(name) for name in names]
     evidence = judged.evidence[users, :candidates][:, :, columns]
-    held_out, there = judged.held_out[users, :candidates], judged.there[users, :candidates]
-    return Judged(evidence, held_out, there, judged.num_held_out[users], names)
+    held_out, present = judged.held_out[users, :candidates], judged.present[users, :candidates]
+    return Judged(evidence, held_out, present, judged.num_held_out[users], names)
 
 
 def recalls(judged: Judged, scores: np.ndarray) -> list[float]:
     """Mean recall at each cut-off, over users with something to find; ties in random order."""
     places = np.random.default_rng(0).permuted(np.broadcast_to(np.arange(scores.shape[1]), scores.shape), axis=1)
-    ranked = np.take_along_axis(np.where(judged.there, scores, -np.inf), places, axis=1)
+    ranked = np.take_along_axis(np.where(judged.present, scores, -np.inf), places, axis=1)
     order = np.take_along_axis(places, np.argsort(-ranked, axis=1, kind="stable"), axis=1)
     hits = np.take_along_axis(judged.held_out, order, axis=1).cumsum(axis=1)
     some = judged.num_held_out > 0

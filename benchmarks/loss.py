@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from mtmh.modules import Head, Teacher, contrastive_losses
+from mtmh.modules import Head, TeacherEmbeddings, contrastive_losses
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,7 +37,7 @@ TEMPERATURE = 0.07
 METHODS = ("naive", "compiled", "chunked", "triton")  # the last on GPUs only
 
 
-def naive_loss(embeddings: list[list[Tensor]], teacher: Teacher) -> Tensor:
+def naive_loss(embeddings: list[list[Tensor]], teacher: TeacherEmbeddings) -> Tensor:
     """The formulas as one writes them first: all logits held, autograd does the rest."""
 
     def log_softmax(trigger: Tensor, positive: Tensor, negative: Tensor, temperature: float) -> Tensor:
@@ -56,7 +56,7 @@ def naive_loss(embeddings: list[list[Tensor]], teacher: Teacher) -> Tensor:
 
 
 def library_loss(
-    embeddings: list[list[Tensor]], teacher: Teacher, kernel: Literal["torch", "triton"] = "torch"
+    embeddings: list[list[Tensor]], teacher: TeacherEmbeddings, kernel: Literal["torch", "triton"] = "torch"
 ) -> Tensor:
     """One of the library's paths."""
     trigger, positive, negative = embeddings
@@ -69,7 +69,7 @@ def library_loss(
 
 def make_inputs(
     num_rows: int, num_negatives: int, width: int, device: torch.device
-) -> tuple[list[list[Tensor]], Teacher]:
+) -> tuple[list[list[Tensor]], TeacherEmbeddings]:
     """Random unit-length embeddings: trigger, positive and negative for each head, and a teacher's."""
     generator = torch.Generator().manual_seed(0)
 
@@ -79,7 +79,7 @@ def make_inputs(
     sizes = (num_rows, num_rows, num_negatives)
     embeddings = [[unit(rows).requires_grad_() for _ in HEADS] for rows in sizes]
     trigger, positive, negative = (unit(rows) for rows in sizes)
-    return embeddings, Teacher(trigger, positive, negative, temperature=TEMPERATURE)
+    return embeddings, TeacherEmbeddings(trigger, positive, negative, temperature=TEMPERATURE)
 
 
 def measure(
@@ -87,7 +87,7 @@ def measure(
 ) -> dict[str, Any]:
     """Times one method in this process and reads its peak memory."""
     on_gpu = device.type == "cuda"
-    losses: dict[str, Callable[[list[list[Tensor]], Teacher], Tensor]] = {
+    losses: dict[str, Callable[[list[list[Tensor]], TeacherEmbeddings], Tensor]] = {
         "naive": naive_loss,
         "compiled": torch.compile(naive_loss),
         "chunked": library_loss,

@@ -5,7 +5,7 @@ from .content_encoder import ContentEncoder, ContentInputs, PooledEncoder
 from .dense_nn import DenseNN
 from .heads import Head, HeadMLP
 from .id_tables import HashIdRows, IdTable, build_managed_ebc
-from .losses import LossOutput, Similar, Teacher, contrastive_losses
+from .losses import LossOutput, Similar, TeacherEmbeddings, contrastive_losses
 from .masks import accidental_hits
 from .mtmh import MTMH
 from .preranker import Preranker, UserTower, task_probability
@@ -27,7 +27,7 @@ __all__ = [
     "Preranker",
     "Similar",
     "SparseNN",
-    "Teacher",
+    "TeacherEmbeddings",
     "UserTower",
     "accidental_hits",
     "build_ebc",

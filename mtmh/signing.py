@@ -100,8 +100,8 @@ def _verify_files(folder: Path, content: bytes) -> Artifact:
     """The artifact whose manifest has this content, each of its files compared."""
     artifact = open_artifact(folder, json.loads(content)["kind"])
     artifact.verify()
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
-    others = sorted(there - artifact.manifest.files.keys() - {MANIFEST, SIGNATURE})
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+    others = sorted(present - artifact.manifest.files.keys() - {MANIFEST, SIGNATURE})
     if others:
         raise ValueError(f"{folder / others[0]}: not in the manifest, which lists all files of an artifact")
     return artifact

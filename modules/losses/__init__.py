@@ -2,6 +2,6 @@
 
 from .chunked import CPU_CHUNK_ELEMENTS
 from .dispatcher import LossOutput, contrastive_losses
-from .problem import Similar, Teacher
+from .problem import Similar, TeacherEmbeddings
 
-__all__ = ["CPU_CHUNK_ELEMENTS", "LossOutput", "Similar", "Teacher", "contrastive_losses"]
+__all__ = ["CPU_CHUNK_ELEMENTS", "LossOutput", "Similar", "TeacherEmbeddings", "contrastive_losses"]

@@ -37,7 +37,7 @@ from torch.autograd.function import once_differentiable
 
 from ..heads import Head
 from .chunked import one_pass, rows_at_a_time
-from .problem import Hits, Problem, Similar, Teacher, prepare_similar, prepare_teacher
+from .problem import Hits, Problem, Similar, TeacherEmbeddings, prepare_similar, prepare_teacher
 
 Kernel = Literal["auto", "torch", "triton"]
 
@@ -65,7 +65,7 @@ def contrastive_losses(
     temperature: float,
     row_weight: Tensor | None = None,
     log_weight_negative: Tensor | None = None,
-    teacher: Teacher | None = None,
+    teacher: TeacherEmbeddings | None = None,
     hits: tuple[Tensor, Tensor] | None = None,
     similar: Similar | None = None,
     chunk_rows: int = 256,

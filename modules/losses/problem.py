@@ -15,7 +15,7 @@ EXCLUDED = -1e30
 
 
 @dataclass(frozen=True)
-class Teacher:
+class TeacherEmbeddings:
     """Content embeddings of the frozen teacher; no gradient flows into them.
 
     Attributes:
@@ -93,7 +93,7 @@ class Problem:
     uses_triton: bool = False
 
 
-def prepare_teacher(teacher: Teacher, dtype: torch.dtype, num_rows: int, num_negatives: int) -> Distillation:
+def prepare_teacher(teacher: TeacherEmbeddings, dtype: torch.dtype, num_rows: int, num_negatives: int) -> Distillation:
     """Checks the teacher's shapes; divides by its temperature and finds what it cannot judge."""
     shapes = [tuple(tensor.shape) for tensor in (teacher.trigger, teacher.positive, teacher.negative)]
     width = shapes[0][-1]

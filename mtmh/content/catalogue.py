@@ -62,7 +62,7 @@ def embed_with_encoder(config: Config, out: Path) -> Artifact:
         todo = on_first(ranks, parts.missing)
         teacher = open_teacher(config.encoder_dir)
         reader = teacher.reader(dataset, files.images, config.content.max_tokens)
-        embedder = Embedder(teacher.model.to(ranks.device), reader, config.content, ranks.device)
+        embedder = ContentEmbedder(teacher.model.to(ranks.device), reader, config.content, ranks.device)
         own = todo[ranks.rank :: ranks.world_size]
         with progress_bar(sum(len(parts.items(shard)) for shard in own), shown=ranks.is_first) as advance:
             for shard in own:
@@ -120,7 +120,7 @@ def progress_bar(num_items: int, *, shown: bool) -> Iterator[Callable[[int], Non
         yield advance
 
 
-class Embedder:
+class ContentEmbedder:
     """Embeds items in batches of like text length; reading and decoding run ahead in a thread.
 
     Args:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.config import Config, ContentCheckConfig, ContentConfig, EncoderConfig, decisive
-from mtmh.content.catalogue import Embedder, progress_bar
+from mtmh.content.catalogue import ContentEmbedder, progress_bar
 from mtmh.content.check_metrics import Agreement, agreement
 from mtmh.content.check_report import write_report
 from mtmh.content.concepts import open_concepts
@@ -29,6 +29,7 @@ from mtmh.content.teacher import (
     encoder_config,
     open_teacher,
 )
+from mtmh.data.arrays import Items, Vectors
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.randomness import Purpose, generator
@@ -37,9 +38,6 @@ from mtmh.distributed.ranks import join_ranks
 METRICS = Path("metrics.json")
 REPORT = Path("report.html")
 LEVELS = ("topic_l1", "topic_l2")
-
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
 
 
 def check_content(config: Config, out: Path) -> Artifact:
@@ -128,7 +126,7 @@ def _short(level: str) -> str:
     return level.removeprefix("topic_").upper()
 
 
-def _sample(dataset: Dataset, num_items: int, seed: int) -> tuple[IntArray, dict[str, IntArray]]:
+def _sample(dataset: Dataset, num_items: int, seed: int) -> tuple[Items, dict[str, npt.NDArray[np.int64]]]:
     """Items that have a topic at every level the dataset has, and the topics' numbers."""
     columns = dataset.items(list(LEVELS))
     levels = [level for level in LEVELS if columns.column(level).null_count < dataset.num_items]
@@ -150,9 +148,9 @@ def _embed_by_modality(
     encoder: Path,
     seed: int,
     dataset: Dataset,
-    items: IntArray,
+    items: Items,
     device: Literal["auto", "cpu", "cuda"],
-) -> tuple[dict[str, FloatArray], npt.NDArray[np.bool_]]:
+) -> tuple[dict[str, Vectors], npt.NDArray[np.bool_]]:
     """Embeddings of the items by what the encoder sees of them, and which items have all of it."""
     trained, untrained = open_teacher(encoder), _untrained(encoder_config(content), files, seed, dataset)
     seen = " and ".join(tower for tower in ("text", "image") if tower in trained.backbones)
@@ -161,12 +159,12 @@ def _embed_by_modality(
         ways += [("text alone", trained, {"use_image": False}), ("image alone", trained, {"use_text": False})]
     if untrained is not None:
         ways.append((f"untrained, {seen}", untrained, {}))
-    embeddings: dict[str, FloatArray] = {}
+    embeddings: dict[str, Vectors] = {}
     kept = np.ones(len(items), bool)
     with join_ranks(device) as ranks, progress_bar(len(items) * len(ways), shown=True) as advance:
         for name, teacher, hidden in ways:
             reader = teacher.reader(dataset, files.images, content.max_tokens)
-            embedder = Embedder(teacher.model.to(ranks.device), reader, content, ranks.device)
+            embedder = ContentEmbedder(teacher.model.to(ranks.device), reader, content, ranks.device)
             embedded = embedder.embed(items, advance, **hidden)
             embeddings[name] = embedded.rows
             kept &= embedded.complete

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from mtmh.training.metrics import auc_of_ranks
 
-IntArray = npt.NDArray[np.int64]
+Topics = npt.NDArray[np.int64]  # [N] numbers of the items' topics
 
 
 class Calibration(BaseModel):
@@ -46,7 +46,11 @@ class Agreement(BaseModel):
 
 
 def agreement(
-    name: str, embeddings: npt.NDArray[Any], topics: Mapping[str, IntArray], ks: Sequence[int], num_bins: int
+    name: str,
+    embeddings: npt.NDArray[Any],
+    topics: Mapping[str, Topics],
+    ks: Sequence[int],
+    num_bins: int,
 ) -> Agreement:
     """Compares all pairs of a sample.
 
@@ -88,7 +92,7 @@ def _auc(ranks: npt.NDArray[np.float64], same: npt.NDArray[np.bool_], level: str
     return found
 
 
-def _nearest(cosine: npt.NDArray[np.float32], k: int) -> IntArray:
+def _nearest(cosine: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
     """[N, k] the most similar others, best first; of equal ones those that come first."""
     return np.argsort(-cosine, axis=1, kind="stable")[:, :k]
 

@@ -85,9 +85,9 @@ def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
     embeddings = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(dataset.num_items, dim))
     for start in range(0, dataset.num_items, _CHUNK_ITEMS):
         part = column.slice(start, _CHUNK_ITEMS).combine_chunks()
-        there = np.asarray(part.is_valid())
+        valid = np.asarray(part.is_valid())
         vectors = np.zeros((len(part), dim), np.float32)
-        vectors[there] = np.asarray(part.flatten().cast(pa.float32())).reshape(-1, dim)
+        vectors[valid] = np.asarray(part.flatten().cast(pa.float32())).reshape(-1, dim)
         if not np.isfinite(vectors).all():
             row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise ValueError(f"{dataset.artifact.path}: column {COLUMN}, row {row}: not finite numbers")

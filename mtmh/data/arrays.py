@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 ItemId = int | str
-Indices = npt.NDArray[np.integer[Any]]  # rows of the catalogue; -1: none
+Items = npt.NDArray[np.int64]  # rows of the catalogue; -1: none
+Indices = npt.NDArray[np.integer[Any]]  # the same, of any width; or other row numbers
+Floats = npt.NDArray[np.float32]
 Vectors = npt.NDArray[np.float32]  # [..., D]
 Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]  # [I], by row of the catalogue

@@ -167,11 +167,11 @@ class ValidationDataset(Dataset):
             lengths = self._lengths[reader.group_starts[group] : reader.group_starts[group + 1]]
             kept = self.kept[reader.group_starts[group] : reader.group_starts[group + 1]]
             position = np.arange(len(items)) - np.repeat(np.cumsum(lengths, dtype=np.int64) - lengths, lengths)
-            there = position < np.repeat(kept, lengths)
-            self._train_count += np.bincount(items[there], minlength=self.num_items)
+            trained_on = position < np.repeat(kept, lengths)
+            self._train_count += np.bincount(items[trained_on], minlength=self.num_items)
             if clock:
                 times = flat_numbers(read_column(file, path, group, "timestamps"), path)
-                np.minimum.at(self._first_seen, items[there], times[there])
+                np.minimum.at(self._first_seen, items[trained_on], times[trained_on])
         seen = self._train_count > 0
         self._now = instant if instant is not None else int(self._first_seen[seen].max(initial=0))
 

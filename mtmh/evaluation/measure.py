@@ -13,7 +13,7 @@ from mtmh.data.dataset import Dataset
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.metrics import (
     Bootstrap,
-    Floats,
+    Values,
     coverage,
     hits_in,
     marked_counts,
@@ -100,11 +100,11 @@ class Measure:
         self.values.append(values)
         return row
 
-    def _matches(self, answers: Answers, topics: Indices) -> tuple[Floats, Floats]:
+    def _matches(self, answers: Answers, topics: Indices) -> tuple[Values, Values]:
         matches, pairs = topic_matches(answers.triggers, answers.items, topics)
         return self._of_users(answers, matches), self._of_users(answers, pairs)
 
-    def _of_users(self, answers: Answers, counts: npt.NDArray[np.int64]) -> Floats:
+    def _of_users(self, answers: Answers, counts: npt.NDArray[np.int64]) -> Values:
         """Sums [P] over each user's triggers."""
         return np.bincount(answers.users, weights=counts, minlength=self._cohort.num_users).astype(np.float64)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtmh.data.arrays import Indices
 
-Floats = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float64]
 
 POPULAR_SHARE = 0.01  # of the catalogue, by training count
 
@@ -39,7 +39,7 @@ class Bootstrap:
         counts = np.bincount(keys.ravel(), minlength=num_resamples * num_users)
         self._counts = counts.reshape(num_resamples, num_users).astype(np.float64)
 
-    def ratio(self, numerators: Floats, denominators: Floats) -> Estimate | None:
+    def ratio(self, numerators: Values, denominators: Values) -> Estimate | None:
         """Estimates ``sum(numerators) / sum(denominators)`` over users.
 
         Args:
@@ -53,20 +53,20 @@ class Bootstrap:
             return None
         return _estimate(numerators.sum() / denominators.sum(), self._resampled(numerators, denominators))
 
-    def difference(self, minuend: tuple[Floats, Floats], subtrahend: tuple[Floats, Floats]) -> Estimate | None:
+    def difference(self, minuend: tuple[Values, Values], subtrahend: tuple[Values, Values]) -> Estimate | None:
         """Estimates the difference of two ratios over the same users, paired by user; arguments as ``ratio``."""
         if minuend[1].sum() == 0 or subtrahend[1].sum() == 0:
             return None
         value = minuend[0].sum() / minuend[1].sum() - subtrahend[0].sum() / subtrahend[1].sum()
         return _estimate(value, self._resampled(*minuend) - self._resampled(*subtrahend))
 
-    def mean(self, values: Floats) -> Estimate:
+    def mean(self, values: Values) -> Estimate:
         """Estimates the mean of ``values`` [U] over users."""
         estimate = self.ratio(values, np.ones(len(values)))
         assert estimate is not None
         return estimate
 
-    def _resampled(self, numerators: Floats, denominators: Floats) -> Floats:
+    def _resampled(self, numerators: Values, denominators: Values) -> Values:
         """The ratio in every resample, nan where nothing can be measured."""
         totals = self._counts @ np.stack([numerators, denominators], axis=1)
         ratios = np.full(len(totals), np.nan)
@@ -74,7 +74,7 @@ class Bootstrap:
         return ratios
 
 
-def _estimate(value: float, resampled: Floats) -> Estimate:
+def _estimate(value: float, resampled: Values) -> Estimate:
     low, high = np.nanquantile(resampled, [0.025, 0.975])
     return Estimate(
         value=float(value), standard_error=float(np.nanstd(resampled, ddof=1)), low=float(low), high=float(high)
@@ -102,7 +102,7 @@ def hits_in(lists: Indices, truth_items: Indices, truth_offsets: Indices) -> npt
     return np.asarray((truth_keys[places] == keys) & (lists >= 0))
 
 
-def recall_at(hits: npt.NDArray[np.bool_], sizes: Indices, ks: Sequence[int]) -> Floats:
+def recall_at(hits: npt.NDArray[np.bool_], sizes: Indices, ks: Sequence[int]) -> Values:
     """Share of a user's future items among the first k of the list.
 
     Args:
@@ -117,7 +117,7 @@ def recall_at(hits: npt.NDArray[np.bool_], sizes: Indices, ks: Sequence[int]) ->
     return np.stack([hits[:, :k].sum(axis=1) / sizes for k in ks], axis=1)
 
 
-def ndcg_at(hits: npt.NDArray[np.bool_], sizes: Indices, ks: Sequence[int]) -> Floats:
+def ndcg_at(hits: npt.NDArray[np.bool_], sizes: Indices, ks: Sequence[int]) -> Values:
     """Normalised discounted cumulative gain: a hit at place r (from 1) gains ``1 / log2(r + 1)``.
 
     The ideal list that it is divided by has all future items, as many as there is room for, at its top. Arguments and
@@ -162,7 +162,7 @@ def popular_items(train_count: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return popular
 
 
-def marked_counts(lists: Indices, marked: npt.NDArray[np.bool_]) -> tuple[Floats, Floats]:
+def marked_counts(lists: Indices, marked: npt.NDArray[np.bool_]) -> tuple[Values, Values]:
     """Recommendations of each user that are in the marked set, and all of them.
 
     Args:

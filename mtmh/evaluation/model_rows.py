@@ -11,7 +11,7 @@ from mtmh.evaluation.measure import Measure
 from mtmh.evaluation.protocol import Ranking, rank_users
 from mtmh.evaluation.results import Kind
 from mtmh.evaluation.subject import Subject
-from mtmh.retrieval.ranking import HeadScorePreranker, Preranker, UserSource
+from mtmh.retrieval.ranking import HeadScorePreranker, Ranker, UserSource
 
 # Who keeps the best of each head, who sorts, and whether heads are ranked apart.
 _WAYS = {
@@ -60,7 +60,7 @@ class ModelRows:
         for other in sorted(set(alphas) - {*ends, alpha}):
             self._add(f"{self.name}, alpha = {other:g}", "alpha", ranking, alpha=other)
 
-    def add_preranked(self, learned: Preranker | None) -> None:
+    def add_preranked(self, learned: Ranker | None) -> None:
         """The merge under the other ways of preranking: those that are not the model's own."""
         own = self.subject.ranked_by
         models = {"learned": learned} if learned is not None else {}
@@ -98,8 +98,8 @@ class ModelRows:
     def _ranked(
         self,
         subject: Subject,
-        preranker: Preranker | None = None,
-        sorter: Preranker | None = None,
+        preranker: Ranker | None = None,
+        sorter: Ranker | None = None,
         *,
         shared: bool = False,
         user_share: float | None = None,

@@ -19,7 +19,7 @@ from mtmh.data.histories import last_distinct
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.shared_preranking import shared_merge, shared_prerank
 from mtmh.retrieval.merge import Merged, head_quotas, head_shares, quota_merge
-from mtmh.retrieval.ranking import Candidates, Preranker, Requests, UserSource, prerank
+from mtmh.retrieval.ranking import Candidates, Ranker, Requests, UserSource, prerank
 from mtmh.retrieval.user_list import trigger_widths
 
 # [T] triggers, and how many candidates each needs at least -> [T, k_ann]; the trigger is not among its candidates.
@@ -63,8 +63,8 @@ class Pipeline:
     """
 
     searches: Mapping[str, Search]
-    preranker: Preranker
-    sorter: Preranker
+    preranker: Ranker
+    sorter: Ranker
     num_items: int
     k_ann: int
     k: int
@@ -131,7 +131,7 @@ class Ranking:
     length: int
     groups: list[Ranked]
 
-    def sorted_by(self, sorter: Preranker) -> Ranking:
+    def sorted_by(self, sorter: Ranker) -> Ranking:
         """The same candidates under other scores."""
         groups = [
             replace(part, scores=[sorter.score(part.requests, of_head) for of_head in part.kept], own=None)
@@ -326,7 +326,9 @@ def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width
         _requests(cohort, 0, cohort.num_users),
         joined,
         [np.concatenate(parts) for parts in scores.values()],
-        (np.concatenate([items for items, _ in own]), np.concatenate([of for _, of in own])) if own else None,
+        (np.concatenate([items for items, _ in own]), np.concatenate([own_scores for _, own_scores in own]))
+        if own
+        else None,
     )
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mtmh.retrieval.merge import Lists, Merged
-from mtmh.retrieval.ranking import Candidates, Preranker, Requests
+from mtmh.retrieval.ranking import Candidates, Ranker, Requests
 
 
 def shared_prerank(
-    sorter: Preranker,
+    sorter: Ranker,
     requests: Requests,
     found: Sequence[Candidates],
     k: int,
@@ -32,19 +32,21 @@ def shared_prerank(
     Returns:
         [T, K] of each head, its own best first; scores are still similarities.
     """
-    items = [one.items for one in found]
+    items = [of_head.items for of_head in found]
     if banned is not None:
         items = [np.where(out, -1, lists) for lists, out in zip(items, banned, strict=True)]
-    merged = shared_merge(items, [sorter.score(requests, one) for one in found], k)
+    merged = shared_merge(items, [sorter.score(requests, of_head) for of_head in found], k)
     kept = []
-    for head, one in enumerate(found):
+    for head, of_head in enumerate(found):
         own = merged.heads == head
         order = np.argsort(~own, axis=1, kind="stable")  # the kept ones first, in the order of the ranking
-        there = np.take_along_axis(own, order, axis=1)
-        columns = np.where(there, np.take_along_axis(merged.ranks, order, axis=1), 0)
-        scores = np.take_along_axis(one.scores, columns, axis=1)
+        filled = np.take_along_axis(own, order, axis=1)
+        columns = np.where(filled, np.take_along_axis(merged.ranks, order, axis=1), 0)
+        scores = np.take_along_axis(of_head.scores, columns, axis=1)
         ranked = np.take_along_axis(merged.items, order, axis=1)
-        kept.append(Candidates(one.head, np.where(there, ranked, -1), np.where(there, scores, np.float32(-np.inf))))
+        kept.append(
+            Candidates(of_head.head, np.where(filled, ranked, -1), np.where(filled, scores, np.float32(-np.inf)))
+        )
     return kept
 
 

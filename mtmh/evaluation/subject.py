@@ -12,7 +12,7 @@ from mtmh.data.arrays import Indices, Scores
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.protocol import Pipeline, Search
 from mtmh.retrieval.catalogue import Catalogue
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Preranker, Requests
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker, Requests
 from mtmh.retrieval.retriever import Retriever
 
 
@@ -84,7 +84,7 @@ class Subject:
             user_share=settings.user_share,
         )
 
-    def _translated(self, ranker: Preranker) -> Preranker:
+    def _translated(self, ranker: Ranker) -> Ranker:
         return ranker if self._rows is None else _Translated(ranker, self._rows)
 
 
@@ -112,12 +112,12 @@ class ItemRows:
 class _Translated:
     """A preranker of index rows, asked about items of the dataset."""
 
-    def __init__(self, ranker: Preranker, rows: ItemRows) -> None:
+    def __init__(self, ranker: Ranker, rows: ItemRows) -> None:
         self._ranker = ranker
         self._row_of = rows.row_of
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
-        """As ``Preranker.score``."""
+        """As ``Ranker.score``."""
         of_rows = Requests(self._row_of[requests.triggers], requests.users, self._row_of[requests.histories])
         return self._ranker.score(
             of_rows, Candidates(candidates.head, self._row_of[candidates.items], candidates.scores)

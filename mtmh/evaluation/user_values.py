@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtmh.evaluation.metrics import Bootstrap, Estimate, Floats
+from mtmh.evaluation.metrics import Bootstrap, Estimate, Values
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class UserValues:
     """
 
     user_index: npt.NDArray[np.int64]
-    recall: dict[int, Floats]
-    l1: tuple[Floats, Floats]
-    l2: tuple[Floats, Floats]
+    recall: dict[int, Values]
+    l1: tuple[Values, Values]
+    l2: tuple[Values, Values]
 
     def write(self, path: Path) -> None:
         """Writes one row a user."""

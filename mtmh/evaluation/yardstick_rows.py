@@ -19,7 +19,7 @@ from mtmh.evaluation.ease import MOST_ITEMS, Ease
 from mtmh.evaluation.measure import Measure
 from mtmh.evaluation.protocol import Pipeline, Ranking, rank_users
 from mtmh.evaluation.whole_lists import whole_lists
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Preranker
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker
 
 EASE_REGULARIZATION = 250.0
 
@@ -56,7 +56,7 @@ class YardstickRows:
     measure: Measure
     k: int
     k_ann: int
-    sorter: Preranker
+    sorter: Ranker
     seed: int
 
     def add(self, wanted: Collection[Yardstick]) -> list[str]:

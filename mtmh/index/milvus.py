@@ -19,9 +19,9 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh.config import MilvusConfig
-from mtmh.data.arrays import Mask, Vectors
+from mtmh.data.arrays import Items, Mask, Vectors
 from mtmh.index.artifact import milvus_file
-from mtmh.index.vector_index import Items, check_search
+from mtmh.index.vector_index import check_search
 
 logger = logging.getLogger(__name__)
 

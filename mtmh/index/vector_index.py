@@ -10,13 +10,10 @@ from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 
-from mtmh.data.arrays import Mask, Vectors
+from mtmh.data.arrays import Items, Mask, Vectors
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.index.storage import IvfSettings, Storage, storage_of, train_ivf
-
-Items = npt.NDArray[np.int64]
 
 _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mtmh.data.arrays import Floats, Indices
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.preranking.neighbours import Neighbours
-
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.integer[Any]]
 
 _DECAY = 0.9  # an item of the history counts so much of the one after it, where recency counts
 _BLOCK_FLOATS = 8_388_608  # gathered or computed at a time (32 MiB)

@@ -155,8 +155,8 @@ class ExampleLoader:
     def _assemble(self, events: StepPairs[Events], distinct: Distinct, epoch: int, step: int) -> ExampleBatch:
         of_users = events.histories
         places = of_users.offsets[events.pairs.row] + events.pairs.place
-        one = np.ones(len(places), np.int64)
-        candidates = of_users.before(places + 1, one)
+        single = np.ones(len(places), np.int64)
+        candidates = of_users.before(places + 1, single)
         trigger, history = self._histories(events, places, step)
         uniform = self._negatives.draw(epoch, step, self._rank, self._world_size)
         parts = [trigger, candidates.items, uniform, history.items]

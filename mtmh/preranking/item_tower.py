@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -17,6 +16,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mtmh.artifacts import Artifact
 from mtmh.config import PrerankerConfig, PrerankerTrainingConfig
 from mtmh.config.recorded import recorded_section
+from mtmh.data.arrays import Floats
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
 from mtmh.modules.preranker import Preranker
@@ -24,8 +24,6 @@ from mtmh.preranking.model_builder import build_preranker
 from mtmh.tower.export import TOWER, read_unseen, unseen_schema
 from mtmh.tower.item_features import ItemFeatures, write_features
 from mtmh.tower.quantised import TowerSettings, read_quantised, read_settings, write_quantised
-
-Floats = npt.NDArray[np.float32]
 
 _CHUNK_ITEMS = 8192
 

@@ -10,20 +10,18 @@ a linear model in closed form (EASE, Steck, 2019), which tell items that go toge
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg, sparse
 
-from mtmh.data.arrays import open_array
+from mtmh.data.arrays import Floats, Indices, open_array
 from mtmh.data.histories import HistoryReader
 
 ITEMS = Path("items.npy")
 WEIGHTS = Path("weights.npy")
 
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.integer[Any]]
 
 _REGULARIZATION = 250.0  # of the linear model, in users
 _SHARD_ITEMS = 1024  # whose products are held at a time
@@ -111,11 +109,11 @@ class Neighbours:
         users, places = np.nonzero((histories >= 0) & (histories < len(self.items)))
         rows = histories[users, places]
         items, own = self.items[rows], self.weights[rows].astype(np.float32)
-        there = items >= 0
-        keys, pair = np.unique(_keys(users[:, None], items)[there], return_inverse=True)
+        filled = items >= 0
+        keys, pair = np.unique(_keys(users[:, None], items)[filled], return_inverse=True)
         sums = np.stack(
             [
-                np.bincount(pair, (weight[users, places, None] * own)[there], len(keys)).astype(np.float32)
+                np.bincount(pair, (weight[users, places, None] * own)[filled], len(keys)).astype(np.float32)
                 for weight in weights
             ]
         )

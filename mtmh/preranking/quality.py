@@ -64,28 +64,28 @@ def questions(settings: PrerankerConfig, dataset: Dataset, labels: Labels, seed:
     )
 
 
-def measure(scorer: Scorer, asked: Questions) -> dict[str, TaskQuality]:
+def measure(scorer: Scorer, posed: Questions) -> dict[str, TaskQuality]:
     """AUC and normalised entropy of each task.
 
     The draws are uniform, ``negatives`` for each item of T2, so that the probability of a row to be of T2 is the
     sigmoid of its logit less ``log(negatives / I)``, the same correction as in training.
     """
-    triggers = asked.histories[:, 0]
-    queries, biases = scorer.queries(asked.histories, np.arange(len(triggers)), triggers)
-    shift = float(np.log(asked.negatives / len(scorer.vectors)))
-    logits = np.empty((len(asked.items), queries.shape[1]), np.float32)
-    for start in range(0, len(asked.items), _ROWS):
+    triggers = posed.histories[:, 0]
+    queries, biases = scorer.queries(posed.histories, np.arange(len(triggers)), triggers)
+    shift = float(np.log(posed.negatives / len(scorer.vectors)))
+    logits = np.empty((len(posed.items), queries.shape[1]), np.float32)
+    for start in range(0, len(posed.items), _ROWS):
         part = slice(start, start + _ROWS)
-        users = torch.from_numpy(asked.users[part])
-        vectors = torch.from_numpy(scorer.vectors[asked.items[part]])
+        users = torch.from_numpy(posed.users[part])
+        vectors = torch.from_numpy(scorer.vectors[posed.items[part]])
         logits[part] = (torch.einsum("nkd,nd->nk", queries[users], vectors) + biases[users]).numpy()
     logits[:, 0] -= shift
-    engaged = asked.labels[:, 0] > 0.5
+    engaged = posed.labels[:, 0] > 0.5
     found: dict[str, TaskQuality] = {}
     for task in scorer.tasks:
         label = task.label
         chance = task_probability(torch.from_numpy(logits.T), label).numpy()
-        truth = asked.labels[:, 0] if label is None else asked.labels[:, 1 + label]
+        truth = posed.labels[:, 0] if label is None else posed.labels[:, 1 + label]
         quality = TaskQuality(
             auc=auc(chance, truth), normalized_entropy=normalized_entropy(chance, truth), rate=_rate(truth)
         )
@@ -106,8 +106,8 @@ def latest_first(histories: Histories, length: int) -> npt.NDArray[np.int64]:
     """The last ``length`` items of each history [U, length], latest first, -1: padding."""
     counts = np.minimum(np.diff(histories.offsets), length)
     places = histories.offsets[1:, None] - 1 - np.arange(length)
-    there = np.arange(length) < counts[:, None]
-    items: npt.NDArray[Any] = np.where(there, histories.items[np.where(there, places, 0)], -1).astype(np.int64)
+    filled = np.arange(length) < counts[:, None]
+    items: npt.NDArray[Any] = np.where(filled, histories.items[np.where(filled, places, 0)], -1).astype(np.int64)
     return items
 
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.data.arrays import open_array
+from mtmh.data.arrays import Floats, Indices, open_array
 from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.modules.preranker import UserTower, task_probability
 from mtmh.preranking.artifact import USER_TOWER, VECTORS, PrerankerSummary, TaskSummary
 from mtmh.preranking.item_tower import ItemTower
 from mtmh.training.weights import fill_weights
-
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.integer[Any]]
 
 _BLOCK_FLOATS = 8_388_608  # gathered or computed at a time (32 MiB)
 # Logits of the whole catalogue cost less than those of gathered candidates where it is at most so many times larger.
@@ -117,16 +113,16 @@ class Scorer:
         if max(histories.max(initial=-1), triggers.max(initial=-1)) >= len(self.vectors):
             raise ValueError(f"the preranker knows {len(self.vectors)} items; it was asked about a newer one")
         histories = histories[:, : self._history_length]
-        there = histories >= 0
+        filled = histories >= 0
         dim = self._user_tower.dim
         pooled = np.empty((len(histories), dim), np.float32)
         block = max(1, _BLOCK_FLOATS // max(1, histories.shape[1] * self.vectors.shape[1]))
         for start in range(0, len(histories), block):
-            part, known = histories[start : start + block], there[start : start + block, :, None]
+            part, known = histories[start : start + block], filled[start : start + block, :, None]
             sums = np.where(known, self.vectors[part][..., :dim], np.float32(0.0)).sum(axis=1)
             pooled[start : start + block] = sums / np.maximum(known.sum(axis=1), 1)
         own = self.vectors[triggers][:, :dim]
-        history = np.where(np.count_nonzero(there, axis=1)[users, None] > 0, pooled[users], own)
+        history = np.where(np.count_nonzero(filled, axis=1)[users, None] > 0, pooled[users], own)
         out: tuple[Tensor, Tensor] = self._user_tower.queries(torch.from_numpy(history), torch.from_numpy(own))
         return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mtmh.config import PrerankerConfig
+from mtmh.data.arrays import Floats, Indices
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import last_distinct
 from mtmh.data.item_vectors import ItemVectors
@@ -24,9 +25,6 @@ from mtmh.preranking.neighbours import cosine_neighbours, engagements, linear_ne
 from mtmh.preranking.popularity import item_popularity
 from mtmh.preranking.scorer import Scorer
 from mtmh.preranking.user_ranker import distinct
-
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.integer[Any]]
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +43,14 @@ class Judged(NamedTuple):
     Attributes:
         evidence: [U, C, F].
         held_out: [U, C] which of them the user engaged with afterwards.
-        there: [U, C] which are candidates, and not padding.
+        present: [U, C] which are candidates, and not padding.
         num_held_out: [U] held-out items that the user had not seen, among the candidates or not.
         names: of the kinds of evidence.
     """
 
     evidence: Floats
     held_out: npt.NDArray[np.bool_]
-    there: npt.NDArray[np.bool_]
+    present: npt.NDArray[np.bool_]
     num_held_out: npt.NDArray[np.int64]
     names: list[str]
 
@@ -100,20 +98,20 @@ def judged_candidates(
     past = _keys(np.repeat(row, np.diff(users.histories.offsets)), users.histories.items)
     candidates = distinct(np.concatenate(found, axis=1))
     keys = _keys(row[:, None], candidates)
-    there = (candidates >= 0) & ~np.isin(keys, past)
-    held_out = there & np.isin(keys, test)
+    present = (candidates >= 0) & ~np.isin(keys, past)
+    held_out = present & np.isin(keys, test)
     # Held-out candidates first, then others in random order.
     draws = generator(Purpose.PRERANKER_CHECK, seed).random(candidates.shape, np.float32)
     width = shown + int(held_out.sum(axis=1).max())
-    order = np.argsort(np.where(there, draws - held_out, np.float32(2.0)), axis=1)[:, :width]
-    candidates, there = np.take_along_axis(candidates, order, axis=1), np.take_along_axis(there, order, axis=1)
+    order = np.argsort(np.where(present, draws - held_out, np.float32(2.0)), axis=1)[:, :width]
+    candidates, present = np.take_along_axis(candidates, order, axis=1), np.take_along_axis(present, order, axis=1)
     held_out = np.take_along_axis(held_out, order, axis=1)
-    candidates = np.where(there, candidates, -1)
+    candidates = np.where(present, candidates, -1)
     logits = np.empty(candidates.shape, np.float32)
     for rows, found_logits in scorer.logits(queries, biases, candidates):
         logits[rows] = found_logits[:, 0].numpy()
     num_held_out = np.bincount(asking, ~np.isin(test, past), len(row)).astype(np.int64)
-    return Judged(evidence(histories, candidates, logits), held_out, there, num_held_out, evidence.names)
+    return Judged(evidence(histories, candidates, logits), held_out, present, num_held_out, evidence.names)
 
 
 def _nearest(queries: Floats, vectors: Floats, k: int) -> Indices:
@@ -139,7 +137,7 @@ def fit_combination(judged: Judged, hidden: int, seed: int) -> Combination:
     Returns:
         the combination; where no candidate was held out, one that goes by the model's logits alone.
     """
-    shown, positive = judged.there, judged.held_out
+    shown, positive = judged.present, judged.held_out
     users = np.flatnonzero(positive.any(axis=1) & (shown & ~positive).any(axis=1))
     if not len(users):
         logger.warning(
@@ -147,24 +145,24 @@ def fit_combination(judged: Judged, hidden: int, seed: int) -> Combination:
             " the model alone"
         )
         return logits_alone(judged.evidence.shape[2])
-    inputs, positives, there = (torch.from_numpy(array[users]) for array in (judged.evidence, positive, shown))
-    inputs = inputs.masked_fill(~there[:, :, None], 0.0)
+    inputs, positives, present = (torch.from_numpy(array[users]) for array in (judged.evidence, positive, shown))
+    inputs = inputs.masked_fill(~present[:, :, None], 0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Combination(inputs.shape[2], hidden)
-    model.standardise(inputs[there])
+    model.standardise(inputs[present])
     optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, _STEPS)
     for _ in range(_STEPS):
         logits = model(inputs)
         squares = torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()
-        loss = _listwise(logits, positives, there) + _DECAY * squares
+        loss = _listwise(logits, positives, present) + _DECAY * squares
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        model.linear.bias.sub_(model(inputs).masked_fill(~there, -torch.inf).logsumexp(dim=1).mean())
+        model.linear.bias.sub_(model(inputs).masked_fill(~present, -torch.inf).logsumexp(dim=1).mean())
     return model.eval()
 
 

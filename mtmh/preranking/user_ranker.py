@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_model
 
 from mtmh.artifacts import open_artifact
-from mtmh.data.arrays import open_array
+from mtmh.data.arrays import Floats, Indices, open_array
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.modules.combination import Combination
@@ -22,9 +22,6 @@ from mtmh.preranking.artifact import COMBINATION, COOCCURRENCE, LINEAR, POPULARI
 from mtmh.preranking.evidence import Evidence
 from mtmh.preranking.neighbours import Neighbours
 from mtmh.preranking.scorer import Scorer, read_summary
-
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.integer[Any]]
 
 
 class UserRanker:

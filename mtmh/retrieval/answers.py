@@ -10,7 +10,7 @@ import numpy as np
 from mtmh.data.arrays import ItemId, Mask
 from mtmh.retrieval.catalogue import Catalogue, ItemDescription
 from mtmh.retrieval.merge import quota_merge
-from mtmh.retrieval.ranking import Candidates, Preranker, Requests
+from mtmh.retrieval.ranking import Candidates, Ranker, Requests
 from mtmh.retrieval.user_list import UserList
 
 POPULAR = "popular"  # in the place of a head: what most users engaged with, for triggers of which nothing is known
@@ -48,7 +48,7 @@ class SideBySide:
 
 
 def trigger_answers(
-    requests: Requests, kept: Sequence[Candidates], quotas: Mapping[str, int], sorter: Preranker, catalogue: Catalogue
+    requests: Requests, kept: Sequence[Candidates], quotas: Mapping[str, int], sorter: Ranker, catalogue: Catalogue
 ) -> list[list[RetrievedItem]]:
     """Merges the heads' candidates of each trigger by quota; one list a trigger, scored by the sorter."""
     merged = quota_merge([found.items for found in kept], [quotas[found.head] for found in kept])

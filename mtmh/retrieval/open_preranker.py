@@ -13,7 +13,7 @@ from mtmh.config.retrieval import Ranking
 from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.preranking.user_ranker import UserRanker
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, HistoryPreranker, Preranker, Requests
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, HistoryPreranker, Ranker, Requests
 
 USER = "user"  # in the place of a head: what all that is known of the user speaks for
 
@@ -33,21 +33,21 @@ class LearnedPreranker:
         self.ranker = ranker
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
-        """As ``Preranker.score``; each distinct item of a user is judged once.
+        """As ``Ranker.score``; each distinct item of a user is judged once.
 
         Raises:
             ValueError: an item is newer than the model, see `with_added`.
         """
-        there = candidates.items >= 0
-        users = np.broadcast_to(requests.users[:, None], candidates.items.shape)[there].astype(np.int64)
-        pairs, place = np.unique(users << 32 | candidates.items[there].astype(np.int64), return_inverse=True)
+        present = candidates.items >= 0
+        users = np.broadcast_to(requests.users[:, None], candidates.items.shape)[present].astype(np.int64)
+        pairs, place = np.unique(users << 32 | candidates.items[present].astype(np.int64), return_inverse=True)
         rows = pairs >> 32
         column = np.arange(len(pairs)) - np.searchsorted(rows, rows)
         asking, row = np.unique(rows, return_inverse=True)
         items = np.full((len(asking), int(column.max(initial=-1)) + 1), -1, np.int64)
         items[row, column] = pairs & 0xFFFFFFFF
         scores = np.full(candidates.items.shape, -np.inf, np.float32)
-        scores[there] = self.ranker.score(requests.histories[asking], items)[row, column][place]
+        scores[present] = self.ranker.score(requests.histories[asking], items)[row, column][place]
         return scores
 
     def best_of_users(
@@ -65,7 +65,7 @@ class LearnedPreranker:
 
     def propose(
         self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None
-    ) -> tuple[Candidates, Preranker]:
+    ) -> tuple[Candidates, Ranker]:
         """As ``UserSource.propose``; its own candidates are what goes with the history, and popular items."""
         brought = np.concatenate([candidates.items.ravel() for candidates in found])
         blocked = 0 if allowed is None else int(np.count_nonzero(~allowed))
@@ -76,8 +76,8 @@ class LearnedPreranker:
             lambda items: np.ones(items.shape, bool) if allowed is None else allowed[items],
             more=min(blocked, _MORE_CANDIDATES),
         )
-        there = pool[0] >= 0
-        items, own = pool[0][there], scores[0][there]
+        present = pool[0] >= 0
+        items, own = pool[0][present], scores[0][present]
         best = items[np.argsort(-own, kind="stable")[:k]]
         directions = self.ranker.scorer.directions
         similar = directions(requests.triggers) @ directions(best).T
@@ -106,7 +106,7 @@ class _Judged:
         self._items, self._scores = items[order], scores[order]
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
-        """As ``Preranker.score``; -inf for an item that is not known."""
+        """As ``Ranker.score``; -inf for an item that is not known."""
         del requests
         if not len(self._items):
             return np.full(candidates.items.shape, -np.inf, np.float32)
@@ -122,7 +122,7 @@ def open_prerankers(
     folder: Path,
     *,
     temperature: float,
-) -> tuple[Preranker, Preranker]:
+) -> tuple[Ranker, Ranker]:
     """Who keeps the best of each head, and who sorts the answers of all heads and triggers.
 
     Args:
@@ -137,7 +137,7 @@ def open_prerankers(
         ValueError: the learned preranker is asked for and not there, or knows other items.
     """
     engagement = heads[0]
-    rankers: dict[str, Preranker] = {}
+    rankers: dict[str, Ranker] = {}
     if "learned" in (preranker, sorter):
         rankers["learned"] = LearnedPreranker(UserRanker.load(folder, vectors))
     if "history" in (preranker, sorter):

@@ -55,7 +55,7 @@ class Requests:
         return Requests(triggers, np.arange(len(triggers)), triggers[:, None])
 
 
-class Preranker(Protocol):
+class Ranker(Protocol):
     """Scores candidates for a user.
 
     Retrieval uses one to keep the best of each head, and one to sort the answers of all heads and triggers; a learned
@@ -79,7 +79,7 @@ class UserSource(Protocol):
     """A preranker whose scores speak of the whole history, and that finds candidates by it."""
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
-        """As ``Preranker.score``; the same for all triggers of a user."""
+        """As ``Ranker.score``; the same for all triggers of a user."""
 
     def best_of_users(
         self, histories: Indices, found: Indices, k: int, may_answer: Callable[[Indices], npt.NDArray[np.bool_]]
@@ -98,7 +98,7 @@ class UserSource(Protocol):
 
     def propose(
         self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None
-    ) -> tuple[Candidates, Preranker]:
+    ) -> tuple[Candidates, Ranker]:
         """The best of what the heads found and of its own candidates.
 
         Args:
@@ -117,9 +117,7 @@ class UserSource(Protocol):
 class Extensible(Protocol):
     """A preranker that holds something of every item, and can take in items added since the index was built."""
 
-    def with_added(
-        self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
-    ) -> Preranker:
+    def with_added(self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]) -> Ranker:
         """One for N more items at the end of the catalogue.
 
         Args:
@@ -155,7 +153,7 @@ class HeadScorePreranker:
         return self if self._judge is None else HeadScorePreranker((self._judge[0], vectors[self._judge[0]]))
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
-        """As ``Preranker.score``."""
+        """As ``Ranker.score``."""
         if self._judge is None or self._judge[0] == candidates.head:
             return candidates.scores
         _, vectors = self._judge
@@ -194,7 +192,7 @@ class HistoryPreranker:
         return HistoryPreranker(self._head, vectors[self._head], float(self._temperature))
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
-        """As ``Preranker.score``; one product a user, of the history and the user's distinct candidates."""
+        """As ``Ranker.score``; one product a user, of the history and the user's distinct candidates."""
         scores = np.full(candidates.items.shape, -np.inf, np.float32)
         order = np.argsort(requests.users, kind="stable")
         _, starts = np.unique(requests.users[order], return_index=True)
@@ -216,7 +214,7 @@ class HistoryPreranker:
 
 
 def prerank(
-    preranker: Preranker,
+    preranker: Ranker,
     requests: Requests,
     candidates: Candidates,
     k: int,

@@ -35,13 +35,13 @@ from mtmh.retrieval.query import Plan, Query, fixed_probes
 from mtmh.retrieval.ranking import (
     Candidates,
     Extensible,
-    Preranker,
+    Ranker,
     Requests,
     UserSource,
     prerank,
 )
 from mtmh.retrieval.timings import Timings
-from mtmh.retrieval.user_list import UserList, latest_first, trigger_widths, user_list
+from mtmh.retrieval.user_list import UserList, distinct_latest_first, trigger_widths, user_list
 from mtmh.signing import verify_signed
 from mtmh.tower.export import TOWER, Tower
 from mtmh.tower.item_features import Row
@@ -75,8 +75,8 @@ class Retriever:
         catalogue: Catalogue,
         defaults: RetrievalConfig,
         *,
-        preranker: Preranker,
-        sorter: Preranker,
+        preranker: Ranker,
+        sorter: Ranker,
         tower: Tower | None = None,
         version: str = "",
         threads: ThreadPoolExecutor | None = None,
@@ -175,7 +175,7 @@ class Retriever:
         stacked = {head: search.vectors.with_added(vectors[head]) for head, search in self._searches.by_head.items()}
         changed = self._changed(self.catalogue.with_added(items, answerable=answerable), stacked)
 
-        def extended(ranker: Preranker) -> Preranker:
+        def extended(ranker: Ranker) -> Ranker:
             return ranker.with_added(items, vectors, stacked) if isinstance(ranker, Extensible) else ranker
 
         changed.preranker = extended(self.preranker)
@@ -254,7 +254,7 @@ class Retriever:
         knowing = self._knowing(query, timings)
         plan = query.plan(self.defaults, self.heads, user_source=isinstance(self.sorter, UserSource))
         with timings.stage("embed"):
-            indices = latest_first(knowing.catalogue.find(query.ids, "item of the history"))
+            indices = distinct_latest_first(knowing.catalogue.find(query.ids, "item of the history"))
             if not len(indices) and self.defaults.unknown == "error":
                 raise self.catalogue.unknown(query.ids, "history:")
             allowed = query.filters.allowed(knowing.catalogue, indices)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mtmh.data.arrays import Scores
 from mtmh.retrieval.merge import quota_merge
-from mtmh.retrieval.ranking import Candidates, Preranker, Requests
+from mtmh.retrieval.ranking import Candidates, Ranker, Requests
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def user_list(
     kept: Sequence[Candidates],
     rankings: Sequence[Scores],
     quotas: Sequence[int],
-    sorter: Preranker,
+    sorter: Ranker,
 ) -> UserList:
     """Pools the candidates of one user's triggers under each head, and merges the pools by quota.
 
@@ -96,7 +96,7 @@ def trigger_widths(k: int, length: int, num_triggers: int) -> Iterator[int]:
         yield (width := min(2 * width, length))
 
 
-def latest_first(history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def distinct_latest_first(history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The distinct known items of a history whose latest is the last; the latest first, as `Requests` has them."""
     known = history[history >= 0][::-1]
     _, first = np.unique(known, return_index=True)

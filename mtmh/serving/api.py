@@ -13,7 +13,7 @@ from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.query import Query
 from mtmh.serving.http_errors import FieldProblem
 
-ItemId = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=256)]
+JsonId = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=256)]
 Count = Annotated[StrictInt, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Topics = Annotated[list[Annotated[StrictStr, Field(max_length=256)]], Field(min_length=1, max_length=100)]
@@ -37,8 +37,8 @@ class Message(BaseModel):
 class RequestFilters(Message):
     """Which items may be in an answer."""
 
-    exclude: Annotated[list[ItemId], Field(description="Items that must not be in an answer.")] = []
-    allow: Annotated[list[ItemId] | None, Field(description="If given, only these items may be in an answer.")] = None
+    exclude: Annotated[list[JsonId], Field(description="Items that must not be in an answer.")] = []
+    allow: Annotated[list[JsonId] | None, Field(description="If given, only these items may be in an answer.")] = None
     exclude_seen: Annotated[bool, Field(description="Items of the history are no answers.")] = True
     min_first_seen: Annotated[
         StrictInt | None, Field(ge=-(2**63), lt=2**63, description="Only items first seen at this time or later.")
@@ -61,10 +61,10 @@ class RetrieveRequest(Message):
     )
 
     triggers: Annotated[
-        list[ItemId] | None, Field(min_length=1, description="Item ids; each gets a list of its own.")
+        list[JsonId] | None, Field(min_length=1, description="Item ids; each gets a list of its own.")
     ] = None
     history: Annotated[
-        list[ItemId] | None, Field(min_length=1, description="Items of one user, the latest last; they get one list.")
+        list[JsonId] | None, Field(min_length=1, description="Items of one user, the latest last; they get one list.")
     ] = None
     k: Annotated[Count | None, Field(description="Answers a list; default: that of GET /v1/index.")] = None
     k_ann: Annotated[Count | None, Field(description="Candidates a head; at least k.")] = None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import EmbeddingConfig
 from mtmh.config.recorded import recorded_config
-from mtmh.data.arrays import open_array
+from mtmh.data.arrays import Vectors, open_array
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
@@ -34,8 +34,6 @@ from mtmh.training.row_maps import previous_rows
 NO_ITEM = -1
 _CHUNK_ITEMS = 1 << 20
 _SAMPLE_ITEMS = 2000
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)

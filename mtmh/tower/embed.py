@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch.distributed as dist
 from rich.progress import Progress
 
 from mtmh.artifacts import Artifact, ArtifactWriter, fsync, open_artifact, write_atomically
 from mtmh.config import Config, decisive
+from mtmh.data.arrays import Vectors
 from mtmh.data.dataset import open_dataset
 from mtmh.data.item_table import ItemTable
 from mtmh.data.row_file import RowFile
@@ -32,9 +32,6 @@ PLAN = Path("plan.json")
 
 _SHARD_ITEMS = 65_536
 _CHUNK_ITEMS = 8192
-
-Vectors = npt.NDArray[np.float32]
-Items = npt.NDArray[np.int64]
 
 
 def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None) -> Artifact:

@@ -7,20 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from mtmh.config import CommunicationConfig, ShardingConfig
+from mtmh.data.arrays import Items, Vectors
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.item_table import ItemTable
 from mtmh.distributed.ranks import Ranks
 from mtmh.distributed.sharding import shard
 from mtmh.modules.mtmh import MTMH
 from mtmh.training.model_builder import load_model, load_weights, model_of
-
-Vectors = npt.NDArray[np.float32]
-Items = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

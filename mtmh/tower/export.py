@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import model_validator
@@ -21,6 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import ModelConfig
 from mtmh.config.recorded import recorded_section
+from mtmh.data.arrays import Vectors
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import ITEM_ID, FeatureSchema
 from mtmh.distributed.state_files import read_state, stored_rows
@@ -35,8 +35,6 @@ from mtmh.training.model_builder import build_model
 TOWER = Path("tower")
 _COMPARED_ITEMS = 1000
 _CHUNK_ITEMS = 8192
-
-Vectors = npt.NDArray[np.float32]
 
 
 class ItemTowerSettings(TowerSettings):

@@ -46,14 +46,14 @@ class ValidationMeasure:
     def __init__(self, view: ValidationDataset, num_users: int, seed: int, ranks: Ranks) -> None:
         users = view.evaluation_users(num_users, seed)
         self._ranks = ranks
-        answers, asked = users.test, users.histories.select(np.arange(len(users.user_index)), last=NUM_TRIGGERS)
+        answers, past = users.test, users.histories.select(np.arange(len(users.user_index)), last=NUM_TRIGGERS)
         self.items = np.arange(view.num_items)
         if view.num_items > _MAX_ITEMS:
             drawn = generator(Purpose.VALIDATION_USERS, seed, 1).choice(view.num_items, _MAX_ITEMS, replace=False)
-            self.items = np.unique(np.concatenate([drawn, answers.items, asked.items]))
+            self.items = np.unique(np.concatenate([drawn, answers.items, past.items]))
         # Most triggers first: those of a place in the history then are those of the first users.
-        order = np.argsort(-np.diff(asked.offsets), kind="stable")[ranks.rank :: ranks.world_size]
-        self._triggers = asked.select(order)
+        order = np.argsort(-np.diff(past.offsets), kind="stable")[ranks.rank :: ranks.world_size]
+        self._triggers = past.select(order)
         self._answers = answers.select(order)
         self._seen = users.histories.select(order)
 
@@ -121,8 +121,8 @@ class ValidationMeasure:
             scores.view(-1)[hidden] = -math.inf
             by_head.append(scores)
         length = min(CUTS[-1], len(self.items))
-        listed, there = _merged(by_head, length)
-        found = (wanted.gather(1, listed) & there).double().cumsum(dim=1)
+        listed, present = _merged(by_head, length)
+        found = (wanted.gather(1, listed) & present).double().cumsum(dim=1)
         known = wanted.sum(dim=1).double()
         counts = known > 0
         recalls = [(found[counts, min(cut, length) - 1] / known[counts]).sum() for cut in CUTS]
@@ -143,8 +143,8 @@ class ValidationMeasure:
         """Places in the flattened [U, I] of users' items, as far as they are candidates."""
         users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         places = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)
-        there = self.items[places] == items
-        return torch.from_numpy(users[there] * len(self.items) + places[there])
+        present = self.items[places] == items
+        return torch.from_numpy(users[present] * len(self.items) + places[present])
 
 
 @dataclass(frozen=True)
@@ -197,13 +197,13 @@ def _merged(by_head: list[Tensor], length: int) -> tuple[Tensor, Tensor]:
     quotas = [length - rest] + [rest * (head + 1) // others - rest * head // others for head in range(others)]
     order = by_head[0].clone()
     chosen: list[Tensor] = []
-    there: list[Tensor] = []
+    present: list[Tensor] = []
     for scores, quota in zip(by_head, quotas, strict=True):
         for columns in chosen:
             scores.scatter_(1, columns, -math.inf)
         best = scores.topk(quota, dim=1)
         chosen.append(best.indices)
-        there.append(best.values > -math.inf)
-    columns, valid = torch.cat(chosen, dim=1), torch.cat(there, dim=1)
+        present.append(best.values > -math.inf)
+    columns, valid = torch.cat(chosen, dim=1), torch.cat(present, dim=1)
     by_first = order.gather(1, columns).masked_fill(~valid, -math.inf).argsort(dim=1, descending=True, stable=True)
     return columns.gather(1, by_first), valid.gather(1, by_first)

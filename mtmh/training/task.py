@@ -13,7 +13,7 @@ from mtmh.config import LossConfig, TrainingConfig
 from mtmh.data.batch import PairBatch
 from mtmh.distributed.ranks import gather_numbers
 from mtmh.modules.heads import Head
-from mtmh.modules.losses import Similar, Teacher, contrastive_losses
+from mtmh.modules.losses import Similar, TeacherEmbeddings, contrastive_losses
 from mtmh.modules.mtmh import MTMH
 from mtmh.training.frequencies import StreamingFrequencies
 from mtmh.training.semantic import label_pairs
@@ -98,7 +98,7 @@ class GlobalLoss(nn.Module):
         log_weight = negatives.copies.float().log() - self._log_expected(negatives, batch.step)
         teacher = None
         if self._distils:
-            teacher = Teacher(
+            teacher = TeacherEmbeddings(
                 trigger=batch.content.index_select(0, batch.trigger),
                 positive=batch.content.index_select(0, batch.positive),
                 negative=negatives.content,

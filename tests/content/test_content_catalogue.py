@@ -28,7 +28,7 @@ from tiny_catalogue import (
 )
 
 from mtmh.config import Config
-from mtmh.content.catalogue import Embedder
+from mtmh.content.catalogue import ContentEmbedder
 from mtmh.content.embed import embed_content
 from mtmh.content.inputs import ItemReader
 from mtmh.content.teacher import ContentFiles, open_teacher
@@ -79,7 +79,7 @@ def reader_of(config: Any, dataset: Any) -> Any:
 
 def test_batches_do_not_change_an_embedding(trained: Any, embedded: Any) -> None:
     dataset, teacher = open_dataset(trained.dataset_dir), open_teacher(trained.encoder_dir)
-    embedder = Embedder(
+    embedder = ContentEmbedder(
         teacher.model, reader_of(trained, dataset), with_content(trained, batch_size=1).content, torch.device("cpu")
     )
     alone = embedder.embed(np.array([9, NO_TEXT, NOTHING]), lambda _: None)
@@ -90,7 +90,7 @@ def test_batches_do_not_change_an_embedding(trained: Any, embedded: Any) -> None
 
 def test_modalities_can_be_hidden(trained: Any) -> None:
     dataset, teacher = open_dataset(trained.dataset_dir), open_teacher(trained.encoder_dir)
-    embedder = Embedder(teacher.model, reader_of(trained, dataset), trained.content, torch.device("cpu"))
+    embedder = ContentEmbedder(teacher.model, reader_of(trained, dataset), trained.content, torch.device("cpu"))
     items = np.arange(10, 20)
     rows = {
         name: embedder.embed(items, lambda _: None, **hidden).rows

@@ -12,7 +12,7 @@ from mtmh.data.dataset import EvaluationUsers
 from mtmh.data.histories import Histories
 from mtmh.evaluation.cohort import make_cohort
 from mtmh.evaluation.protocol import Pipeline, rank_users
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Preranker, Requests, UserSource
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker, Requests, UserSource
 
 NUM_ITEMS = 40
 
@@ -37,7 +37,7 @@ class ByTable:
 
     def propose(
         self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None
-    ) -> tuple[Candidates, Preranker]:
+    ) -> tuple[Candidates, Ranker]:
         raise AssertionError("of one user, in service")
 
 

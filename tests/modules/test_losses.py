@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mtmh.modules import Head, LossOutput, Similar, Teacher, contrastive_losses
+from mtmh.modules import Head, LossOutput, Similar, TeacherEmbeddings, contrastive_losses
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,7 +28,7 @@ class Inputs:
     temperature: float = 0.2
     row_weight: Tensor | None = None
     log_weight_negative: Tensor | None = None
-    teacher: Teacher | None = None
+    teacher: TeacherEmbeddings | None = None
     hits: tuple[Tensor, Tensor] | None = None
     similar: Similar | None = None
 
@@ -42,7 +42,7 @@ class Inputs:
         def constant(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(dtype)
 
-        teacher = self.teacher and Teacher(
+        teacher = self.teacher and TeacherEmbeddings(
             self.teacher.trigger.to(dtype),
             self.teacher.positive.to(dtype),
             self.teacher.negative.to(dtype),
@@ -176,7 +176,7 @@ def random_inputs(
         temperature=temperature,
         row_weight=torch.rand(rows, dtype=torch.float64, generator=generator) + 0.1 if weighted else None,
         log_weight_negative=torch.randn(negatives, dtype=torch.float64, generator=generator) if log_weight else None,
-        teacher=Teacher(
+        teacher=TeacherEmbeddings(
             teacher_embeddings(rows, missing_rows),
             teacher_embeddings(rows, missing_rows),
             teacher_embeddings(negatives, missing_negatives),
@@ -471,8 +471,14 @@ def test_logits_are_never_held() -> None:
         ({"heads": (Head("engagement"),)}, "1 heads"),
         ({"negative": [torch.ones(29, 6), torch.ones(29, 5)]}, "'relevance'"),
         ({"positive": [torch.ones(12, 6), torch.ones(13, 6)]}, "'engagement'"),
-        ({"teacher": Teacher(torch.ones(13, 5), torch.ones(13, 5), torch.ones(28, 5), 0.1)}, "teacher: expected"),
-        ({"teacher": Teacher(torch.ones(13, 5), torch.ones(13, 5), torch.ones(29, 5), 0.0)}, "teacher: expected"),
+        (
+            {"teacher": TeacherEmbeddings(torch.ones(13, 5), torch.ones(13, 5), torch.ones(28, 5), 0.1)},
+            "teacher: expected",
+        ),
+        (
+            {"teacher": TeacherEmbeddings(torch.ones(13, 5), torch.ones(13, 5), torch.ones(29, 5), 0.0)},
+            "teacher: expected",
+        ),
     ],
 )
 def test_bad_input_says_what_was_expected(change: dict[str, Any], message: str) -> None:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from mtmh.modules import MTMH, DenseNN, Head, HeadMLP, SparseNN, Teacher, build_ebc, contrastive_losses
+from mtmh.modules import MTMH, DenseNN, Head, HeadMLP, SparseNN, TeacherEmbeddings, build_ebc, contrastive_losses
 from torch import Tensor, nn
 from torchrec.distributed.train_pipeline.tracing import Tracer
 from torchrec.inference.modules import quantize_embeddings
@@ -247,7 +247,7 @@ def test_a_few_steps_lower_the_loss(setting: str) -> None:
             by_head,
             heads,
             temperature=0.1,
-            teacher=Teacher(content[trigger], content[positive], content, temperature=0.3),
+            teacher=TeacherEmbeddings(content[trigger], content[positive], content, temperature=0.3),
             hits=(torch.arange(len(trigger)), trigger),
         )
         (loss.total / len(trigger)).backward()

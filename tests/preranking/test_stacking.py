@@ -13,13 +13,13 @@ def planted(num_users: int, seed: int) -> Judged:
     rng = np.random.default_rng(seed)
     evidence = rng.normal(size=(num_users, 30, 3)).astype(np.float32)
     evidence[:, :, 1] += 5.0 * rng.normal(size=(num_users, 1))  # differs among users, which must not matter
-    there = np.ones((num_users, 30), bool)
-    there[::3, 20:] = False
-    place = np.where(there, evidence[:, :, 1] + rng.gumbel(size=(num_users, 30)) * 0.3, -np.inf).argmax(axis=1)
+    present = np.ones((num_users, 30), bool)
+    present[::3, 20:] = False
+    place = np.where(present, evidence[:, :, 1] + rng.gumbel(size=(num_users, 30)) * 0.3, -np.inf).argmax(axis=1)
     held_out = np.zeros((num_users, 30), bool)
     held_out[np.arange(num_users), place] = True
-    evidence[~there] = np.nan
-    return Judged(evidence, held_out, there, np.ones(num_users, np.int64), ["noise", "signal", "other noise"])
+    evidence[~present] = np.nan
+    return Judged(evidence, held_out, present, np.ones(num_users, np.int64), ["noise", "signal", "other noise"])
 
 
 def test_evidence_that_foretells_decides() -> None:
@@ -27,16 +27,16 @@ def test_evidence_that_foretells_decides() -> None:
     weights = model.linear.weight.detach()[0].abs()
     assert weights[1] > 10.0 * max(weights[0], weights[2])
     fresh = planted(200, 2)
-    best = np.where(fresh.there, fresh.evidence[:, :, 1], -np.inf).argmax(axis=1)
+    best = np.where(fresh.present, fresh.evidence[:, :, 1], -np.inf).argmax(axis=1)
     by_signal = fresh.held_out[np.arange(200), best].mean()
     assert by_signal > 0.5
     for hidden in (0, 8):
         model = fit_combination(planted(400, 1), hidden, seed=0)
         with torch.no_grad():
             logits = model(torch.from_numpy(fresh.evidence))
-        first = np.where(fresh.there, logits.numpy(), -np.inf).argmax(axis=1)
+        first = np.where(fresh.present, logits.numpy(), -np.inf).argmax(axis=1)
         assert fresh.held_out[np.arange(200), first].mean() > 0.95 * by_signal
-        masked = logits.masked_fill(~torch.from_numpy(fresh.there), -torch.inf)
+        masked = logits.masked_fill(~torch.from_numpy(fresh.present), -torch.inf)
         assert abs(float(masked.logsumexp(dim=1).mean())) < 2.0
 
 

@@ -32,7 +32,7 @@ from mtmh.config import Config, NonNegative, Positive, Settings
 from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import open_dataset
 from mtmh.data.randomness import Purpose, generator
-from mtmh.prepare.sources.synthetic import SyntheticOptions, topic_words
+from mtmh.prepare.sources.synthetic import IntArray, SyntheticOptions, topic_words
 
 IMAGES = Path("images.parquet")
 CONCEPTS = Path("concepts.parquet")
@@ -42,7 +42,6 @@ CHUNK_ITEMS = 4_000
 WRONG_SHARE = {"hashtag": 0.25, "query": 0.4, "generated": 0.1}
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-IntArray = npt.NDArray[np.int64]
 
 
 class MediaOptions(Settings):
@@ -158,10 +157,13 @@ def _write_images(
             broken = np.flatnonzero(rng.random(len(own)) < options.broken_image_share)
             for place in broken:
                 files[place] = files[place][: len(files[place]) // 3]
-            there = np.flatnonzero(rng.random(len(own)) >= options.missing_image_share)
+            with_image = np.flatnonzero(rng.random(len(own)) >= options.missing_image_share)
             writer.write_table(
                 pa.table(
-                    [item_ids.take(pa.array(start + there)), pa.array([files[place] for place in there], pa.binary())],
+                    [
+                        item_ids.take(pa.array(start + with_image)),
+                        pa.array([files[place] for place in with_image], pa.binary()),
+                    ],
                     schema=schema,
                 )
             )
