@@ -19,9 +19,20 @@ SLOW = [
         "content/test_content_catalogue.py",
         "content/test_content_cli.py",
         "content/test_content_train.py",
+        "preranking/test_train_preranker.py",
+        "serving/test_explorer.py",
+        "serving/test_fuzz.py",
+        "serving/test_recipe_settings.py",
+        "serving/test_service.py",
+        "serving/test_swap.py",
+        "serving/test_writes.py",
         "test_end_to_end.py",
         "test_extras.py",
         "test_import.py",
+        "tower/test_delta.py",
+        "training/test_continuation.py",
+        "training/test_train.py",
+        "training/test_train_id_tables.py",
     )
 ]
 
