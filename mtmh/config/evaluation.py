@@ -25,6 +25,7 @@ class EvaluationConfig(Settings):
     num_triggers: Positive = 50
     recall_at: list[Positive] = [5, 20, 100, 500]
     alphas: list[Annotated[float, Field(ge=0.0, le=100.0)]] = [0, 10, 30, 50, 70, 90, 100]
+    rank_all: bool = False  # rows of learned preranking that score every candidate of every trigger: minutes
     exact_search: bool = True  # a row that tells the index's loss from the model's
     yardsticks: list[Yardstick] = ["item-item", "ease", "als", "teacher", "popularity"]  # those that there are
     exclude_seen: bool = True  # items of the user's training history are neither answers nor ground truth

@@ -119,7 +119,7 @@ def evaluate(
         progress.update(task, description="the model's heads and merges")
         model.add_own(config.evaluation.alphas)
         progress.update(task, advance=1, description="other ways of preranking")
-        model.add_preranked(learned)
+        model.add_preranked(learned, rank_all=settings.rank_all)
         progress.update(task, advance=1, description="the same with exact search")
         if settings.exact_search:
             model.add_exact()

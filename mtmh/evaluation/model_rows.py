@@ -60,8 +60,13 @@ class ModelRows:
         for other in sorted(set(alphas) - {*ends, alpha}):
             self._add(f"{self.name}, alpha = {other:g}", "alpha", ranking, alpha=other)
 
-    def add_preranked(self, learned: Ranker | None) -> None:
-        """The merge under the other ways of preranking: those that are not the model's own."""
+    def add_preranked(self, learned: Ranker | None, *, rank_all: bool) -> None:
+        """The merge under the other ways of preranking: those that are not the model's own.
+
+        Args:
+            learned: the learned ranker, where the subject has none.
+            rank_all: also those by which a learned ranker scores every candidate of every trigger.
+        """
         own = self.subject.ranked_by
         models = {"learned": learned} if learned is not None else {}
         models |= dict(zip(own, (self.subject.preranker, self.subject.sorter), strict=True))
@@ -74,7 +79,8 @@ class ModelRows:
         for name, (keeps, sorts, preranking) in _WAYS.items():
             keeps, sorts, shared = keeps or own[0], sorts or own[1], preranking == "shared"
             missing = not {keeps, sorts} <= rankers.keys() or (shared and len(self.subject.heads) == 1)
-            if missing or _outcome(keeps, sorts, preranking) in shown:
+            costly = "learned" in (sorts if shared else keeps) and not rank_all
+            if missing or costly or _outcome(keeps, sorts, preranking) in shown:
                 continue
             shown.add(_outcome(keeps, sorts, preranking))
             ranking = self._ranked(self.subject, rankers[keeps][0], rankers[sorts][1], shared=shared)

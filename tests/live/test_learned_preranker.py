@@ -244,7 +244,12 @@ def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: 
     found = {}
     for (keeps, sorts), name in ways.items():
         retrieval = {"preranker": keeps, "sorter": sorts, "k": 8, "k_ann": 60}
-        changed = config.model_copy(update={"retrieval": config.retrieval.model_copy(update=retrieval)})
+        changed = config.model_copy(
+            update={
+                "retrieval": config.retrieval.model_copy(update=retrieval),
+                "evaluation": config.evaluation.model_copy(update={"rank_all": True}),
+            }
+        )
         index = build_index(changed, tmp_path / name)
         rows = load_evaluation(evaluate(changed, tmp_path / f"{name}-evaluation", index=index.path).path).rows
         shown = {row.name.removeprefix("tiny, "): row for row in rows if row.kind == "preranking"}
