@@ -24,6 +24,7 @@ EXTRAS = {
     "torchx": "launch",
     "matplotlib": "report",
     "scipy": "report",
+    "cryptography": "sign",
 }
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 _CLOSED = {
