@@ -29,6 +29,7 @@ data:
 model: {embedding_dim: 8, dense_hidden: [8], dense_dim: 4, head_hidden: [16], head_dim: 8}
 loss: {num_uniform_negatives: 48}
 training: {batch_size: 384, max_steps: 20, checkpoint_every: 20, learning_rate: 0.5, dense_learning_rate: 0.05}
+retrieval: {sorter: head-score}
 evaluation: {num_users: 50, recall_at: [5, 50]}
 chain:
   stages: {content_embed: {j: 1x1}, train: {j: 1x2}, embed: {j: 1x1}, build_index: {j: 1x1}}
