@@ -72,7 +72,8 @@ def test_the_rest_of_the_path_ends_in_a_report(trained: Path) -> None:
         "http://creativecommons.org", ""
     )
     found = load_evaluation(folder)
-    assert {row.kind for row in found.rows} == {"merged", "head", "alpha", "preranking", "exact", "yardstick"}
+    kinds = {"merged", "head", "own-score", "alpha", "preranking", "exact", "yardstick", "candidates"}
+    assert {row.kind for row in found.rows} == kinds
     assert found.merged.recall[50].value > 0.0
 
 

@@ -113,7 +113,7 @@ def test_a_run_with_other_settings_is_not_continued(root: Path) -> None:
     trained(root, 2)
     with pytest.raises(ValueError, match=r"loss.temperature was 0.07, is 0.5; model.head_dim was 8, is 12"):
         trained(root, 4, model={"head_dim": 12}, loss={"temperature": 0.5})
-    with pytest.raises(ValueError, match=r"training.learning_rate was 0.3, is 0.01"):
+    with pytest.raises(ValueError, match=r"training.learning_rate was 0.05, is 0.01"):
         trained(root, 4, training={"learning_rate": 0.01})
 
 

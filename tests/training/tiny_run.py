@@ -31,7 +31,16 @@ MODEL = {
     "content_dim": 0,  # as an input; heads learn from it all the same
     "heads": [{"name": "engagement"}, {"name": "relevance", "relevance_weight": 0.5}],
 }
-TRAINING = {"batch_size": 48, "num_shards": 6, "shuffle_pairs": 96, "epochs": 2, "log_every": 1, "warmup_steps": 4}
+TRAINING = {
+    "batch_size": 48,
+    "num_shards": 6,
+    "shuffle_pairs": 96,
+    "epochs": 2,
+    "log_every": 1,
+    "warmup_steps": 4,
+    "learning_rate": 0.05,  # larger steps make more of the rounding that runs on other ranks may differ by
+    "dense_learning_rate": 0.01,
+}
 
 
 def write_inputs(root: Path, test: dict[int, list[int]] | None = None) -> None:
