@@ -96,7 +96,7 @@ def run(recipe: Path, overrides: list[str]) -> dict[str, float]:
     seconds = {}
     for words, folder in (
         (("prepare",), config.dataset_dir),
-        (("content", "embed"), config.content_dir if config.content.kind != "none" else None),
+        (("content", "embed"), config.content_dir if config.needs_content else None),
         (("train",), None),
         (("embed",), config.model_dir("embeddings")),
         (("train-preranker",), config.model_dir("preranker")),
