@@ -46,7 +46,7 @@ test: $(INSTALLED) lint types
 
 test-fast: $(INSTALLED)
 	ruff check .
-	python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
 
 lint: $(INSTALLED) layout
 	ruff check .
