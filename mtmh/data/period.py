@@ -1,4 +1,4 @@
-"""When a dataset trains and when it tests, and whether a model of another dataset may know what it tests."""
+"""The training and the test period of a dataset, and the check that no model knows what is tested."""
 
 from __future__ import annotations
 

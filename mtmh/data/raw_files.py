@@ -1,4 +1,4 @@
-"""Which state raw files are in: files that no manifest describes and that people may change in place."""
+"""The state of raw files, by size and time: files that no manifest describes and that people may change in place."""
 
 from __future__ import annotations
 

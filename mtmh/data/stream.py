@@ -1,4 +1,4 @@
-"""Where the pairs of a step come from: a position in the epoch's order, whatever the number of ranks.
+"""The pairs of a step: a position in the epoch's order, whatever the number of ranks.
 
 The pairs of an epoch are those of the row groups in a seeded order, one after another. They are cut at pair level into
 ``num_shards`` equal shards; a step takes ``batch_size / num_shards`` pairs of each. Within a shard, blocks of about

@@ -7,32 +7,14 @@ import numpy.typing as npt
 from scipy import sparse
 
 from mtmh.data.arrays import Indices, Scores
-from mtmh.data.dataset import Dataset
-from mtmh.data.histories import Histories, concatenate
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.protocol import Answers
 from mtmh.index.vector_index import ExactIndex
+from mtmh.preranking.neighbours import best_of_rows
 from mtmh.retrieval.ranking import Candidates
 
 _PRODUCT_ROWS = 255  # triggers whose co-occurrence rows are held at a time; packs with catalogues up to 16M items
 _SEARCH_ROWS = 4096
-
-
-def train_histories(dataset: Dataset) -> Histories:
-    """All training histories of a dataset."""
-    reader = dataset.history_reader()
-    return concatenate([reader.read(group) for group in range(reader.num_groups)])
-
-
-def engagement_matrix(histories: Histories, num_items: int) -> sparse.csr_matrix:
-    """[users, num_items] float32: 1 where a user engaged with an item, however often."""
-    ones = np.ones(len(histories.items), np.float32)
-    # A copy: histories may be a view of a memory-mapped file, and the matrix sorts its indices in place.
-    shape = (len(histories.offsets) - 1, num_items)
-    engaged = sparse.csr_matrix((ones, histories.items, histories.offsets), shape=shape, copy=True)
-    engaged.sum_duplicates()
-    engaged.data[:] = 1.0
-    return engaged
 
 
 class Cooccurrence:
@@ -56,7 +38,7 @@ class Cooccurrence:
         scores = np.full((len(triggers), k), -np.inf, np.float32)
         for start in range(0, len(triggers), _PRODUCT_ROWS):
             part = triggers[start : start + _PRODUCT_ROWS]
-            rows, columns, values = _best_of_rows((self._by_item[part] @ self._by_user).tocsr(), part, k)
+            rows, columns, values = best_of_rows((self._by_item[part] @ self._by_user).tocsr(), part, k)
             slots = np.arange(len(rows)) - np.searchsorted(rows, rows)
             items[start + rows, slots] = columns
             scores[start + rows, slots] = values
@@ -136,33 +118,6 @@ def popularity(
     wider = lists[users, : k + 1]
     items = _first_allowed(wider, (wider >= 0) & (wider != triggers[:, None]), k)
     return Answers(users, triggers, items), lists[:, :length]
-
-
-def _best_of_rows(similar: sparse.csr_matrix, own: Indices, k: int) -> tuple[Indices, Indices, npt.NDArray[np.float32]]:
-    """The ``k`` largest entries of each row but the row's own item, ties to the lower column.
-
-    Row, value and column are packed into one integer: a plain sort is many times faster than sorting by three keys.
-
-    Args:
-        similar: [R, I] with positive float32 entries.
-        own: [R] columns left out.
-        k: entries kept.
-
-    Returns:
-        rows, columns and values, by row and then value, descending.
-    """
-    rows = np.repeat(np.arange(similar.shape[0], dtype=np.uint64), np.diff(similar.indptr))
-    column_bits, value_bits = np.uint64(int(similar.shape[1]).bit_length()), np.uint64(32)
-    assert similar.shape[0] < 2 ** (64 - 32 - int(column_bits)), "too many rows to pack"
-    descending = ~similar.data.view(np.uint32)  # the bits of positive floats sort as the floats do
-    packed = ((rows << value_bits | descending) << column_bits) | similar.indices.astype(np.uint64)
-    packed = np.sort(packed[similar.indices != own[rows.astype(np.intp)]])
-    rows = (packed >> (column_bits + value_bits)).astype(np.intp)
-    kept = np.arange(len(rows)) - np.searchsorted(rows, np.arange(len(own)))[rows] < k
-    packed = packed[kept]
-    columns = (packed & ((np.uint64(1) << column_bits) - np.uint64(1))).astype(np.int64)
-    values = (~(packed >> column_bits).astype(np.uint32)).view(np.float32)
-    return rows[kept], columns, values
 
 
 def _first_allowed(ranking: Indices, allowed: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ import torch
 from scipy import sparse
 
 from mtmh.data.arrays import Indices, Scores
+from mtmh.preranking.neighbours import linear_weights
 from mtmh.retrieval.ranking import Candidates
 
 MOST_ITEMS = 20_000  # with a training event; 1.6 GB a matrix
@@ -15,8 +16,6 @@ _SCORED = 4_194_304  # weights at a time
 
 class Ease:
     """Weights between all items with a training event; the weight of an item for itself is 0.
-
-    ``B = I - P / diag(P)`` with ``P`` the inverse of ``X'X + regularization I``.
 
     Args:
         engaged: [U, I] of `engagement_matrix`, of the training period.
@@ -27,14 +26,7 @@ class Ease:
         self._items = np.flatnonzero(np.asarray(engaged.sum(axis=0)).ravel())
         self._place = np.full(engaged.shape[1], -1)
         self._place[self._items] = np.arange(len(self._items))
-        known = engaged[:, self._items]
-        weights = torch.from_numpy((known.T @ known).toarray())
-        weights.diagonal().add_(regularization)
-        torch.linalg.cholesky(weights, out=weights)
-        torch.cholesky_inverse(weights, out=weights)
-        weights.div_(-weights.diagonal().clone())
-        weights.fill_diagonal_(0.0)
-        self._weights = weights.numpy()
+        self._weights = linear_weights(engaged[:, self._items], regularization)
 
     def score(self, histories: sparse.csr_matrix) -> Scores:
         """[B, I] histories -> [B, I] sums of weights; -inf for items without a training event."""

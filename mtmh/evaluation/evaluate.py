@@ -13,7 +13,6 @@ from mtmh.artifacts import MANIFEST, Artifact, open_artifact, write_artifact
 from mtmh.config import Config, MilvusConfig, decisive
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
-from mtmh.evaluation.baselines import engagement_matrix, train_histories
 from mtmh.evaluation.cohort import make_cohort
 from mtmh.evaluation.compare import against_yardsticks, difference, load_comparable, trained_steps
 from mtmh.evaluation.measure import Measure
@@ -26,6 +25,7 @@ from mtmh.evaluation.user_values import UserValues
 from mtmh.evaluation.yardstick_rows import YardstickRows
 from mtmh.index.artifact import PRERANKER
 from mtmh.index.versions import current_version
+from mtmh.preranking.neighbours import engagements
 from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.curve import CURVE
 from mtmh.retrieval.open_preranker import LearnedPreranker
@@ -127,7 +127,7 @@ def evaluate(
             found.published = _add_published(model, published, dataset, config.index.milvus)
         progress.update(task, advance=1, description="yardsticks")
         if settings.yardsticks:
-            engaged = engagement_matrix(train_histories(dataset), dataset.num_items)
+            engaged = engagements(dataset.history_reader(), dataset.num_items)
             ways = config.retrieval.k, config.retrieval.k_ann, subject.sorter, config.seed
             found.notes += YardstickRows(engaged, content, cohort, measure, *ways).add(settings.yardsticks)
         progress.update(task, advance=1, description="comparing and writing the report")

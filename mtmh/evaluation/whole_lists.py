@@ -10,8 +10,8 @@ import torch
 from scipy import sparse
 
 from mtmh.data.arrays import Scores
-from mtmh.evaluation.baselines import engagement_matrix
 from mtmh.evaluation.cohort import Cohort
+from mtmh.preranking.neighbours import engagement_matrix
 
 _BLOCK_SCORES = 16_777_216  # users x catalogue at a time (64 MiB)
 

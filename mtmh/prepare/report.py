@@ -1,4 +1,4 @@
-"""What prepare did, as a table for the terminal."""
+"""The outcome of prepare as a table for the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where prepare works: a DuckDB file in a scratch folder, the counts of dropped rows, and the progress shown."""
+"""The workspace of prepare: a DuckDB file in a scratch folder, the counts of dropped rows, and the progress shown."""
 
 from __future__ import annotations
 

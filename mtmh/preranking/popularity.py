@@ -1,4 +1,4 @@
-"""How often items were engaged with, in all and lately."""
+"""Counts of the engagements of items, in all and lately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well the tasks foretell T2, from histories of T1 alone."""
+"""Quality of the tasks: how well they foretell T2, from histories of T1 alone."""
 
 from __future__ import annotations
 

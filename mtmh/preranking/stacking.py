@@ -21,7 +21,7 @@ from mtmh.data.randomness import Purpose, generator
 from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.modules.combination import Combination
 from mtmh.preranking.evidence import Evidence
-from mtmh.preranking.neighbours import cosine_neighbours, engagements, linear_neighbours
+from mtmh.preranking.neighbours import cosine_neighbours, engagements, linear_neighbours, pair_keys
 from mtmh.preranking.popularity import item_popularity
 from mtmh.preranking.scorer import Scorer
 from mtmh.preranking.user_ranker import distinct
@@ -94,10 +94,10 @@ def judged_candidates(
         found.append(np.where(triggers[:, :, None] >= 0, nearest, -1).reshape(len(triggers), -1))
     row = np.arange(len(histories))
     asking = np.repeat(row, np.diff(users.test.offsets))
-    test = _keys(asking, users.test.items)
-    past = _keys(np.repeat(row, np.diff(users.histories.offsets)), users.histories.items)
+    test = pair_keys(asking, users.test.items)
+    past = pair_keys(np.repeat(row, np.diff(users.histories.offsets)), users.histories.items)
     candidates = distinct(np.concatenate(found, axis=1))
-    keys = _keys(row[:, None], candidates)
+    keys = pair_keys(row[:, None], candidates)
     present = (candidates >= 0) & ~np.isin(keys, past)
     held_out = present & np.isin(keys, test)
     # Held-out candidates first, then others in random order.
@@ -117,11 +117,6 @@ def judged_candidates(
 def _nearest(queries: Floats, vectors: Floats, k: int) -> Indices:
     k = min(k, len(vectors))
     return np.asarray(faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)[1], np.int64)
-
-
-def _keys(users: Indices, items: Indices) -> npt.NDArray[np.int64]:
-    """One number for each <user, item>."""
-    return users.astype(np.int64) << 32 | np.maximum(items, 0).astype(np.int64)
 
 
 def fit_combination(judged: Judged, hidden: int, seed: int) -> Combination:

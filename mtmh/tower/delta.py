@@ -1,4 +1,4 @@
-"""Which items must be embedded anew after a continued run: those whose inputs or table rows are no longer the same."""
+"""Items that must be embedded anew after a continued run: their inputs or table rows are no longer the same."""
 
 from __future__ import annotations
 

@@ -8,10 +8,11 @@ from scipy import sparse
 
 from mtmh.data.histories import Histories
 from mtmh.evaluation.als import Als
-from mtmh.evaluation.baselines import ContentSearch, Cooccurrence, engagement_matrix, popularity
+from mtmh.evaluation.baselines import ContentSearch, Cooccurrence, popularity
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.ease import Ease
 from mtmh.evaluation.whole_lists import whole_lists
+from mtmh.preranking.neighbours import engagement_matrix
 
 NUM_ITEMS = 9
 

@@ -1,4 +1,4 @@
-"""What an adapter takes from prepare and hands back to it.
+"""The interface between prepare and the adapter of a source.
 
 An adapter turns files into two queries, one for the events and one for the items, in the columns of the data
 contract. It drops no row by itself: a row it does not want carries a ``drop_reason``, and prepare counts it.
