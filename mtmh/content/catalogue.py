@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
-from mtmh.config import Config, ContentConfig, decisive
+from mtmh.artifacts import Artifact, ArtifactWriter
+from mtmh.config import ContentConfig
 from mtmh.content.identity import identity_of_images
 from mtmh.content.inputs import ItemReader, ReadItems
 from mtmh.content.teacher import ContentFiles, encoder_config, open_teacher
 from mtmh.content.train import autocast_dtype
 from mtmh.data.content_store import EMBEDDINGS
-from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.dataset import Dataset
 from mtmh.data.prefetch import prefetched
 from mtmh.distributed.ranks import Ranks, join_ranks, on_first
 from mtmh.modules import ContentEncoder
@@ -39,30 +39,40 @@ _NAMED = 5  # broken images, in the summary
 _PREFETCH = 4
 
 
-def embed_with_encoder(config: Config, out: Path) -> Artifact:
-    """Embeds every item with the recipe's trained encoder; alone, or as one rank of torchrun.
+def embed_with_encoder(
+    content: ContentConfig,
+    dataset: Dataset,
+    encoder: Artifact,
+    media_dir: Path,
+    out: Path,
+    device: Literal["auto", "cpu", "cuda"],
+    commit: Callable[[ArtifactWriter], object],
+) -> None:
+    """Embeds every item with a trained encoder; alone, or as one rank of torchrun.
 
     Finished shards stand in ``<out>.parts`` until all are there. A run that was killed goes on with the shards that are
     missing, on any number of ranks. A missing or broken image and an empty text are counted and replaced by the
     encoder's stand-in; an item with neither has a row of zeros.
 
     Args:
-        config: the recipe, with ``content.kind = encoder``; dataset and encoder must exist.
+        content: the settings of batches, shards and precision.
+        dataset: the catalogue.
+        encoder: artifact of the trained encoder.
+        media_dir: of the simulated pictures, where the recipe names no others.
         out: the content artifact.
+        device: as `join_ranks` takes it.
+        commit: called by the first rank when the writer's folder is full.
 
     Raises:
-        ValueError: an artifact is missing, images are not where the recipe says, no item has content, or an embedding
-            is not finite.
+        ValueError: images are not where the recipe says, no item has content, or an embedding is not finite.
     """
-    with join_ranks(config.training.device) as ranks:
-        dataset = open_dataset(config.dataset_dir)
-        encoder = open_artifact(config.encoder_dir, "encoder")
-        files = ContentFiles.find(encoder_config(config.content), config.media_dir)
-        parts = Shards.plan(config.content, files, dataset, encoder, out, ranks)
+    with join_ranks(device) as ranks:
+        files = ContentFiles.find(encoder_config(content), media_dir)
+        parts = Shards.plan(content, files, dataset, encoder, out, ranks)
         todo = on_first(ranks, parts.missing)
-        teacher = open_teacher(config.encoder_dir)
-        reader = teacher.reader(dataset, files.images, config.content.max_tokens)
-        embedder = ContentEmbedder(teacher.model.to(ranks.device), reader, config.content, ranks.device)
+        teacher = open_teacher(encoder.path)
+        reader = teacher.reader(dataset, files.images, content.max_tokens)
+        embedder = ContentEmbedder(teacher.model.to(ranks.device), reader, content, ranks.device)
         own = todo[ranks.rank :: ranks.world_size]
         with progress_bar(sum(len(parts.items(shard)) for shard in own), shown=ranks.is_first) as advance:
             for shard in own:
@@ -73,12 +83,10 @@ def embed_with_encoder(config: Config, out: Path) -> Artifact:
             writer = ArtifactWriter(out, "content")
             writer.begin()
             writer.summary |= _assemble(parts, dataset, encoder.summary["dim"], writer.folder)
-            inputs = {"dataset": dataset.artifact, "encoder": encoder}
-            writer.commit(config.model_dump(mode="json"), inputs, decisive=decisive(config, "content"))
+            commit(writer)
             shutil.rmtree(parts.folder)
 
         on_first(ranks, finish)
-        return open_artifact(out, "content")
 
 
 @dataclass(frozen=True)

@@ -40,16 +40,24 @@ def embed_content(config: Config, out: Path) -> Artifact:
     Raises:
         ValueError: no dataset, no such column or model, or content that is not finite; the message says how to get it.
     """
+    dataset = open_dataset(config.dataset_dir)
+    recipe, decided, inputs = config.model_dump(mode="json"), decisive(config, "content"), {"dataset": dataset.artifact}
     if config.content.kind == "encoder":
         # Process groups and training's modules, which the other kinds do without.
         from mtmh.content.catalogue import embed_with_encoder
 
-        return embed_with_encoder(config, out)
-    dataset = open_dataset(config.dataset_dir)
-    inputs = {"dataset": dataset.artifact}
-    with write_artifact(
-        out, "content", config=config.model_dump(mode="json"), decisive=decisive(config, "content"), inputs=inputs
-    ) as writer:
+        inputs["encoder"] = open_artifact(config.encoder_dir, "encoder")
+        embed_with_encoder(
+            config.content,
+            dataset,
+            inputs["encoder"],
+            config.media_dir,
+            out,
+            config.training.device,
+            lambda writer: writer.commit(recipe, inputs, decisive=decided),
+        )
+        return open_artifact(out, "content")
+    with write_artifact(out, "content", config=recipe, decisive=decided, inputs=inputs) as writer:
         path = writer.folder / EMBEDDINGS
         if config.content.kind == "column":
             embeddings = _copy_column(dataset, path)

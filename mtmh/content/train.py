@@ -6,8 +6,8 @@ import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mtmh.artifacts import Artifact, DamagedArtifactError, OtherFormatError, open_artifact, write_artifact
-from mtmh.config import Config, EncoderTrainingConfig, decisive
+from mtmh.artifacts import (
+    Artifact,
+    ArtifactWriter,
+    DamagedArtifactError,
+    OtherFormatError,
+    open_artifact,
+    write_artifact,
+)
+from mtmh.config import Config, ContentConfig, EncoderTrainingConfig, decisive
 from mtmh.config.base import leaves
 from mtmh.content.concepts import Concepts, PairOrder, false_negatives, open_concepts
 from mtmh.content.identity import facts_of_run, identity_of_files
@@ -35,7 +42,7 @@ from mtmh.content.tuning import (
     trained_parameters,
     training_state,
 )
-from mtmh.data.dataset import open_dataset
+from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen
 from mtmh.distributed.ranks import Ranks, gather_rows, join_ranks, on_first
@@ -64,17 +71,29 @@ def train_content(config: Config, out: Path) -> Artifact:
         NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
-    encoder_config(config.content)  # says at once if there is none
+    encoder = encoder_config(config.content)  # says at once if there is none
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
         # A frame of its own: what holds on to the process group must be gone before the group is.
-        return _train(config, out, ranks)
+        dataset = open_dataset(config.dataset_dir)
+        files = ContentFiles.find(encoder, config.media_dir)
+        writer_of = partial(
+            write_artifact, out, "encoder", config=config.model_dump(mode="json"), decisive=decisive(config, "encoder")
+        )
+        _train(config.content, config.seed, dataset, files, out, ranks, writer_of)
+        return open_artifact(out, "encoder")
 
 
-def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
-    encoder = encoder_config(config.content)
+def _train(
+    content: ContentConfig,
+    seed: int,
+    dataset: Dataset,
+    files: ContentFiles,
+    out: Path,
+    ranks: Ranks,
+    writer_of: Callable[..., AbstractContextManager[ArtifactWriter]],
+) -> None:
+    encoder = encoder_config(content)
     training = encoder.training
-    dataset = open_dataset(config.dataset_dir)
-    files = ContentFiles.find(encoder, config.media_dir)
     if files.concepts is None:
         raise ValueError(
             "content.encoder.concepts: not set; training needs a table item_id, concept, source (a simulated "
@@ -83,14 +102,14 @@ def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
     concepts = open_concepts(dataset, files.concepts, training.source_weights)
     if ranks.is_first and encoder.concepts is not None:  # those of a simulation know nothing of events
         logger.warning("%s: %s", files.concepts, concepts.test_period)
-    order = PairOrder(concepts, training.batch_size, config.seed)
+    order = PairOrder(concepts, training.batch_size, seed)
     num_steps = training.num_steps(order.steps_per_epoch)
     told = on_first(ranks, lambda: identity_of_files(encoder, files, dataset))
-    facts = facts_of_run(config.content, config.seed, dataset, concepts.pairs_of_source, num_steps, told)
+    facts = facts_of_run(content, seed, dataset, concepts.pairs_of_source, num_steps, told)
     if on_first(ranks, lambda: _is_finished(out, facts)):
-        return open_artifact(out, "encoder")
+        return
 
-    teacher = build_teacher(encoder, config.seed, catalogue_words(dataset, concepts.texts))
+    teacher = build_teacher(encoder, seed, catalogue_words(dataset, concepts.texts))
     prepare_tuning(teacher, encoder)
     teacher.model.to(ranks.device)
     optimizer = build_optimizer(teacher, training)
@@ -103,11 +122,11 @@ def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
     def begin_step(step: int) -> None:
         set_learning_rate(optimizer, training, step, num_steps)
         # Dropout of a step is its own, whatever ran before it.
-        torch.manual_seed(_seed_of(config.seed, step, ranks.rank))
+        torch.manual_seed(_seed_of(seed, step, ranks.rank))
 
-    reader = teacher.reader(dataset, files.images, config.content.max_tokens)
-    batches = TrainBatches(order, concepts, teacher, reader, training, config.content.max_tokens, config.seed, ranks)
-    dtype = autocast_dtype(config.content.precision, ranks.device)
+    reader = teacher.reader(dataset, files.images, content.max_tokens)
+    batches = TrainBatches(order, concepts, teacher, reader, training, content.max_tokens, seed, ranks)
+    dtype = autocast_dtype(content.precision, ranks.device)
     task = ContrastTask(_replicated(teacher, ranks), training.temperature, dtype)
     set_training_mode(teacher)
     log = TrainingLog(
@@ -146,14 +165,11 @@ def _train(config: Config, out: Path, ranks: Ranks) -> Artifact:
     def write() -> None:
         lines = map(json.loads, (checkpoints.root / METRICS).read_text().splitlines())
         losses = [(line["step"], line["loss"]["content"]["contrastive"]) for line in lines]
-        with write_artifact(
-            out, "encoder", config=config.model_dump(mode="json"), decisive=decisive(config, "encoder"), inputs=inputs
-        ) as writer:
+        with writer_of(inputs=inputs) as writer:
             writer.summary |= teacher.save(writer.folder) | summary | {"losses": losses}
         shutil.rmtree(checkpoints.root)
 
     on_first(ranks, write)
-    return open_artifact(out, "encoder")
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

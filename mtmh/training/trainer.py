@@ -10,7 +10,7 @@ import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtmh.artifacts import Artifact
-from mtmh.config import Config, TrainingConfig, decisive
+from mtmh.config import Config, LossConfig, ModelConfig, PairsConfig, ShardingConfig, TrainingConfig, decisive
 from mtmh.data.content_store import ContentEmbeddings, open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.loader import PairLoader
@@ -61,39 +61,54 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
     with quiet_libraries(), join_ranks(config.training.device) as ranks:
         dataset = open_dataset(config.dataset_dir)
         content = open_content(config.content_dir, dataset) if config.needs_content else None
+        inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
         previous = None
         if continue_from:
             previous = open_previous(continue_from, config.model, config.training, dataset.summary)
-        inputs = _Inputs(dataset, content, previous)
+            inputs["previous"] = previous
+        recipe = config.model_dump(mode="json")
+        run = _Run(
+            model=config.model,
+            loss=config.loss,
+            pairs=config.pairs,
+            training=config.training,
+            sharding=config.sharding,
+            validation_users=config.validation.num_users,
+            seed=config.seed,
+            dataset=dataset,
+            content=content,
+            previous=previous,
+            record=RunRecord.of_dataset(recipe, decisive(config, "checkpoint"), dataset, inputs),
+        )
         root = config.model_dir("checkpoints")
         if not config.training.chooses_length:
-            return _run(config, inputs, ranks, root, resume=resume, profile=profile)[0]
+            return _train(run, ranks, root, resume=resume, profile=profile)[0]
         # First without the end of T1, to find how long; then on all of it.
         view = ValidationDataset(dataset, config.validation, config.seed)
-        _, stopping = _run(config, replace(inputs, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
+        _, stopping = _train(replace(run, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
         assert stopping is not None
-        return _run(config, inputs, ranks, root, resume=resume, profile=profile, chosen=stopping)[0]
+        return _train(run, ranks, root, resume=resume, profile=profile, chosen=stopping)[0]
 
 
 @dataclass(frozen=True)
-class _Inputs:
-    """What a run reads."""
+class _Run:
+    """The sections that a run goes by, what it reads, and what its checkpoints record of both."""
 
+    model: ModelConfig
+    loss: LossConfig
+    pairs: PairsConfig
+    training: TrainingConfig
+    sharding: ShardingConfig
+    validation_users: int
+    seed: int
     dataset: Dataset
     content: ContentEmbeddings | None
     previous: Artifact | None
-
-    @property
-    def artifacts(self) -> dict[str, Artifact]:
-        """By name, as a checkpoint records them."""
-        found = {"dataset": self.dataset.artifact}
-        found |= {"content": self.content.artifact} if self.content else {}
-        return found | ({"previous": self.previous} if self.previous else {})
+    record: RunRecord
 
 
-def _run(
-    config: Config,
-    inputs: _Inputs,
+def _train(
+    run: _Run,
     ranks: Ranks,
     root: Path,
     *,
@@ -105,8 +120,7 @@ def _run(
     """One run from its newest checkpoint, or the beginning, to its end.
 
     Args:
-        config: the recipe.
-        inputs: what it reads.
+        run: settings and inputs.
         ranks: this process among the others.
         root: of its checkpoints.
         resume: see `train`.
@@ -117,16 +131,14 @@ def _run(
     Returns:
         The last checkpoint; what was measured, if there is a ``view``.
     """
-    dataset, content, previous, training = inputs.dataset, inputs.content, inputs.previous, config.training
-    features = with_content(dataset.summary.features, config.model, content)
+    dataset, content, previous, training = run.dataset, run.content, run.previous, run.training
+    features = with_content(dataset.summary.features, run.model, content)
     period = Period.of(dataset.summary)
     period = period.after(period_of(previous)) if previous else period
-    record = RunRecord.of_dataset(
-        config.model_dump(mode="json"), decisive(config, "checkpoint"), dataset, inputs.artifacts
-    )
-    record.facts.update(period=period.model_dump(), features=features.model_dump(mode="json"))
+    facts = {"period": period.model_dump(), "features": features.model_dump(mode="json")}
     if chosen is not None:
-        record.facts["validation"] = {"best": asdict(chosen.best), "curve": [asdict(point) for point in chosen.curve]}
+        facts["validation"] = {"best": asdict(chosen.best), "curve": [asdict(point) for point in chosen.curve]}
+    record = replace(run.record, facts=run.record.facts | facts)
     # Of a run that is measured, the best model must be left when it ends.
     kept = training.patience + 2 if view else training.keep_checkpoints
     checkpoints = Checkpoints(root, record, ranks, kept)
@@ -134,11 +146,11 @@ def _run(
     on_gpu = ranks.device.type == "cuda"
     loader = PairLoader(
         dataset,
-        config.pairs,
-        config.loss,
+        run.pairs,
+        run.loss,
         training,
-        config.model,
-        config.seed,
+        run.model,
+        run.seed,
         ranks.rank,
         ranks.world_size,
         content,
@@ -147,18 +159,18 @@ def _run(
     if chosen is not None:
         loader.num_steps = _final_steps(chosen, loader, training)
 
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, features, ranks.device, tables=torch.device("meta"))
+    torch.manual_seed(run.seed)
+    model = build_model(run.model, features, ranks.device, tables=torch.device("meta"))
     if content is not None:
-        fit_content(model, content, config.seed)
-    frequencies = streaming_frequencies(config.loss, training.batch_size, dataset.item_table, ranks)
+        fit_content(model, content, run.seed)
+    frequencies = streaming_frequencies(run.loss, training.batch_size, dataset.item_table, ranks)
     sharded, plan = shard(
-        TrainTask(model, config.loss, config.seed, frequencies),
-        config.sharding,
+        TrainTask(model, run.loss, run.seed, frequencies),
+        run.sharding,
         ranks,
-        items_per_step=items_per_step(training, config.loss),
+        items_per_step=items_per_step(training, run.loss),
         training=training,
-        seed=config.seed,
+        seed=run.seed,
     )
     if frequencies is not None:
         checkpoints.add(FREQUENCIES, frequencies)
@@ -183,14 +195,14 @@ def _run(
     log = TrainingLog(
         root,
         RunSize(loader.num_steps, loader.steps_per_epoch, training.batch_size),
-        LossNames.of_heads(config.model.heads),
+        LossNames.of_heads(run.model.heads),
         lambda step: first_triggers(dataset, next(loader.iterate(step))),
         ranks,
         log_every=training.log_every,
         start_step=step,
     )
     log.add("grad_norm", partial(tower_gradient_norms, optimizer))
-    if config.model.id_tables:
+    if run.model.id_tables:
         log.add("id_tables", id_tables.counts)
     log.show(plan_table(plan))
     if carried:
@@ -198,9 +210,9 @@ def _run(
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
     validation = stopping = None
     if view is not None:
-        measure = ValidationMeasure(view, config.validation.num_users, config.seed, ranks)
-        embedder = CatalogueEmbedder(pipeline, sharded, view, content, ranks.device, frozenset(config.model.id_tables))
-        every = measure.interval(loader.steps_per_epoch, training.batch_size, config.loss.num_uniform_negatives)
+        measure = ValidationMeasure(view, run.validation_users, run.seed, ranks)
+        embedder = CatalogueEmbedder(pipeline, sharded, view, content, ranks.device, frozenset(run.model.id_tables))
+        every = measure.interval(loader.steps_per_epoch, training.batch_size, run.loss.num_uniform_negatives)
         stopping = EarlyStopping(
             partial(embedder.measured, measure), root, loader.steps_per_epoch, training.patience, ranks, log.show, step
         )
@@ -220,7 +232,7 @@ def _run(
         profile=profile,
         validation=validation,
     )
-    batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(config.sharding.communication))
+    batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(run.sharding.communication))
     checkpoint = trainer.run(batches, step, loader.num_steps) or checkpoint
     assert checkpoint is not None
     if stopping is not None and not stopping.curve:  # over before the first look
