@@ -1,4 +1,4 @@
-"""How long does training stand still while it saves? Steps that save, at once or in the background, beside plain ones.
+"""Time that training stands still while it saves: steps that save, at once or in the background, beside plain ones.
 
 One process, or torchrun's ranks with ``--ranks``: the engine as ``mtmh train`` runs it. Every so many steps it saves;
 timed are

@@ -131,7 +131,7 @@ def time_batches(model: ContentEncoder, inputs: ContentInputs, options: argparse
 
 
 def machine(device: torch.device) -> str:
-    """What the figures were measured on."""
+    """The machine of the figures."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
     model = platform.processor() or platform.machine()

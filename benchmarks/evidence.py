@@ -1,4 +1,4 @@
-"""What does each kind of evidence add to the order of a user's candidates, on held-out events at the end of T1?
+"""Gain of each kind of evidence in the order of a user's candidates, on held-out events at the end of T1.
 
 One half of the validation users fits a combination of some kinds of evidence, the other half is measured: recall of the
 held-out items that the user had not seen, among all candidates. T2 is not read. Needs the recipe's trained preranker.
@@ -46,7 +46,7 @@ def recalls(judged: Judged, scores: np.ndarray) -> list[float]:
 
 
 def groups(names: list[str]) -> dict[str, list[str]]:
-    """What is added one after the other, by what it is called in the table."""
+    """Kinds of evidence in the order in which they are added, by their name in the table."""
     similar = [name for name in names if name.endswith(("largest", "mean", "recent")) and "," not in name]
     return {
         "model's logit": ["logit"],

@@ -1,4 +1,4 @@
-"""How many requests a second does the service answer, how fast at 50 and 90 percent of that, and what at overload?
+"""Load test of the service: its highest rate, answer times at 50 and 90 percent of that, and behaviour at overload.
 
 Closed loop (so many clients, each waits for its answer) finds the capacity; open loop (arrivals at random times,
 whether or not the earlier are answered) finds the latency at shares of it. Latency counts from the time a request was
@@ -100,7 +100,7 @@ async def open_loop(port: int, ask: Ask, rate: float, seconds: float, seed: int)
     running: set[asyncio.Task[None]] = set()
     start = due = time.perf_counter()
 
-    async def one(connection: Connection, due: float) -> None:
+    async def ask_once(connection: Connection, due: float) -> None:
         try:
             await ask_once(connection, ask, due, measured)
         finally:
@@ -112,7 +112,7 @@ async def open_loop(port: int, ask: Ask, rate: float, seconds: float, seed: int)
         if not free:
             measured.statuses["unsent"] += 1
             continue
-        task = asyncio.create_task(one(free.pop(), due))
+        task = asyncio.create_task(ask_once(free.pop(), due))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)

@@ -1,4 +1,4 @@
-"""What do raw 64-bit ids cost, against a vocabulary made by prepare?
+"""Cost of raw 64-bit ids, against a vocabulary made by prepare.
 
 * The map alone: ids/s that find their row, that are given a free one, and that take one from another id, by how full
   the table is.
@@ -216,8 +216,8 @@ def train_steps(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float
 def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     """One table."""
     view = Table(*rows[0], title=title)
-    for one in rows:
-        view.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in one.values()))
+    for row in rows:
+        view.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in row.values()))
     Console().print(view)
 
 

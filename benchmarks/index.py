@@ -1,4 +1,4 @@
-"""How much recall does each storage kind give for which search time and how many bytes, beside plain faiss?
+"""Recall, search time and bytes of each storage kind of the index, beside plain faiss.
 
 Builds an index of each kind over the same vectors (a mixture of clusters of unequal sizes, see ``index_build.py``),
 opens it as the retriever does, and searches it over a range of probed clusters. Beside each point stands the same

@@ -1,4 +1,4 @@
-"""How much memory and time does it take to build an index, on one rank and on several?
+"""Memory and time of building an index, on one rank and on several.
 
 Embeddings of the asked size are written to disk (a mixture of clusters of unequal sizes), then ``build_index`` runs
 over them as ``mtmh build-index`` does, each rank a process of its own. Peak memory is the largest resident set of a
@@ -120,7 +120,7 @@ def measure(root: Path, storage: str, ranks: int, args: argparse.Namespace) -> d
 
 
 def build_in_rank(args: argparse.Namespace) -> None:
-    """What one rank does."""
+    """The work of one rank."""
     import faiss
     import torch
     import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""How many pairs a second does one core turn into training batches, and where does the time go?
+"""Pairs a second that one core turns into training batches, and the time of each part of that.
 
 Builds a dataset of the asked size (histories of skewed lengths over items of skewed popularity, three id features, one
 of them multi-valued, and floats), then times the loader without its background thread. On a machine with other work
@@ -236,7 +236,7 @@ def build_content(path: Path, dataset: Dataset) -> ContentEmbeddings:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine of the figures."""
     models = [
         line.split(":")[1].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Do the library's losses beat the naive formula, eager and compiled, in time and in peak memory?
+"""Time and peak memory of the library's losses, beside the naive formula, eager and compiled.
 
 Two heads and a teacher, M = 2048 rows, D = 128, forward and backward. ``chunked`` is the PyTorch path, ``triton`` the
 one for GPUs. Each case runs in a process of its own. Peak memory is what one run adds, gradients included: on a CPU to

@@ -1,4 +1,4 @@
-"""How fast is prepare, and does its memory stay bounded when the events do not fit?
+"""Speed of prepare, and the bound of its memory where the events do not fit.
 
 For each number of events one process simulates them into Parquet files and a second one prepares a dataset from these
 files, as a user with files would. Times are wall-clock; peak memory is the highest resident set of each process, which

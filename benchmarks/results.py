@@ -1,4 +1,4 @@
-"""Which setting of the model retrieves what: MTMH, MTSH, STMH and single-task on one data set, over seeds.
+"""Retrieval quality of the settings of the model: MTMH, MTSH, STMH and single-task on one data set, over seeds.
 
     python -m benchmarks.results synthetic --seeds 0 1 2 --out runs/results/synthetic.json
     python -m benchmarks.results synthetic --settings mtmh streaming --out runs/results/streaming.json
@@ -141,7 +141,7 @@ def line(name: str, rows: Sequence[Row]) -> str:
 
 
 def against_yardsticks(by_setting: dict[str, list[Evaluation]]) -> str:
-    """What each setting answers minus the best yardstick at each cut-off, in percentage points."""
+    """Figures of each setting minus the best yardstick at each cut-off, in percentage points."""
     first = next(iter(by_setting.values()))[0]
     if not first.against:
         return ""

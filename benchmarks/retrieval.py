@@ -1,4 +1,4 @@
-"""How long does a user's request take, stage by stage, and what of it is faiss?
+"""Time of a user's request in Python, stage by stage, and the share of faiss in it.
 
     python -m benchmarks.retrieval                                   # 1M items, 2 heads, 50 triggers: some minutes
     python -m benchmarks.retrieval --items 50000 --requests 20       # half a minute
@@ -81,8 +81,8 @@ def main() -> None:
         "first seen in the last tenth": (retriever, Filters(min_first_seen=arguments.items * 9 // 10)),
         f"{arguments.added:,} added, as many removed": (changed, Filters()),
     }
-    for name, (of, filters) in cases.items():
-        result["cases"][name] = measure(of, filters, indexes, vectors, arguments)
+    for name, (case, filters) in cases.items():
+        result["cases"][name] = measure(case, filters, indexes, vectors, arguments)
         arguments.out.write_text(json.dumps(result, indent=2))
         Console().print(f"[dim]{name}: {result['cases'][name]['total']['p50_ms']:.1f} ms[/dim]", highlight=False)
     Console(width=190).print(report(result))
@@ -227,7 +227,9 @@ def report(result: dict[str, Any]) -> Table:
     for name in ("case", "whole request", "a second", "bare faiss", "x faiss", "x unfiltered", *STAGES):
         table.add_column(name, justify="left" if name == "case" else "right")
     for name, case in result["cases"].items():
-        cells = {of: f"{case[of]['p50_ms']:.2f} / {case[of]['p99_ms']:.2f}" for of in ("total", "faiss", *STAGES)}
+        cells = {
+            stage: f"{case[stage]['p50_ms']:.2f} / {case[stage]['p99_ms']:.2f}" for stage in ("total", "faiss", *STAGES)
+        }
         table.add_row(
             name,
             cells["total"],

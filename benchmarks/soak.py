@@ -1,4 +1,4 @@
-"""Does the service stay whole and its memory flat under load, index swaps, additions and removals?
+"""Endurance test of the service: errors and memory under load, index swaps, additions and removals.
 
 Clients ask without pause while index versions are published one after the other and fresh items come and go. Every
 answer is checked: status, number of items, none twice, one known version. An added item must be found, and be in no
@@ -36,7 +36,7 @@ _GROWTH = 1.15  # of the median of the last quarter over the second quarter
 
 
 class Soak:
-    """What the tasks share, and what they found."""
+    """State that the tasks share, and their findings."""
 
     def __init__(self, port: int, ids: list[int], versions: list[Path], end: float) -> None:
         self.port = port
@@ -51,7 +51,7 @@ class Soak:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the time is not over."""
+        """True until the time is over."""
         return time.monotonic() < self.end
 
     def fail(self, text: str) -> None:
@@ -78,7 +78,7 @@ class Soak:
             self.fail(f"unknown version {content['version']}")
         expected = question["k"] if expected is None else expected
         for answer in content["answers"]:
-            items = [one["item"] for one in answer["items"]]
+            items = [answered["item"] for answered in answer["items"]]
             if len(items) != expected or len(set(items)) != len(items):
                 self.fail(f"{len(items)} items, {len(set(items))} distinct, expected {expected} to {question}")
                 return False

@@ -1,4 +1,4 @@
-"""How much does a wrong teacher cost? Noise in the teacher against what the trained heads retrieve.
+"""Cost of a wrong teacher: noise in the teacher against the retrieval quality of the trained heads.
 
 A share of the items gets the content embedding of another item, as from hallucinated tags or mixed-up images; at 1 the
 teacher says nothing. For each share the model is trained, indexed and evaluated anew, on the same dataset, unless a run

@@ -1,4 +1,4 @@
-"""How many pairs a second does the training engine take, against the same model written plainly in PyTorch?
+"""Pairs a second of the training engine, against the same model written plainly in PyTorch.
 
 Both train on the same pairs, the same negatives and masks, with the same towers, heads, teacher and losses.
 
@@ -445,7 +445,7 @@ def summaries(runs: dict[tuple[str, int], list[dict[str, Any]]]) -> list[dict[st
 def write_report(
     args: argparse.Namespace, runs: dict[tuple[str, int], list[dict[str, Any]]], parts: dict[int, dict[str, float]]
 ) -> None:
-    """What there is so far, as JSON."""
+    """The figures so far, as JSON."""
     if args.out is not None:
         settings = {key: str(value) for key, value in vars(args).items() if key not in ("worker", "recipe")}
         report = {"machine": machine(), "settings": settings, "results": summaries(runs), "parts_ms": parts}

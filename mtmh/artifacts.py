@@ -98,7 +98,7 @@ def _inside(name: str) -> str:
 
 
 class Manifest(BaseModel):
-    """What a folder holds, from what it was made, and with which settings."""
+    """The description of a folder: its files, the inputs it was made from, and the settings."""
 
     model_config = ConfigDict(extra="forbid")
 

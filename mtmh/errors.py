@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class RequestError(ValueError):
-    """What is asked for cannot be: the one who asked has to change it. The service answers it with 422 and the message.
+    """A request that cannot be answered: its sender has to change it. The service answers with 422 and the message.
 
     Any other ``ValueError`` is about files or settings, or a fault of ours; of these the client is told nothing.
     """

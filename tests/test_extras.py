@@ -48,8 +48,8 @@ def owners() -> Mapping[str, list[str]]:
 
 @pytest.mark.parametrize("extra", MODULES)
 def test_an_extra_is_enough_for_its_part(extra: str, owners: Mapping[str, list[str]]) -> None:
-    there = needed(extra)
-    hidden = {top for top, distributions in owners.items() if there.isdisjoint(map(plain, distributions))}
+    installed = needed(extra)
+    hidden = {top for top, distributions in owners.items() if installed.isdisjoint(map(plain, distributions))}
     assert "fastapi" in hidden or extra == "serve"
     assert {"matplotlib", "torchx", "transformers"} & hidden
     done = subprocess.run(
@@ -59,8 +59,8 @@ def test_an_extra_is_enough_for_its_part(extra: str, owners: Mapping[str, list[s
 
 
 def test_the_model_alone_needs_torch_and_torchrec() -> None:
-    asked = [found for found in map(Requirement, requires("mtmh") or []) if wanted(found, "")]
-    assert sorted(found.name for found in asked) == ["torch", "torchrec"]
+    required = [found for found in map(Requirement, requires("mtmh") or []) if wanted(found, "")]
+    assert sorted(found.name for found in required) == ["torch", "torchrec"]
 
 
 def needed(extra: str) -> set[str]:
@@ -70,10 +70,10 @@ def needed(extra: str) -> set[str]:
         name, its_extra = todo.pop()
         found.add(name)
         try:
-            asked = requires(name) or []
+            required = requires(name) or []
         except PackageNotFoundError:
             continue
-        for other in map(Requirement, asked):
+        for other in map(Requirement, required):
             if wanted(other, its_extra) and plain(other.name) not in found:
                 todo += [(plain(other.name), more) for more in (other.extras or {""})]
     return found

@@ -39,7 +39,7 @@ def modules(tmp_path: Path) -> dict[str, Path]:
 
 
 def changed(modules: dict[str, Path], tmp_path: Path, name: str, old: str, new: str) -> bool:
-    """Whether the digest of the stage is another one after a change in a copy of one file."""
+    """True if the digest of the stage is another one after a change in a copy of one file."""
     assert old in FILES[name]
     copy = tmp_path / "copy" / modules[name].name
     copy.parent.mkdir()

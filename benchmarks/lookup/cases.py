@@ -1,4 +1,4 @@
-"""What is measured: the parameters of a lookup, its indices, the bytes it moves, the sweeps of a preset."""
+"""The cases measured: parameters of a lookup, its indices, the bytes it moves, the sweeps of a preset."""
 
 from __future__ import annotations
 
@@ -98,12 +98,12 @@ class Measurement:
 
     @property
     def sharded(self) -> bool:
-        """Whether it runs in processes of its own, be it a single one."""
+        """True if it runs in processes of its own, be it a single one."""
         return self.kernel.startswith("sharded:")
 
     @property
     def figure(self) -> tuple[str, str, Case]:
-        """What is timed; several sweeps may share it."""
+        """The key of what is timed; several sweeps may share it."""
         return self.kernel, self.mode, self.case
 
 
@@ -235,10 +235,10 @@ def evenly(plan: Iterable[Measurement]) -> list[Measurement]:
     The sweeps take turns, a value each: its first, its last, then what halves the gaps.
     """
     sweeps: dict[str, dict[str | float, list[Measurement]]] = {}
-    for one in plan:
-        sweeps.setdefault(one.sweep, {}).setdefault(one.x, []).append(one)
+    for measurement in plan:
+        sweeps.setdefault(measurement.sweep, {}).setdefault(measurement.x, []).append(measurement)
     in_turn = ([by_value[x] for x in _spread(list(by_value))] for by_value in sweeps.values())
-    return [one for turn in zip_longest(*in_turn, fillvalue=[]) for group in turn for one in group]
+    return [measurement for turn in zip_longest(*in_turn, fillvalue=[]) for group in turn for measurement in group]
 
 
 def _spread(values: list[Any]) -> list[Any]:
@@ -258,7 +258,7 @@ def _pairs(kernels: Iterable[str], modes: Iterable[str]) -> Iterator[tuple[str, 
 
 
 def _options(base: Case, device: str) -> Iterator[Measurement]:
-    """What changes the speed of one kernel on the base case."""
+    """Variations that change the speed of one kernel on the base case."""
     variants: list[tuple[str, Case]] = [
         ("bounds check: warning (default)", base),
         ("bounds check: none", replace(base, bounds_check="none")),

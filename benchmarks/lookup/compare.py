@@ -1,4 +1,4 @@
-"""The gate: what became slower than in an older run, beyond a threshold and beyond the spread of both runs."""
+"""The gate: figures that became slower than in an older run, beyond a threshold and beyond the spread of both runs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def missing(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def machine_differences(old: dict[str, Any], new: dict[str, Any], names: Iterable[str] = SAME_MACHINE) -> list[str]:
-    """What differs between the machines of two runs, so that a change may not be the code's."""
+    """Differences between the machines of two runs, so that a change may not be the code's."""
     pairs = [(name, old["machine"].get(name), new["machine"].get(name)) for name in names]
     return [f"{name}: {before} -> {after}" for name, before, after in pairs if before != after]
 

@@ -100,7 +100,7 @@ class EmbeddingBagKernel:
     def forward(self, inputs: list[Tensor]) -> Tensor:
         """One call a table, outputs side by side."""
         offsets = self.inputs.offsets[: self.case.batch + 1]
-        outputs = [bag(one, offsets, self.weights) for bag, one in zip(self.bags, inputs, strict=True)]
+        outputs = [bag(rows, offsets, self.weights) for bag, rows in zip(self.bags, inputs, strict=True)]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def train(self, inputs: list[Tensor]) -> None:
@@ -131,8 +131,8 @@ class TableBatchedKernel:
             bounds_check_mode=BOUNDS_CHECKS[case.bounds_check],
             device=device,
         )
-        for mine, table in zip(self.module.split_embedding_weights(), tables, strict=True):
-            mine.copy_(table)
+        for weights, table in zip(self.module.split_embedding_weights(), tables, strict=True):
+            weights.copy_(table)
         self.gradient = upstream_gradient(case, device)
 
     def prepare(self, indices: Tensor) -> Tensor:

@@ -145,11 +145,11 @@ def gather_bandwidth(case: Case, sets: list[Tensor], device: torch.device, secon
     width = case.row_bytes // 4  # rows move as float32 whatever they hold
     table = torch.empty(case.tables * case.rows, width, device=device).uniform_(-1, 1)
     shift = torch.arange(case.tables).repeat_interleave(case.batch * case.pooling) * case.rows
-    indices = [(one + shift).to(device) for one in sets]
+    indices = [(rows + shift).to(device) for rows in sets]
     read = case.lookups * case.row_bytes
     at_once = GATHER_ROWS_AT_ONCE if device.type == "cpu" else case.lookups
     buffer = torch.empty(min(at_once, case.lookups), width, device=device)
-    parts = [[one[begin : begin + at_once] for begin in range(0, len(one), at_once)] for one in indices]
+    parts = [[rows[begin : begin + at_once] for begin in range(0, len(rows), at_once)] for rows in indices]
     offsets = torch.arange(0, case.lookups, LONG_BAG, device=device)
 
     def select(turn: int) -> None:

@@ -1,4 +1,4 @@
-"""What a run has found so far, in a JSON file that is whole after every figure, and what is still missing."""
+"""Figures of a run so far, in a JSON file that is whole after every figure, and the list of those still missing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Progress:
         self.path = path
         empty: dict[str, Any] = {"rows": [], "skipped": [], "failed": [], "seconds": 0.0, "cores_others_kept_busy": 0.0}
         self.result: Result = {"format": FORMAT} | empty | result
-        self._plan = {_name(_entry(one)): one for one in plan}
+        self._plan = {_name(_entry(measurement)): measurement for measurement in plan}
         self._places = {name: place for place, name in enumerate(self._plan)}
         self._done = {_name(entry) for kind in ("rows", "skipped", "failed") for entry in self.result[kind]}
         strange = sorted(self._done - self._plan.keys())
@@ -56,12 +56,12 @@ class Progress:
     @property
     def missing(self) -> list[Measurement]:
         """Neither measured nor left out, in the order of the report."""
-        return [one for name, one in self._plan.items() if name not in self._done]
+        return [measurement for name, measurement in self._plan.items() if name not in self._done]
 
-    def add(self, kind: Kind, one: Measurement, facts: Result) -> None:
+    def add(self, kind: Kind, measurement: Measurement, facts: Result) -> None:
         """Writes a figure, in every sweep that has it, or why there is none."""
         for name, other in self._plan.items():
-            if other.figure == one.figure and name not in self._done:
+            if other.figure == measurement.figure and name not in self._done:
                 self._done.add(name)
                 self.result[kind].append(_entry(other) | facts)
         self.result[kind].sort(key=lambda entry: self._places[_name(entry)])
@@ -69,7 +69,7 @@ class Progress:
 
     def write(self) -> None:
         """Writes the JSON."""
-        self.result["missing"] = dict(Counter(one.sweep for one in self.missing))
+        self.result["missing"] = dict(Counter(measurement.sweep for measurement in self.missing))
         self.result["written"] = datetime.now(UTC).isoformat(timespec="seconds")
         if not active_children():  # whose CPU time counts as somebody else's until they end
             everybody, own = (now - then for now, then in zip(machine.cpu_seconds(), self._cpu, strict=True))
@@ -80,7 +80,7 @@ class Progress:
         write_atomically(self.path, json.dumps(self.result, indent=1) + "\n")
 
     def left(self) -> str:
-        """How many measurements are missing and how long they may take: the median of finished ones of like size.
+        """Number of missing measurements and the time they may take: the median of finished ones of like size.
 
         Low, since the first figure of sharded ones has waited for the processes to start.
         """
@@ -92,13 +92,21 @@ class Progress:
         missing = self.missing
         if not took:
             return f"{len(missing)} left"
-        sizes = (_size(one) for one in {one.figure: one for one in missing}.values())
+        sizes = (
+            _size(measurement) for measurement in {measurement.figure: measurement for measurement in missing}.values()
+        )
         seconds = sum(median_low(took.get(size) or took[None]) for size in sizes)
         return f"{len(missing)} left, about {seconds / 60:.1f} min"
 
 
-def _entry(one: Measurement) -> Result:
-    return {"sweep": one.sweep, "x": one.x, "kernel": one.kernel, "mode": one.mode, "case": asdict(one.case)}
+def _entry(measurement: Measurement) -> Result:
+    return {
+        "sweep": measurement.sweep,
+        "x": measurement.x,
+        "kernel": measurement.kernel,
+        "mode": measurement.mode,
+        "case": asdict(measurement.case),
+    }
 
 
 def _name(entry: Result) -> str:
@@ -106,5 +114,5 @@ def _name(entry: Result) -> str:
     return json.dumps([entry[key] for key in ("sweep", "x", "kernel", "mode", "case")])
 
 
-def _size(one: Measurement) -> tuple[bool, int]:
-    return one.sharded, round(math.log10(one.case.table_bytes))
+def _size(measurement: Measurement) -> tuple[bool, int]:
+    return measurement.sharded, round(math.log10(measurement.case.table_bytes))

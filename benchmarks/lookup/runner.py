@@ -54,22 +54,22 @@ def run(
         if needed > free:
             reason = f"needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB may be taken"
             log(f"skipped {case.key()}: {reason}")
-            for one in group:
-                progress.add("skipped", one, {"reason": reason})
+            for measurement in group:
+                progress.add("skipped", measurement, {"reason": reason})
             continue
         _measure_limit(case, device, preset, limits)
         devices = case.ranks if device.type == "cuda" else 1  # ranks on CPU share one memory
         gather = limits[_gather_case(case, threads)].times(devices)
         with closing((_measure_sharded if is_sharded else _measure_case)(group, device, preset)) as figures:
-            for one, found in figures:
+            for measurement, found in figures:
                 now = time.perf_counter()
                 if isinstance(found, Timing):
-                    facts = row(one, found, gather, copy.times(devices)) | {"seconds": now - begin}
-                    progress.add("rows", one, facts)
-                    log(f"{_line(one, found)}   {progress.left()}")
+                    facts = row(measurement, found, gather, copy.times(devices)) | {"seconds": now - begin}
+                    progress.add("rows", measurement, facts)
+                    log(f"{_line(measurement, found)}   {progress.left()}")
                 else:
-                    progress.add("skipped" if "reason" in found else "failed", one, found)
-                    log(f"{one.kernel} {one.mode} {case.key()}: {found}")
+                    progress.add("skipped" if "reason" in found else "failed", measurement, found)
+                    log(f"{measurement.kernel} {measurement.mode} {case.key()}: {found}")
                 begin = now
                 if now >= end:
                     return
@@ -78,9 +78,14 @@ def run(
 def _by_case(wanted: Iterable[Measurement]) -> list[list[Measurement]]:
     """Figures of one case together, kernel by kernel; a repeated figure is measured once."""
     groups: dict[tuple[bool, Case], dict[str, dict[str, Measurement]]] = {}
-    for one in wanted:
-        groups.setdefault((one.sharded, one.case), {}).setdefault(one.kernel, {}).setdefault(one.mode, one)
-    return [[one for by_mode in by_kernel.values() for one in by_mode.values()] for by_kernel in groups.values()]
+    for measurement in wanted:
+        groups.setdefault((measurement.sharded, measurement.case), {}).setdefault(measurement.kernel, {}).setdefault(
+            measurement.mode, measurement
+        )
+    return [
+        [measurement for by_mode in by_kernel.values() for measurement in by_mode.values()]
+        for by_kernel in groups.values()
+    ]
 
 
 def required_bytes(case: Case, sharded: bool) -> int:
@@ -124,14 +129,14 @@ def _measure_case(group: list[Measurement], device: torch.device, preset: Preset
     case = group[0].case
     torch.set_num_threads(case.threads)
     sets = index_sets(case, machine.cache_bytes(device))
-    for kernel, of_kernel in groupby(group, key=lambda one: one.kernel):
-        todo = sorted(of_kernel, key=lambda one: (FORWARD, TRAIN).index(one.mode))
+    for kernel, of_kernel in groupby(group, key=lambda measurement: measurement.kernel):
+        todo = sorted(of_kernel, key=lambda measurement: (FORWARD, TRAIN).index(measurement.mode))
         try:
-            for timing in _time_kernel(kernel, case, [one.mode for one in todo], sets, device, preset):
+            for timing in _time_kernel(kernel, case, [measurement.mode for measurement in todo], sets, device, preset):
                 yield todo.pop(0), timing
         except (RuntimeError, NotImplementedError, ValueError):
             error = traceback.format_exc(limit=-2)
-            yield from ((one, {"error": error}) for one in todo)
+            yield from ((measurement, {"error": error}) for measurement in todo)
 
 
 def _time_kernel(
@@ -139,7 +144,7 @@ def _time_kernel(
 ) -> Iterator[Timing]:
     gc.collect()  # the tables of the kernel before
     built = build(kernel, case, random_tables(case, device))
-    prepared = [built.prepare(one) for one in sets]
+    prepared = [built.prepare(indices) for indices in sets]
     for mode in modes:
         call = built.train if mode == TRAIN else built.forward
         yield measure(
@@ -155,24 +160,24 @@ def _measure_sharded(group: list[Measurement], device: torch.device, preset: Pre
     todo = list(group)
     try:
         with closing(sharded.run(group, device, preset.seconds, preset.samples)) as figures:
-            for one, found in figures:
-                todo.remove(one)
-                yield one, {"error": found} if isinstance(found, str) else found
+            for measurement, found in figures:
+                todo.remove(measurement)
+                yield measurement, {"error": found} if isinstance(found, str) else found
     except ValueError as error:
         why = {"reason": str(error)}
     except ProcessRaisedException as error:
         why = {"error": str(error)}
-    yield from ((one, why) for one in todo)
+    yield from ((measurement, why) for measurement in todo)
 
 
-def row(one: Measurement, timing: Timing, gather: Bandwidth, copy: Bandwidth) -> Result:
+def row(measurement: Measurement, timing: Timing, gather: Bandwidth, copy: Bandwidth) -> Result:
     """Rates of a figure and their share of the limits of all the devices it uses."""
-    moved = one.case.moved_bytes(one.mode)
+    moved = measurement.case.moved_bytes(measurement.mode)
     rate = moved / timing.median
     return {
         "timing": asdict(timing),
         "moved_bytes": moved,
-        "lookups_per_s": one.case.lookups / timing.median,
+        "lookups_per_s": measurement.case.lookups / timing.median,
         "bytes_per_s": rate,
         "bytes_per_s_q1": moved / timing.q3,
         "bytes_per_s_q3": moved / timing.q1,
@@ -182,9 +187,10 @@ def row(one: Measurement, timing: Timing, gather: Bandwidth, copy: Bandwidth) ->
     }
 
 
-def _line(one: Measurement, timing: Timing) -> str:
+def _line(measurement: Measurement, timing: Timing) -> str:
     return (
-        f"{one.sweep:>8} {one.x!s:<32} {one.kernel:<22} {one.mode:<17} {timing.median * 1e3:8.2f} ms "
-        f"{one.case.lookups / timing.median / 1e6:7.1f} M lookups/s "
-        f"{one.case.moved_bytes(one.mode) / timing.median / 1e9:6.1f} GB/s"
+        f"{measurement.sweep:>8} {measurement.x!s:<32} {measurement.kernel:<22} {measurement.mode:<17} "
+        f"{timing.median * 1e3:8.2f} ms "
+        f"{measurement.case.lookups / timing.median / 1e6:7.1f} M lookups/s "
+        f"{measurement.case.moved_bytes(measurement.mode) / timing.median / 1e9:6.1f} GB/s"
     )

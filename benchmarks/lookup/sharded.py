@@ -64,7 +64,7 @@ class ShardedKernel:
 
     @staticmethod
     def _plan(sharding: str, case: Case, table: int) -> Any:
-        """Where a table goes: spread evenly, on one host."""
+        """The placement of a table: spread evenly, on one host."""
         makers: dict[str, Callable[[], Any]] = {
             "table_wise": lambda: plans.table_wise(rank=table % case.ranks),
             "column_wise": lambda: plans.column_wise(ranks=list(range(case.ranks))),
@@ -191,7 +191,7 @@ def _measure_all(
         except (RuntimeError, NotImplementedError, ValueError):
             result = traceback.format_exc(limit=-1)
         else:
-            sets = [kernel.prepare(one) for one in index_sets(measurement.case, machine.cache_bytes(device))]
+            sets = [kernel.prepare(indices) for indices in index_sets(measurement.case, machine.cache_bytes(device))]
             result = asdict(_time(kernel, measurement, sets, device, seconds, samples, slowest))
             del kernel
         if dist.get_rank() == 0:

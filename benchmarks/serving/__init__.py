@@ -1,1 +1,1 @@
-"""What the benchmarks of the HTTP service share: a recipe to serve, a service process, a small HTTP client."""
+"""Parts that the benchmarks of the HTTP service share: a recipe to serve, a service process, a small HTTP client."""

@@ -112,7 +112,7 @@ def run(recipe: Path, overrides: list[str]) -> dict[str, float]:
 
 
 def chosen_by_auto(config: Config) -> dict[str, Any]:
-    """What the checkpoint and the preranker recorded of the choices that the run made by itself."""
+    """Choices that the run made by itself, as the checkpoint and the preranker recorded them."""
     checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
     preranker = open_artifact(config.model_dir("preranker"), "preranker")
     return {"checkpoint": checkpoint.summary, "preranker": preranker.summary}

@@ -156,7 +156,7 @@ class _ContrastiveLosses(torch.autograd.Function):
 
 
 def _uses_triton(kernel: Kernel, embedding: Tensor) -> bool:
-    """Whether to take Triton; its interpreter, for tests, runs on the CPU."""
+    """True if Triton is to be taken; its interpreter, for tests, runs on the CPU."""
     if kernel == "torch":
         return False
     installed = importlib.util.find_spec("triton") is not None

@@ -14,7 +14,7 @@ from mtmh.index.versions import CURRENT, current_version
 
 
 def teacher_gate(config: Config, check: Artifact, published: Artifact | None) -> Verdict:  # noqa: ARG001
-    """Whether the teacher tells topics apart as well as ``content.check`` asks."""
+    """Passes if the teacher tells topics apart as well as ``content.check`` asks."""
     failures: list[str] = check.summary["failures"]
     limits = config.content.check.model_dump(exclude_none=True)
     reached = [f"{name} {least:g}" for name, least in limits.items() if name.startswith("min_")]
@@ -22,7 +22,7 @@ def teacher_gate(config: Config, check: Artifact, published: Artifact | None) ->
 
 
 def index_gate(config: Config, index: Artifact, published: Artifact | None) -> Verdict:  # noqa: ARG001
-    """Whether every head's index finds ``index.min_recall`` of the exact neighbours."""
+    """Passes if every head's index finds ``index.min_recall`` of the exact neighbours."""
     measured = IndexSummary.model_validate(index.summary).ann_recall
     least = config.index.min_recall
     return Verdict(
@@ -36,7 +36,7 @@ def index_gate(config: Config, index: Artifact, published: Artifact | None) -> V
 
 
 def evaluation_gate(config: Config, evaluation: Artifact, published: Artifact | None) -> Verdict:
-    """Whether recall and topic match are as good as those of the published version on the same data and users.
+    """Passes if recall and topic match are as good as those of the published version on the same data and users.
 
     The drops that ``chain`` allows are taken off. What cannot be compared misses the gate, unless
     ``chain.allow_unmeasured``.
@@ -85,7 +85,7 @@ GATES: dict[StageName, Callable[[Config, Artifact, Artifact | None], Verdict]] =
 
 
 def to_measure(index: Artifact | None, published: Artifact | None) -> dict[str, Artifact]:
-    """What the evaluation of an index reads besides: the published version, unless there is none or it is this one."""
+    """Further inputs of the evaluation of an index: the published version, unless there is none or it is this one."""
     if index is None or published is None or index.manifest.digest == published.manifest.digest:
         return {}
     return {"published": published}

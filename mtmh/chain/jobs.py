@@ -93,7 +93,7 @@ class Jobs:
         return Job(handle=handle, host=socket.gethostname())
 
     def state(self, job: Job) -> AppState:
-        """Where the job stands; ``UNKNOWN``: the scheduler does not know it, or not any more."""
+        """The state of the job; ``UNKNOWN``: the scheduler does not know it, or not any more."""
         # Slurm's own word first: TorchX asks the accounting, which a cluster may not have.
         told = _slurm_state(job.app_id) if self._scheduler == "slurm" else None
         if told is not None:

@@ -208,7 +208,7 @@ class Chain:
         self._save()
 
     def _left_by(self, stage: Stage, inputs: dict[str, Artifact], line: StageRecord, *, patient: bool) -> Finding:
-        """What a job has left; a shared file system may show it late."""
+        """The artifact that a job has left; a shared file system may show it late."""
         end = time.monotonic() + (self._config.chain.settle_s if patient else 0.0)
         while True:
             finding = examine(stage, self._config, inputs, self._state, just_ran=True)
@@ -353,7 +353,7 @@ class Chain:
 
 
 def plan_chain(config: Config, continue_from: Path | None = None) -> list[tuple[str, Result, list[str]]]:
-    """What a chain would do now: name, ``unchanged`` or ``waiting`` and why, for each stage; starts nothing.
+    """Steps that a chain would take now: name, ``unchanged`` or ``waiting`` and why, for each stage; starts nothing.
 
     A stage behind one that must run is compared with the artifacts that are there, so it may yet turn out unchanged.
 
@@ -385,7 +385,7 @@ def plan_chain(config: Config, continue_from: Path | None = None) -> list[tuple[
 
 
 def _inputs_of(stage: Stage, found: dict[str, Artifact], previous: Artifact | None) -> dict[str, Artifact]:
-    """What a stage reads, as far as it is there."""
+    """Inputs of a stage, as far as they are there."""
     inputs = {name: found[source] for name, source in stage.inputs.items() if source in found}
     if stage.name == "train" and previous is not None:
         inputs[PREVIOUS] = previous

@@ -50,7 +50,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a look at a stage's artifact has found.
+    """The outcome of a look at a stage's artifact.
 
     Attributes:
         artifact: of the stage, whole but perhaps outdated; None: there is none.
@@ -233,7 +233,7 @@ def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[s
 
 
 def _lengths(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
-    """How long a stage trains, by dotted key: no part of the identity of a run that goes on."""
+    """The length of a stage's training, by dotted key: no part of the identity of a run that goes on."""
     sections = {"train": "training", "train_preranker": "preranker.training"}
     if stage.name not in sections:
         return {}

@@ -94,7 +94,7 @@ def _versions() -> Iterator[Check]:
 
 
 def _matrix() -> Iterator[Check]:
-    """Whether torch, fbgemm and torchrec come from one release."""
+    """Checks that torch, fbgemm and torchrec come from one release."""
     cpu, cuda = _installed("fbgemm-gpu-cpu"), _installed("fbgemm-gpu")
     is_stand_in = cuda is not None and "shim" in cuda
     if cpu and cuda and not is_stand_in:

@@ -22,7 +22,7 @@ class Settings(BaseModel):
 
 
 class RunLength(Settings):
-    """How long something trains: to the end of its epochs, or ``max_steps`` if that is sooner."""
+    """The length of a training: to the end of its epochs, or ``max_steps`` if that is sooner."""
 
     epochs: Positive = 1
     max_steps: Positive | None = None

@@ -23,7 +23,7 @@ StageName = Literal[
 
 
 class JobConfig(Settings):
-    """What one stage's job asks of the scheduler; what is left out is the component's default."""
+    """Resources that one stage's job asks of the scheduler; a field left out has the component's default."""
 
     j: Annotated[str, Field(pattern=r"^\d+x\d+$")] | None = None  # nodes x processes
     h: str | None = None  # named host

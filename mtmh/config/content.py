@@ -69,7 +69,7 @@ class EncoderConfig(Settings):
 
 
 class ContentCheckConfig(Settings):
-    """How well the teacher tells topics apart, on a labelled sample; a ``min_*`` that is missed fails the check."""
+    """Settings of the teacher's check on a labelled sample of the catalogue; a ``min_*`` that is missed fails it."""
 
     num_items: Annotated[int, Field(ge=2)] = 2000
     k: list[Positive] = [5, 20]  # nearest neighbours; gates look at the first

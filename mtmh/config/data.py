@@ -11,7 +11,7 @@ from mtmh.config.base import Decides, Fraction, Positive, Settings
 
 
 class SplitConfig(Settings):
-    """How events are cut into the training period T1 and the test period T2.
+    """The cut of events into the training period T1 and the test period T2.
 
     ``time``: one global cut, at ``cutoff`` (same unit as the events' timestamp) or, without it, where
     ``test_fraction`` of the events lie behind. ``user``: the last ``test_fraction`` of each user's events.

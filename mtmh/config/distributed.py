@@ -15,7 +15,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "mx4"]
 
 
 class CommunicationConfig(Settings):
-    """What pooled embeddings, and their gradients, are rounded to while they travel between ranks.
+    """The types to which pooled embeddings and their gradients are rounded while they travel between ranks.
 
     ``int8``, ``fp8`` (on CUDA only) and ``mx4`` scale groups of 32 values. Such values cannot be added up, as those of
     tables that are cut by rows are on their way: these travel as fp16, their gradients as bf16.

@@ -17,7 +17,7 @@ class PqConfig(Settings):
 
 
 class MilvusConfig(Settings):
-    """Where Milvus is; a token, if it wants one, comes from the environment variable MILVUS_TOKEN."""
+    """The address of Milvus; a token, if it wants one, comes from the environment variable MILVUS_TOKEN."""
 
     uri: str  # http://host:19530, or a file ending in .db for the embedded Milvus Lite
     # Names of collections begin so.

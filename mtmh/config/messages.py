@@ -29,7 +29,7 @@ def describe_problems(error: ValidationError, model: type[BaseModel], section: s
 
 
 def others(name: str, known: list[str]) -> str:
-    """What may stand in place of an unknown name: the nearest one, then all."""
+    """The names that may stand in place of an unknown one: the nearest, then all."""
     close = get_close_matches(name, known, n=1)
     meant = f"did you mean {close[0]}? " if close else ""
     return f"{meant}There are {', '.join(known)}" if known else "there is none like it"

@@ -93,5 +93,5 @@ class ModelConfig(Settings):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any head learns from the teacher."""
+        """True if any head learns from the teacher."""
         return any(head.relevance_weight > 0.0 or head.semantic_weight > 0.0 for head in self.heads)

@@ -24,7 +24,7 @@ class TaskConfig(Settings):
 
     @property
     def is_engagement(self) -> bool:
-        """Whether every event of the history counts."""
+        """True if every event of the history counts."""
         return not self.event and self.min_value is None
 
 

@@ -31,7 +31,7 @@ from mtmh.config.yaml_reader import read_yaml
 
 
 class PathsConfig(Settings):
-    """Where artifacts live. Recipes that share a root share its dataset and its content embeddings."""
+    """The folders of artifacts. Recipes that share a root share its dataset and its content embeddings."""
 
     root: Path
     dataset: Path | None = None
@@ -94,7 +94,7 @@ class Config(Settings):
 
     @property
     def needs_content(self) -> bool:
-        """Whether any loss or weight of the recipe compares content embeddings."""
+        """True if any loss or weight of the recipe compares content embeddings."""
         return self.model.needs_teacher or self.pairs.sim.kind == "content"
 
     def model_dir(

@@ -42,12 +42,12 @@ class RetrievalConfig(Settings):
 
     @property
     def needs_preranker(self) -> bool:
-        """Whether the model of train-preranker ranks anything."""
+        """True if the model of train-preranker ranks anything."""
         return "learned" in (self.preranker, self.sorter)
 
     @property
     def sorted_by(self) -> Ranking:
-        """Who scores the answers of all heads and triggers."""
+        """The scores that sort the answers of all heads and triggers."""
         return self.sorter or self.preranker
 
     def of_index(self, preranker: Ranking, sorter: Ranking, num_probes: int) -> RetrievalConfig:

@@ -10,7 +10,7 @@ from mtmh.config.base import Settings
 
 
 class EmbeddingConfig(Settings):
-    """What ``mtmh embed --delta-from`` takes for unchanged.
+    """Limits of what ``mtmh embed --delta-from`` takes for unchanged.
 
     ``watch_tables``: an item that reads a changed row of one of these is embedded anew; ``None``: of any table. A row
     that many items share changes with every period; with ``[item_id]`` such changes wait for the next full run.

@@ -86,7 +86,7 @@ class PlanConfig(Settings):
 
 
 class ContinuationConfig(Settings):
-    """How a run goes on from the model of the period before (``mtmh train --continue-from``).
+    """The way a run goes on from the model of the period before (``mtmh train --continue-from``).
 
     ``optimizer_state``: with ``keep``, rows that have learned much go on with small steps and new rows start with
     large ones, as Adagrad has it; ``reset`` gives all of them large steps again. ``learning_rate_scale`` multiplies
@@ -133,7 +133,7 @@ class TrainingConfig(RunLength):
 
     @property
     def chooses_length(self) -> bool:
-        """Whether the length is chosen by measuring."""
+        """True if the length is chosen by measuring."""
         return self.epochs == "auto" and self.max_steps is None
 
     def num_steps(self, steps_per_epoch: int) -> int:

@@ -173,7 +173,7 @@ def _half(kind: Kind, config: Any) -> Any:
 
 
 def _documented_pooling(kind: Kind, config: Any, reference: str) -> Pooling:
-    """What the model's own files or documentation ask for."""
+    """The pooling that the model's own files or documentation ask for."""
     if config.model_type in ("clip_text_model", "clip_vision_model"):
         return "projection"
     if kind == "image":

@@ -180,7 +180,7 @@ def _untrained(encoder: EncoderConfig, files: ContentFiles, seed: int, dataset: 
 
 
 def _failures(row: Agreement, settings: ContentCheckConfig) -> list[str]:
-    """What the recipe asks for and the teacher does not reach."""
+    """Limits of the recipe that the teacher does not reach."""
     k = settings.k[0]
     gates: list[tuple[str, str, Mapping[str, Any]]] = [
         ("min_auc", "ROC AUC", row.auc),

@@ -193,7 +193,7 @@ def _find_items(dataset: Dataset, ids: pa.Array, path: Path) -> npt.NDArray[np.i
 
 
 class PairOrder:
-    """Which pairs each global step takes: a fresh permutation an epoch, a pure function of the step.
+    """The pairs of each global step: a fresh permutation an epoch, a pure function of the step.
 
     Args:
         concepts: all pairs.

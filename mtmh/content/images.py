@@ -21,7 +21,7 @@ _CACHED_GROUPS = 4  # row groups of a Parquet file of images
 
 
 class ImageStore(Protocol):
-    """Where the encoded images of a catalogue are."""
+    """The place of the encoded images of a catalogue."""
 
     def read(self, items: Sequence[int]) -> list[bytes | None]:
         """The files of some items by index; ``None``: the item has no image. Empty bytes: it should, and is not there.
@@ -74,7 +74,7 @@ def decode(file: bytes) -> Image.Image | None:
 
 
 def is_blank(picture: Image.Image) -> bool:
-    """Whether all pixels of an RGB picture have one colour, so that it shows nothing."""
+    """True if all pixels of an RGB picture have one colour, so that it shows nothing."""
     return all(low == high for low, high in cast(tuple[tuple[int, int], ...], picture.getextrema()))
 
 

@@ -197,7 +197,7 @@ def check_list_column(schema: pa.Schema, name: str, path: Path) -> None:
 
 
 def has_labels(schema: pa.Schema, path: Path) -> bool:
-    """Whether a table has kinds and values of events.
+    """True if a table has kinds and values of events.
 
     Raises:
         ValueError: it has columns of these names and another type.

@@ -156,7 +156,7 @@ def _check_finite(features: npt.NDArray[np.float32], path: Path) -> None:
 
 
 def _check_offsets(offsets: npt.NDArray[np.int64], num_values: int, path: Path) -> bool:
-    """Whether every item has exactly one value."""
+    """True if every item has exactly one value."""
     if offsets[0] != 0 or offsets[-1] != num_values:
         raise ValueError(f"{path}: must run from 0 to {num_values}, runs from {offsets[0]} to {offsets[-1]}")
     single = True

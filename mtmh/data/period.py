@@ -52,7 +52,7 @@ class Period(BaseModel):
 
 
 def why_it_may_leak(before: Period | None, now: Period) -> str | None:
-    """Why a model of the period ``before`` may have been trained on what the period ``now`` tests; None: it was not.
+    """The reason why a model of the period ``before`` may know what the period ``now`` tests; None: it does not.
 
     It was not if all that it has seen lies before the first test event. Where both cut each user's events by
     themselves, instants of users overlap; then it was not if the later dataset holds back no larger share of each user:

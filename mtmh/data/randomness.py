@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Purpose(IntEnum):
-    """What a generator is for; two purposes never share a stream of numbers."""
+    """The purpose of a generator; two purposes never share a stream of numbers."""
 
     ROW_GROUP_ORDER = 1
     SHUFFLE_BLOCK = 2

@@ -1,4 +1,4 @@
-"""Raw 64-bit ids: what a table without a vocabulary takes in place of rows."""
+"""Raw 64-bit ids: the keys of a table without a vocabulary."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class IdFeature(BaseModel):
 
 
 class FloatScale(BaseModel):
-    """How a float feature became an input of the tower.
+    """The transformation of a float feature into an input of the tower.
 
     Attributes:
         name: of the feature.
@@ -124,7 +124,7 @@ class FloatScales(BaseModel):
 
 
 class FeatureSchema(BaseModel):
-    """What the item tower takes in; recorded in the dataset's and in every checkpoint's manifest summary."""
+    """Inputs of the item tower; recorded in the dataset's and in every checkpoint's manifest summary."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

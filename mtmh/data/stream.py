@@ -36,10 +36,10 @@ RowsT = TypeVar("RowsT", bound=Rows)
 
 
 class Expansion(Protocol[RowsT]):
-    """What is made of each history; how many follows from its length alone, so that a shard can start at any one."""
+    """Samples of each history; their number follows from its length alone, so that a shard can start at any of them."""
 
     def count(self, lengths: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """How many histories of these lengths give, [R]."""
+        """Number of samples of histories of these lengths, [R]."""
 
     def expand(self, histories: Histories) -> RowsT:
         """All of them, user by user."""

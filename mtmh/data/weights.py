@@ -106,7 +106,7 @@ class PropensityWeights:
 
 
 def share_value(column: IdColumn, first: Indices, second: Indices) -> npt.NDArray[np.bool_]:
-    """Whether two items have a value of an id feature in common; row 0 (unknown) is never shared.
+    """True where two items have a value of an id feature in common; row 0 (unknown) is never shared.
 
     Args:
         column: the feature.
@@ -134,7 +134,7 @@ def share_value(column: IdColumn, first: Indices, second: Indices) -> npt.NDArra
 
 
 def cosine_at_least(content: Tensor, first: Indices, second: Indices, threshold: float) -> npt.NDArray[np.bool_]:
-    """Whether two items' embeddings have at least this cosine; items without content never do.
+    """True where two items' embeddings have at least this cosine; items without content never do.
 
     Args:
         content: [U, Dc] rows of unit length, or zero: no content.

@@ -35,7 +35,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one rank that prints and commits."""
+        """True for the one rank that prints and commits."""
         return self.rank == 0
 
 

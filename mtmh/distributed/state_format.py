@@ -187,7 +187,7 @@ class StateReader(FileSystemReader):
 def _checked(
     path: Path, name: str, tensor: _Tensor, piece: _Piece, dtype: torch.dtype, sizes: dict[str, int]
 ) -> _StorageInfo:
-    """Where a piece lies, if it lies in the tensor and in a file of the folder; ``sizes`` keeps those of files seen."""
+    """Place of a piece, if it lies in the tensor and a file of the folder; ``sizes`` keeps those of files seen."""
     ends = [offset + size for offset, size in zip(piece.offsets, piece.sizes, strict=False)]
     ranks = {len(tensor.size), len(piece.offsets), len(piece.sizes)}
     if len(ranks) > 1 or any(end > size for end, size in zip(ends, tensor.size, strict=True)):

@@ -48,7 +48,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """How candidates are found and ranked, for a model or a yardstick.
+    """The way candidates are found and ranked, for a model or a yardstick.
 
     Attributes:
         searches: by head, the engagement head first.

@@ -80,7 +80,7 @@ class Against(BaseModel):
 
     @property
     def side(self) -> Literal["ahead", "level", "behind"]:
-        """Where this model stands; level: the 95 % interval has 0 in it."""
+        """The model's place beside the yardstick; level: the 95 % interval has 0 in it."""
         if self.difference.low > 0:
             return "ahead"
         return "behind" if self.difference.high < 0 else "level"
@@ -157,7 +157,7 @@ class Evaluation(BaseModel):
 
     @property
     def merged(self) -> Row:
-        """What the model answers at the recipe's alpha."""
+        """The row of the model's answers at the recipe's alpha."""
         return self.row("merged")
 
     def sweep(self) -> list[Row]:

@@ -66,7 +66,7 @@ def shared_merge(candidates: Sequence[Lists], scores: Sequence[npt.NDArray[np.fl
 
     Example:
         >>> items, scores = [np.array([[7, 8]]), np.array([[8, 5]])], [np.array([[0.9, 0.3]]), np.array([[0.4, 0.5]])]
-        >>> merged = shared_merge(items, [one.astype(np.float32) for one in scores], k=3)
+        >>> merged = shared_merge(items, [found.astype(np.float32) for found in scores], k=3)
         >>> merged.items.tolist(), merged.heads.tolist(), merged.ranks.tolist()
         ([[7, 5, 8]], [[0, 1, 1]], [[0, 1, 0]])
     """

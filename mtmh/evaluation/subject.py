@@ -67,7 +67,7 @@ class Subject:
         return Candidates(head, items, scores)
 
     def pipeline(self, settings: RetrievalConfig, num_items: int) -> Pipeline:
-        """How the retriever answers by these settings; ``num_items`` are in the dataset."""
+        """The retriever's way of answering by these settings; ``num_items`` are in the dataset."""
         num_probes = self._retriever.num_probes
 
         def search(head: str) -> Search:

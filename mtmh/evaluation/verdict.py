@@ -49,7 +49,7 @@ def _relevance(evaluation: Evaluation) -> list[str]:
 
 
 def _hints(evaluation: Evaluation) -> list[str]:
-    """What to try, by what the rows show."""
+    """Advice on settings to try, by what the rows show."""
     merged, largest = evaluation.merged, evaluation.protocol.recall_at[-1]
     hints = []
     if merged.list_length < _FULL * largest:

@@ -1,4 +1,4 @@
-"""Rows of what a user would pick instead of a model of ours, from the same training histories."""
+"""Rows of the yardsticks: simple recommenders that a user would pick instead, from the same training histories."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def exact_file(head: str) -> Path:
 
 
 def milvus_file(head: str) -> Path:
-    """Which collection of Milvus holds the vectors of one head."""
+    """File that says which collection of Milvus holds the vectors of one head."""
     return Path(f"{head}.milvus.json")
 
 

@@ -110,7 +110,7 @@ class ShardFiler:
 
 
 def list_offsets(sizes: Sizes, code_size: int) -> Sizes:
-    """Where each list begins in the merged file, and its end: [L + 1] bytes."""
+    """The beginning of each list in the merged file, and the end of the last: [L + 1] bytes."""
     return np.concatenate([[0], np.cumsum(sizes.sum(axis=0) * (code_size + ITEM_BYTES))])
 
 

@@ -33,7 +33,7 @@ _INSERT_ROWS = 4096
 
 
 class MilvusCollection(BaseModel):
-    """What an index artifact records of a head's collection.
+    """Facts of a head's collection, as an index artifact records them.
 
     Attributes:
         uri: of the server, or the file of Milvus Lite.
@@ -116,7 +116,7 @@ class MilvusCollection(BaseModel):
 
     @property
     def is_file(self) -> bool:
-        """Whether this is Milvus Lite, which one process opens at a time."""
+        """True for Milvus Lite, which one process opens at a time."""
         return self.uri.endswith(".db") and "://" not in self.uri
 
 

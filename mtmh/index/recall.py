@@ -50,7 +50,7 @@ class RecallMeter:
 
     @property
     def curve(self) -> list[AnnRecall]:
-        """What was measured so far, by number of probes."""
+        """Recalls measured so far, by number of probes."""
         return [self._measured[probes] for probes in sorted(self._measured)]
 
     def recall(self, num_probes: int) -> AnnRecall:

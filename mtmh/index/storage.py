@@ -28,7 +28,7 @@ _COUNT_BYTES = 8
 
 @dataclass(frozen=True)
 class IvfSettings:
-    """How the lists of one head are made.
+    """Settings by which the lists of one head are made.
 
     Attributes:
         num_clusters: None takes ``default_num_clusters``.
@@ -150,7 +150,7 @@ def _empty_ivf(dim: int, clusters: int, settings: IvfSettings) -> Any:
 
 
 def storage_of(index: Any) -> Storage | None:
-    """What the lists of a faiss index hold; None for a kind that this package does not make."""
+    """The kind of a faiss index's lists; None for a kind that this package does not make."""
     if isinstance(index, faiss.IndexIVFFlat):
         return "flat"
     if isinstance(index, faiss.IndexIVFPQ):
@@ -199,7 +199,7 @@ class VectorFile:
         write_at(self.path, len(self._head) + start * self._row_bytes, np.ascontiguousarray(vectors, dtype=self._dtype))
 
     def _header(self, precision: Precision, dim: int) -> bytes:
-        """What faiss writes in front of the rows: taken from an index of one row, whose last field is their count."""
+        """Faiss's bytes in front of the rows: taken from an index of one row, whose last field is their count."""
         index = empty_flat(precision, dim)
         index.add(np.zeros((1, dim), np.float32))
         index.ntotal = self._num_items

@@ -19,7 +19,7 @@ _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
 
 
 class VectorIndex(Protocol):
-    """What retrieval asks of an index; positions in the index are item indices of the catalogue."""
+    """The interface of an index to retrieval; positions in the index are item indices of the catalogue."""
 
     @property
     def num_items(self) -> int:
@@ -144,7 +144,7 @@ class IvfIndex(_FaissIndex):
 
     @property
     def storage(self) -> Storage:
-        """What the lists hold."""
+        """The kind of the lists."""
         kind = storage_of(self._index)
         assert kind is not None
         return kind

@@ -37,7 +37,7 @@ State = Literal["current", "published", "rejected", "unpublished", "damaged"]
 
 
 class Pointer(BaseModel):
-    """What ``CURRENT`` holds."""
+    """The content of ``CURRENT``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -65,7 +65,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Record:
-    """What the manifest says of the making of an index: the recipe, what of it decides, and the inputs."""
+    """Facts of the making of an index, for its manifest: the recipe, the settings that decide, and the inputs."""
 
     config: Mapping[str, Any]
     decisive: Mapping[str, Any]

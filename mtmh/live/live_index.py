@@ -31,7 +31,7 @@ from mtmh.tower.export import Tower
 
 @dataclass(frozen=True)
 class _State:
-    """What is in use.
+    """The version in use, with its changes.
 
     Attributes:
         folder: of the version.
@@ -82,7 +82,7 @@ class LiveIndex:
 
     @property
     def has_versions(self) -> bool:
-        """Whether changes have a place; an index artifact alone has none."""
+        """True if changes have a place; an index artifact alone has none."""
         return self._state.folder != self._index_dir
 
     @property

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Workspace:
-    """What the steps of prepare share.
+    """The workspace that the steps of prepare share.
 
     Attributes:
         data: the settings.

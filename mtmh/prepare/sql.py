@@ -33,5 +33,5 @@ def floor_divided(expression: str, divisor: int) -> str:
 
 
 def remainder(expression: str, divisor: int) -> str:
-    """What `floor_divided` leaves, from 0 to ``divisor - 1``."""
+    """The remainder that `floor_divided` leaves, from 0 to ``divisor - 1``."""
     return f"((({expression}) % {divisor} + {divisor}) % {divisor})"

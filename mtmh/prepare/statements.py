@@ -166,7 +166,7 @@ def kept_kinds(cutoff: Instant | None) -> str:
 
 
 def events_since(instant: int) -> str:
-    """How many events lie at ``instant`` or later, and the first of those."""
+    """The number of events at ``instant`` or later, and the first of those."""
     return f"SELECT count(*), min(timestamp) FROM events WHERE timestamp >= {instant}"
 
 

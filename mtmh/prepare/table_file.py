@@ -240,7 +240,7 @@ class TableFile:
         return f"{whole} AS timestamp, {fraction} AS fraction"
 
     def is_date(self, column: str) -> bool:
-        """Whether the column holds dates rather than numbers."""
+        """True if the column holds dates rather than numbers."""
         return base_type(self.columns[column].kind) in ("DATE", "TIMESTAMP", ZONED)
 
     def known(self, text: str) -> str:

@@ -30,7 +30,7 @@ LABELS = [("events", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
 
 @dataclass
 class HistoryFacts:
-    """What the written histories hold.
+    """Facts of the written histories.
 
     Attributes:
         train_count: [I] int64, events of each item in the histories, by item index.

@@ -39,7 +39,7 @@ class TaskSummary(BaseModel):
 
 
 class TaskQuality(BaseModel):
-    """How well a task's probabilities foretell T2 (`quality.measure`).
+    """The quality of a task's probabilities on T2 (`quality.measure`).
 
     Attributes:
         auc: area under the ROC curve, over T2 items and uniform draws of the catalogue; None: only one class.

@@ -19,7 +19,7 @@ _FLOOR = 1e-3  # of a cosine, in a logarithm
 
 
 class Evidence:
-    """What is known of candidates, whoever found them.
+    """Evidence about candidates, whoever found them.
 
     Of each source of vectors: the largest similarity to an item of the history, the mean, and the mean in which later
     items weigh more. Of the table of cosines: logarithms of their sum and of the sum by recency; of the table of linear
@@ -118,7 +118,7 @@ class Evidence:
 
 
 def history_weights(histories: Indices) -> tuple[Floats, Floats]:
-    """How much items of histories [U, H], the latest first, count: all alike, and by recency; 0 for padding. [U, H]."""
+    """Weights of the items of histories [U, H], the latest first: all alike, and by recency; 0 for padding. [U, H]."""
     even = (histories >= 0).astype(np.float32)
     return even, even * np.float32(_DECAY) ** np.arange(histories.shape[1], dtype=np.float32)
 

@@ -22,7 +22,7 @@ from mtmh.training.metrics import auc, normalized_entropy
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked about T2, one row a <user, item>.
+    """Questions about T2, one row a <user, item>.
 
     Attributes:
         histories: [U, H] the last items of T1, latest first, -1: padding.

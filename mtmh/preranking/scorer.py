@@ -100,7 +100,7 @@ class Scorer:
 
     @torch.inference_mode()
     def queries(self, histories: Indices, users: Indices, triggers: Indices) -> tuple[Tensor, Tensor]:
-        """What the user side is reduced to.
+        """Reduces the user side to a vector and a constant a task.
 
         Args:
             histories: [U, H] item indices, latest first, -1: padding.

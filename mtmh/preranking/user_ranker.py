@@ -110,7 +110,7 @@ class UserRanker:
         may_answer: Callable[[Indices], npt.NDArray[np.bool_]],
         more: int = 0,
     ) -> tuple[Indices, Floats]:
-        """What others found, what goes with the histories, and popular items, with their scores.
+        """Candidates that others found, those that go with the histories, and popular items, with their scores.
 
         Args:
             histories: as in `score`.

@@ -38,7 +38,7 @@ class RetrievedItem:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What each head alone and the merge answer to one trigger, with the columns that a person wants to see."""
+    """Answers of each head alone and of the merge to one trigger, with the columns that a person wants to see."""
 
     trigger: ItemId
     alpha: float

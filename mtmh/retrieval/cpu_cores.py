@@ -34,7 +34,7 @@ class Shares:
 
     @contextmanager
     def share(self, parts: int, cores_each: int) -> Iterator[bool]:
-        """Whether ``parts`` pieces of work, of ``cores_each`` cores each, may run side by side, not one by one."""
+        """Takes cores for ``parts`` pieces of work of ``cores_each`` each; yields whether they may run side by side."""
         with self._lock:
             in_parallel = self._taken + parts * cores_each <= self._cores
             taken = (parts if in_parallel else 1) * cores_each

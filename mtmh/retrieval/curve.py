@@ -21,7 +21,7 @@ class CurvePoint(BaseModel):
 
 
 class Curve(BaseModel):
-    """What an evaluation found for every alpha.
+    """The figures of an evaluation for every alpha.
 
     Attributes:
         recall_at: the cut-off of ``recall``.

@@ -155,7 +155,7 @@ def _merge_block(
 
 
 def _free(candidates: Sequence[Lists], taken: Sequence[npt.NDArray[np.bool_]], head: int) -> npt.NDArray[np.bool_]:
-    """Which candidates of ``head`` are there and not in the answer yet."""
+    """Mask of the candidates of ``head`` that are there and not in the answer yet."""
     free = (candidates[head] >= 0) & ~taken[head]
     for other, mask in enumerate(taken):
         if other != head and mask.any():

@@ -123,7 +123,7 @@ def open_prerankers(
     *,
     temperature: float,
 ) -> tuple[Ranker, Ranker]:
-    """Who keeps the best of each head, and who sorts the answers of all heads and triggers.
+    """The ranker that keeps the best of each head, and the one that sorts the answers of all heads and triggers.
 
     Args:
         preranker: keeps the best of each head.

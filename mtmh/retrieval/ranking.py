@@ -37,7 +37,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Requests:
-    """Who asks: T triggers of U users.
+    """T triggers of U users, for which candidates are ranked.
 
     Attributes:
         triggers: [T] item indices.

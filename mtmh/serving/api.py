@@ -35,7 +35,7 @@ class Message(BaseModel):
 
 
 class RequestFilters(Message):
-    """Which items may be in an answer."""
+    """Conditions on the items of an answer."""
 
     exclude: Annotated[list[JsonId], Field(description="Items that must not be in an answer.")] = []
     allow: Annotated[list[JsonId] | None, Field(description="If given, only these items may be in an answer.")] = None
@@ -142,7 +142,7 @@ class Answer(BaseModel):
 
 
 class ItemText(BaseModel):
-    """What a person wants to see of an item; empty where there is none."""
+    """Columns of an item for people to read; empty where there are none."""
 
     item: int | str
     text: str
@@ -184,7 +184,7 @@ class NewItems(Message):
 
 
 class Written(BaseModel):
-    """What a write did."""
+    """The outcome of a write."""
 
     version: str
     items: Annotated[list[int | str], Field(description="Ids that are there, or gone, from now on.")]
@@ -197,7 +197,7 @@ class MeasuredCurve(Curve):
 
 
 class IndexResponse(BaseModel):
-    """What the service answers from."""
+    """The index that the service answers from, and its limits."""
 
     model: str
     version: str

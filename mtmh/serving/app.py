@@ -150,12 +150,12 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
 def _add_operating_routes(app: FastAPI, service: Service) -> None:
     @app.get("/healthz", tags=["operate"])
     async def healthz() -> dict[str, str]:
-        """Whether the process runs."""
+        """Answers as long as the process runs."""
         return {"status": "ok"}
 
     @app.get("/readyz", responses=documented(503), tags=["operate"])
     async def readyz() -> dict[str, str]:
-        """Whether requests should be sent here; 503 once the service is about to end."""
+        """Answers 200 while requests should be sent here; 503 once the service is about to end."""
         if service.draining:
             raise Refused(503, "the service is about to end")
         return {"status": "ok", "version": service.current.snapshot.version}

@@ -105,7 +105,7 @@ class CurrentIndex:
 
     @property
     def has_versions(self) -> bool:
-        """Whether changes have a place."""
+        """True if changes have a place."""
         return self._live.has_versions
 
     def refresh(self) -> None:

@@ -26,7 +26,7 @@ class FieldProblem(BaseModel):
 
 
 class ProblemDetails(BaseModel):
-    """What is wrong with a request.
+    """The fault of a request.
 
     Attributes:
         title: of the status.

@@ -60,7 +60,7 @@ class DrainingServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end, asked ten times a second."""
+        """True when it is time to end; called ten times a second."""
         return await super().on_tick(counter) or time.monotonic() >= self._end_at
 
 

@@ -34,7 +34,7 @@ _WAITING_LOOKUPS = 16
 
 
 class Service:
-    """What the routes share.
+    """The state that the routes share.
 
     Args:
         name: of the model.
@@ -99,7 +99,7 @@ class Service:
 
     @property
     def overloaded(self) -> bool:
-        """Whether one more question would wait too long; the cheapest moment to refuse it is before it is read."""
+        """True if one more question would wait too long; the cheapest moment to refuse it is before it is read."""
         return self.queue.is_full or self.lag.seconds > self.limits.max_lag_ms / 1000
 
     @property

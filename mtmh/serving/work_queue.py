@@ -104,7 +104,7 @@ class WorkQueue:
 
     @property
     def is_full(self) -> bool:
-        """Whether one more job would be refused."""
+        """True if one more job would be refused."""
         return len(self._waiting) >= self._capacity
 
     @property

@@ -16,7 +16,7 @@ def vectors_file(head: str) -> Path:
 
 
 class DeltaSummary(BaseModel):
-    """What was kept from the embeddings of the period before; drift is 1 - cosine to what the new model gives."""
+    """Facts of the embeddings kept from the period before; drift is 1 - cosine to what the new model gives."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -38,7 +38,7 @@ class EmbeddingsSummary(BaseModel):
 
 
 class TowerFacts(BaseModel):
-    """What the build measured: cosine of the quantised tower to the trained one, over sampled items as if unseen.
+    """Measurements of the build: cosine of the quantised tower to the trained one, over sampled items as if unseen.
 
     Attributes:
         tables: precision of the embedding tables.

@@ -38,7 +38,7 @@ _SAMPLE_ITEMS = 2000
 
 @dataclass(frozen=True)
 class Delta:
-    """Where the vectors of this period's items come from.
+    """The origin of the vectors of this period's items.
 
     Attributes:
         embeddings: the embeddings artifact of the period before.
@@ -183,7 +183,7 @@ def find_delta(
 
 
 def open_period(checkpoint: Artifact) -> tuple[Dataset, Artifact]:
-    """What must be left of a period for its vectors to be kept.
+    """The artifacts that must be left of a period for its vectors to be kept.
 
     Args:
         checkpoint: of that period.
@@ -212,7 +212,7 @@ def open_period(checkpoint: Artifact) -> tuple[Dataset, Artifact]:
 def _contents(
     checkpoint: Artifact, before: Artifact, dataset: Dataset, old: Dataset
 ) -> tuple[ContentEmbeddings, ContentEmbeddings] | None:
-    """What the teacher says of the items of both periods; None: the model does not take it in."""
+    """The teacher's embeddings of the items of both periods; None: the model does not take them in."""
     now = content_input(checkpoint, recorded_config(checkpoint).content_dir, dataset)
     then = content_input(before, recorded_config(before).content_dir, old)
     return None if now is None or then is None else (now, then)

@@ -38,7 +38,7 @@ _CHUNK_ITEMS = 8192
 
 
 class ItemTowerSettings(TowerSettings):
-    """What the index's tower is built from."""
+    """The parts of the index's tower."""
 
     model: ModelConfig
 

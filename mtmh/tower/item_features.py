@@ -48,7 +48,7 @@ class IdFacts(BaseModel):
 
 
 class FeatureFacts(BaseModel):
-    """What a raw row holds and how it becomes inputs; the order is that of the model."""
+    """The fields of a raw row and how they become inputs; the order is that of the model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -282,7 +282,7 @@ def _embedding(row: Row, width: int) -> list[float] | None:
 
 
 def _is_text(value: str) -> bool:
-    """Whether a string has a form in UTF-8; JSON may hold halves of characters."""
+    """True if a string has a form in UTF-8; JSON may hold halves of characters."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -30,7 +30,7 @@ S = TypeVar("S", bound="TowerSettings")
 
 
 class TowerSettings(BaseModel):
-    """What a tower is built from; each kind of tower adds its own.
+    """The settings that a tower is built from; each kind of tower adds its own.
 
     Attributes:
         features: that it takes in, and the rows of their tables.

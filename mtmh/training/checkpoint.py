@@ -308,7 +308,7 @@ class Checkpoints:
         return found
 
     def _may_go_on_from(self, path: Path) -> bool:
-        """Whether a checkpoint is whole, each rank reading a part of its files; sets a damaged one aside."""
+        """Checks that a checkpoint is whole, each rank reading a part of its files; sets a damaged one aside."""
         rank, world_size = self._ranks.rank, self._ranks.world_size
         try:
             artifact = on_first(self._ranks, lambda: open_artifact(path, "checkpoint"))

@@ -20,7 +20,7 @@ SCORE = "score"  # the measured figure that decides
 
 @dataclass(frozen=True)
 class Point:
-    """What was measured after some steps.
+    """The figures measured after some steps.
 
     Attributes:
         step: finished steps.
@@ -79,11 +79,11 @@ class EarlyStopping:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has trained long enough."""
+        """True once it has trained long enough."""
         return bool(self.curve) and sum(point.step > self.best.step for point in self.curve) >= self._patience
 
     def latest(self) -> Mapping[str, float]:
-        """What was measured last; nothing before the first look."""
+        """The figures measured last; nothing before the first look."""
         return self.curve[-1].measured if self.curve else {}
 
     @property

@@ -1,4 +1,4 @@
-"""Recall of a model in training on held-back items, by exact search over all heads: what early stopping goes by.
+"""Recall of a model in training on held-back items, by exact search over all heads: the measure of early stopping.
 
 A user's list is that of serving without the losses of an index: each head ranks the catalogue by the largest similarity
 to any of the user's latest items, the first head gives half of the list, the others share the rest, and the similarity

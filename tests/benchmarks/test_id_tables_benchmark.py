@@ -20,7 +20,7 @@ def test_it_measures_every_case_and_writes_them(
     monkeypatch.setattr(sys, "argv", arguments)
     id_tables.main()
     report = json.loads(out.read_text())
-    assert [(one["ids"], one["fill"]) for one in report["map"]] == [
+    assert [(row["ids"], row["fill"]) for row in report["map"]] == [
         ("insert", 0.0),
         ("find", 0.5),
         ("insert", 0.5),
@@ -28,9 +28,9 @@ def test_it_measures_every_case_and_writes_them(
         ("insert", 0.9),
         ("evict (lru)", 1.0),
     ]
-    assert all(one["ids/s"] > 0 for one in report["map"])
+    assert all(row["ids/s"] > 0 for row in report["map"])
     vocabulary, roomy, tight = report["training"]
-    assert all(one["pairs/s"] > 0 for one in report["training"])
+    assert all(row["pairs/s"] > 0 for row in report["training"])
     assert vocabulary["inserts a step"] == vocabulary["occupancy"] == 0
     assert roomy["inserts a step"] > roomy["evictions a step"] == 0
     assert tight["evictions a step"] > 0

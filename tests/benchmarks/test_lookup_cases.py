@@ -71,7 +71,7 @@ def test_index_sets_differ_and_outgrow_the_cache() -> None:
     case = Case(rows=100_000, width=64, pooling=10, batch=100)  # 256,000 bytes a set
     sets = index_sets(case, cache_bytes=500_000)
     assert len(sets) == 8
-    assert all(one.shape == (1000,) for one in sets)
+    assert all(indices.shape == (1000,) for indices in sets)
     assert not torch.equal(sets[0], sets[1])
     assert torch.equal(sets[0], index_sets(case, cache_bytes=500_000)[0])  # the same in every process
     assert len(index_sets(case, cache_bytes=1)) == 4
@@ -83,17 +83,19 @@ def test_index_sets_differ_and_outgrow_the_cache() -> None:
 def test_a_preset_changes_one_factor_at_a_time(name: str, device: str) -> None:
     chosen = preset(name, device, threads=4, ranks=2)
     found = list(measurements(chosen, device, ranks=2))
-    for one in found:
-        if one.sweep in chosen.values:
-            assert replace(chosen.base, **{one.sweep: one.x}) == one.case
-        if one.case.dtype == "int8":
-            assert (one.mode, one.kernel) in {(FORWARD, "tbe"), (FORWARD, "ebc")}
-    assert {one.kernel for one in found} >= {"embedding_bag", "tbe", "ebc"} | {f"sharded:{one}" for one in SHARDINGS}
+    for measurement in found:
+        if measurement.sweep in chosen.values:
+            assert replace(chosen.base, **{measurement.sweep: measurement.x}) == measurement.case
+        if measurement.case.dtype == "int8":
+            assert (measurement.mode, measurement.kernel) in {(FORWARD, "tbe"), (FORWARD, "ebc")}
+    assert {measurement.kernel for measurement in found} >= {"embedding_bag", "tbe", "ebc"} | {
+        f"sharded:{sharding}" for sharding in SHARDINGS
+    }
     if name == "full":
         for factor, low, high in (("rows", 1e5, 1e8), ("width", 32, 512), ("pooling", 1, 100), ("skew", 0, 1.2)):
-            values = [float(one.x) for one in found if one.sweep == factor]
+            values = [float(measurement.x) for measurement in found if measurement.sweep == factor]
             assert (min(values), max(values)) == (low, high)
-    assert not [one for one in measurements(chosen, device, ranks=0) if one.sharded]
+    assert not [measurement for measurement in measurements(chosen, device, ranks=0) if measurement.sharded]
 
 
 def test_a_cut_run_has_covered_all_sweeps_alike() -> None:
@@ -106,13 +108,13 @@ def test_a_cut_run_has_covered_all_sweeps_alike() -> None:
         "width": [32, 512, 128, 64, 256],
         "dtype": ["fp32", "int8", "fp16"],
     }.items():
-        assert list(dict.fromkeys(one.x for one in order if one.sweep == sweep)) == values
-    seen: dict[str, set[str | float]] = {one.sweep: set() for one in plan}
-    of_sweep = {sweep: len({one.x for one in plan if one.sweep == sweep}) for sweep in seen}
-    for one in order:  # before the third value of any sweep, each has its first two
-        if one.x not in seen[one.sweep] and len(seen[one.sweep]) == 2:
+        assert list(dict.fromkeys(measurement.x for measurement in order if measurement.sweep == sweep)) == values
+    seen: dict[str, set[str | float]] = {measurement.sweep: set() for measurement in plan}
+    of_sweep = {sweep: len({measurement.x for measurement in plan if measurement.sweep == sweep}) for sweep in seen}
+    for measurement in order:  # before the third value of any sweep, each has its first two
+        if measurement.x not in seen[measurement.sweep] and len(seen[measurement.sweep]) == 2:
             assert all(len(found) >= min(2, of_sweep[sweep]) for sweep, found in seen.items())
-        seen[one.sweep].add(one.x)
+        seen[measurement.sweep].add(measurement.x)
 
 
 def test_an_unknown_preset_is_refused() -> None:

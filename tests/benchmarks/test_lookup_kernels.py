@@ -23,7 +23,7 @@ CASE = Case(rows=700, width=32, pooling=5, batch=24, tables=3, skew=0.8)
 def gather_sum(case: Case, tables: list[Tensor], indices: Tensor) -> Tensor:
     """Float64 reference ``[batch, tables * width]``."""
     bags = indices.view(case.tables, case.batch, case.pooling)
-    return torch.cat([table.double()[one].sum(1) for table, one in zip(tables, bags, strict=True)], dim=1)
+    return torch.cat([table.double()[bag].sum(1) for table, bag in zip(tables, bags, strict=True)], dim=1)
 
 
 @pytest.mark.parametrize(
@@ -86,10 +86,10 @@ def test_table_batched_kernel_trains_by_rowwise_adagrad() -> None:
     built = TableBatchedKernel(CASE, tables)
     grads = _row_gradients(tables, indices, built.gradient)
     built.train(built.prepare(indices))
-    for mine, table, grad in zip(built.module.split_embedding_weights(), tables, grads, strict=True):
+    for weights, table, grad in zip(built.module.split_embedding_weights(), tables, grads, strict=True):
         momentum = grad.square().mean(1, keepdim=True).sqrt()
         expected = table.double() - LEARNING_RATE * grad / (momentum + 1e-8)
-        torch.testing.assert_close(mine.double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weights.double(), expected, rtol=0, atol=1e-6)
 
 
 def test_quantised_tables_do_not_train() -> None:

@@ -258,12 +258,12 @@ def run(folder: Path, code: int, *arguments: str, recipe: str = "tiny.yaml") -> 
 
 def wait_for(job: subprocess.Popen[str], found: Callable[[], list], number: int) -> list:
     deadline = time.monotonic() + PATIENCE
-    while len(there := found()) < number:
+    while len(files := found()) < number:
         assert time.monotonic() < deadline
         if job.poll() is not None:
             raise AssertionError(job.communicate()[0])
         time.sleep(0.1)
-    return there
+    return files
 
 
 def of_this_chain(folder: Path) -> list[psutil.Process]:

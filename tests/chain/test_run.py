@@ -156,10 +156,10 @@ def test_a_changed_setting_runs_the_stages_that_it_is_a_part_of(
     now = Config.model_validate(
         before.model_dump() | overrides | {"retrieval": learned | overrides.get("retrieval", {})}
     )
-    of = next(one for one in stages_of(now) if one.name == stage)
+    examined = next(candidate for candidate in stages_of(now) if candidate.name == stage)
     places = {"build_index": before.model_dir("index") / "versions" / "000001"}
-    write(before, places.get(stage, before.model_dir("preranker")), of.kind)
-    assert examine(of, now, {}, State(), just_ran=False).reasons == reasons
+    write(before, places.get(stage, before.model_dir("preranker")), examined.kind)
+    assert examine(examined, now, {}, State(), just_ran=False).reasons == reasons
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def mtmh(*arguments: str, before: list[str] | None = None) -> subprocess.Complet
 
 
 def prepare(root: str | Path, before: list[str] | None = None) -> str:
-    """What the verb says on standard error, where it fails."""
+    """The verb's words on standard error, where it fails."""
     done = mtmh("prepare", "demo", "--set", f"paths.root={root}", "--set", SIMULATE, before=before)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "Traceback" not in done.stderr

@@ -21,8 +21,11 @@ def test_a_preranker_without_any_negative_is_refused() -> None:
     for settings in ("in_batch_negatives=false", "training={batch_size: 1, num_shards: 1, shuffle_pairs: 1}"):
         with pytest.raises(ValueError, match="preranker: no negatives"):
             load_config("synthetic", [f"preranker.{settings}", "preranker.num_uniform_negatives=0"])
-    one = ["preranker.training={batch_size: 1, num_shards: 1, shuffle_pairs: 1}", "preranker.num_uniform_negatives=1"]
-    assert load_config("synthetic", one).preranker.training.batch_size == 1
+    smallest = [
+        "preranker.training={batch_size: 1, num_shards: 1, shuffle_pairs: 1}",
+        "preranker.num_uniform_negatives=1",
+    ]
+    assert load_config("synthetic", smallest).preranker.training.batch_size == 1
 
 
 def test_defaults_fill_a_minimal_recipe(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def test_rows_are_unit_vectors_that_follow_topics(embedded: Any) -> None:
     expected = np.ones(NUM_ITEMS)
     expected[NOTHING] = 0.0
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), expected, atol=2e-3)
-    there = np.delete(np.arange(NUM_ITEMS), NOTHING)
-    topics = topic_of(there)
-    cosine = rows[there] @ rows[there].T
+    known = np.delete(np.arange(NUM_ITEMS), NOTHING)
+    topics = topic_of(known)
+    cosine = rows[known] @ rows[known].T
     same = topics[:, None] == topics
     assert cosine[same].mean() > cosine[~same].mean() + 0.5
 

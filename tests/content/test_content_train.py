@@ -143,7 +143,7 @@ def test_two_ranks_compute_what_one_does(tmp_path: Path, catalogue: Any) -> None
     # Item 4 and others have no image: some rank's share of a step may do without the image encoder.
     config = make_config(tmp_path, catalogue, encoder={"training": {"batch_size": 4, "max_steps": 6}})
     job = start(config, "mtmh.content.train:train_content", tmp_path / "two", ranks=2)
-    one = train_content(config, tmp_path / "one")
+    first = train_content(config, tmp_path / "one")
     finish(job, tmp_path / "two")
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
     for name, tensor in theirs.items():
@@ -152,7 +152,7 @@ def test_two_ranks_compute_what_one_does(tmp_path: Path, catalogue: Any) -> None
             torch.testing.assert_close(
                 ours[name], tensor, atol=1e-4, rtol=1e-3, msg=lambda text, name=name: name + text
             )
-    assert one.summary["losses"][-1][0] == 6
+    assert first.summary["losses"][-1][0] == 6
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor], prefix: str) -> set[str]:

@@ -183,9 +183,9 @@ def write_dataset(
             "brand": list(range(100, 100 * NUM_BRANDS, 100)),
             "tags": [f"tag {row}" for row in range(1, NUM_TAGS)],
         }
-        for name, of in values.items():
-            rows = pa.array(range(1, len(of) + 1), pa.int32())
-            pq.write_table(pa.table({"value": of, "row": rows}), writer.folder / vocabulary_file(name))
+        for name, column in values.items():
+            rows = pa.array(range(1, len(column) + 1), pa.int32())
+            pq.write_table(pa.table({"value": column, "row": rows}), writer.folder / vocabulary_file(name))
         scales = FloatScales(features=[FloatScale(name=name, mean=0.0, deviation=1.0) for name in float_features])
         (writer.folder / FLOAT_SCALES).write_text(scales.model_dump_json())
         lists = pa.array([list(history) for history in histories], pa.list_(pa.int32()))

@@ -63,7 +63,7 @@ class Job:
         self._log = log
 
     def is_running(self) -> bool:
-        """Whether no rank has ended."""
+        """True while no rank has ended."""
         return all(rank.exitcode is None for rank in self.ranks)
 
     def finish(self) -> None:
@@ -82,7 +82,7 @@ class Job:
 
 
 def run_rank(run: Callable[[Config], Any], settings: str, environment: dict[str, str], log: Path) -> None:
-    """What one process does."""
+    """The work of one process."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)

@@ -72,7 +72,7 @@ def pooled_and_moved(config: Config, ranks: Ranks) -> tuple[Tensor, dict[str, Te
 
 
 def pieces_of(tensors: list[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """What this rank has of sharded tensors."""
+    """This rank's pieces of sharded tensors."""
     for name, value in tensors:
         for offsets, piece in local_shards(value):
             yield f"{name} {offsets}", piece
@@ -131,6 +131,6 @@ def test_embeddings_are_off_by_their_rounding(
 def test_gradients_are_off_by_their_rounding(
     errors: dict[tuple[str, str, str], float], kind: str, precision: str
 ) -> None:
-    """Which are up to 4 here, where the largest of their effects are about 1."""
+    """Errors of gradients, which are up to 4 here, where the largest of their effects are about 1."""
     limit = 4 * allowed(kind, precision, 1)
     assert limit / 100 < errors[kind, "backward", precision] <= limit

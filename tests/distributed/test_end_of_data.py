@@ -1,4 +1,4 @@
-"""Where data is uneven or ends: two real gloo ranks stop together, begin a second epoch, and refuse to be empty."""
+"""Uneven or ending data: two real gloo ranks stop together, begin a second epoch, and refuse to be empty."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def config_of(root: Path, name: str, **training: Any) -> Config:
 
 
 def run(rank: int, world_size: int, root: Path) -> None:
-    """What one rank does: a run to the end of its data, the same batches once more, and the runs that are refused."""
+    """The work of one rank: a run to the end of its data, the same batches once more, and the runs that are refused."""
     os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
     if world_size > 1:
         torch.set_num_threads(1)
@@ -132,7 +132,7 @@ def test_a_second_epoch_is_as_full_as_the_first(root: Path, batches: list[list[A
         for earlier in range(max(0, later - WINDOW), later)
     )
     orders = [
-        [tuple(pair) for of_rank in batches for of, _, _, pairs in of_rank if of == epoch for pair in pairs]
+        [tuple(pair) for of_rank in batches for number, _, _, pairs in of_rank if number == epoch for pair in pairs]
         for epoch in range(EPOCHS)
     ]
     for order in orders:

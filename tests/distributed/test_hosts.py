@@ -28,11 +28,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def assert_close(one: Config, other: Config, *, losses: float, weights: float) -> None:
+def assert_close(first: Config, other: Config, *, losses: float, weights: float) -> None:
     for step, heads in losses_of(other).items():
         for head, parts in heads.items():
-            assert losses_of(one)[step][head] == pytest.approx(parts, rel=losses)
-    found, expected = (load_model(latest_checkpoint(c.model_dir("checkpoints"))).state_dict() for c in (one, other))
+            assert losses_of(first)[step][head] == pytest.approx(parts, rel=losses)
+    found, expected = (load_model(latest_checkpoint(c.model_dir("checkpoints"))).state_dict() for c in (first, other))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=weights, atol=weights / 10)
 
@@ -41,9 +41,9 @@ def assert_close(one: Config, other: Config, *, losses: float, weights: float) -
 def test_a_plan_over_hosts_gives_what_one_rank_gives(root: Path, optimizer: str) -> None:
     alone = config_of(root, f"alone-{optimizer}", optimizer)
     spread = config_of(root, f"spread-{optimizer}", optimizer, default="table_row_wise")
-    two_hosts, one = Launcher(4, ranks_per_host=2), Launcher(1)
+    two_hosts, single = Launcher(4, ranks_per_host=2), Launcher(1)
     two_hosts.start(spread).finish()
-    one.start(alone).finish()
+    single.start(alone).finish()
     assert_close(spread, alone, losses=1e-5, weights=2e-4)
     assert "table_row_wise" in (root / f"{spread.name}.log").read_text(), "the plan, as printed"
 

@@ -47,7 +47,7 @@ def tiny(root: Path) -> Config:
 
 
 def run(rank: int, world_size: int, root: Path) -> None:
-    """What one rank does."""
+    """The work of one rank."""
     os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
     torch.set_num_threads(1)
     embed._SHARD_ITEMS, embed._CHUNK_ITEMS = SHARD_ITEMS, CHUNK_ITEMS
@@ -66,7 +66,7 @@ def run(rank: int, world_size: int, root: Path) -> None:
 
 
 def embed_by_other_recipes(root: Path, world_size: int) -> None:
-    """What they make of some items, written by the first rank."""
+    """Their embeddings of some items, written by the first rank."""
     checkpoint = latest_checkpoint(tiny(root).model_dir("checkpoints"))
     with join_ranks("cpu") as ranks:
         for name, sections in RECIPES.items():
@@ -96,11 +96,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_embeddings_of_a_sharded_model(root: Path) -> None:
-    one, two = (open_artifact(root / f"embeddings-{world_size}", "embeddings") for world_size in (1, 2))
-    assert one.summary == two.summary
-    assert one.manifest.inputs == two.manifest.inputs
+    single, two = (open_artifact(root / f"embeddings-{world_size}", "embeddings") for world_size in (1, 2))
+    assert single.summary == two.summary
+    assert single.manifest.inputs == two.manifest.inputs
     for head in HEADS:
-        alone, sharded = (np.load(part.path / f"{head}.npy", allow_pickle=False) for part in (one, two))
+        alone, sharded = (np.load(part.path / f"{head}.npy", allow_pickle=False) for part in (single, two))
         np.testing.assert_allclose(sharded, alone, atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(sharded, axis=1), 1.0, atol=1e-5)
     assert not list(root.glob("*.parts"))
@@ -117,10 +117,10 @@ def test_a_sharded_model_loads_by_a_recipe_of_another_sharding(root: Path, name:
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_index_files_are_the_same(root: Path, storage: str) -> None:
-    one, two = (open_artifact(root / f"{storage}-{world_size}", "index") for world_size in (1, 2))
-    assert one.manifest.files == two.manifest.files
-    assert one.summary == two.summary
-    assert len(one.manifest.files) == 3 * len(HEADS) + 1
+    alone, two = (open_artifact(root / f"{storage}-{world_size}", "index") for world_size in (1, 2))
+    assert alone.manifest.files == two.manifest.files
+    assert alone.summary == two.summary
+    assert len(alone.manifest.files) == 3 * len(HEADS) + 1
 
 
 def test_nothing_is_left_of_a_refused_build(root: Path) -> None:

@@ -68,17 +68,17 @@ def checkpoints_of(config: Config) -> Path:
     return config.model_dir("checkpoints")
 
 
-def assert_equal_to_the_bit(one: Path, other: Path, steps: int = STEPS) -> None:
+def assert_equal_to_the_bit(first: Path, other: Path, steps: int = STEPS) -> None:
     """Weights, optimizer, random state of each rank, and the loss of every step once and in order."""
-    newest, expected = (latest_checkpoint(checkpoints) for checkpoints in (one, other))
+    newest, expected = (latest_checkpoint(checkpoints) for checkpoints in (first, other))
     assert newest.name == expected.name == f"step-{steps:08d}"
     for read in (state_of, random_state_of):
         found, wanted = read(newest), read(expected)
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
             assert torch.equal(found[name], value), name
-    assert list(losses_of(one)) == list(range(1, steps + 1))
-    assert losses_of(one) == losses_of(other)
+    assert list(losses_of(first)) == list(range(1, steps + 1))
+    assert losses_of(first) == losses_of(other)
 
 
 def wait_for_writing(checkpoints: Path, job: Job) -> None:

@@ -81,7 +81,7 @@ def handover_config(root: Path, world_size: int, steps: int) -> Config:
 
 
 def run_everything(rank: int, world_size: int, root: Path) -> None:
-    """What one rank does; all world sizes run the same."""
+    """The work of one rank; all world sizes run the same."""
     os.environ["LOCAL_WORLD_SIZE"] = str(world_size)
     if world_size > 1:
         torch.set_num_threads(1)
@@ -196,14 +196,14 @@ def run_on(world_size: int, root: Path) -> None:
     mp.spawn(run, args=(world_size, root), nprocs=world_size)
 
 
-def assert_same_run(one: Config, other: Config) -> None:
-    losses, expected = losses_of(one), losses_of(other)
+def assert_same_run(first: Config, other: Config) -> None:
+    losses, expected = losses_of(first), losses_of(other)
     assert losses.keys() == expected.keys() == set(range(1, STEPS + 1))
     for step, heads in expected.items():
         for head, parts in heads.items():
             assert losses[step][head] == pytest.approx(parts, rel=1e-5)
     weights, expected_weights = (
-        load_model(latest_checkpoint(config.model_dir("checkpoints"))).state_dict() for config in (one, other)
+        load_model(latest_checkpoint(config.model_dir("checkpoints"))).state_dict() for config in (first, other)
     )
     assert weights.keys() == expected_weights.keys()
     for name, value in expected_weights.items():
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_2_ranks_restores_exactly_on_other_numbers(root: Path, w
 def test_a_run_goes_on_on_another_number_of_ranks(root: Path, world_size: int) -> None:
     config, alone = handover_config(root, world_size, STEPS), loss_config(root, 1, "streaming")
     assert_same_run(config, alone)
-    frequencies, expected = (frequencies_of(one) for one in (config, alone))
+    frequencies, expected = (frequencies_of(run) for run in (config, alone))
     assert all(torch.equal(frequencies[name], value) for name, value in expected.items())
 
 

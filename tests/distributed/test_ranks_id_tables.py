@@ -95,8 +95,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def assert_same_tables(one: Config, other: Config) -> None:
-    state, expected = (state_of(latest_checkpoint(config.model_dir("checkpoints"))) for config in (one, other))
+def assert_same_tables(first: Config, other: Config) -> None:
+    state, expected = (state_of(latest_checkpoint(config.model_dir("checkpoints"))) for config in (first, other))
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         if value.is_floating_point():
@@ -105,10 +105,10 @@ def assert_same_tables(one: Config, other: Config) -> None:
             assert torch.equal(state[name], value), name
 
 
-def assert_same_log(one: Config, other: Config) -> None:
+def assert_same_log(first: Config, other: Config) -> None:
     lines, expected = (
         [json.loads(line) for line in (config.model_dir("checkpoints") / "metrics.jsonl").read_text().splitlines()]
-        for config in (one, other)
+        for config in (first, other)
     )
     for line, wanted in zip(lines, expected, strict=True):
         found = line["id_tables"]
@@ -121,9 +121,9 @@ def assert_same_log(one: Config, other: Config) -> None:
 
 @pytest.mark.parametrize("eviction", EVICTIONS)
 def test_rows_weights_and_losses_do_not_depend_on_the_number_of_ranks(root: Path, eviction: str) -> None:
-    one, two = (id_config(root, eviction, f"{eviction}-{ranks}") for ranks in (1, 2))
-    assert_same_tables(two, one)
-    assert_same_log(two, one)
+    alone, two = (id_config(root, eviction, f"{eviction}-{ranks}") for ranks in (1, 2))
+    assert_same_tables(two, alone)
+    assert_same_log(two, alone)
 
 
 def test_the_tables_were_full(root: Path) -> None:

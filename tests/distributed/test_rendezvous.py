@@ -24,8 +24,8 @@ class Meeting:
 
     def names(self, ranks: list[int], world_size: int, timeout: timedelta = TIMEOUT) -> list[str]:
         with ThreadPoolExecutor(len(ranks)) as pool:
-            asked = [pool.submit(agree, self.store(), rank, world_size, timeout) for rank in ranks]
-            return [answer.result() for answer in asked]
+            answers = [pool.submit(agree, self.store(), rank, world_size, timeout) for rank in ranks]
+            return [answer.result() for answer in answers]
 
 
 def test_each_start_has_a_name_of_its_own() -> None:

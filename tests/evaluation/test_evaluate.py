@@ -114,8 +114,8 @@ def test_evaluation_is_repeatable(two: Config, tmp_path: Path) -> None:
 
 
 def test_comparison_with_another_model(two: Config, tmp_path: Path) -> None:
-    one = make_model(tmp_path, "one", ["engagement"], seed=5)
-    other = evaluate(one, tmp_path / "other")
+    first = make_model(tmp_path, "one", ["engagement"], seed=5)
+    other = evaluate(first, tmp_path / "other")
     artifact = evaluate(two, two.model_dir("evaluation"), compare=[other.path])
     evaluation = load_evaluation(artifact.path)
     difference = evaluation.differences["one"]
@@ -182,9 +182,9 @@ def test_report_is_one_sound_file(tmp_path: Path, topics: bool) -> None:
 
 
 def test_tables_for_terminal_and_docs(two: Config, tmp_path: Path) -> None:
-    one = make_model(tmp_path, "one", ["engagement"], seed=5)
+    first = make_model(tmp_path, "one", ["engagement"], seed=5)
     evaluations = [
-        load_evaluation(evaluate(config, tmp_path / f"{config.name}-evaluation").path) for config in (two, one)
+        load_evaluation(evaluate(config, tmp_path / f"{config.name}-evaluation").path) for config in (two, first)
     ]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(results_table(evaluations))

@@ -55,17 +55,17 @@ def best(trigger: int, gone: list[int]) -> set[int]:
 def test_the_best_of_all_heads_are_kept_with_the_similarity_under_the_head_that_brought_them() -> None:
     candidates = [found(head) for head in HEADS]
     gone = candidates[0].items[0, :2].tolist()
-    for banned in (None, [np.isin(one.items, gone) for one in candidates]):
+    for banned in (None, [np.isin(found.items, gone) for found in candidates]):
         kept = shared_prerank(BothHeads(), Requests.anonymous(TRIGGERS), candidates, K, banned)
-        assert [one.head for one in kept] == HEADS
+        assert [found.head for found in kept] == HEADS
         for row, trigger in enumerate(TRIGGERS.tolist()):
-            by_head = [[item for item in one.items[row].tolist() if item >= 0] for one in kept]
+            by_head = [[item for item in found.items[row].tolist() if item >= 0] for found in kept]
             assert all(by_head), "each head brings some"
             assert sum(map(len, by_head)) == K
             assert set().union(*by_head) == best(trigger, gone if banned else [])
-            for one, items in zip(kept, by_head, strict=True):
-                expected = VECTORS[one.head][items] @ VECTORS[one.head][trigger]
-                np.testing.assert_allclose(one.scores[row][: len(items)], expected, atol=1e-6)
+            for found, items in zip(kept, by_head, strict=True):
+                expected = VECTORS[found.head][items] @ VECTORS[found.head][trigger]
+                np.testing.assert_allclose(found.scores[row][: len(items)], expected, atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 9))
@@ -75,8 +75,8 @@ def test_shared_merge_is_one_sort_of_all_candidates(seed: int, num_heads: int, k
     for lists in candidates:
         lists[rng.random(lists.shape) < 0.2] = -1
     scores = [rng.integers(0, 5, lists.shape).astype(np.float32) for lists in candidates]
-    for one in scores:
-        one[rng.random(one.shape) < 0.1] = -np.inf
+    for scored in scores:
+        scored[rng.random(scored.shape) < 0.1] = -np.inf
     merged = shared_merge(candidates, scores, k)
     for row in range(4):
         ranked = sorted(

@@ -120,7 +120,7 @@ def test_lists_equal_those_of_plain_faiss(root: Path) -> None:
                 continue
             for get, count in (("get_ids", size), ("get_codes", size * plain.code_size)):
                 ours, theirs = (
-                    faiss.rev_swig_ptr(getattr(one.invlists, get)(number), count).copy() for one in (merged, plain)
+                    faiss.rev_swig_ptr(getattr(index.invlists, get)(number), count).copy() for index in (merged, plain)
                 )
                 np.testing.assert_array_equal(ours, theirs)
 
@@ -131,8 +131,8 @@ def test_pages_can_be_given_back_between_searches(root: Path) -> None:
     assert isinstance(index, IvfIndex)
     before = index.search(clustered(0)[:5], 5, 4)
     index.drop_pages()
-    for one, other in zip(before, index.search(clustered(0)[:5], 5, 4), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for found, other in zip(before, index.search(clustered(0)[:5], 5, 4), strict=True):
+        np.testing.assert_array_equal(found, other)
 
 
 def test_vectors_are_stored_once(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a killed process leaves in an index folder."""
+"""Remains of a killed process in an index folder."""
 
 from __future__ import annotations
 

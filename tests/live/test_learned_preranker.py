@@ -92,10 +92,10 @@ def answers(retriever: Retriever) -> list[list[RetrievedItem]]:
 
 
 def assert_same(found: list[list[RetrievedItem]], expected: list[list[RetrievedItem]]) -> None:
-    for one, other in zip(found, expected, strict=True):
+    for given, other in zip(found, expected, strict=True):
         by_item = {answer.item: answer.score for answer in other}
-        assert {answer.item for answer in one} == by_item.keys()
-        np.testing.assert_allclose([a.score for a in one], [by_item[a.item] for a in one], rtol=1e-4)
+        assert {answer.item for answer in given} == by_item.keys()
+        np.testing.assert_allclose([a.score for a in given], [by_item[a.item] for a in given], rtol=1e-4)
 
 
 def test_fresh_items_are_scored_by_their_features(config: Config, live: LiveIndex) -> None:
@@ -217,9 +217,9 @@ def test_a_compacted_version_is_evaluated_by_the_rows_of_the_dataset(config: Con
         for row in (0, 2, 3):
             known = found.items[row] >= 0
             assert known.sum() == 198, "all but the two that the dataset does not know"
-            there = expected.items[row] != 4
-            np.testing.assert_array_equal(np.sort(found.items[row][known]), np.sort(expected.items[row][there]))
-            np.testing.assert_allclose(found.scores[row][known], expected.scores[row][there], atol=1e-5)
+            present = expected.items[row] != 4
+            np.testing.assert_array_equal(np.sort(found.items[row][known]), np.sort(expected.items[row][present]))
+            np.testing.assert_allclose(found.scores[row][known], expected.scores[row][present], atol=1e-5)
         requests = Requests(triggers, np.array([0, 0, 1, 1]), np.array([[7, 199, -1], [5, -1, -1]]))
         for ranker, before in ((subject.preranker, built.preranker), (subject.by_similarity, None)):
             before = before or HeadScorePreranker(("engagement", built.vectors["engagement"]))
@@ -258,6 +258,6 @@ def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: 
         )
         found[name] = {**shown, name: next(row for row in rows if row.kind == "merged")}
     for name in ways.values():
-        one, *rest = [rows[name].recall for rows in found.values()]
-        assert all(recall == one for recall in rest), name
+        first, *rest = [rows[name].recall for rows in found.values()]
+        assert all(recall == first for recall in rest), name
     assert len({str(found["learned sorter"][name].recall) for name in ways.values()}) == 3, "they differ"

@@ -153,7 +153,7 @@ def test_an_item_that_comes_back_keeps_what_training_made_of_it(index_dir: Path)
 
 
 def scores(retriever: Retriever, trigger: int) -> dict[int, float]:
-    return {int(one.item): one.score for one in retriever.retrieve(Query([trigger], k=300, k_ann=400))[0]}
+    return {int(answer.item): answer.score for answer in retriever.retrieve(Query([trigger], k=300, k_ann=400))[0]}
 
 
 @pytest.mark.parametrize(
@@ -201,9 +201,9 @@ def test_a_change_that_waited_too_long_does_not_take_place(index_dir: Path) -> N
                 threads.submit(live.remove, [20], deadline=deadline),
             ]
             time.sleep(0.1)
-        for one in late:
+        for job in late:
             with pytest.raises(TimeoutError, match="nothing was changed"):
-                one.result(timeout=60)
+                job.result(timeout=60)
     assert last_change(index_dir) == 0
     live.add([row(1)], deadline=time.monotonic() + 60)
     assert live.retriever.version == "000001+1"
@@ -366,7 +366,7 @@ def test_requests_go_on_while_items_come_and_go(index_dir: Path) -> None:
         for changing in [threads.submit(change, start) for start in (1, 101)]:
             changing.result()
         done.set()
-        assert all(one.result() > 0 for one in asking)
+        assert all(job.result() > 0 for job in asking)
     assert live.retriever.num_items == 212
     assert last_change(index_dir) == 36
     assert sorted(answers(LiveIndex(index_dir).retriever, 30)) == sorted(answers(live.retriever, 30))
@@ -389,8 +389,8 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     assert sorted(path.name for path in (renamed / "segments").iterdir()) == ["000001-000002"]
     compacted = Retriever.load(version)
     for before, after in zip(expected, compacted.retrieve(Query([30, 1], k=150)), strict=True):
-        np.testing.assert_allclose([one.score for one in before], [one.score for one in after], atol=1e-5)
-        assert {one.item for one in before} == {one.item for one in after}
+        np.testing.assert_allclose([answer.score for answer in before], [answer.score for answer in after], atol=1e-5)
+        assert {answer.item for answer in before} == {answer.item for answer in after}
     assert live.refresh()
     assert (live.retriever.version, live.retriever.num_items) == ("000002", 200)
     assert live.retriever.describe([1])[0].text == "new one"

@@ -21,7 +21,7 @@ TABLES = {
 def bags(ids: list[list[int]]) -> KeyedJaggedTensor:
     return KeyedJaggedTensor(
         keys=["item_id"],
-        values=torch.tensor([one for bag in ids for one in bag], dtype=torch.int64),
+        values=torch.tensor([value for bag in ids for value in bag], dtype=torch.int64),
         lengths=torch.tensor([len(bag) for bag in ids]),
     )
 
@@ -34,12 +34,12 @@ def make(table: IdTable) -> tuple[SparseNN, HashIdRows]:
 
 def step(rows: HashIdRows, ids: list[int]) -> dict[int, int]:
     """One step of training; the row of each id, left out if it has none."""
-    features = bags([[one] for one in ids])
+    features = bags([[raw] for raw in ids])
     out = rows({"item_id": features["item_id"]})["item_id"]
     rows.evict()
     rows.now += 1
     values = iter(out.values().tolist())
-    return {one: next(values) for one, found in zip(ids, out.lengths().tolist(), strict=True) if found}
+    return {raw: next(values) for raw, found in zip(ids, out.lengths().tolist(), strict=True) if found}
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Naive:
         return free[0] if free else None
 
     def step(self, ids: list[int], now: int) -> dict[int, int]:
-        keys = {one: int(scrambled(torch.tensor(one))) for one in ids}
+        keys = {raw: int(scrambled(torch.tensor(raw))) for raw in ids}
         row_of = {key: row for row, key in self.owner.items()}
         for key in keys.values():
             if key in row_of:
@@ -88,7 +88,7 @@ class Naive:
                 row_of.pop(self.owner.get(row, -1), None)
                 self.owner[row], self.seen[row], row_of[key] = key, now, row
             waiting = [key for key in waiting if key not in row_of and self.choose(key, now) is not None]
-        return {one: row_of[key] for one, key in keys.items() if key in row_of}
+        return {raw: row_of[key] for raw, key in keys.items() if key in row_of}
 
 
 def draw(seed: int, generator: torch.Generator) -> list[int]:
@@ -111,7 +111,7 @@ def test_ids_find_their_rows_as_in_a_dictionary(kind: str, seed: int) -> None:
         assert found == naive.step(ids, now), now
         assert len(set(found.values())) == len(found), "two ids share a row"
         lookups += len(ids)
-        collisions += sum(one not in found for one in ids)
+        collisions += sum(raw not in found for raw in ids)
     identities = rows.identities.tolist()
     assert {row: key for row, key in enumerate(identities) if key >= 0} == naive.owner
     assert (rows.num_lookups, int(rows.num_collisions)) == (lookups, collisions)
@@ -122,12 +122,12 @@ def test_ids_find_their_rows_as_in_a_dictionary(kind: str, seed: int) -> None:
 
 @pytest.mark.parametrize("kind", TABLES)
 def test_the_order_in_a_batch_does_not_matter(kind: str) -> None:
-    (_, one), (_, other) = make(TABLES[kind]), make(TABLES[kind])
+    (_, first), (_, other) = make(TABLES[kind]), make(TABLES[kind])
     generator = torch.Generator().manual_seed(5)
     for _ in range(6):
         ids = draw(0, generator)
-        assert step(one, ids) == step(other, ids[::-1])
-    assert torch.equal(one.identities, other.identities)
+        assert step(first, ids) == step(other, ids[::-1])
+    assert torch.equal(first.identities, other.identities)
 
 
 def test_lru_evicts_the_id_seen_longest_ago_and_never_one_of_this_step() -> None:

@@ -327,8 +327,8 @@ def test_a_hit_counts_as_an_absent_negative() -> None:
 def test_rows_add_up() -> None:
     inputs = random_inputs(missing_rows=True)
     whole, first, second = (chunked(inputs.rows(rows)) for rows in (slice(None), slice(0, 5), slice(5, None)))
-    for one, other, both in zip(first, second, whole, strict=True):
-        torch.testing.assert_close(one + other, both)
+    for left, right, both in zip(first, second, whole, strict=True):
+        torch.testing.assert_close(left + right, both)
 
 
 def test_log_weights_recover_the_softmax_over_the_catalogue() -> None:

@@ -111,8 +111,8 @@ def test_unit_length() -> None:
 
 
 def test_a_head_costs_its_mlp_only() -> None:
-    one, two = make_model(SETTINGS["single-task"]), make_model(SETTINGS["MTMH"])
-    added = sum(p.numel() for p in two.parameters()) - sum(p.numel() for p in one.parameters())
+    single, two = make_model(SETTINGS["single-task"]), make_model(SETTINGS["MTMH"])
+    added = sum(p.numel() for p in two.parameters()) - sum(p.numel() for p in single.parameters())
     assert added == sum(p.numel() for p in HeadMLP(24 + 5, [16], 8).parameters())
 
 

@@ -144,8 +144,8 @@ def test_the_same_bits_every_time() -> None:
     for _ in range(2):
         loss = in_triton(inputs)
         runs.append([*loss, *torch.autograd.grad(loss.total, inputs.leaves())])
-    for one, other in zip(*runs, strict=True):
-        assert torch.equal(one, other)
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_half_precision_embeddings() -> None:

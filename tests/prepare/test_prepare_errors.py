@@ -1,4 +1,4 @@
-"""What a user got wrong stops prepare with a message that names it, and leaves nothing behind."""
+"""Mistakes of a user stop prepare with a message that names them, and leave nothing behind."""
 
 from __future__ import annotations
 

@@ -166,13 +166,13 @@ def work(rank: int, world_size: int, root: Path) -> None:
 def test_two_ranks_compute_what_one_does(root: Path) -> None:
     mp.spawn(work, args=(2, root), nprocs=2)
     train_preranker(rank_config(root, 1))
-    one, two = (rank_config(root, world_size).preranker_checkpoints for world_size in (1, 2))
-    losses, expected = losses_of(two), losses_of(one)
+    alone, two = (rank_config(root, world_size).preranker_checkpoints for world_size in (1, 2))
+    losses, expected = losses_of(two), losses_of(alone)
     assert losses.keys() == expected.keys() == set(range(1, 7))
     for step, tasks in expected.items():
         for task, parts in tasks.items():
             assert losses[step][task] == pytest.approx(parts, rel=1e-5)
-    weights, wanted = (load_preranker(latest_checkpoint(folder)).state_dict() for folder in (two, one))
+    weights, wanted = (load_preranker(latest_checkpoint(folder)).state_dict() for folder in (two, alone))
     for name, value in wanted.items():
         torch.testing.assert_close(weights[name], value, rtol=2e-4, atol=2e-5)
 

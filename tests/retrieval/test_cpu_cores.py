@@ -1,4 +1,4 @@
-"""How many cores the service takes."""
+"""The number of cores that the service takes."""
 
 import asyncio
 import os
@@ -58,7 +58,7 @@ def test_every_thread_computes_with_its_share() -> None:
 
     async def ask() -> set[tuple[int, int]]:
         jobs = [queue.submit(threads, None, deadline=time.monotonic() + 60) for _ in range(4)]
-        return {one.result for one in await asyncio.gather(*jobs)}
+        return {job.result for job in await asyncio.gather(*jobs)}
 
     before = torch.get_num_threads()
     try:

@@ -169,7 +169,7 @@ def naive_user(history: Sequence[int], quotas: Sequence[int], allowed: Sequence[
     for full in (False, True):
         for head, pool, quota in zip(HEADS, pools, quotas, strict=True):
             for _, item, trigger in pool:
-                count = sum(of == head for of, _ in taken.values())
+                count = sum(brought_by == head for brought_by, _ in taken.values())
                 room = len(taken) < sum(quotas) if full else count < quota
                 if room and item not in taken:
                     taken[item] = (head, trigger)

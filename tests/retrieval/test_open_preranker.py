@@ -97,11 +97,11 @@ def test_a_recipe_chooses_its_preranker(tmp_path: Path) -> None:
     vectors = {"engagement": np.eye(4, dtype=np.float32), "relevance": np.eye(4, dtype=np.float32)}
     for kind, expected in (("head-score", HeadScorePreranker), ("history", HistoryPreranker)):
         chosen = open_prerankers(kind, kind, list(vectors), vectors, tmp_path, temperature=0.1)
-        assert [type(one) for one in chosen] == [expected, expected]
+        assert [type(ranker) for ranker in chosen] == [expected, expected]
     chosen = open_prerankers("head-score", "history", list(vectors), vectors, tmp_path, temperature=0.1)
-    assert [type(one) for one in chosen] == [HeadScorePreranker, HistoryPreranker]
+    assert [type(ranker) for ranker in chosen] == [HeadScorePreranker, HistoryPreranker]
     chosen = open_prerankers("history", "head-score", list(vectors), vectors, tmp_path, temperature=0.1)
-    assert [type(one) for one in chosen] == [HistoryPreranker, HeadScorePreranker]
+    assert [type(ranker) for ranker in chosen] == [HistoryPreranker, HeadScorePreranker]
     learned = RetrievalConfig(preranker="learned")
     assert learned.needs_preranker
     assert RetrievalConfig().needs_preranker, "to sort by"

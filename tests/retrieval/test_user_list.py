@@ -1,4 +1,4 @@
-"""How many candidates the triggers of a user keep."""
+"""The number of candidates that the triggers of a user keep."""
 
 from hypothesis import given
 from hypothesis import strategies as st

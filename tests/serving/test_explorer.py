@@ -56,7 +56,7 @@ def move_alpha(browser: Browser, alpha: int) -> None:
 
 def merged_by_service(service: ServiceProcess, item: int, k: int, alpha: float) -> list[tuple[int, str]]:
     answer = service.retrieve(triggers=[item], k=k, alpha=alpha).json["answers"][0]
-    return [(one["item"], one["head"]) for one in answer["items"]]
+    return [(item["item"], item["head"]) for item in answer["items"]]
 
 
 def test_the_merge_of_the_page_is_the_merge_of_the_library(browser: Browser, service: ServiceProcess) -> None:
@@ -91,15 +91,17 @@ def test_ids_beyond_the_numbers_of_javascript_stay_themselves(browser: Browser, 
     for text in (json.dumps(answer), json.dumps(answer, separators=(",", ":"))):
         found = browser.evaluate(f"import('/static/ids.js').then(({{parseAnswer}}) => parseAnswer({json.dumps(text)}))")
         shown = found["answers"][0]["items"]
-        assert [one["item"] for one in shown] == list(map(str, ids))
-        assert [one | {"item": 0, "trigger": 0} for one in shown] == [one | {"item": 0, "trigger": 0} for one in items]
-        assert {one["trigger"] for one in shown} == {"17"}
+        assert [item["item"] for item in shown] == list(map(str, ids))
+        assert [item | {"item": 0, "trigger": 0} for item in shown] == [
+            item | {"item": 0, "trigger": 0} for item in items
+        ]
+        assert {item["trigger"] for item in shown} == {"17"}
         assert (found["answers"][0]["trigger"], found["descriptions"]) == (None, [{"item": "B01"}])
 
 
 def test_the_slider_merges_as_the_service_does_without_asking_it(browser: Browser, service: ServiceProcess) -> None:
     open_page(browser, service, "#item=17&k=9&alpha=50")
-    asked = service.metric('mtmh_requests_total{route="/v1/retrieve",status="200"}')
+    before = service.metric('mtmh_requests_total{route="/v1/retrieve",status="200"}')
     shown = {}
     for alpha in (0, 1, 5, 6, 33, 50, 67, 94, 95, 100):
         move_alpha(browser, alpha)
@@ -107,7 +109,7 @@ def test_the_slider_merges_as_the_service_does_without_asking_it(browser: Browse
             "[...document.querySelectorAll('#column-merged .answer')].map((one) => one.dataset.head)"
         )
         shown[alpha] = list(zip(items_of(browser, "merged"), heads, strict=True))
-    assert service.metric('mtmh_requests_total{route="/v1/retrieve",status="200"}') == asked
+    assert service.metric('mtmh_requests_total{route="/v1/retrieve",status="200"}') == before
     for alpha, merged in shown.items():
         assert merged == merged_by_service(service, 17, 9, alpha)
     assert [item for item, _ in shown[100]] == items_of(browser, "engagement")
@@ -149,13 +151,13 @@ def test_an_answer_opens_by_click_and_back_returns(browser: Browser, service: Se
 
 
 def test_a_user_view_from_a_history(browser: Browser, service: ServiceProcess) -> None:
-    popular = [one["item"] for one in service.call("GET", "/v1/items?limit=3").json["items"]]
+    popular = [item["item"] for item in service.call("GET", "/v1/items?limit=3").json["items"]]
     address = "&".join(f"history={item}" for item in popular)
     open_page(browser, service, f"#view=user&{address}&k=8&alpha=30")
 
     def expected(history: list[int], alpha: int) -> list[int]:
         answer = service.retrieve(history=history, k=8, alpha=alpha).json["answers"][0]
-        return [one["item"] for one in answer["items"]]
+        return [item["item"] for item in answer["items"]]
 
     assert items_of(browser, "merged") == expected(popular, 30)
     move_alpha(browser, 90)

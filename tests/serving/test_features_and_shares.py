@@ -26,7 +26,7 @@ def retriever(served_recipe: Path) -> Retriever:
 
 
 def items(answer: dict[str, Any]) -> list[int]:
-    return [one["item"] for one in answer["items"]]
+    return [item["item"] for item in answer["items"]]
 
 
 def test_an_unknown_trigger_is_answered_by_its_features(
@@ -36,7 +36,7 @@ def test_an_unknown_trigger_is_answered_by_its_features(
     reply = service.retrieve(triggers=[17, NEW, str(NEW + 1)], k=8, features={str(NEW): row, str(NEW + 1): row})
     assert reply.status == 200, reply.body
     expected = retriever.retrieve(Query([17, NEW, NEW + 1], k=8, features={NEW: row, NEW + 1: row}))
-    assert [items(answer) for answer in reply.json["answers"]] == [[one.item for one in them] for them in expected]
+    assert [items(answer) for answer in reply.json["answers"]] == [[item.item for item in them] for them in expected]
     assert [answer["trigger"] for answer in reply.json["answers"]] == [17, NEW, NEW + 1]
     assert service.retrieve(triggers=[NEW]).status == 404, "nothing of it is kept"
 
@@ -46,10 +46,10 @@ def test_so_are_a_history_and_the_heads_side_by_side(
 ) -> None:
     by_user = service.retrieve(history=[17, NEW], k=9, features={str(NEW): row}).json["answers"][0]
     expected = retriever.retrieve_user(Query(history=[17, NEW], k=9, features={NEW: row}))
-    assert items(by_user) == [one.item for one in expected]
+    assert items(by_user) == [item.item for item in expected]
     shown = service.retrieve(triggers=[NEW], k=6, side_by_side=True, features={str(NEW): row}).json["answers"][0]
     assert [len(of_head) for of_head in shown["heads"].values()] == [6, 6]
-    assert items(shown) == [one.item for one in retriever.retrieve(Query([NEW], k=6, features={NEW: row}))[0]]
+    assert items(shown) == [item.item for item in retriever.retrieve(Query([NEW], k=6, features={NEW: row}))[0]]
 
 
 def test_every_head_gets_its_share(service: ServiceProcess) -> None:
@@ -60,9 +60,9 @@ def test_every_head_gets_its_share(service: ServiceProcess) -> None:
         reply = service.retrieve(triggers=[17], k=10, shares=shares)
         assert reply.status == 200, reply.body
         assert reply.json["alpha"] is None
-        assert Counter(one["head"] for one in reply.json["answers"][0]["items"]) == expected
+        assert Counter(item["head"] for item in reply.json["answers"][0]["items"]) == expected
     shown = service.retrieve(triggers=[17], k=10, shares={"engagement": 0.9, "relevance": 0.1}, side_by_side=True)
-    assert Counter(one["head"] for one in shown.json["answers"][0]["items"]) == {"engagement": 9, "relevance": 1}
+    assert Counter(item["head"] for item in shown.json["answers"][0]["items"]) == {"engagement": 9, "relevance": 1}
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,12 @@ def test_lookups_take_no_thread_of_the_questions(served_recipe: Path) -> None:
         # The first is under way, sixteen wait, and the others are turned away at once.
         lookups = [asyncio.create_task(service.look_up(lambda: go_on.wait(60))) for _ in range(20)]
         refused, _ = await asyncio.wait(lookups, timeout=60, return_when=asyncio.FIRST_COMPLETED)
-        assert all(isinstance(one.exception(), QueueFull) for one in refused)
+        assert all(isinstance(future.exception(), QueueFull) for future in refused)
         answer = await service.retrieve(RetrieveRequest(triggers=[17], k=3))
         assert answer.status_code == 200
         go_on.set()
         found = await asyncio.gather(*lookups, return_exceptions=True)
-        assert {type(one) for one in found} == {bool, QueueFull}
+        assert {type(future) for future in found} == {bool, QueueFull}
         assert found.count(True) >= 16
 
     try:

@@ -16,8 +16,8 @@ def test_the_service_goes_by_the_recipe_it_serves(served_recipe: Path) -> None:
     with ServiceProcess(served_recipe, **settings) as service:
         known, unknown = service.retrieve(triggers=[17, 999_999]).json["answers"]
         assert service.retrieve(triggers=[17]).json["alpha"] == 100
-        assert [one["head"] for one in known["items"]] == 4 * ["engagement"]
-        assert [one["head"] for one in unknown["items"]] == 4 * ["popular"]
+        assert [item["head"] for item in known["items"]] == 4 * ["engagement"]
+        assert [item["head"] for item in unknown["items"]] == 4 * ["popular"]
         told = service.call("GET", "/v1/index").json
         assert (told["alpha"], told["k"], told["k_ann"], told["num_probes"]) == (100, 4, 100, 20)
 

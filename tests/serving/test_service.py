@@ -49,14 +49,14 @@ def test_answers_are_those_of_the_retriever(service: ServiceProcess, served_reci
         for answer, row in zip(content["answers"], expected, strict=True):
             assert [
                 (
-                    one["item"],
-                    one["head"],
-                    one["trigger"],
-                    pytest.approx(one["score"]),
-                    pytest.approx(one["similarity"]),
+                    item["item"],
+                    item["head"],
+                    item["trigger"],
+                    pytest.approx(item["score"]),
+                    pytest.approx(item["similarity"]),
                 )
-                for one in answer["items"]
-            ] == [(one.item, one.head, one.trigger, one.score, one.similarity) for one in row]
+                for item in answer["items"]
+            ] == [(item.item, item.head, item.trigger, item.score, item.similarity) for item in row]
 
 
 def test_a_history_gets_one_list_sorted_by_score(service: ServiceProcess) -> None:
@@ -64,14 +64,14 @@ def test_a_history_gets_one_list_sorted_by_score(service: ServiceProcess) -> Non
     content = valid(service.retrieve(history=history, k=12, describe=True))
     (answer,) = content["answers"]
     assert answer["trigger"] is None
-    scores = [one["score"] for one in answer["items"]]
+    scores = [item["score"] for item in answer["items"]]
     assert len(scores) == 12
     assert scores == sorted(scores, reverse=True)
-    assert not {one["item"] for one in answer["items"]} & set(history)
-    assert len({one["item"] for one in answer["items"]}) == 12
-    assert {one["trigger"] for one in answer["items"]} <= set(history)
+    assert not {item["item"] for item in answer["items"]} & set(history)
+    assert len({item["item"] for item in answer["items"]}) == 12
+    assert {item["trigger"] for item in answer["items"]} <= set(history)
     described = {text["item"]: text for text in content["descriptions"]}
-    assert set(described) == {one["item"] for one in answer["items"]} | set(history)
+    assert set(described) == {item["item"] for item in answer["items"]} | set(history)
     assert all(text["text"] and text["topic_l1"] for text in described.values())
 
 
@@ -81,19 +81,19 @@ def test_side_by_side_holds_each_head_alone(service: ServiceProcess) -> None:
     assert list(answer["heads"]) == ["engagement", "relevance"]
     for head, alpha in (("engagement", 100), ("relevance", 0)):
         alone = valid(service.retrieve(triggers=[17], k=6, alpha=alpha))["answers"][0]["items"]
-        assert [one["item"] for one in answer["heads"][head]] == [one["item"] for one in alone]
+        assert [item["item"] for item in answer["heads"][head]] == [item["item"] for item in alone]
     assert answer["items"] == valid(service.retrieve(triggers=[17], k=6, alpha=50))["answers"][0]["items"]
 
 
 def test_excluded_items_are_in_no_answer(service: ServiceProcess) -> None:
-    best = [one["item"] for one in valid(service.retrieve(triggers=[17], k=4))["answers"][0]["items"]]
+    best = [item["item"] for item in valid(service.retrieve(triggers=[17], k=4))["answers"][0]["items"]]
     left = valid(service.retrieve(triggers=[17], k=4, filters={"exclude": best}))["answers"][0]["items"]
     assert len(left) == 4
-    assert not set(best) & {one["item"] for one in left}
+    assert not set(best) & {item["item"] for item in left}
 
 
 def test_requests_at_the_same_time_get_their_own_answers(service: ServiceProcess) -> None:
-    items = [one["item"] for one in service.call("GET", "/v1/items?limit=40").json["items"]]
+    items = [item["item"] for item in service.call("GET", "/v1/items?limit=40").json["items"]]
     alone = {item: service.retrieve(triggers=[item], k=5).json["answers"] for item in items}
     with ThreadPoolExecutor(20) as threads:
         # Another k_ann, so that none of these comes from the cache.
@@ -101,7 +101,7 @@ def test_requests_at_the_same_time_get_their_own_answers(service: ServiceProcess
         replies = list(threads.map(lambda item: (item, service.retrieve(triggers=[item], **fresh).json), items * 5))
     for item, content in replies:
         for answer, expected in zip(content["answers"], alone[item], strict=True):
-            assert [one["item"] for one in answer["items"]] == [one["item"] for one in expected["items"]]
+            assert [item["item"] for item in answer["items"]] == [item["item"] for item in expected["items"]]
 
 
 def test_one_unknown_trigger_fails_its_own_request_only(service: ServiceProcess) -> None:
@@ -137,7 +137,9 @@ def test_a_bad_request_is_told_field_and_expectation(
     service: ServiceProcess, question: dict[str, Any], field: str, message: str
 ) -> None:
     found = problem_of(service.retrieve(**question), 422)
-    assert [one for one in found["fields"] if one["field"].startswith(field) and message in one["expected"]], found
+    assert [fault for fault in found["fields"] if fault["field"].startswith(field) and message in fault["expected"]], (
+        found
+    )
     assert found["fields"][0]["expected"] in found["detail"]
 
 
@@ -194,8 +196,8 @@ def test_items_by_their_text(service: ServiceProcess) -> None:
     assert len(popular) == 3
     word = popular[0]["text"].split()[0]
     found = service.call("GET", f"/v1/items?query={word.upper()}&limit=50").json["items"]
-    assert popular[0]["item"] in [one["item"] for one in found]
-    assert all(word.lower() in one["text"].lower() for one in found)
+    assert popular[0]["item"] in [item["item"] for item in found]
+    assert all(word.lower() in item["text"].lower() for item in found)
     assert service.call("GET", "/v1/items?query=17").json["items"][0]["item"] == 17
     assert service.call("GET", "/v1/items?query=nosuchword").json["items"] == []
     assert service.call("GET", "/v1/items?query=%28%5B.*").json["items"] == []
@@ -328,8 +330,8 @@ def test_sigterm_answers_what_is_under_way_and_says_not_ready(served_recipe: Pat
             assert ready.headers["Connection"] == "close"
             assert ending.call("GET", "/healthz").status == 200
             assert valid(ending.retrieve(triggers=[17]))  # still answered while the load balancer looks away
-            for one in under_way:
-                valid(one.result())
+            for request in under_way:
+                valid(request.result())
         assert ending.process.wait(timeout=20) == 0
     with pytest.raises(ConnectionRefusedError):
         ending.call("GET", "/healthz")

@@ -97,14 +97,14 @@ def swapped(own_recipe: Path) -> Iterator[ServiceProcess]:
 def expected_answers(version: Path, items: list[int]) -> dict[int, list[list[int]]]:
     retriever = Retriever.load(version)
     return {
-        item: [[int(one.item) for one in row] for row in retriever.retrieve(Query([item, items[0]], k=5))]
+        item: [[int(answer.item) for answer in row] for row in retriever.retrieve(Query([item, items[0]], k=5))]
         for item in items
     }
 
 
 def test_swaps_under_load_fail_nothing_and_mix_nothing(own_recipe: Path, swapped: ServiceProcess) -> None:
     config = load_config(own_recipe, ["index.keep_versions=10", "index.min_recall=0"])
-    items = [one["item"] for one in swapped.call("GET", "/v1/items?limit=12").json["items"]]
+    items = [item["item"] for item in swapped.call("GET", "/v1/items?limit=12").json["items"]]
     versions = [current_version(config.model_dir("index"))]
     expected = {versions[0].name: expected_answers(versions[0], items)}
     with Load(swapped, items) as load:
@@ -119,7 +119,7 @@ def test_swaps_under_load_fail_nothing_and_mix_nothing(own_recipe: Path, swapped
     assert load.failures == []
     assert len(load.answers) > 50
     for item, content in load.answers:
-        found = [[one["item"] for one in answer["items"]] for answer in content["answers"]]
+        found = [[shown["item"] for shown in answer["items"]] for answer in content["answers"]]
         assert found == expected[content["version"]][item]
     assert {content["version"] for _, content in load.answers} == set(expected)
     assert swapped.metric("mtmh_index_swaps_total") >= 12
@@ -145,7 +145,7 @@ def test_a_bad_version_is_refused_and_the_old_one_stays(own_recipe: Path, swappe
         (bad / "manifest.json").write_text("{}")
     pointer = (index_dir / "CURRENT").read_text()
     refused = swapped.metric("mtmh_index_refused_total")
-    items = [one["item"] for one in swapped.call("GET", "/v1/items?limit=6").json["items"]]
+    items = [item["item"] for item in swapped.call("GET", "/v1/items?limit=6").json["items"]]
     with Load(swapped, items) as load:
         # What `publish` would never do.
         write_atomically(index_dir / "CURRENT", f'{{"version": "{bad.name}"}}')

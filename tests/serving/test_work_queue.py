@@ -66,8 +66,8 @@ def test_waiting_jobs_of_one_key_run_as_one_batch_up_to_its_size() -> None:
         assert queue.depth == 8
         blocker.go.set()
         done = await asyncio.gather(*jobs)
-        assert [one.result for one in done] == [10 * number for number in range(8)]
-        assert all(one.waited >= 0.04 for one in done)
+        assert [job.result for job in done] == [10 * number for number in range(8)]
+        assert all(job.waited >= 0.04 for job in done)
         assert (await held).result == "held"
 
     in_queue(body, max_batch=6)
@@ -80,10 +80,10 @@ def test_jobs_without_a_key_run_alone() -> None:
     async def body(queue: WorkQueue) -> None:
         blocker = Blocker()
         await blocker.hold(queue)
-        jobs = [asyncio.create_task(queue.submit(lambda one: one, place, deadline=soon())) for place in range(3)]
+        jobs = [asyncio.create_task(queue.submit(lambda number: number, place, deadline=soon())) for place in range(3)]
         await asyncio.sleep(0.02)
         blocker.go.set()
-        assert [one.result for one in await asyncio.gather(*jobs)] == [0, 1, 2]
+        assert [job.result for job in await asyncio.gather(*jobs)] == [0, 1, 2]
 
     in_queue(body, max_batch=100, on_batch=sizes.append)
     assert sizes == [1, 1, 1, 1]
@@ -93,14 +93,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
     async def body(queue: WorkQueue) -> None:
         blocker = Blocker()
         held = await blocker.hold(queue)
-        waiting = [asyncio.create_task(queue.submit(lambda one: one, 0, deadline=soon())) for _ in range(2)]
+        waiting = [asyncio.create_task(queue.submit(lambda number: number, 0, deadline=soon())) for _ in range(2)]
         await asyncio.sleep(0.02)
         with pytest.raises(QueueFull) as refused:
-            await queue.submit(lambda one: one, 0, deadline=soon())
+            await queue.submit(lambda number: number, 0, deadline=soon())
         assert refused.value.retry_after >= 1
         blocker.go.set()
         await asyncio.gather(held, *waiting)
-        assert (await queue.submit(lambda one: one, 5, deadline=soon())).result == 5
+        assert (await queue.submit(lambda number: number, 5, deadline=soon())).result == 5
 
     in_queue(body, capacity=2)
 
@@ -131,9 +131,11 @@ def test_late_jobs_free_their_places() -> None:
     async def body(queue: WorkQueue) -> None:
         blocker = Blocker()
         held = await blocker.hold(queue)
-        late = [asyncio.create_task(queue.submit(lambda one: one, 0, deadline=soon(0.05))) for _ in range(2)]
-        assert all(isinstance(one, DeadlineExceeded) for one in await asyncio.gather(*late, return_exceptions=True))
-        fresh = asyncio.create_task(queue.submit(lambda one: one, 7, deadline=soon()))
+        late = [asyncio.create_task(queue.submit(lambda number: number, 0, deadline=soon(0.05))) for _ in range(2)]
+        assert all(
+            isinstance(outcome, DeadlineExceeded) for outcome in await asyncio.gather(*late, return_exceptions=True)
+        )
+        fresh = asyncio.create_task(queue.submit(lambda number: number, 7, deadline=soon()))
         await asyncio.sleep(0.02)
         blocker.go.set()
         assert (await fresh).result == 7
@@ -156,7 +158,7 @@ def test_one_bad_job_does_not_fail_its_batch() -> None:
         blocker.go.set()
         done = await asyncio.gather(*jobs, return_exceptions=True)
         assert isinstance(done.pop(3), ValueError)
-        assert [one.result for one in done] == [0, 1, 2, 4]
+        assert [job.result for job in done] == [0, 1, 2, 4]
 
     in_queue(body, max_batch=10)
 
@@ -165,12 +167,12 @@ def test_closing_finishes_what_waits_and_takes_no_more() -> None:
     async def body(queue: WorkQueue) -> None:
         blocker = Blocker()
         held = await blocker.hold(queue)
-        waiting = asyncio.create_task(queue.submit(lambda one: one, 1, deadline=soon()))
+        waiting = asyncio.create_task(queue.submit(lambda number: number, 1, deadline=soon()))
         await asyncio.sleep(0.02)
         closing = asyncio.create_task(asyncio.to_thread(queue.close))
         await asyncio.sleep(0.02)
         with pytest.raises(QueueFull):
-            await queue.submit(lambda one: one, 2, deadline=soon())
+            await queue.submit(lambda number: number, 2, deadline=soon())
         blocker.go.set()
         await closing
         assert (await held).result == "held"

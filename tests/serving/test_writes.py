@@ -41,7 +41,7 @@ def row(written: ServiceProcess) -> dict[str, Any]:
 
 def items_of(reply: Reply) -> list[int]:
     assert reply.status == 200, reply.body
-    return [one["item"] for one in reply.json["answers"][0]["items"]]
+    return [item["item"] for item in reply.json["answers"][0]["items"]]
 
 
 def only(item: int) -> dict[str, Any]:
@@ -163,11 +163,11 @@ def test_writes_and_questions_at_the_same_time(written: ServiceProcess, row: dic
         assert items_of(written.retrieve(**only(item))) == []
 
     with ThreadPoolExecutor(4) as threads:
-        asked = [threads.submit(written.retrieve, triggers=[17], k=5) for _ in range(40)]
+        answered = [threads.submit(written.retrieve, triggers=[17], k=5) for _ in range(40)]
         changed = [threads.submit(change, 5400 + place) for place in range(6)]
-        assert all(len(items_of(one.result())) == 5 for one in asked)
-        for one in changed:
-            one.result()
+        assert all(len(items_of(future.result())) == 5 for future in answered)
+        for future in changed:
+            future.result()
 
 
 @pytest.mark.parametrize("has_versions", [False, True])

@@ -218,7 +218,7 @@ def last_record(folder: Path) -> Record:
 
 
 def facts(app_id: str) -> list[dict[str, str]]:
-    """What Slurm knows of each node's part of a job."""
+    """Slurm's record of each node's part of a job."""
     shown = subprocess.run(
         ["scontrol", "show", "job", "--oneliner", app_id], capture_output=True, text=True, check=True
     ).stdout

@@ -1,4 +1,4 @@
-"""What each component submits, asked of TorchX's own runner for local, Slurm and Kubernetes hosts."""
+"""The job that each component submits, by TorchX's own runner for local, Slurm and Kubernetes hosts."""
 
 import os
 import shlex
@@ -61,7 +61,7 @@ def verb_of(words: list[str]) -> list[str]:
 
 
 def parsed(words: list[str]) -> dict[str, Any]:
-    """What the command line makes of the words; unknown verbs and options raise."""
+    """The words as the command line reads them; unknown verbs and options raise."""
     command: Any = typer.main.get_command(app)
     context: Any = None
     while hasattr(command, "resolve_command"):

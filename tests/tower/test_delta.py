@@ -1,4 +1,4 @@
-"""Which items a continued run leaves as they were: against a loop over items, values and rows."""
+"""Items that a continued run leaves as they were: against a loop over items, values and rows."""
 
 from __future__ import annotations
 
@@ -174,18 +174,18 @@ def test_kept_items_keep_their_vectors_and_the_others_get_the_models(root: Path,
     checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
     delta = find_delta(open_dataset(config.dataset_dir), checkpoint, previous(root), EmbeddingConfig())
     kept = delta.source != NO_ITEM
-    full, one, two, old = (
+    full, alone, two, old = (
         np.load(path / "engagement.npy")
         for path in (whole.path, tmp_path / "one", tmp_path / "two", config_of(root / "one").model_dir("embeddings"))
     )
-    assert np.array_equal(one[kept], old[delta.source[kept]])
-    assert np.allclose(one[~kept], full[~kept], atol=1e-6)
-    assert np.allclose(two, one, atol=1e-6)
+    assert np.array_equal(alone[kept], old[delta.source[kept]])
+    assert np.allclose(alone[~kept], full[~kept], atol=1e-6)
+    assert np.allclose(two, alone, atol=1e-6)
     artifact = open_artifact(tmp_path / "one", "embeddings")
     made = EmbeddingsSummary.model_validate(artifact.summary).delta
     assert made is not None
     assert (made.num_kept, made.num_sampled) == (kept.sum(), kept.sum())
-    drift = 1.0 - (full[kept].astype(np.float64) * one[kept]).sum(axis=1)
+    drift = 1.0 - (full[kept].astype(np.float64) * alone[kept]).sum(axis=1)
     assert made.mean_drift == pytest.approx(drift.mean(), abs=1e-6)
     assert made.max_drift == pytest.approx(drift.max(), abs=1e-6)
     assert made.mean_drift > 0.0  # the prices were standardised anew

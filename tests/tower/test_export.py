@@ -30,7 +30,9 @@ def test_raw_rows_become_the_inputs_that_prepare_made(tmp_path: Path) -> None:
         {
             "item_id": [f"i{item}" for item in range(40)],
             "brand": [int(brand) if brand else None for brand in rng.integers(0, 5, 40)],
-            "tags": pa.array([None if item % 13 == 0 else of for item, of in enumerate(tags)], pa.list_(pa.string())),
+            "tags": pa.array(
+                [None if item % 13 == 0 else values for item, values in enumerate(tags)], pa.list_(pa.string())
+            ),
             "price": [None if item % 7 == 0 else float("inf") if item % 11 == 0 else item * 1.5 for item in range(40)],
         }
     )

@@ -175,9 +175,9 @@ def test_known_values_keep_their_rows_and_new_ones_start_afresh(root: Path, plan
 def test_two_ranks_carry_over_the_same(root: Path, plan: str) -> None:
     fresh_and_carried(0, 1, root, plan)
     mp.spawn(fresh_and_carried, (2, root, plan), nprocs=2)
-    one, two = (read_whole(root / f"carried-{plan}-{ranks}") for ranks in (1, 2))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    alone, two = (read_whole(root / f"carried-{plan}-{ranks}") for ranks in (1, 2))
+    assert alone.keys() == two.keys()
+    assert all(torch.equal(alone[name], two[name]) for name in alone)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -261,9 +261,9 @@ def test_a_continued_run_resumes_exactly_and_must_name_its_origin(root: Path) ->
     with pytest.raises(ValueError, match="it used a previous artifact, which is not given now"):
         train(parts)
     train(parts, continue_from=checkpoint_of(root))
-    one, other = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (whole, parts))
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    found, other = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (whole, parts))
+    assert found.keys() == other.keys()
+    assert all(torch.equal(found[name], other[name]) for name in found)
 
 
 def test_the_checkpoint_keeps_the_vocabularies_of_its_dataset(root: Path) -> None:

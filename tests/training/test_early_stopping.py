@@ -1,4 +1,4 @@
-"""When a run ends, and that a killed one decides as one that was not."""
+"""The end of a run, and that a killed run decides as one that was not."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -29,7 +29,7 @@ def vectors_of(num_heads: int) -> dict[str, Tensor]:
 def plain_list(by_head: list[Tensor], triggers: list[int], seen: set[int], length: int) -> list[int]:
     """Quotas filled head by head from the best unseen items, then sorted by the first head."""
     scores = [(rows[triggers] @ rows.T).amax(dim=0).tolist() for rows in by_head]
-    rankings = [sorted(set(range(NUM_ITEMS)) - seen, key=lambda item, of=of: -of[item]) for of in scores]
+    rankings = [sorted(set(range(NUM_ITEMS)) - seen, key=lambda item, row=row: -row[item]) for row in scores]
     half = length // 2 if len(by_head) > 1 else 0
     quotas = [length - half] + [half // max(1, len(by_head) - 1)] * (len(by_head) - 1)
     taken: list[int] = []

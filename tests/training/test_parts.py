@@ -1,4 +1,4 @@
-"""What plugs into a run: state that travels with the checkpoint, numbers that are shown with every window."""
+"""Plugs of a run: state that travels with the checkpoint, numbers that are shown with every window."""
 
 from __future__ import annotations
 

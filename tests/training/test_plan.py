@@ -99,7 +99,9 @@ def test_a_dataset_takes_precedence_over_planned_rows(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, plan={"rows": ROWS})
     plan = make_plan(config, Cluster("cpu", num_hosts=1, ranks_per_host=2))
     features = open_dataset(config.dataset_dir).summary.features.id_features
-    assert {table.name: table.num_rows for table in plan.tables} == {one.name: one.num_rows for one in features}
+    assert {table.name: table.num_rows for table in plan.tables} == {
+        feature.name: feature.num_rows for feature in features
+    }
     assert plan.source == str(config.dataset_dir)
 
 

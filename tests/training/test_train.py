@@ -83,16 +83,16 @@ def test_a_resumed_run_equals_one_without_a_break(root: Path, plan: str | None, 
         for name in ("dataset", "content"):
             (folder / name).symlink_to(root / name)
     sharding = {"default": plan}
-    one = trained(whole, 9, sharding=sharding, loss=loss)
+    first = trained(whole, 9, sharding=sharding, loss=loss)
     trained(broken, 3, sharding=sharding, loss=loss)
     (broken / "tiny" / "checkpoints" / METRICS).open("a").write('{"step": 99, "loss": 1}\n{"half a li')
     other = trained(broken, 9, sharding=sharding, loss=loss)
-    expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (one, other))
+    expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (first, other))
     assert state.keys() == expected.keys()
     assert ("frequencies.gap" in state) == bool(loss)
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
-    assert losses_of(other) == losses_of(one)
+    assert losses_of(other) == losses_of(first)
 
 
 def test_a_finished_run_is_left_as_it_is(root: Path) -> None:

@@ -62,8 +62,8 @@ def test_a_table_with_room_gives_each_item_of_a_batch_a_row_at_first_sight(root:
     checkpoint = train(config)
     counts = counts_of(config)
     assert counts[0]["item_id/inserts"] == counts[0]["item_id/lookups"] > 0
-    assert all(one["item_id/collisions"] == one["item_id/evictions"] == 0 for one in counts)
-    assert counts[-1]["item_id/occupancy"] == sum(one["item_id/inserts"] for one in counts) / ROOM["rows"]
+    assert all(count["item_id/collisions"] == count["item_id/evictions"] == 0 for count in counts)
+    assert counts[-1]["item_id/occupancy"] == sum(count["item_id/inserts"] for count in counts) / ROOM["rows"]
     dataset = open_dataset(config.dataset_dir)
     known = scrambled(torch.from_numpy(raw_ids(dataset.item_ids[dataset.item_table.train_count > 0])))
     (rows,) = (module for module in load_model(checkpoint).modules() if isinstance(module, HashIdRows))
@@ -81,7 +81,7 @@ def test_a_resumed_run_equals_one_without_a_break(root: Path, optimizer: str) ->
     train(id_config(root, LRU, "broken", optimizer=optimizer, max_steps=3))
     broken = id_config(root, LRU, "broken", optimizer=optimizer)
     train(broken)
-    expected, state = (state_of(latest_checkpoint(one.model_dir("checkpoints"))) for one in (whole, broken))
+    expected, state = (state_of(latest_checkpoint(run.model_dir("checkpoints"))) for run in (whole, broken))
     assert state.keys() == expected.keys()
     assert any(name.endswith("item_id._hash_zch_identities") for name in state)
     for name, value in expected.items():
@@ -190,7 +190,7 @@ def test_ids_and_clock_go_on_in_a_run_that_continues(tmp_path: Path) -> None:
     first, second = configs
     checkpoint = train(first)
     train(second, continue_from=checkpoint)
-    before, after = (state_of(latest_checkpoint(one.model_dir("checkpoints"))) for one in (first, second))
+    before, after = (state_of(latest_checkpoint(run.model_dir("checkpoints"))) for run in (first, second))
     (name,) = (name for name in before if name.endswith("_hash_zch_metadata"))
     assert int(before[name].max()) == 6 + 3
     assert int(after[name].max()) == 6 + 2 + 3

@@ -53,7 +53,7 @@ class SourceTables:
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What an adapter may use.
+    """The means that an adapter may use.
 
     Attributes:
         data: the settings; ``data.options`` are the adapter's own.

@@ -244,7 +244,7 @@ class _Crowd:
         self._options = options
 
     def affinity(self, user: IntArray, item: IntArray) -> FloatArray:
-        """What items are to users at present, [N] each: 0 nothing, up to 1.6."""
+        """The appeal of items to users at present, [N] each: 0 nothing, up to 1.6."""
         aspects = self._options.num_aspects
         interests, cell = self.interests[user], self._world.cell[item, None]
         of_topic = (interests // aspects == cell // aspects).any(axis=1)
@@ -353,7 +353,7 @@ def _draw_events(
 
 
 def _appeal(world: _World, rng: Generator) -> FloatArray:
-    """What makes an item liked by whoever sees it, [I]: of its creator and its own, independent of its popularity."""
+    """The appeal of an item to whoever sees it, [I]: of its creator and its own, independent of its popularity."""
     of_creator = rng.normal(0.0, 0.8, int(world.creator.max()) + 1)
     appeal: FloatArray = of_creator[world.creator] + rng.normal(0.0, 0.5, len(world.creator))
     return appeal

@@ -45,7 +45,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class MediaOptions(Settings):
-    """How much is noise."""
+    """Shares of noise."""
 
     pixel_noise: NonNegative = 0.15  # standard deviation, of a range of 1
     wrong_image_share: Share = 0.1
