@@ -100,7 +100,7 @@ async def open_loop(port: int, ask: Ask, rate: float, seconds: float, seed: int)
     running: set[asyncio.Task[None]] = set()
     start = due = time.perf_counter()
 
-    async def ask_once(connection: Connection, due: float) -> None:
+    async def answer(connection: Connection, due: float) -> None:
         try:
             await ask_once(connection, ask, due, measured)
         finally:
@@ -112,7 +112,7 @@ async def open_loop(port: int, ask: Ask, rate: float, seconds: float, seed: int)
         if not free:
             measured.statuses["unsent"] += 1
             continue
-        task = asyncio.create_task(ask_once(free.pop(), due))
+        task = asyncio.create_task(answer(free.pop(), due))
         running.add(task)
         task.add_done_callback(running.discard)
     await asyncio.gather(*running)

@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.run_folders import run_name, shared_folders
 from mtmh.artifacts import MANIFEST, write_artifact
 from mtmh.config import Config, load_config
-from mtmh.content.check import METRICS as CHECK_METRICS
+from mtmh.content.check import CHECK_METRICS as CHECK_METRICS
 from mtmh.content.check import check_content
 from mtmh.content.embed import embed_content
 from mtmh.data.content_store import EMBEDDINGS, open_content

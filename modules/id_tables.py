@@ -25,7 +25,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from .sparse_nn import build_ebc
 
-NO_ROW = -1  # the slot of an id without a row, and the identity of a row without an id
+NO_ROW = -1  # the row of an id without one, and the identity of a row without an id
 _BITS = 2**63 - 1  # negative numbers mark what is absent
 _CHUNK_IDS = 16_384  # bounds the memory of a search for free rows: this many ids times ``max_probe``
 _NEAR = 8  # rows that are looked at first: in a table with room one of them is free

@@ -8,7 +8,7 @@ from pathlib import Path
 from string import Template
 
 from mtmh.artifacts import write_atomically
-from mtmh.chain.record import PAGE, RECORD, Outcome, Record, StageRecord
+from mtmh.chain.record import PAGE, RECORD, ChainRecord, Outcome, StageRecord
 
 _HEADLINES: dict[Outcome, str] = {
     "running": "Running",
@@ -25,13 +25,13 @@ _TONES = {
 }  # fmt: skip
 
 
-def save(record: Record, folder: Path) -> None:
+def save(record: ChainRecord, folder: Path) -> None:
     """Writes ``record.json`` and its page."""
     write_atomically(folder / RECORD, record.model_dump_json(indent=2))
     write_atomically(folder / PAGE, page_of(record))
 
 
-def page_of(record: Record) -> str:
+def page_of(record: ChainRecord) -> str:
     """The page, whatever has happened so far; it loads itself again while the chain runs."""
     template = Template((resources.files("mtmh.chain") / "page.html").read_text(encoding="utf-8"))
     return template.substitute(
@@ -56,11 +56,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _what_runs(record: Record) -> str:
+def _what_runs(record: ChainRecord) -> str:
     return ", ".join(line.stage for line in record.stages if line.result == "running") or "starting"
 
 
-def _facts(record: Record) -> str:
+def _facts(record: ChainRecord) -> str:
     results = [line.result for line in record.stages]
     facts = {
         "took": duration(record.seconds),
@@ -78,7 +78,7 @@ def _facts(record: Record) -> str:
     return "".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for name, value in facts.items())
 
 
-def _stage(line: StageRecord, record: Record) -> str:
+def _stage(line: StageRecord, record: ChainRecord) -> str:
     shown = "not reached" if line.result == "waiting" and record.outcome != "running" else line.result
     longest = max((other.seconds for other in record.stages), default=0.0)
     bar = f'<i style="width:{100 * line.seconds / longest:.1f}%"></i>' if line.seconds and longest else ""
@@ -91,7 +91,7 @@ def _stage(line: StageRecord, record: Record) -> str:
     )
 
 
-def _gates(record: Record) -> str:
+def _gates(record: ChainRecord) -> str:
     if not record.gates:
         return '<p class="quiet">None was reached.</p>'
     rows = "".join(

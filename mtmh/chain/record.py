@@ -92,7 +92,7 @@ class Verdict(BaseModel):
     figures: list[str]
 
 
-class Record(BaseModel):
+class ChainRecord(BaseModel):
     """The content of ``record.json``.
 
     Attributes:
@@ -130,7 +130,7 @@ class Record(BaseModel):
         return next(line for line in self.stages if line.stage == stage)
 
 
-def load_record(folder: Path) -> Record:
+def load_record(folder: Path) -> ChainRecord:
     """Reads a record.
 
     Raises:
@@ -138,7 +138,7 @@ def load_record(folder: Path) -> Record:
     """
     path = folder / RECORD
     try:
-        return Record.model_validate_json(path.read_text())
+        return ChainRecord.model_validate_json(path.read_text())
     except ValidationError as error:
         raise ValueError(f"{path}: not readable: {error.errors()[0]['msg']}") from None
 

@@ -21,9 +21,9 @@ from mtmh.artifacts import Artifact, open_artifact
 from mtmh.chain.gates import GATES, published_index, to_measure
 from mtmh.chain.jobs import Jobs, end_processes
 from mtmh.chain.page import save
-from mtmh.chain.record import RECORD, Record, Result, StageRecord, load_record, now
+from mtmh.chain.record import RECORD, ChainRecord, Result, StageRecord, load_record, now
 from mtmh.chain.stages import PREVIOUS, Finding, Stage, examine, outlived_checkpoints, stages_of
-from mtmh.chain.state import StageState, State
+from mtmh.chain.state import ChainState, StageState
 from mtmh.config import Config, load_config
 from mtmh.data.raw_files import stamp
 from mtmh.index.versions import BelowGateError, publish
@@ -39,7 +39,7 @@ class StoppedError(Exception):
 
 def run_chain(
     recipe: str, overrides: list[str], scheduler: str, cfg: str, say: Say, continue_from: Path | None = None
-) -> tuple[Record, Path]:
+) -> tuple[ChainRecord, Path]:
     """Runs what has changed, stage after stage, and publishes the index if every gate passes.
 
     Only this process talks to the scheduler; the stages' artifacts must be on a file system that it shares with the
@@ -67,9 +67,9 @@ def run_chain(
         left = _left_behind(chain_dir)
         folder = _new_folder(chain_dir)
         with Jobs(config, recipe, overrides, scheduler, cfg, folder / "logs") as jobs:
-            record = Record(recipe=recipe, overrides=overrides, scheduler=scheduler, started_at=now())
+            record = ChainRecord(recipe=recipe, overrides=overrides, scheduler=scheduler, started_at=now())
             record.continued_from = str(continue_from or "")
-            Chain(config, jobs, record, folder, State.load(chain_dir), stop, say, previous).run(left)
+            Chain(config, jobs, record, folder, ChainState.load(chain_dir), stop, say, previous).run(left)
     return record, folder
 
 
@@ -91,9 +91,9 @@ class Chain:
         self,
         config: Config,
         jobs: Jobs,
-        record: Record,
+        record: ChainRecord,
         folder: Path,
-        state: State,
+        state: ChainState,
         stop: threading.Event,
         say: Say,
         previous: Artifact | None = None,
@@ -365,7 +365,7 @@ def plan_chain(config: Config, continue_from: Path | None = None) -> list[tuple[
         ValueError: no such checkpoint, or the chain's state is damaged.
     """
     previous = _open_previous(config, continue_from)
-    state, found = State.load(config.model_dir("chain")), dict[str, Artifact]()
+    state, found = ChainState.load(config.model_dir("chain")), dict[str, Artifact]()
     rows: list[tuple[str, Result, list[str]]] = []
     running: set[str] = set()
     for stage in stages_of(config):

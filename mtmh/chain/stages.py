@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mtmh.artifacts import Artifact, DamagedArtifactError, Kind, code_of, open_artifact
-from mtmh.chain.state import State
+from mtmh.chain.state import ChainState
 from mtmh.config import Config, StageName, decisive
 from mtmh.config.base import Decided
 from mtmh.config.recorded import recorded_decisive
@@ -97,7 +97,9 @@ def stages_of(config: Config) -> list[Stage]:
     ]
 
 
-def examine(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: State, *, just_ran: bool) -> Finding:
+def examine(
+    stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: ChainState, *, just_ran: bool
+) -> Finding:
     """Looks whether a stage must run.
 
     Args:
@@ -140,7 +142,9 @@ def _too_few_probes(stage: Stage, config: Config, artifact: Artifact) -> list[st
     return [f"index.min_recall was {before}, is {now}, which its probes do not reach"] if missed else []
 
 
-def outlived_checkpoints(stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: State) -> Path | None:
+def outlived_checkpoints(
+    stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: ChainState
+) -> Path | None:
     """The folder of checkpoints from which a stage cannot go on: other data, or settings that decide numbers.
 
     So are those of a run that other code has brought to its end; one that was interrupted goes on with the code of now.
@@ -258,7 +262,7 @@ def _other_code(config: Config, artifact: Artifact) -> list[str]:
     return [f"made by other code of mtmh ({made_by[:12] or 'not noted'}) than this ({this[:12]})"]
 
 
-def _made_by_end(stage: Stage, config: Config, checkpoint: Artifact, state: State) -> list[Artifact]:
+def _made_by_end(stage: Stage, config: Config, checkpoint: Artifact, state: ChainState) -> list[Artifact]:
     """The artifact that a run has made, if this checkpoint is known to be its last one."""
     digest = checkpoint.manifest.digest
     if stage.name == "train":
@@ -271,7 +275,7 @@ def _made_by_end(stage: Stage, config: Config, checkpoint: Artifact, state: Stat
     return [artifact for artifact in made if artifact.manifest.inputs.get("checkpoint") == digest]
 
 
-def _unknown_to_manifests(stage: Stage, config: Config, artifact: Artifact, state: State) -> list[str]:
+def _unknown_to_manifests(stage: Stage, config: Config, artifact: Artifact, state: ChainState) -> list[str]:
     noted = state.stages.get(stage.name)
     known = noted is not None and noted.digest == artifact.manifest.digest
     if stage.name == "train" and not known:

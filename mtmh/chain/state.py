@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh.artifacts import write_atomically
 
-STATE = "state.json"
+STATE_FILE = "state.json"
 
 
 class StageState(BaseModel):
@@ -25,7 +25,7 @@ class StageState(BaseModel):
     files: str
 
 
-class State(BaseModel):
+class ChainState(BaseModel):
     """The whole of it.
 
     Attributes:
@@ -39,13 +39,13 @@ class State(BaseModel):
     published: list[str] = []
 
     @classmethod
-    def load(cls, folder: Path) -> State:
+    def load(cls, folder: Path) -> ChainState:
         """Reads it; a first chain starts from nothing.
 
         Raises:
             ValueError: the file is damaged.
         """
-        path = folder / STATE
+        path = folder / STATE_FILE
         try:
             return cls.model_validate_json(path.read_text())
         except FileNotFoundError:
@@ -57,4 +57,4 @@ class State(BaseModel):
 
     def save(self, folder: Path) -> None:
         """Writes it, whole or not at all."""
-        write_atomically(folder / STATE, self.model_dump_json(indent=2))
+        write_atomically(folder / STATE_FILE, self.model_dump_json(indent=2))

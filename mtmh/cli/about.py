@@ -12,9 +12,9 @@ from mtmh.config import Config, load_config
 
 def doctor() -> None:
     """Checks that the installed packages belong together and compute."""
-    from mtmh.cli.doctor import examine, report
+    from mtmh.cli.doctor import examine_installation, report
 
-    if not report(examine(), Console()):
+    if not report(examine_installation(), Console()):
         raise typer.Exit(1)
 
 

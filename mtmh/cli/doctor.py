@@ -31,7 +31,7 @@ class Check:
     cure: str = ""
 
 
-def examine() -> list[Check]:
+def examine_installation() -> list[Check]:
     """Runs every check; none raises."""
     checks: list[Callable[[], Iterator[Check]]] = [
         _python,

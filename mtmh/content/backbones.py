@@ -24,10 +24,10 @@ from mtmh.config import BackboneConfig
 from mtmh.modules import PooledEncoder
 from mtmh.modules.content_encoder import Pooling
 
-Kind = Literal["text", "image"]
+Modality = Literal["text", "image"]
 
 # Families whose text or image half has a class, and a pooling, of its own; all others go by AutoModel.
-_CLASSES: dict[Kind, dict[str, str]] = {
+_CLASSES: dict[Modality, dict[str, str]] = {
     "text": {
         "clip_text_model": "CLIPTextModelWithProjection",
     },
@@ -59,7 +59,7 @@ class Backbone:
         preprocessor: a ``transformers`` tokenizer or image processor.
     """
 
-    kind: Kind
+    kind: Modality
     encoder: PooledEncoder
     preprocessor: Any
 
@@ -69,7 +69,7 @@ class Backbone:
         self.preprocessor.save_pretrained(folder)
 
 
-def load_backbone(kind: Kind, config: BackboneConfig, setting: str, words: Callable[[], Iterable[str]]) -> Backbone:
+def load_backbone(kind: Modality, config: BackboneConfig, setting: str, words: Callable[[], Iterable[str]]) -> Backbone:
     """Loads a pretrained encoder; weights from safetensors only.
 
     Args:
@@ -112,7 +112,7 @@ def load_backbone(kind: Kind, config: BackboneConfig, setting: str, words: Calla
     return Backbone(kind, _pooled(model, pooling, setting), preprocessor)
 
 
-def describe_backbone(kind: Kind, folder: Path, pooling: Pooling) -> Backbone:
+def describe_backbone(kind: Modality, folder: Path, pooling: Pooling) -> Backbone:
     """A backbone from what ``save_description`` wrote, at arbitrary weights that the caller then fills."""
     model_config = _read_config(folder)
     builder, options = _model_class(kind, model_config, pooling, str(folder))
@@ -132,7 +132,7 @@ def _read_config(reference: str | Path) -> Any:
     return config
 
 
-def _preprocessor(kind: Kind, reference: str | Path) -> Any:
+def _preprocessor(kind: Modality, reference: str | Path) -> Any:
     # Without a word on this, transformers asks at the terminal whether to run code of the folder.
     if kind == "text":
         return transformers.AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
@@ -147,7 +147,7 @@ def _pooled(model: Any, pooling: Pooling, setting: str) -> PooledEncoder:
         raise ValueError(f"{setting}.pooling: {error}") from None
 
 
-def _model_class(kind: Kind, config: Any, pooling: Pooling, setting: str) -> tuple[Any, dict[str, Any]]:
+def _model_class(kind: Modality, config: Any, pooling: Pooling, setting: str) -> tuple[Any, dict[str, Any]]:
     """The class of the encoder, and whether it is to have a pooler, for classes that can do without."""
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"{setting}.model: {config.model_type} is an encoder-decoder; give a plain encoder")
@@ -161,7 +161,7 @@ def _model_class(kind: Kind, config: Any, pooling: Pooling, setting: str) -> tup
     return builder, {"add_pooling_layer": pooling == "pooler"} if has_choice else {}
 
 
-def _half(kind: Kind, config: Any) -> Any:
+def _half(kind: Modality, config: Any) -> Any:
     """The text or image half of a two-tower config, any other config as it is."""
     if config.model_type not in ("clip", "siglip", "siglip2"):
         return config
@@ -172,7 +172,7 @@ def _half(kind: Kind, config: Any) -> Any:
     return half
 
 
-def _documented_pooling(kind: Kind, config: Any, reference: str) -> Pooling:
+def _documented_pooling(kind: Modality, config: Any, reference: str) -> Pooling:
     """The pooling that the model's own files or documentation ask for."""
     if config.model_type in ("clip_text_model", "clip_vision_model"):
         return "projection"
@@ -219,7 +219,7 @@ def _advice(model: str, error: OSError) -> str:
 
 
 def _random_backbone(
-    kind: Kind, name: str, config: BackboneConfig, setting: str, words: Callable[[], Iterable[str]]
+    kind: Modality, name: str, config: BackboneConfig, setting: str, words: Callable[[], Iterable[str]]
 ) -> Backbone:
     """A known architecture at random weights, drawn from PyTorch's generator."""
     known = {"text": ("tiny-text", "xlmr-large"), "image": ("tiny-image", "vit-h14")}[kind]

@@ -68,7 +68,7 @@ def embed_with_encoder(
     """
     with join_ranks(device) as ranks:
         files = ContentFiles.find(encoder_config(content), media_dir)
-        parts = Shards.plan(content, files, dataset, encoder, out, ranks)
+        parts = EmbeddingShards.plan(content, files, dataset, encoder, out, ranks)
         todo = on_first(ranks, parts.missing)
         teacher = open_teacher(encoder.path)
         reader = teacher.reader(dataset, files.images, content.max_tokens)
@@ -201,7 +201,7 @@ class ContentEmbedder:
 
 
 @dataclass(frozen=True)
-class Shards:
+class EmbeddingShards:
     """The shards of a run and where the finished ones are.
 
     A shard is finished when its record is there: the record is written last, under its final name in one step.
@@ -219,7 +219,7 @@ class Shards:
     @classmethod
     def plan(
         cls, content: ContentConfig, files: ContentFiles, dataset: Dataset, encoder: Artifact, out: Path, ranks: Ranks
-    ) -> Shards:
+    ) -> EmbeddingShards:
         """Finds what an interrupted run of the same inputs and settings has left; drops what another one has."""
         parts = cls(out.with_name(f"{out.name}.parts"), dataset.num_items, content.shard_items)
         plan = {
@@ -278,7 +278,7 @@ class Shards:
         return self.folder / f"part-{shard:06d}.json"
 
 
-def _assemble(parts: Shards, dataset: Dataset, dim: int, folder: Path) -> dict[str, Any]:
+def _assemble(parts: EmbeddingShards, dataset: Dataset, dim: int, folder: Path) -> dict[str, Any]:
     """Puts the shards together into one file; returns the facts of the content artifact."""
     embeddings = np.lib.format.open_memmap(
         folder / EMBEDDINGS, mode="w+", dtype=np.float16, shape=(dataset.num_items, dim)

@@ -19,7 +19,7 @@ from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.config import Config, ContentCheckConfig, ContentConfig, EncoderConfig, decisive
 from mtmh.content.catalogue import ContentEmbedder, progress_bar
 from mtmh.content.check_metrics import Agreement, agreement
-from mtmh.content.check_report import write_report
+from mtmh.content.check_report import write_check_report
 from mtmh.content.concepts import open_concepts
 from mtmh.content.teacher import (
     ContentFiles,
@@ -35,8 +35,8 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.randomness import Purpose, generator
 from mtmh.distributed.ranks import join_ranks
 
-METRICS = Path("metrics.json")
-REPORT = Path("report.html")
+CHECK_METRICS = Path("metrics.json")
+CHECK_REPORT = Path("report.html")
 LEVELS = ("topic_l1", "topic_l2")
 
 
@@ -88,18 +88,18 @@ def check_content(config: Config, out: Path) -> Artifact:
     with write_artifact(
         out, "check", config=config.model_dump(mode="json"), decisive=decisive(config, "check"), inputs=inputs
     ) as writer:
-        (writer.folder / METRICS).write_text(json.dumps(facts, indent=2))
-        write_report(facts, found, *figures(found), path=writer.folder / REPORT)
+        (writer.folder / CHECK_METRICS).write_text(json.dumps(facts, indent=2))
+        write_check_report(facts, found, *check_figures(found), path=writer.folder / CHECK_REPORT)
         writer.summary |= {name: value for name, value in facts.items() if name != "rows"}
     return open_artifact(out, "check")
 
 
 def check_table(artifact: Artifact) -> Table:
     """The figures of a check, for a terminal."""
-    facts = json.loads((artifact.path / METRICS).read_text())
+    facts = json.loads((artifact.path / CHECK_METRICS).read_text())
     found = [Agreement.model_validate(row) for row in facts["rows"]]
     table = Table(title=f"{facts['recipe']}: teacher against topics, {facts['num_items']:,} items of {facts['source']}")
-    heads, rows = figures(found)
+    heads, rows = check_figures(found)
     table.add_column("")
     for head in heads:
         table.add_column(head, justify="right")
@@ -108,7 +108,7 @@ def check_table(artifact: Artifact) -> Table:
     return table
 
 
-def figures(found: Sequence[Agreement]) -> tuple[list[str], list[list[str]]]:
+def check_figures(found: Sequence[Agreement]) -> tuple[list[str], list[list[str]]]:
     """Column heads, and the figures of each row."""
     heads = [f"AUC {_short(level)}" for level in found[0].auc]
     heads += [f"P@{k} {_short(level)}" for level, of_k in found[0].precision.items() for k in of_k]

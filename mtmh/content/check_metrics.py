@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from mtmh.training.metrics import auc_of_ranks
 
-Topics = npt.NDArray[np.int64]  # [N] numbers of the items' topics
+TopicCodes = npt.NDArray[np.int64]  # [N] numbers of the items' topics
 
 
 class Calibration(BaseModel):
@@ -48,7 +48,7 @@ class Agreement(BaseModel):
 def agreement(
     name: str,
     embeddings: npt.NDArray[Any],
-    topics: Mapping[str, Topics],
+    topics: Mapping[str, TopicCodes],
     ks: Sequence[int],
     num_bins: int,
 ) -> Agreement:

@@ -28,7 +28,7 @@ figure { margin: 0; } figure svg { width: 100%; height: auto; }
 """
 
 
-def write_report(
+def write_check_report(
     facts: Mapping[str, Any],
     found: Sequence[Agreement],
     heads: Sequence[str],

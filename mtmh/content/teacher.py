@@ -14,7 +14,7 @@ from safetensors.torch import load_model, save_model
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import ContentConfig, EncoderConfig
-from mtmh.content.backbones import Backbone, Kind, describe_backbone, load_backbone
+from mtmh.content.backbones import Backbone, Modality, describe_backbone, load_backbone
 from mtmh.content.images import open_images
 from mtmh.content.inputs import ItemReader
 from mtmh.data.dataset import Dataset
@@ -22,8 +22,8 @@ from mtmh.modules import ContentEncoder
 from mtmh.prepare.sources.synthetic_media import CONCEPTS, IMAGES
 
 WEIGHTS = Path("model.safetensors")
-Tower = Literal["text", "image", "concept"]
-TOWERS: dict[Tower, Kind] = {"text": "text", "image": "image", "concept": "text"}
+TowerName = Literal["text", "image", "concept"]
+TOWERS: dict[TowerName, Modality] = {"text": "text", "image": "image", "concept": "text"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Teacher:
     """
 
     model: ContentEncoder
-    backbones: dict[Tower, Backbone]
+    backbones: dict[TowerName, Backbone]
 
     @property
     def concept_tokenizer(self) -> Any:
@@ -128,7 +128,7 @@ def build_teacher(config: EncoderConfig, seed: int, words: Callable[[], Iterable
         ValueError: a backbone cannot be had.
     """
     torch.manual_seed(seed)
-    backbones: dict[Tower, Backbone] = {}
+    backbones: dict[TowerName, Backbone] = {}
     for tower, kind in TOWERS.items():
         backbone = getattr(config, tower)
         if backbone is not None:
@@ -144,7 +144,7 @@ def open_teacher(path: Path) -> Teacher:
     """
     artifact = open_artifact(path, "encoder")
     summary = artifact.summary
-    backbones: dict[Tower, Backbone] = {
+    backbones: dict[TowerName, Backbone] = {
         tower: describe_backbone(kind, path / tower, summary["pooling"][tower])
         for tower, kind in TOWERS.items()
         if tower in summary["pooling"]
@@ -169,6 +169,6 @@ def _texts(dataset: Dataset, concepts: Iterable[str]) -> Iterator[str]:
     yield from concepts
 
 
-def _assemble(backbones: dict[Tower, Backbone], hidden: list[int], dim: int) -> Teacher:
+def _assemble(backbones: dict[TowerName, Backbone], hidden: list[int], dim: int) -> Teacher:
     encoders = {tower: backbones[tower].encoder if tower in backbones else None for tower in TOWERS}
     return Teacher(ContentEncoder(**encoders, hidden=hidden, dim=dim), backbones)

@@ -34,13 +34,13 @@ from mtmh.content.identity import facts_of_run, identity_of_files
 from mtmh.content.inputs import ItemReader, tokenize
 from mtmh.content.teacher import ContentFiles, Teacher, build_teacher, catalogue_words, encoder_config
 from mtmh.content.tuning import (
-    build_optimizer,
+    encoder_optimizer,
+    encoder_state,
     merge_adapters,
     prepare_tuning,
     set_learning_rate,
     set_training_mode,
     trained_parameters,
-    training_state,
 )
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.prefetch import prefetched
@@ -49,7 +49,7 @@ from mtmh.distributed.ranks import Ranks, gather_rows, join_ranks, on_first
 from mtmh.modules import ContentInputs, Head, contrastive_losses
 from mtmh.training.checkpoint import Checkpoints, RunRecord
 from mtmh.training.loop import PlainPipeline, Trainer
-from mtmh.training.progress import METRICS, LossNames, RunSize, TrainingLog, quiet_libraries
+from mtmh.training.progress import STEP_METRICS, LossNames, RunSize, TrainingLog, quiet_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,8 @@ def _train(
     teacher = build_teacher(encoder, seed, catalogue_words(dataset, concepts.texts))
     prepare_tuning(teacher, encoder)
     teacher.model.to(ranks.device)
-    optimizer = build_optimizer(teacher, training)
-    trained = partial(training_state, trained_parameters(teacher), optimizer)
+    optimizer = encoder_optimizer(teacher, training)
+    trained = partial(encoder_state, trained_parameters(teacher), optimizer)
     record = RunRecord(facts, dict(leaves(facts)), inputs={})
     checkpoints = Checkpoints(out.with_name(f"{out.name}.steps"), record, ranks, keep=1)
     found = checkpoints.find(resume=True)
@@ -163,7 +163,7 @@ def _train(
         inputs["media"] = files.media
 
     def write() -> None:
-        lines = map(json.loads, (checkpoints.root / METRICS).read_text().splitlines())
+        lines = map(json.loads, (checkpoints.root / STEP_METRICS).read_text().splitlines())
         losses = [(line["step"], line["loss"]["content"]["contrastive"]) for line in lines]
         with writer_of(inputs=inputs) as writer:
             writer.summary |= teacher.save(writer.folder) | summary | {"losses": losses}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mtmh.config import BackboneConfig, EncoderConfig, EncoderTrainingConfig
-from mtmh.content.teacher import Teacher, Tower
+from mtmh.content.teacher import Teacher, TowerName
 from mtmh.distributed.state_files import State
 from mtmh.training.checkpoint import MODEL, OPTIMIZER
 
@@ -57,7 +57,7 @@ def trained_parameters(teacher: Teacher) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in teacher.model.named_parameters() if parameter.requires_grad}
 
 
-def build_optimizer(teacher: Teacher, config: EncoderTrainingConfig) -> torch.optim.AdamW:
+def encoder_optimizer(teacher: Teacher, config: EncoderTrainingConfig) -> torch.optim.AdamW:
     """AdamW: a learning rate for the new layers, another for the backbones; vectors (biases, norms) do not decay."""
     of_backbone = {id(p) for backbone in teacher.backbones.values() for p in backbone.encoder.parameters()}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -77,7 +77,7 @@ def build_optimizer(teacher: Teacher, config: EncoderTrainingConfig) -> torch.op
     return optimizer
 
 
-def training_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
+def encoder_state(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> State:
     """All tensors that training changes, by name; they share memory with model and optimizer."""
     state = {f"{MODEL}{name}": parameter.data for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
@@ -96,7 +96,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: EncoderTrainingC
         group["lr"] = group["full_rate"] * factor
 
 
-def _unfreeze_last(model: nn.Module, num_layers: int, tower: Tower) -> None:
+def _unfreeze_last(model: nn.Module, num_layers: int, tower: TowerName) -> None:
     """The last layers, and what stands behind them: final norm, pooler, projection."""
     stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not stacks or len(stacks[0][1]) < num_layers:
@@ -114,7 +114,7 @@ def _unfreeze_last(model: nn.Module, num_layers: int, tower: Tower) -> None:
     assert reached
 
 
-def _add_adapters(model: nn.Module, rank: int, tower: Tower) -> nn.Module:
+def _add_adapters(model: nn.Module, rank: int, tower: TowerName) -> nn.Module:
     if find_spec("peft") is None:
         raise ValueError(f"content.encoder.{tower}.tune: lora needs the package peft: pip install 'mtmh[lora]'")
     peft: Any = import_module("peft")  # an extra: nothing else needs it

@@ -21,7 +21,7 @@ from mtmh.data.histories import (
     HistoryReader,
     check_item_range,
     check_list_column,
-    concatenate,
+    concatenate_histories,
     flat_lists,
     has_labels,
     with_labels,
@@ -209,7 +209,7 @@ class Dataset:
             missing = np.setdiff1d(users, keys)
             problem = f"user_index {missing[0]} is missing" if len(missing) else "a user_index comes more than once"
             raise ValueError(f"{path}: {problem}")
-        lists = concatenate(parts).select(order)
+        lists = concatenate_histories(parts).select(order)
         check_item_range(lists.items, self.num_items, str(path))
         return lists
 

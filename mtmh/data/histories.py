@@ -77,7 +77,7 @@ class Histories:
         return Histories(self.items[places], offsets, events, values)
 
 
-def concatenate(parts: list[Histories]) -> Histories:
+def concatenate_histories(parts: list[Histories]) -> Histories:
     """The users of all parts, one part after another."""
     if len(parts) == 1:
         return parts[0]

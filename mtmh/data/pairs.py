@@ -51,10 +51,10 @@ class WindowPairs:
 
     def concatenate(self, parts: list[Pairs]) -> Pairs:
         """All pairs, one part after another; rows are left as they are."""
-        return concatenate(parts)
+        return concatenate_pairs(parts)
 
 
-def concatenate(parts: list[Pairs]) -> Pairs:
+def concatenate_pairs(parts: list[Pairs]) -> Pairs:
     """All pairs, one part after another; rows are left as they are."""
     return Pairs(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mtmh.data.arrays import open_array
 
-Rows = npt.NDArray[Any]
+AnyArray = npt.NDArray[Any]
 
 
 class RowFile:
@@ -54,20 +54,20 @@ class RowFile:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def read(self, start: int, stop: int) -> Rows:
+    def read(self, start: int, stop: int) -> AnyArray:
         """Rows ``start`` to ``stop - 1``."""
         count = (stop - start) * self._row_values
         values = np.fromfile(self.path, self.dtype, count, offset=self._place(start))
         assert len(values) == count, f"{self.path}: shorter than its header says"
         return values.reshape(stop - start, *self.shape[1:])
 
-    def write(self, start: int, rows: Rows) -> None:
+    def write(self, start: int, rows: AnyArray) -> None:
         """Overwrites rows from ``start`` on; other processes may write other rows meanwhile."""
         assert start + len(rows) <= len(self)
         assert rows.shape[1:] == self.shape[1:]
         write_at(self.path, self._place(start), np.ascontiguousarray(rows, dtype=self.dtype))
 
-    def __getitem__(self, rows: slice | npt.NDArray[np.integer[Any]], /) -> Rows:
+    def __getitem__(self, rows: slice | npt.NDArray[np.integer[Any]], /) -> AnyArray:
         """Rows by a slice, or by an array of numbers [N] (each is a read of its own)."""
         if isinstance(rows, slice):
             start, stop, step = rows.indices(len(self))
@@ -90,7 +90,7 @@ def open_rows(path: Path, dtype: type, shape: tuple[int | None, ...]) -> RowFile
     return RowFile(path)
 
 
-def write_at(path: Path, offset: int, values: Rows) -> None:
+def write_at(path: Path, offset: int, values: AnyArray) -> None:
     """Writes the bytes of an array into an existing file from ``offset`` on."""
     view = values.reshape(-1).view(np.uint8).data
     descriptor = os.open(path, os.O_WRONLY)

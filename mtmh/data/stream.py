@@ -195,7 +195,7 @@ class PairStream(Generic[RowsT]):
     def _pool_histories(self) -> None:
         counts = [len(block.histories.offsets) - 1 for block in self._blocks]
         self._first_rows = np.cumsum([0, *counts[:-1]], dtype=np.int32)
-        self._histories = flat.concatenate([block.histories for block in self._blocks])
+        self._histories = flat.concatenate_histories([block.histories for block in self._blocks])
 
     def _read_block(self, shard: int, step: int) -> Block[RowsT]:
         number, first_step, end_step = self._plan.block_at(shard, step)
@@ -214,7 +214,7 @@ class PairStream(Generic[RowsT]):
             parts.append(pairs)
         pairs = self._pairs.concatenate(parts)
         shuffle = self._plan.permutation(self._epoch, shard, number, end - begin)
-        return Block(first_step, end_step, pairs.take(shuffle), flat.concatenate(histories))
+        return Block(first_step, end_step, pairs.take(shuffle), flat.concatenate_histories(histories))
 
     def _read_range(self, place: int, begin: int, end: int) -> tuple[Histories, RowsT]:
         """Pairs ``begin`` to ``end - 1`` of the epoch as far as they are in the row group at ``place`` of its order."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mtmh.config import ValidationConfig
 from mtmh.data.dataset import Dataset, EvaluationUsers
-from mtmh.data.histories import Histories, HistoryReader, concatenate, flat_numbers
+from mtmh.data.histories import Histories, HistoryReader, concatenate_histories, flat_numbers
 from mtmh.data.item_table import IdColumn, ItemTable
 from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.randomness import Purpose, generator
@@ -131,7 +131,9 @@ class ValidationDataset(Dataset):
             keys.append(read_column(file, path, group, "user_index").to_numpy()[inside])
         users = np.concatenate(keys)
         order = np.argsort(users)
-        return EvaluationUsers(users[order], concatenate(past).select(order), concatenate(future).select(order))
+        return EvaluationUsers(
+            users[order], concatenate_histories(past).select(order), concatenate_histories(future).select(order)
+        )
 
     @cached_property
     def _test_rows(self) -> npt.NDArray[np.int64]:

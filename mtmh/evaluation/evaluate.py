@@ -27,7 +27,7 @@ from mtmh.index.artifact import PRERANKER
 from mtmh.index.versions import current_version
 from mtmh.preranking.neighbours import engagements
 from mtmh.preranking.user_ranker import UserRanker
-from mtmh.retrieval.curve import CURVE
+from mtmh.retrieval.curve import CURVE_FILE
 from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.retriever import Retriever
 
@@ -145,7 +145,7 @@ def evaluate(
             measure.values[0].write(writer.folder / USERS)
             (writer.folder / METRICS).write_text(found.model_dump_json(indent=2))
             if (curve := found.curve()) is not None:
-                (writer.folder / CURVE).write_text(curve.model_dump_json(indent=2))
+                (writer.folder / CURVE_FILE).write_text(curve.model_dump_json(indent=2))
             write_report(found, list(others.values()), writer.folder / REPORT)
             writer.summary |= {"model": found.model, "merged": found.merged.model_dump(mode="json")}
     return open_artifact(out, "evaluation")

@@ -23,7 +23,7 @@ from mtmh.evaluation.metrics import (
     topic_matches,
 )
 from mtmh.evaluation.protocol import Answers
-from mtmh.evaluation.results import Kind, Row
+from mtmh.evaluation.results import Row, RowKind
 from mtmh.evaluation.user_values import UserValues
 
 
@@ -59,7 +59,7 @@ class Measure:
         ).astype(np.float64)
         self._topics = [_topic_codes(dataset, name) for name in ("topic_l1", "topic_l2")]
 
-    def add(self, name: str, kind: Kind, answers: Answers, lists: Indices, alpha: float | None = None) -> Row:
+    def add(self, name: str, kind: RowKind, answers: Answers, lists: Indices, alpha: float | None = None) -> Row:
         """Measures one way to answer and keeps the row.
 
         Args:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from mtmh.config import RetrievalConfig
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.measure import Measure
-from mtmh.evaluation.protocol import Ranking, rank_users
-from mtmh.evaluation.results import Kind
+from mtmh.evaluation.protocol import RankedCandidates, rank_users
+from mtmh.evaluation.results import RowKind
 from mtmh.evaluation.subject import Subject
 from mtmh.retrieval.ranking import HeadScorePreranker, Ranker, UserSource
 
@@ -93,12 +93,14 @@ class ModelRows:
         if len(self.subject.heads) > 1:
             self._add_heads("exact", ranking, [None] * len(self.subject.heads), ", exact search")
 
-    def _add_heads(self, kind: Kind, ranking: Ranking, alphas: Sequence[float | None], more: str = "") -> None:
+    def _add_heads(
+        self, kind: RowKind, ranking: RankedCandidates, alphas: Sequence[float | None], more: str = ""
+    ) -> None:
         for place, (head, alpha) in enumerate(zip(self.subject.heads, alphas, strict=True)):
             answers, lists = ranking.answers(head=place), ranking.lists(head=place)
             self.measure.add(f"{self.name}, {head} head{more}", kind, answers, lists, alpha)
 
-    def _add(self, name: str, kind: Kind, ranking: Ranking, alpha: float | None = None) -> None:
+    def _add(self, name: str, kind: RowKind, ranking: RankedCandidates, alpha: float | None = None) -> None:
         self.measure.add(name, kind, ranking.answers(alpha), ranking.lists(alpha), alpha)
 
     def _ranked(
@@ -109,7 +111,7 @@ class ModelRows:
         *,
         shared: bool = False,
         user_share: float | None = None,
-    ) -> Ranking:
+    ) -> RankedCandidates:
         pipeline = subject.pipeline(self.settings, len(self.measure.train_count))
         pipeline = replace(
             pipeline,

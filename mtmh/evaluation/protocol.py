@@ -116,7 +116,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class RankedCandidates:
     """The candidates of all users, wide enough to fill their lists; every alpha is merged out of them.
 
     Attributes:
@@ -131,7 +131,7 @@ class Ranking:
     length: int
     groups: list[Ranked]
 
-    def sorted_by(self, sorter: Ranker) -> Ranking:
+    def sorted_by(self, sorter: Ranker) -> RankedCandidates:
         """The same candidates under other scores."""
         groups = [
             replace(part, scores=[sorter.score(part.requests, of_head) for of_head in part.kept], own=None)
@@ -167,7 +167,7 @@ class Ranking:
         return lists
 
 
-def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> Ranking:
+def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> RankedCandidates:
     """Ranks candidates for all users, more of a trigger where lists would stay short.
 
     A list is short if the merge at the pipeline's alpha or any head alone does not fill it.
@@ -188,14 +188,14 @@ def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> Ranking:
         width = int(widths[widths >= 0].min())
         users = np.flatnonzero(widths == width)
         part = _rank(cohort.select(users), users, pipeline, width, length)
-        short = _short(pipeline, part, length)
+        short = _falling_short(pipeline, part, length)
         for user in users[short]:
             widths[user] = next(rules[user], -1)
         settled = ~short | (widths[users] < 0)
         widths[users[~short]] = -1
         if settled.any():
             groups.append(part if settled.all() else part.select(settled))
-    return Ranking(pipeline, cohort.num_users, length, groups)
+    return RankedCandidates(pipeline, cohort.num_users, length, groups)
 
 
 def user_lists(users: Indices, items: Indices, scores: Scores, num_users: int, length: int) -> npt.NDArray[np.int64]:
@@ -241,7 +241,7 @@ def _falling(scores: Scores) -> npt.NDArray[np.uint64]:
     return (~rising).astype(np.uint64)
 
 
-def _short(pipeline: Pipeline, part: Ranked, length: int) -> npt.NDArray[np.bool_]:
+def _falling_short(pipeline: Pipeline, part: Ranked, length: int) -> npt.NDArray[np.bool_]:
     """[G] whose list the merge or a head alone does not fill."""
     alone = range(len(pipeline.searches)) if len(pipeline.searches) > 1 and not pipeline.shared else ()
     short = np.zeros(len(part.users), dtype=bool)

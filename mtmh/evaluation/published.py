@@ -9,7 +9,7 @@ import numpy as np
 from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.cohort import Cohort
-from mtmh.evaluation.protocol import Ranking, rank_users
+from mtmh.evaluation.protocol import RankedCandidates, rank_users
 from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.retrieval.retriever import Retriever
 
@@ -21,7 +21,7 @@ def rank_published(
     settings: RetrievalConfig,
     length: int,
     milvus: MilvusConfig | None = None,
-) -> Ranking:
+) -> RankedCandidates:
     """Ranks what an index of whatever data finds for the users of a dataset.
 
     Triggers that the index does not know have no answers, as in service, and items that have left the dataset are none.

@@ -15,7 +15,7 @@ METRICS = Path("metrics.json")
 USERS = Path("users.parquet")  # per-user values of the model's merged answers, for paired comparisons
 REPORT = Path("report.html")
 
-Kind = Literal["merged", "head", "own-score", "alpha", "preranking", "exact", "published", "yardstick", "candidates"]
+RowKind = Literal["merged", "head", "own-score", "alpha", "preranking", "exact", "published", "yardstick", "candidates"]
 
 
 class Row(BaseModel):
@@ -44,7 +44,7 @@ class Row(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str
-    kind: Kind
+    kind: RowKind
     alpha: float | None = None
     recall: dict[int, Estimate]
     ndcg: dict[int, Estimate]
@@ -147,11 +147,11 @@ class Evaluation(BaseModel):
     steps: int | None  # of training; None: not known
     notes: list[str] = []  # cut-offs that were capped, yardsticks that were left out
 
-    def row(self, kind: Kind) -> Row:
+    def row(self, kind: RowKind) -> Row:
         """The first row of a kind."""
         return next(row for row in self.rows if row.kind == kind)
 
-    def of_kind(self, *kinds: Kind) -> list[Row]:
+    def of_kind(self, *kinds: RowKind) -> list[Row]:
         """All rows of these kinds, in their order."""
         return [row for row in self.rows if row.kind in kinds]
 

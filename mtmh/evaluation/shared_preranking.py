@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.retrieval.merge import Lists, Merged
+from mtmh.data.arrays import Indices
+from mtmh.retrieval.merge import Merged
 from mtmh.retrieval.ranking import Candidates, Ranker, Requests
 
 
@@ -50,7 +51,7 @@ def shared_prerank(
     return kept
 
 
-def shared_merge(candidates: Sequence[Lists], scores: Sequence[npt.NDArray[np.float32]], k: int) -> Merged:
+def shared_merge(candidates: Sequence[Indices], scores: Sequence[npt.NDArray[np.float32]], k: int) -> Merged:
     """One ranking of all heads' candidates, in place of a cut and a quota for each head.
 
     The papers argue against it: a score that favours engagement pushes out what the relevance head found.

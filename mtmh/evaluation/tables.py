@@ -9,9 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mtmh.evaluation.metrics import Estimate
-from mtmh.evaluation.results import Evaluation, Kind, Row
+from mtmh.evaluation.results import Evaluation, Row, RowKind
 
-_REPORT_ONLY: tuple[Kind, ...] = ("alpha", "candidates")  # rows that the terminal has no room for
+_REPORT_ONLY: tuple[RowKind, ...] = ("alpha", "candidates")  # rows that the terminal has no room for
 
 
 def columns(recall_at: Sequence[int]) -> list[str]:

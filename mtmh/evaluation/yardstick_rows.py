@@ -17,7 +17,7 @@ from mtmh.evaluation.baselines import ContentSearch, Cooccurrence, popularity
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.ease import MOST_ITEMS, Ease
 from mtmh.evaluation.measure import Measure
-from mtmh.evaluation.protocol import Pipeline, Ranking, rank_users
+from mtmh.evaluation.protocol import Pipeline, RankedCandidates, rank_users
 from mtmh.evaluation.whole_lists import whole_lists
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker
 
@@ -95,7 +95,7 @@ class YardstickRows:
     def _lists(self, yardstick: _Scored) -> npt.NDArray[np.int64]:
         return whole_lists(self.cohort, yardstick.score, self.engaged.shape[1], self.measure.length)
 
-    def _ranked(self, name: str, yardstick: _Scored, length: int) -> Ranking:
+    def _ranked(self, name: str, yardstick: _Scored, length: int) -> RankedCandidates:
         num_items = self.engaged.shape[1]
         k_ann = min(self.k_ann, num_items)
         by_score = HeadScorePreranker()

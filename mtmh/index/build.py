@@ -13,7 +13,7 @@ from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks, on_first
 from mtmh.index import versions
 from mtmh.index.artifact import ITEMS, PRERANKER, RankedBy
-from mtmh.index.write import Record, Source, write_index
+from mtmh.index.write import IndexRecord, Source, write_index
 from mtmh.tower.artifact import EmbeddingsSummary
 from mtmh.tower.export import write_tower
 
@@ -79,7 +79,7 @@ def build_index(config: Config, out: Path) -> Artifact:
             config.index,
             out,
             ranks,
-            Record(config.model_dump(mode="json"), decisive(config, "index"), inputs),
+            IndexRecord(config.model_dump(mode="json"), decisive(config, "index"), inputs),
             finish,
             ranked_by=ranked_by,
             num_probes=config.retrieval.num_probes,

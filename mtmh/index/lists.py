@@ -29,7 +29,7 @@ _MERGE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class Shards:
+class ListShards:
     """The shards of one head on disk while its lists are built.
 
     Attributes:
@@ -85,7 +85,7 @@ class ShardFiler:
         self._index = index
         self._quantizer = on_gpu(index.quantizer)
 
-    def file(self, vectors: RowFile, shards: Shards, shard: int) -> None:
+    def file(self, vectors: RowFile, shards: ListShards, shard: int) -> None:
         """Encodes the items of one shard and stores them sorted by list.
 
         Args:
@@ -136,7 +136,7 @@ def merge_runs(sizes: Sizes, code_size: int) -> Iterator[tuple[int, int]]:
         first = end
 
 
-def merge_lists(shards: Shards, sizes: Sizes, run: tuple[int, int], code_size: int, path: Path) -> None:
+def merge_lists(shards: ListShards, sizes: Sizes, run: tuple[int, int], code_size: int, path: Path) -> None:
     """Writes one run of lists; other processes may write other runs meanwhile.
 
     Args:
@@ -163,7 +163,7 @@ def merge_lists(shards: Shards, sizes: Sizes, run: tuple[int, int], code_size: i
     write_at(path, int(list_offsets(sizes, code_size)[first]), np.frombuffer(merged, np.uint8))
 
 
-def places(shards: Shards, sizes: Sizes, shard: int, code_size: int, value_bytes: int) -> Sizes:
+def places(shards: ListShards, sizes: Sizes, shard: int, code_size: int, value_bytes: int) -> Sizes:
     """At which value of the merged file each vector of a shard begins.
 
     Args:

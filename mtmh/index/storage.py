@@ -17,11 +17,11 @@ from mtmh.data.arrays import Vectors
 from mtmh.data.row_file import write_at
 
 Storage = Literal["flat", "fp16", "sq8", "pq"]
-Precision = Literal["fp16", "fp32"]
+VectorPrecision = Literal["fp16", "fp32"]
 
-PRECISIONS: dict[Precision, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
+PRECISIONS: dict[VectorPrecision, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
 # Lists of these hold the vectors themselves, so nothing is kept beside them.
-WHOLE: dict[Storage, Precision] = {"flat": "fp32", "fp16": "fp16"}
+WHOLE: dict[Storage, VectorPrecision] = {"flat": "fp32", "fp16": "fp16"}
 
 _COUNT_BYTES = 8
 
@@ -181,7 +181,7 @@ class VectorFile:
         dim: D.
     """
 
-    def __init__(self, path: Path, precision: Precision, num_items: int, dim: int) -> None:
+    def __init__(self, path: Path, precision: VectorPrecision, num_items: int, dim: int) -> None:
         self.path = path
         self._dtype = np.dtype(PRECISIONS[precision])
         self._num_items = num_items
@@ -198,7 +198,7 @@ class VectorFile:
         assert start + len(vectors) <= self._num_items
         write_at(self.path, len(self._head) + start * self._row_bytes, np.ascontiguousarray(vectors, dtype=self._dtype))
 
-    def _header(self, precision: Precision, dim: int) -> bytes:
+    def _header(self, precision: VectorPrecision, dim: int) -> bytes:
         """Faiss's bytes in front of the rows: taken from an index of one row, whose last field is their count."""
         index = empty_flat(precision, dim)
         index.add(np.zeros((1, dim), np.float32))
@@ -209,7 +209,7 @@ class VectorFile:
         return before + (in_one_row * self._num_items).to_bytes(_COUNT_BYTES, "little")
 
 
-def empty_flat(precision: Precision, dim: int) -> Any:
+def empty_flat(precision: VectorPrecision, dim: int) -> Any:
     """A flat index by inner product without vectors."""
     if precision == "fp32":
         return faiss.IndexFlatIP(dim)

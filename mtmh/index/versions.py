@@ -33,7 +33,7 @@ VERSIONS = "versions"
 _REJECTED = ".rejected"
 _NAME = r"^[0-9]{6,}$"
 
-State = Literal["current", "published", "rejected", "unpublished", "damaged"]
+VersionState = Literal["current", "published", "rejected", "unpublished", "damaged"]
 
 
 class Pointer(BaseModel):
@@ -63,7 +63,7 @@ class Version:
     """
 
     name: str
-    state: State
+    state: VersionState
     created_at: str = ""
     num_items: int = 0
     recall: dict[str, float] | None = None
@@ -241,7 +241,7 @@ def list_versions(index_dir: Path) -> list[Version]:
     pointer = read_pointer(index_dir) if (index_dir / CURRENT).is_file() else None
     found = []
     for path in sorted(_folders(index_dir), reverse=True):
-        state: State = "unpublished"
+        state: VersionState = "unpublished"
         if path.name.endswith(_REJECTED):
             state = "rejected"
         elif pointer is not None and path.name == pointer.version:

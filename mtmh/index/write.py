@@ -64,7 +64,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Record:
+class IndexRecord:
     """Facts of the making of an index, for its manifest: the recipe, the settings that decide, and the inputs."""
 
     config: Mapping[str, Any]
@@ -77,7 +77,7 @@ def write_index(
     settings: IndexConfig,
     out: Path,
     ranks: Ranks,
-    record: Record,
+    record: IndexRecord,
     finish: Callable[[Path], dict[str, Any]],
     *,
     ranked_by: RankedBy,
@@ -223,7 +223,7 @@ def _build_head(
     """Writes the files of one head; all ranks together."""
     scratch = folder / "scratch"
     index = _train(scratch, vectors, settings, ranks)
-    shards = lists.Shards(scratch, head, len(vectors), shard_items)
+    shards = lists.ListShards(scratch, head, len(vectors), shard_items)
     own = range(ranks.rank, shards.count, ranks.world_size)
     filer = lists.ShardFiler(index)
     for shard in own:

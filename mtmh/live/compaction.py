@@ -13,7 +13,7 @@ from mtmh.config import Config, decisive
 from mtmh.distributed.ranks import join_ranks
 from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
 from mtmh.index.versions import new_version, publish
-from mtmh.index.write import Record, Source, write_index
+from mtmh.index.write import IndexRecord, Source, write_index
 from mtmh.index.writers import scratch_folder, writing
 from mtmh.live.live_index import LiveIndex
 from mtmh.live.segments import merge_segments
@@ -81,7 +81,7 @@ def compact(config: Config) -> Path:
             config.index,
             version,
             ranks,
-            Record(config.model_dump(mode="json"), decisive(config, "index") | ranked_by, {"index": artifact}),
+            IndexRecord(config.model_dump(mode="json"), decisive(config, "index") | ranked_by, {"index": artifact}),
             finish,
             ranked_by=before.ranked_by,
             num_probes=config.retrieval.num_probes,

@@ -320,7 +320,7 @@ def items() -> str:
         ORDER BY f.item_index"""
 
 
-def raw_ids(is_string: bool) -> str:
+def select_raw_ids(is_string: bool) -> str:
     """Raw ids in item-index order."""
     return f"""
         SELECT {sql_raw_id("c.item_id") if is_string else "c.item_id"} AS raw_id

@@ -66,7 +66,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class IdColumn:
+class IdExpression:
     """An id as SQL.
 
     Attributes:
@@ -144,7 +144,7 @@ class TableFile:
             return f"json_extract_string({cell}, '$[*]')"
         return cell if found.kind == "VARCHAR" else f"({cell})::{'BIGINT' if found.kind == NOTHING else found.kind}"
 
-    def id_column(self, column: str) -> IdColumn:
+    def id_column(self, column: str) -> IdExpression:
         """An id: integers where every value is one, else text; empty text and words for nothing are NULL.
 
         Raises:
@@ -153,13 +153,13 @@ class TableFile:
         found = self.find(column)
         if found.is_text:
             is_string, cell = found.kind not in ("BIGINT", NOTHING), self.known(quoted(column))
-            return IdColumn(cell if is_string else f"({cell})::BIGINT", is_string, is_declared=False)
+            return IdExpression(cell if is_string else f"({cell})::BIGINT", is_string, is_declared=False)
         name = self.require(column, ID_TYPES, "64-bit integers or strings")
         self._refuse_mixed(column, NUMBERS)
         if found.kind in TEXT_TYPES:
-            return IdColumn(self.known(f"{name}::VARCHAR"), is_string=True, is_declared=True)
+            return IdExpression(self.known(f"{name}::VARCHAR"), is_string=True, is_declared=True)
         if found.kind in INTEGER_TYPES or found.kind == NOTHING:
-            return IdColumn(f"{name}::BIGINT", is_string=False, is_declared=found.kind != NOTHING)
+            return IdExpression(f"{name}::BIGINT", is_string=False, is_declared=found.kind != NOTHING)
         return self._whole(column, name)
 
     def text_column(self, column: str) -> str:
@@ -258,7 +258,7 @@ class TableFile:
             said = ", ".join(f"{kind} in {file}" for kind, file in found.items())
             raise ValueError(f"column {column!r} is {said}; expected one type, so that no value is altered")
 
-    def _whole(self, column: str, name: str) -> IdColumn:
+    def _whole(self, column: str, name: str) -> IdExpression:
         """An id of a type that holds more than 64-bit integers, of which only those are taken."""
         kind = base_type(self.columns[column].kind)
         value, fits = name, "true"
@@ -277,8 +277,8 @@ class TableFile:
                 f"number{limit}"
             )
         if low is None or (low >= -(2**63) and high < 2**63):
-            return IdColumn(f"({value})::BIGINT", is_string=False, is_declared=False)
-        return IdColumn(f"({value})::HUGEINT::VARCHAR", is_string=True, is_declared=False)
+            return IdExpression(f"({value})::BIGINT", is_string=False, is_declared=False)
+        return IdExpression(f"({value})::HUGEINT::VARCHAR", is_string=True, is_declared=False)
 
     def _list_of(self, texts: str, *, integers: bool = True) -> str:
         """SQL of a list of texts: each cleaned, none empty; as numbers where all are integers and may be such."""

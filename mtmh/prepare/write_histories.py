@@ -25,7 +25,7 @@ ROW_GROUP_EVENTS = 65_536
 ROW_GROUP_USERS = 65_536
 NEVER = np.iinfo(np.int64).max
 LISTS = pa.schema([("user_index", pa.int64()), ("items", pa.list_(pa.int32())), ("timestamps", pa.list_(pa.int64()))])
-LABELS = [("events", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
+LABEL_LISTS = [("events", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
 
 
 @dataclass
@@ -81,7 +81,7 @@ def write_histories(
     user_id_type = connection.sql("SELECT user_id FROM users LIMIT 0").to_arrow_table().schema.field(0).type
     if kinds is not None:
         facts.event_kinds = [kinds[bit] for bit in sorted(kinds)]
-    lists = LISTS if kinds is None else pa.schema([*LISTS, *LABELS])
+    lists = LISTS if kinds is None else pa.schema([*LISTS, *LABEL_LISTS])
     users_schema = pa.schema([("user_index", pa.int64()), ("user_id", user_id_type)])
     lengths = []
     with (

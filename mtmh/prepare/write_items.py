@@ -75,7 +75,7 @@ def check_embeddings(connection: Any) -> int | None:
     return int(widths[0][0]) or None
 
 
-def write_items(connection: Any, folder: Path, embedding_dim: int | None) -> bool:
+def write_item_rows(connection: Any, folder: Path, embedding_dim: int | None) -> bool:
     """Writes items.parquet from ``item_facts``; returns whether any item has a coarse topic."""
     schema = _items_schema(connection, embedding_dim)
     reader = connection.sql(statements.items()).to_arrow_reader(BATCH_ITEMS)
@@ -159,7 +159,7 @@ def write_item_table(
 def _save_raw_ids(connection: Any, folder: Path, num_items: int) -> None:
     ids = np.lib.format.open_memmap(folder / RAW_IDS, mode="w+", dtype=np.int64, shape=(num_items,))
     start = 0
-    for batch in connection.sql(statements.raw_ids(_id_is_string(connection))).to_arrow_reader(BATCH_ITEMS):
+    for batch in connection.sql(statements.select_raw_ids(_id_is_string(connection))).to_arrow_reader(BATCH_ITEMS):
         ids[start : start + len(batch)] = batch.column(0).to_numpy()
         start += len(batch)
     assert start == num_items

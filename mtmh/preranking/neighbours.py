@@ -20,8 +20,8 @@ from scipy import sparse
 from mtmh.data.arrays import Floats, Indices, open_array
 from mtmh.data.histories import Histories, HistoryReader
 
-ITEMS = Path("items.npy")
-WEIGHTS = Path("weights.npy")
+NEIGHBOUR_ITEMS = Path("items.npy")
+NEIGHBOUR_WEIGHTS = Path("weights.npy")
 
 
 _REGULARIZATION = 250.0  # of the linear model, in users
@@ -47,8 +47,8 @@ class Neighbours:
         Raises:
             ValueError: they are missing, or of other items.
         """
-        items = open_array(folder / ITEMS, np.int32, (num_items, None))
-        return cls(items, open_array(folder / WEIGHTS, np.float16, items.shape))
+        items = open_array(folder / NEIGHBOUR_ITEMS, np.int32, (num_items, None))
+        return cls(items, open_array(folder / NEIGHBOUR_WEIGHTS, np.float16, items.shape))
 
     def sums(self, histories: Indices, weights: Floats, candidates: Indices) -> Floats:
         """Sums of each candidate's weights for the items of its user's history.
@@ -102,8 +102,8 @@ class Neighbours:
     def save(self, folder: Path) -> None:
         """Writes the files into a new folder."""
         folder.mkdir()
-        np.save(folder / ITEMS, self.items)
-        np.save(folder / WEIGHTS, self.weights)
+        np.save(folder / NEIGHBOUR_ITEMS, self.items)
+        np.save(folder / NEIGHBOUR_WEIGHTS, self.weights)
 
     def _summed(self, histories: Indices, weights: Floats) -> tuple[Indices, Indices, Floats]:
         """Users [P], ascending, neighbours of their histories [P], ascending within a user, and the sums [W, P]."""

@@ -60,7 +60,11 @@ def questions(settings: PrerankerConfig, dataset: Dataset, labels: Labels, seed:
     seen = np.repeat(np.arange(len(users.user_index)), np.diff(past.offsets)) * dataset.num_items + past.items
     new = ~np.isin(asking * dataset.num_items + items, seen)
     return Questions(
-        latest_first(past, settings.history_length), asking[new], items[new], answers[new], settings.check_negatives
+        padded_latest_first(past, settings.history_length),
+        asking[new],
+        items[new],
+        answers[new],
+        settings.check_negatives,
     )
 
 
@@ -102,7 +106,7 @@ def _rate(truth: npt.NDArray[np.float32]) -> float:
     return float(truth.mean()) if len(truth) else 0.0
 
 
-def latest_first(histories: Histories, length: int) -> npt.NDArray[np.int64]:
+def padded_latest_first(histories: Histories, length: int) -> npt.NDArray[np.int64]:
     """The last ``length`` items of each history [U, length], latest first, -1: padding."""
     counts = np.minimum(np.diff(histories.offsets), length)
     places = histories.offsets[1:, None] - 1 - np.arange(length)

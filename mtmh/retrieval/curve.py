@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-CURVE = Path("curve.json")  # in an evaluation artifact
+CURVE_FILE = Path("curve.json")  # in an evaluation artifact
 
 
 class CurvePoint(BaseModel):

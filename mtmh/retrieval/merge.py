@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.data.arrays import Indices
 from mtmh.errors import RequestError
-
-Lists = npt.NDArray[np.integer]
 
 _COMPARISONS = 16_777_216  # of item ids at a time: bounds the memory of one block of triggers
 
@@ -90,7 +89,7 @@ def head_quotas(shares: Sequence[float], k: int) -> list[int]:
     return quotas
 
 
-def quota_merge(candidates: Sequence[Lists], quotas: Sequence[int]) -> Merged:
+def quota_merge(candidates: Sequence[Indices], quotas: Sequence[int]) -> Merged:
     """Merges the heads' lists of all triggers at once.
 
     Args:
@@ -125,7 +124,7 @@ def quota_merge(candidates: Sequence[Lists], quotas: Sequence[int]) -> Merged:
 
 
 def _merge_block(
-    candidates: Sequence[Lists], quotas: Sequence[int], k: int
+    candidates: Sequence[Indices], quotas: Sequence[int], k: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int32]]:
     if not any(lists.shape[1] for lists in candidates):
         nothing = np.full((len(candidates[0]), k), -1)
@@ -154,7 +153,7 @@ def _merge_block(
     )
 
 
-def _free(candidates: Sequence[Lists], taken: Sequence[npt.NDArray[np.bool_]], head: int) -> npt.NDArray[np.bool_]:
+def _free(candidates: Sequence[Indices], taken: Sequence[npt.NDArray[np.bool_]], head: int) -> npt.NDArray[np.bool_]:
     """Mask of the candidates of ``head`` that are there and not in the answer yet."""
     free = (candidates[head] >= 0) & ~taken[head]
     for other, mask in enumerate(taken):

@@ -11,7 +11,7 @@ import numpy as np
 from mtmh.data.arrays import Indices, Mask
 from mtmh.retrieval.cpu_cores import Shares, usable_cores
 from mtmh.retrieval.head_search import HeadSearch
-from mtmh.retrieval.query import Plan
+from mtmh.retrieval.query import QueryPlan
 from mtmh.retrieval.ranking import Candidates
 
 _SEARCH_TRIGGERS = 4096  # searched at a time: bounds memory at large k_ann
@@ -55,7 +55,9 @@ class AllHeads:
             head, np.concatenate([items for items, _ in parts]), np.concatenate([scores for _, scores in parts])
         )
 
-    def search_all(self, heads: Sequence[str], triggers: Indices, plan: Plan, allowed: Mask | None) -> list[Candidates]:
+    def search_all(
+        self, heads: Sequence[str], triggers: Indices, plan: QueryPlan, allowed: Mask | None
+    ) -> list[Candidates]:
         """The nearest items of each trigger under each of the heads."""
         own_threads = faiss.omp_get_max_threads()  # OpenMP keeps it for each calling thread
 

@@ -10,7 +10,7 @@ from mtmh.data.arrays import ItemId
 from mtmh.errors import RequestError
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.merge import head_quotas, head_shares, named_shares
-from mtmh.tower.item_features import Row
+from mtmh.tower.item_features import RawFeatures
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Query:
     alpha: float | None = None
     shares: Mapping[str, float] | None = None
     filters: Filters = field(default_factory=Filters)
-    features: Mapping[ItemId, Row] = field(default_factory=dict)
+    features: Mapping[ItemId, RawFeatures] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.triggers is None) == (self.history is None):
@@ -73,7 +73,7 @@ class Query:
         assert found is not None
         return found
 
-    def plan(self, defaults: RetrievalConfig, heads: Sequence[str], *, user_source: bool = False) -> Plan:
+    def plan(self, defaults: RetrievalConfig, heads: Sequence[str], *, user_source: bool = False) -> QueryPlan:
         """The request with the defaults for what it leaves open.
 
         Args:
@@ -94,7 +94,7 @@ class Query:
         shares = head_shares(alpha, len(heads)) if self.shares is None else named_shares(self.shares, heads)
         user = user_source and self.history is not None and self.shares is None
         of_user = round(k * defaults.user_share / 100.0) if user else 0
-        return Plan(
+        return QueryPlan(
             k=k,
             kept=k,
             k_ann=k_ann,
@@ -106,7 +106,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class Plan:
+class QueryPlan:
     """Orders of one request to search, preranking and merge.
 
     Attributes:

@@ -31,7 +31,7 @@ from mtmh.retrieval.cpu_cores import Shares
 from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.open_preranker import USER, open_prerankers
 from mtmh.retrieval.parallel_search import AllHeads
-from mtmh.retrieval.query import Plan, Query, fixed_probes
+from mtmh.retrieval.query import Query, QueryPlan, fixed_probes
 from mtmh.retrieval.ranking import (
     Candidates,
     Extensible,
@@ -44,7 +44,7 @@ from mtmh.retrieval.timings import Timings
 from mtmh.retrieval.user_list import UserList, distinct_latest_first, trigger_widths, user_list
 from mtmh.signing import verify_signed
 from mtmh.tower.export import TOWER, Tower
-from mtmh.tower.item_features import Row
+from mtmh.tower.item_features import RawFeatures
 
 logger = logging.getLogger(__name__)
 
@@ -329,7 +329,7 @@ class Retriever:
         return self._searches.search(head, triggers, k_ann, num_probes, needed=needed, allowed=None)
 
     def _keep(
-        self, heads: Sequence[str], requests: Requests, plan: Plan, allowed: Mask | None, timings: Timings
+        self, heads: Sequence[str], requests: Requests, plan: QueryPlan, allowed: Mask | None, timings: Timings
     ) -> list[Candidates]:
         """The ``plan.kept`` best candidates of each trigger under each of the heads."""
         with timings.stage("search"):
@@ -337,7 +337,7 @@ class Retriever:
         with timings.stage("prerank"):
             return [prerank(self.preranker, requests, candidates, plan.kept) for candidates in found]
 
-    def _pooled(self, requests: Requests, plan: Plan, allowed: Mask | None, timings: Timings) -> UserList:
+    def _pooled(self, requests: Requests, plan: QueryPlan, allowed: Mask | None, timings: Timings) -> UserList:
         kept = self._keep(_taking_part(plan), requests, plan, allowed, timings)
         quotas = [plan.quotas[candidates.head] for candidates in kept]
         with timings.stage("prerank"):
@@ -364,7 +364,7 @@ class Retriever:
         with timings.stage("embed"):
             return self._with_triggers(query.ids, query.features)
 
-    def _with_triggers(self, triggers: Sequence[ItemId], features: Mapping[ItemId, Row]) -> Retriever:
+    def _with_triggers(self, triggers: Sequence[ItemId], features: Mapping[ItemId, RawFeatures]) -> Retriever:
         typed = {self.catalogue.typed(item, "trigger"): row for item, row in features.items()}
         ids = list(dict.fromkeys(self.catalogue.typed(item, "trigger") for item in triggers))
         unknown = self.catalogue.find(ids, "trigger") < 0
@@ -405,6 +405,6 @@ class Retriever:
         )
 
 
-def _taking_part(plan: Plan) -> list[str]:
+def _taking_part(plan: QueryPlan) -> list[str]:
     """The heads with a share. A head without one is not searched: each of the others finds all that there is."""
     return [head for head, quota in plan.quotas.items() if quota]

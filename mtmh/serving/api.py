@@ -17,7 +17,7 @@ JsonId = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictSt
 Count = Annotated[StrictInt, Field(ge=1)]
 Percent = Annotated[float, Field(ge=0.0, le=100.0, allow_inf_nan=False)]
 Topics = Annotated[list[Annotated[StrictStr, Field(max_length=256)]], Field(min_length=1, max_length=100)]
-Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+HeadShare = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Name = Annotated[str, Field(max_length=256)]
 Value = (
     Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
@@ -71,7 +71,7 @@ class RetrieveRequest(Message):
     num_probes: Annotated[Count | None, Field(description="Clusters searched a head.")] = None
     alpha: Annotated[Percent | None, Field(description="Percent of the answers from the engagement head.")] = None
     shares: Annotated[
-        dict[Name, Share] | None,
+        dict[Name, HeadShare] | None,
         Field(
             min_length=1,
             max_length=100,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from mtmh.artifacts import MANIFEST, open_artifact
 from mtmh.index.versions import current_version
-from mtmh.retrieval.curve import CURVE, Curve
+from mtmh.retrieval.curve import CURVE_FILE, Curve
 from mtmh.serving.api import MeasuredCurve
 
 log = logging.getLogger("mtmh.serve")
@@ -31,14 +31,14 @@ def _curve(folder: Path, index_dir: Path) -> MeasuredCurve | None:
     if not (folder / MANIFEST).is_file():
         return None
     evaluation = open_artifact(folder, "evaluation")
-    if str(CURVE) not in evaluation.manifest.files:
+    if str(CURVE_FILE) not in evaluation.manifest.files:
         return None
     try:
-        curve = Curve.model_validate_json((folder / CURVE).read_text())
+        curve = Curve.model_validate_json((folder / CURVE_FILE).read_text())
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(
-            f"{folder / CURVE}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
+            f"{folder / CURVE_FILE}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
         ) from None
     answers_now = open_artifact(current_version(index_dir), "index").manifest.digest
     return MeasuredCurve(**curve.model_dump(), same_index=evaluation.manifest.inputs.get("index") == answers_now)

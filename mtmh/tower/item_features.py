@@ -35,7 +35,7 @@ DISPLAY = {"text": pa.string(), "topic_l1": pa.string(), "topic_l2": pa.string()
 
 CONTENT = "content_embedding"  # the teacher's, of a row that has one
 
-Row = Mapping[str, Any]
+RawFeatures = Mapping[str, Any]
 
 
 class IdFacts(BaseModel):
@@ -118,7 +118,7 @@ class ItemFeatures:
         shown = [name for name, kind in DISPLAY.items() if pa.types.is_string(kind)]
         return [feature.name for feature in facts if feature.value_type == "string"] + shown
 
-    def table(self, rows: Sequence[Row]) -> pa.Table:
+    def table(self, rows: Sequence[RawFeatures]) -> pa.Table:
         """Checks new items and lays them out as columns: item_id, display columns, features.
 
         Raises:
@@ -240,7 +240,7 @@ def arrow_type(name: Literal["int64", "string"]) -> pa.DataType:
     return pa.int64() if name == "int64" else pa.string()
 
 
-def _values(row: Row, facts: IdFacts) -> list[Any] | None:
+def _values(row: RawFeatures, facts: IdFacts) -> list[Any] | None:
     """The values of an id feature: one, several, or none."""
     value = row[facts.name]
     if value is None:
@@ -249,7 +249,7 @@ def _values(row: Row, facts: IdFacts) -> list[Any] | None:
     return [_checked(row, facts.name, facts.value_type, element) for element in several]
 
 
-def _checked(row: Row, name: str, kind: str, value: Any) -> Any:
+def _checked(row: RawFeatures, name: str, kind: str, value: Any) -> Any:
     """The value, if it is of its column's type."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -266,7 +266,7 @@ def _checked(row: Row, name: str, kind: str, value: Any) -> Any:
     return clean_text(value) if kind == "string" else value
 
 
-def _embedding(row: Row, width: int) -> list[float] | None:
+def _embedding(row: RawFeatures, width: int) -> list[float] | None:
     """The content embedding of a row, if it has one of this width."""
     values = row.get(CONTENT)
     if values is None:

@@ -14,7 +14,7 @@ from mtmh.distributed.ranks import Ranks, on_first
 
 logger = logging.getLogger(__name__)
 
-CURVE = "validation.json"
+VALIDATION_CURVE = "validation.json"
 SCORE = "score"  # the measured figure that decides
 
 
@@ -60,12 +60,12 @@ class EarlyStopping:
         start_step: int = 0,
     ) -> None:
         self._measure = measure
-        self._path = folder / CURVE
+        self._path = folder / VALIDATION_CURVE
         self._steps_per_epoch = steps_per_epoch
         self._patience = patience
         self._ranks = ranks
         self._show = show
-        self.curve = [point for point in read_curve(folder) if point.step <= start_step]
+        self.curve = [point for point in read_validation_curve(folder) if point.step <= start_step]
 
     def __call__(self, step: int) -> bool:
         """Measures after ``step`` steps; True: long enough."""
@@ -92,9 +92,9 @@ class EarlyStopping:
         return max(self.curve, key=lambda point: point.measured[SCORE])
 
 
-def read_curve(folder: Path) -> list[Point]:
+def read_validation_curve(folder: Path) -> list[Point]:
     """The points of a run, none if it has none yet."""
-    path = folder / CURVE
+    path = folder / VALIDATION_CURVE
     if not path.is_file():
         return []
     points: list[dict[str, Any]] = json.loads(path.read_text())

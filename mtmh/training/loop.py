@@ -15,13 +15,12 @@ from mtmh.distributed.ranks import Ranks
 from mtmh.distributed.state_files import State
 from mtmh.training.checkpoint import Checkpoints
 from mtmh.training.profile import tracing
-from mtmh.training.progress import TrainingLog
+from mtmh.training.progress import Batch, TrainingLog
 
-Batch = TypeVar("Batch")
 BatchIn = TypeVar("BatchIn", contravariant=True)
 
 
-class Pipeline(Protocol[BatchIn]):
+class TrainPipeline(Protocol[BatchIn]):
     """Takes one training step at a time; TorchRec's pipelines do, and `PlainPipeline`."""
 
     def progress(self, dataloader_iter: Iterator[BatchIn]) -> Tensor:
@@ -46,7 +45,7 @@ class PlainPipeline:
         self._device = device
 
     def progress(self, dataloader_iter: Iterator[Any]) -> Tensor:
-        """Trains on the next batch, see `Pipeline`."""
+        """Trains on the next batch, see `TrainPipeline`."""
         batch = next(dataloader_iter).to(self._device)
         self._optimizer.zero_grad()
         loss, reported = self._model(batch)
@@ -88,7 +87,7 @@ class Trainer(Generic[Batch]):
         validation: may end the run.
     """
 
-    pipeline: Pipeline[Batch]
+    pipeline: TrainPipeline[Batch]
     begin_step: Callable[[int], None]
     trained: Callable[[], State]
     checkpoints: Checkpoints

@@ -14,10 +14,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.data.batch import ItemBatch
 
-Batch = TypeVar("Batch", bound=ItemBatch)
+AnyItemBatch = TypeVar("AnyItemBatch", bound=ItemBatch)
 
 
-def of_one_size(batches: Iterator[Batch], multiple_of: int = 1) -> Iterator[Batch]:
+def of_one_size(batches: Iterator[AnyItemBatch], multiple_of: int = 1) -> Iterator[AnyItemBatch]:
     """The same batches with the number of items of the largest rank; all ranks iterate together.
 
     Distinct items differ in number between ranks, but row-wise sharding sums over ranks with a reduce-scatter, which
@@ -34,7 +34,7 @@ def of_one_size(batches: Iterator[Batch], multiple_of: int = 1) -> Iterator[Batc
         yield padded(batch, -(-int(size) // multiple_of) * multiple_of)
 
 
-def padded(batch: Batch, num_items: int) -> Batch:
+def padded(batch: AnyItemBatch, num_items: int) -> AnyItemBatch:
     """The batch with items at its end that no example or draw points to: without ids, all inputs zero.
 
     Args:

@@ -94,7 +94,7 @@ class StageTime:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """A plan that fits.
 
     Attributes:
@@ -128,7 +128,7 @@ class Plan:
         return max(self.stages, key=lambda stage: stage.milliseconds)
 
 
-def make_plan(config: Config, cluster: Cluster) -> Plan:
+def make_plan(config: Config, cluster: Cluster) -> RunPlan:
     """Has TorchRec's planner place the tables of a recipe; no process group, no GPU, no weights.
 
     Args:
@@ -147,7 +147,7 @@ def make_plan(config: Config, cluster: Cluster) -> Plan:
     options = search.run()
     if options is None:
         raise DoesNotFit(_diagnosis(case, search))
-    return Plan(
+    return RunPlan(
         source=source,
         cluster=cluster,
         rank_items=search.rank_items,

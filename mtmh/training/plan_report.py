@@ -9,7 +9,7 @@ from rich.console import Group
 from rich.table import Table
 
 from mtmh.distributed.hardware import GIB
-from mtmh.training.plan import Plan
+from mtmh.training.plan import RunPlan
 
 MEMORY = {
     "weights": "weights",
@@ -21,7 +21,7 @@ MEMORY = {
 }
 
 
-def plan_report(plan: Plan) -> Group:
+def plan_report(plan: RunPlan) -> Group:
     """Tables and sentences to print."""
     cluster = plan.cluster
     head = (
@@ -36,7 +36,7 @@ def plan_report(plan: Plan) -> Group:
     return Group(*parts, *(f"Note: {note}" for note in plan.notes))
 
 
-def _tables_view(plan: Plan) -> Table:
+def _tables_view(plan: RunPlan) -> Table:
     view = Table(title="Embedding tables", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
     view.add_column("table", no_wrap=True)
     for name in ("rows", "width", "GiB"):
@@ -50,7 +50,7 @@ def _tables_view(plan: Plan) -> Table:
     return view
 
 
-def _memory_view(plan: Plan) -> Table:
+def _memory_view(plan: RunPlan) -> Table:
     room = f"{plan.usable / GIB:.2f} of {plan.cluster.rank_memory / GIB:.2f}"
     view = Table(title=f"Memory of a rank, GiB (tables may take {room})", box=box.SIMPLE)
     view.add_column("ranks")
@@ -69,7 +69,7 @@ def _memory_view(plan: Plan) -> Table:
     return view
 
 
-def _stages_view(plan: Plan) -> Table:
+def _stages_view(plan: RunPlan) -> Table:
     view = Table(title="Time of a step, embeddings only", box=box.SIMPLE)
     for name in ("part", "slowest rank", "its slowest table"):
         view.add_column(name)

@@ -29,7 +29,7 @@ from mtmh.data.batch import ItemBatch
 from mtmh.data.dataset import Dataset
 from mtmh.distributed.ranks import Ranks
 
-METRICS = "metrics.jsonl"
+STEP_METRICS = "metrics.jsonl"
 NAMED_ITEMS = 8  # of a batch, in an error message
 
 Batch = TypeVar("Batch")
@@ -113,7 +113,7 @@ class TrainingLog:
     """Collects losses on the device and reads them once a window of steps, over all ranks.
 
     Args:
-        folder: of `METRICS` and TensorBoard's files.
+        folder: of `STEP_METRICS` and TensorBoard's files.
         size: of the run.
         names: of the losses.
         first_items: names the first items of this rank's batch of a step, given the steps before it; for the message
@@ -255,8 +255,8 @@ class _View:
         self.console = Console()
         self._num_steps = num_steps
         self._last = (start_step, time.perf_counter())
-        _drop_lines_after(folder / METRICS, start_step)
-        self._file = (folder / METRICS).open("a")
+        _drop_lines_after(folder / STEP_METRICS, start_step)
+        self._file = (folder / STEP_METRICS).open("a")
         self._board = SummaryWriter(folder / "tensorboard", purge_step=start_step + 1)
         self._progress: Progress | None = None
         if self.console.is_terminal:

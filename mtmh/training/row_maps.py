@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from mtmh.data.schema import vocabulary_file
+from mtmh.modules.id_tables import NO_ROW
 
-NO_ROW = -1
 _JOIN = "read_parquet(?) AS c JOIN read_parquet(?) AS p ON c.value = p.value"
 
 

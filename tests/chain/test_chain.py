@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from mtmh.artifacts import open_artifact
-from mtmh.chain.record import PAGE, RECORD, Record, load_record
+from mtmh.chain.record import PAGE, RECORD, ChainRecord, load_record
 from mtmh.chain.run import plan_chain
 from mtmh.config import load_config
 from mtmh.index.versions import current_version, list_versions
@@ -294,7 +294,7 @@ def last_folder(folder: Path) -> Path:
     return max(path for path in (folder / "runs/mtmh/chain").iterdir() if path.is_dir())
 
 
-def last_record(folder: Path) -> Record:
+def last_record(folder: Path) -> ChainRecord:
     assert (last_folder(folder) / RECORD).is_file()
     return load_record(last_folder(folder))
 
@@ -303,5 +303,5 @@ def last_page(folder: Path) -> Path:
     return last_folder(folder) / PAGE
 
 
-def results(record: Record) -> list[str]:
+def results(record: ChainRecord) -> list[str]:
     return [line.result for line in record.stages]

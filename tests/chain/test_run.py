@@ -11,10 +11,10 @@ import pytest
 from torchx.specs import AppState
 
 from mtmh.artifacts import Artifact, Kind, code_of, open_artifact, write_artifact
-from mtmh.chain.record import PAGE, Job, Process, Record, load_record
+from mtmh.chain.record import PAGE, ChainRecord, Job, Process, load_record
 from mtmh.chain.run import Chain
 from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
-from mtmh.chain.state import StageState, State
+from mtmh.chain.state import ChainState, StageState
 from mtmh.config import Config
 from mtmh.index.artifact import AnnRecall, IndexSummary, RankedBy
 
@@ -61,9 +61,9 @@ def config_of(root: Path, **chain: object) -> Config:
 def chain_of(config: Config, scheduler: Scheduler, said: list[str]) -> tuple[Chain, Path]:
     folder = config.model_dir("chain") / "1"
     folder.mkdir(parents=True)
-    record = Record(recipe="test", overrides=[], scheduler="test")
+    record = ChainRecord(recipe="test", overrides=[], scheduler="test")
     stop = threading.Event()
-    return Chain(config, scheduler, record, folder, State(), stop, said.append), folder
+    return Chain(config, scheduler, record, folder, ChainState(), stop, said.append), folder
 
 
 def write(config: Config, path: Path, kind: str, inputs: dict[str, Artifact] | None = None) -> None:
@@ -121,19 +121,19 @@ def test_an_interrupted_training_goes_on_unless_its_data_or_settings_changed(tmp
     old, new = (open_artifact(tmp_path / name, "dataset") for name in "ab")
     folders = {"train": config.model_dir("checkpoints"), "train_preranker": config.preranker_checkpoints}
     for name, folder in folders.items():
-        assert outlived_checkpoints(stages[name], config, {"dataset": old}, State()) is None, "nothing there"
+        assert outlived_checkpoints(stages[name], config, {"dataset": old}, ChainState()) is None, "nothing there"
         write(config, folder / "step-00000010", "checkpoint", {"dataset": old})
-        assert outlived_checkpoints(stages[name], config, {"dataset": old}, State()) is None
-        assert outlived_checkpoints(stages[name], config, {"dataset": new}, State()) == folder
+        assert outlived_checkpoints(stages[name], config, {"dataset": old}, ChainState()) is None
+        assert outlived_checkpoints(stages[name], config, {"dataset": new}, ChainState()) == folder
         changed = config.model_copy(update={"seed": 5})
-        assert outlived_checkpoints(stages[name], changed, {"dataset": old}, State()) == folder
+        assert outlived_checkpoints(stages[name], changed, {"dataset": old}, ChainState()) == folder
         manifest = folder / "step-00000010/manifest.json"
         whole = manifest.read_text()
         manifest.write_text(whole[:-9])
-        assert outlived_checkpoints(stages[name], changed, {"dataset": new}, State()) is None, "training goes back"
+        assert outlived_checkpoints(stages[name], changed, {"dataset": new}, ChainState()) is None, "training goes back"
         manifest.write_text(whole.replace('"format_version": 1', '"format_version": 9'))
         with pytest.raises(ValueError, match="format version 9"):
-            outlived_checkpoints(stages[name], config, {"dataset": old}, State())
+            outlived_checkpoints(stages[name], config, {"dataset": old}, ChainState())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_a_changed_setting_runs_the_stages_that_it_is_a_part_of(
     examined = next(candidate for candidate in stages_of(now) if candidate.name == stage)
     places = {"build_index": before.model_dir("index") / "versions" / "000001"}
     write(before, places.get(stage, before.model_dir("preranker")), examined.kind)
-    assert examine(examined, now, {}, State(), just_ran=False).reasons == reasons
+    assert examine(examined, now, {}, ChainState(), just_ran=False).reasons == reasons
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_a_higher_recall_than_the_probes_reach_builds_the_index_anew(
     with write_artifact(path, "index", config=before.model_dump(mode="json")) as writer:
         writer.summary |= summary.model_dump()
     stage = next(stage for stage in stages_of(now) if stage.name == "build_index")
-    assert examine(stage, now, {}, State(), just_ran=False).reasons == reasons
+    assert examine(stage, now, {}, ChainState(), just_ran=False).reasons == reasons
 
 
 def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_on(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_
     prepare, train = stages["prepare"], stages["train"]
 
     def reasons() -> list[str]:
-        return examine(prepare, config, {}, State(), just_ran=False).reasons
+        return examine(prepare, config, {}, ChainState(), just_ran=False).reasons
 
     assert reasons() == []
     digest = open_artifact(config.dataset_dir, "dataset").manifest.digest
@@ -217,10 +217,10 @@ def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_
         manifest.write_text(manifest.read_text().replace(code_of(kind), "0123456789abcdef"))
     assert open_artifact(config.dataset_dir, "dataset").manifest.digest == digest, "what it holds is the same"
     assert reasons() == [f"made by other code of mtmh (0123456789ab) than this ({code_of('dataset')[:12]})"]
-    assert examine(prepare, developing, {}, State(), just_ran=False).reasons == []
+    assert examine(prepare, developing, {}, ChainState(), just_ran=False).reasons == []
 
     checkpoint = open_artifact(config.model_dir("checkpoints") / "step-00000010", "checkpoint")
-    ended = State(stages={"train": StageState(digest=checkpoint.manifest.digest, files="")})
-    assert outlived_checkpoints(train, config, {}, State()) is None
+    ended = ChainState(stages={"train": StageState(digest=checkpoint.manifest.digest, files="")})
+    assert outlived_checkpoints(train, config, {}, ChainState()) is None
     assert outlived_checkpoints(train, config, {}, ended) == config.model_dir("checkpoints")
     assert outlived_checkpoints(train, developing, {}, ended) is None

@@ -26,12 +26,12 @@ from mtmh.content.identity import facts_of_run, identity_of_files
 from mtmh.content.teacher import ContentFiles, Teacher, build_teacher, catalogue_words, open_teacher
 from mtmh.content.train import ContrastTask, TrainBatches, train_content
 from mtmh.content.tuning import (
-    build_optimizer,
+    encoder_optimizer,
+    encoder_state,
     merge_adapters,
     prepare_tuning,
     set_learning_rate,
     trained_parameters,
-    training_state,
 )
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.finite import NonFiniteStateError
@@ -270,12 +270,12 @@ def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(tmp_path: Path,
     config = make_config(catalogue)
     with join_ranks("cpu") as ranks:
         teacher = untrained(config)
-        parameters, optimizer = trained_parameters(teacher), build_optimizer(teacher, config.content.encoder.training)
+        parameters, optimizer = trained_parameters(teacher), encoder_optimizer(teacher, config.content.encoder.training)
         checkpoints = Checkpoints(tmp_path / "steps", RunRecord({}, {}, {}), ranks)
-        checkpoints.save(2, training_state(parameters, optimizer))
+        checkpoints.save(2, encoder_state(parameters, optimizer))
         parameters["fusion.mlp.0.bias"].data[1] = torch.nan
         with pytest.raises(NonFiniteStateError, match=r"step 4: .* in model\.fusion\.mlp\.0\.bias\."):
-            checkpoints.save(4, training_state(parameters, optimizer))
+            checkpoints.save(4, encoder_state(parameters, optimizer))
     assert [path.name for path in (tmp_path / "steps").iterdir()] == ["step-00000002"]
 
 

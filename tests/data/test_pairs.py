@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtmh.data.histories import Histories, concatenate
+from mtmh.data.histories import Histories, concatenate_histories
 from mtmh.data.pairs import Direction, count_pairs, expand_pairs
 
 
@@ -67,7 +67,7 @@ def test_selected_users_in_order_cut_to_their_last_items(
     both = left + right
     rows = data.draw(st.lists(st.integers(0, len(both) - 1), max_size=10) if both else st.just([]))
     last = data.draw(st.one_of(st.none(), st.integers(1, 5)))
-    found = concatenate([flat(left), flat(right)]).select(np.array(rows, np.int64), last)
+    found = concatenate_histories([flat(left), flat(right)]).select(np.array(rows, np.int64), last)
     expected = flat([both[row][-last:] if last else both[row] for row in rows])
     assert found.items.tolist() == expected.items.tolist()
     assert found.offsets.tolist() == expected.offsets.tolist()

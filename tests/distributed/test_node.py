@@ -24,7 +24,7 @@ from tiny_run import losses_of, state_of, tiny_config, write_inputs
 
 from mtmh.config import Config
 from mtmh.training.checkpoint import latest_checkpoint
-from mtmh.training.progress import METRICS
+from mtmh.training.progress import STEP_METRICS
 
 NUM_STEPS = 200
 PATIENCE = 180.0  # seconds, for a machine that is busy with other things
@@ -135,7 +135,7 @@ def assert_same(config: Config, undisturbed: Config) -> None:
 
 
 def wait_for_step(config: Config, job: Job, step: int) -> None:
-    metrics = config.model_dir("checkpoints") / METRICS
+    metrics = config.model_dir("checkpoints") / STEP_METRICS
     deadline = time.monotonic() + PATIENCE
     while not (metrics.is_file() and f'"step": {step},' in metrics.read_text()):
         assert time.monotonic() < deadline, job.told()

@@ -1,7 +1,7 @@
 """The verdict: the words that go with given figures."""
 
 from mtmh.evaluation.metrics import Estimate
-from mtmh.evaluation.results import Against, Evaluation, Kind, Protocol, Row
+from mtmh.evaluation.results import Against, Evaluation, Protocol, Row, RowKind
 from mtmh.evaluation.verdict import verdict
 
 
@@ -9,7 +9,9 @@ def estimate(value: float, half: float = 0.01) -> Estimate:
     return Estimate(value=value, standard_error=half / 2, low=value - half, high=value + half)
 
 
-def row(name: str, kind: Kind, recalls: tuple[float, float], *, alpha: float | None = None, length: float = 20) -> Row:
+def row(
+    name: str, kind: RowKind, recalls: tuple[float, float], *, alpha: float | None = None, length: float = 20
+) -> Row:
     recall = dict(zip((5, 20), map(estimate, recalls), strict=True))
     return Row(
         name=name,

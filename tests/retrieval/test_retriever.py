@@ -61,7 +61,7 @@ def write_index(
             IndexConfig(num_clusters=9),
             path,
             ranks,
-            write.Record(config.model_dump(mode="json"), {}, {}),
+            write.IndexRecord(config.model_dump(mode="json"), {}, {}),
             finish,
             ranked_by=RankedBy(preranker="head-score", sorter="head-score", temperature=0.1),
             num_probes=3,

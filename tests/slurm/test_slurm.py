@@ -23,7 +23,7 @@ import torch
 from tiny_run import state_of
 from torchx.runner import get_runner
 
-from mtmh.chain.record import Record, load_record
+from mtmh.chain.record import ChainRecord, load_record
 from mtmh.config import Config, load_config
 from mtmh.index.versions import current_version
 from mtmh.training.checkpoint import latest_checkpoint
@@ -213,7 +213,7 @@ def chain(folder: Path, code: int, *arguments: str) -> str:
     return printed
 
 
-def last_record(folder: Path) -> Record:
+def last_record(folder: Path) -> ChainRecord:
     return load_record(max(path for path in (folder / "runs/mtmh/chain").iterdir() if path.is_dir()))
 
 

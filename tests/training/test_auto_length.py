@@ -9,7 +9,7 @@ from tiny_run import state_of, tiny_config
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
-from mtmh.training.early_stopping import EarlyStopping, read_curve
+from mtmh.training.early_stopping import EarlyStopping, read_validation_curve
 from mtmh.training.trainer import VALIDATION, train
 
 MODEL = {"heads": [{"name": "engagement"}]}
@@ -30,7 +30,7 @@ def test_the_best_length_is_trained_on_all_of_t1(root: Path) -> None:
     config = config_of(root, "auto")
     checkpoint = train(config)
     artifact = open_artifact(checkpoint, "checkpoint")
-    curve = read_curve(config.model_dir("checkpoints") / VALIDATION)
+    curve = read_validation_curve(config.model_dir("checkpoints") / VALIDATION)
     best = max(curve, key=lambda point: point.measured["score"])
     found = artifact.summary["validation"]
     assert [point["step"] for point in found["curve"]] == [point.step for point in curve]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mtmh.distributed.ranks import join_ranks
-from mtmh.training.early_stopping import EarlyStopping, read_curve
+from mtmh.training.early_stopping import EarlyStopping, read_validation_curve
 
 SCORES = [0.1, 0.3, 0.2, 0.3, 0.25, 0.9]
 
@@ -19,7 +19,7 @@ def test_it_ends_when_nothing_got_better_for_a_while(tmp_path: Path) -> None:
         stopping = EarlyStopping(lambda: next(measured), tmp_path, 20, 3, ranks, print)
         assert [stopping(step) for step in (10, 20, 30, 40, 50)] == [False, False, False, False, True]
     assert (stopping.best.step, stopping.best.epoch) == (20, 1.0)
-    assert [point.measured["score"] for point in read_curve(tmp_path)] == SCORES[:5]
+    assert [point.measured["score"] for point in read_validation_curve(tmp_path)] == SCORES[:5]
 
 
 def test_a_killed_run_drops_points_after_its_checkpoint_and_goes_on(tmp_path: Path) -> None:

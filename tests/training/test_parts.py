@@ -18,7 +18,7 @@ from mtmh.distributed.ranks import join_ranks
 from mtmh.distributed.sharding import shard
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.model_builder import build_model
-from mtmh.training.progress import METRICS, LossNames, RunSize, TrainingLog
+from mtmh.training.progress import STEP_METRICS, LossNames, RunSize, TrainingLog
 from mtmh.training.task import TrainTask, items_per_step
 
 
@@ -89,5 +89,5 @@ def test_a_gauge_is_written_with_every_window(tmp_path: Path) -> None:
         log.add("tables", lambda: {"evicted": next(calls)})
         for step in (1, 2):
             log.record(step, torch.zeros(1, 1), report=True)
-    lines = (tmp_path / METRICS).read_text().splitlines()
+    lines = (tmp_path / STEP_METRICS).read_text().splitlines()
     assert [json.loads(line)["tables"] for line in lines] == [{"evicted": 0.25}, {"evicted": 0.5}]

@@ -22,7 +22,7 @@ from mtmh.data.dataset import open_dataset
 from mtmh.distributed.finite import NonFiniteStateError
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import build_model, load_model
-from mtmh.training.progress import METRICS, NonFiniteLossError
+from mtmh.training.progress import STEP_METRICS, NonFiniteLossError
 from mtmh.training.trainer import train
 
 
@@ -85,7 +85,7 @@ def test_a_resumed_run_equals_one_without_a_break(root: Path, plan: str | None, 
     sharding = {"default": plan}
     first = trained(whole, 9, sharding=sharding, loss=loss)
     trained(broken, 3, sharding=sharding, loss=loss)
-    (broken / "tiny" / "checkpoints" / METRICS).open("a").write('{"step": 99, "loss": 1}\n{"half a li')
+    (broken / "tiny" / "checkpoints" / STEP_METRICS).open("a").write('{"step": 99, "loss": 1}\n{"half a li')
     other = trained(broken, 9, sharding=sharding, loss=loss)
     expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (first, other))
     assert state.keys() == expected.keys()
@@ -264,7 +264,7 @@ def test_weights_that_overflow_in_the_last_update_reach_no_checkpoint(root: Path
 def test_metrics_tell_what_a_window_was_like(root: Path) -> None:
     config = trained(root, 5, training={"log_every": 2, "checkpoint_every": 100})
     folder = config.model_dir("checkpoints")
-    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / STEP_METRICS).read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5]
     for line in lines:
         loss = line["loss"]["relevance"]

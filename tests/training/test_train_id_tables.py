@@ -26,7 +26,7 @@ from mtmh.distributed.state_files import State
 from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import latest_checkpoint, training_state
 from mtmh.training.model_builder import build_model, load_model
-from mtmh.training.progress import METRICS
+from mtmh.training.progress import STEP_METRICS
 from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
 
@@ -53,7 +53,7 @@ def id_config(root: Path, table: dict[str, Any], name: str = "tiny", **training:
 
 
 def counts_of(config: Config) -> list[dict[str, float]]:
-    lines = (config.model_dir("checkpoints") / METRICS).read_text().splitlines()
+    lines = (config.model_dir("checkpoints") / STEP_METRICS).read_text().splitlines()
     return [json.loads(line)["id_tables"] for line in lines]
 
 

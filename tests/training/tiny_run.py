@@ -17,7 +17,7 @@ from mtmh.config import Config
 from mtmh.distributed.state_files import read_state
 from mtmh.distributed.state_format import StateReader
 from mtmh.training.checkpoint import STATE
-from mtmh.training.progress import METRICS
+from mtmh.training.progress import STEP_METRICS
 
 NUM_ITEMS = 200
 
@@ -68,7 +68,7 @@ def tiny_config(root: Path, name: str = "tiny", **sections: dict[str, Any]) -> C
 def losses_of(run: Config | Path) -> dict[int, dict[str, dict[str, float]]]:
     """The losses in metrics.jsonl, by step, of an item tower's recipe or beside some checkpoints."""
     folder = run if isinstance(run, Path) else run.model_dir("checkpoints")
-    lines = (folder / METRICS).read_text().splitlines()
+    lines = (folder / STEP_METRICS).read_text().splitlines()
     return {line["step"]: line["loss"] for line in map(json.loads, lines)}
 
 

@@ -65,7 +65,7 @@ CHUNK_ITEMS = 100_000
 WORDS_A_TITLE = 3
 OWN_WORDS = 4  # of a topic's words, those that an aspect prefers
 HOME_TOPICS = 3
-ITEM_COLUMNS = pa.schema(
+ITEM_SCHEMA = pa.schema(
     [
         ("item_id", pa.int64()),
         ("text", pa.string()),
@@ -387,7 +387,7 @@ def _write_items(world: _World, options: SyntheticOptions, rng: Generator, path:
     duration_level = rng.normal(4.0, 0.5, len(topics))
     rank = np.argsort(np.argsort(world.popularity)) / len(world.popularity)
 
-    with pq.ParquetWriter(path, ITEM_COLUMNS, compression="lz4") as writer:
+    with pq.ParquetWriter(path, ITEM_SCHEMA, compression="lz4") as writer:
         for start in range(0, options.num_items, CHUNK_ITEMS):
             rows = slice(start, min(start + CHUNK_ITEMS, options.num_items))
             count = rows.stop - rows.start
@@ -426,7 +426,7 @@ def _write_items(world: _World, options: SyntheticOptions, rng: Generator, path:
                     np.arange(0, count * dim + 1, dim, dtype=np.int32), content.astype(np.float32).ravel()
                 ),
             ]
-            writer.write_table(pa.Table.from_arrays(columns, schema=ITEM_COLUMNS))
+            writer.write_table(pa.Table.from_arrays(columns, schema=ITEM_SCHEMA))
 
 
 def _title_words(words: IntArray, aspect: IntArray, num_aspects: int, rng: Generator) -> IntArray:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -25,23 +24,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
-from pydantic import Field
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.config import Config, NonNegative, Positive, Settings
 from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import open_dataset
 from mtmh.data.randomness import Purpose, generator
-from mtmh.prepare.sources.synthetic import IntArray, SyntheticOptions, topic_words
+from mtmh.prepare.sources.synthetic import IntArray, Share, SyntheticOptions, topic_words
 
 IMAGES = Path("images.parquet")
 CONCEPTS = Path("concepts.parquet")
 SIDE = 32
-CHUNK_ITEMS = 4_000
+MEDIA_CHUNK_ITEMS = 4_000
 # Source -> share of its concepts that are words of any topic.
 WRONG_SHARE = {"hashtag": 0.25, "query": 0.4, "generated": 0.1}
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class MediaOptions(Settings):
@@ -148,9 +144,9 @@ def _write_images(
     num_l1, num_l2 = simulated.num_topics_l1, simulated.num_topics_l2
     schema = pa.schema([("item_id", item_ids.type), ("image", pa.binary())])
     with pq.ParquetWriter(path, schema, compression="none") as writer:
-        for start in range(0, len(topic), CHUNK_ITEMS):
+        for start in range(0, len(topic), MEDIA_CHUNK_ITEMS):
             rng = generator(Purpose.SYNTHETIC_MEDIA, seed, 1, start)
-            own = topic[start : start + CHUNK_ITEMS]
+            own = topic[start : start + MEDIA_CHUNK_ITEMS]
             wrong = rng.random(len(own)) < options.wrong_image_share
             shown = np.where(wrong, rng.integers(num_l1 * num_l2, size=len(own)), own)
             files = [_jpeg(pixels) for pixels in render(shown, num_l1, num_l2, options.pixel_noise, rng)]

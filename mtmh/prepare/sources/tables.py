@@ -15,7 +15,7 @@ from mtmh.config import Settings
 from mtmh.data.schema import ITEM_ID
 from mtmh.prepare.sources.base import SourceContext, SourceTables
 from mtmh.prepare.sql import literals, quoted, reasons
-from mtmh.prepare.table_file import IdColumn, TableFile, table_file
+from mtmh.prepare.table_file import IdExpression, TableFile, table_file
 
 
 class TablesOptions(Settings):
@@ -76,7 +76,7 @@ def _open(context: SourceContext, table: Literal["events", "items"], typed: Iter
     )
 
 
-def _id_like(own: IdColumn, other: IdColumn) -> str:
+def _id_like(own: IdExpression, other: IdExpression) -> str:
     """SQL of an id. Ids that only look like integers follow the other table, which holds text."""
     differ = own.is_string != other.is_string
     return own.as_text if differ and not (own.is_declared and other.is_declared) else own.sql
