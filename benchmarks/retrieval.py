@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mtmh.config import RetrievalConfig
+from mtmh.index.storage import IvfSettings, train_ivf
 from mtmh.index.vector_index import IvfIndex, selector
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.filters import Filters
@@ -61,7 +62,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
 
     vectors = {head: simulated(arguments.items, arguments.dim, seed) for seed, head in enumerate(HEADS)}
-    indexes = {head: IvfIndex.build(vectors[head], iterations=arguments.iterations) for head in HEADS}
+    indexes = {head: in_memory(vectors[head], arguments.iterations) for head in HEADS}
     retriever = make_retriever(indexes, vectors, arguments)
     result: dict[str, Any] = {
         "settings": {name: value for name, value in vars(arguments).items() if name != "out"},
@@ -101,6 +102,14 @@ def simulated(num_items: int, dim: int, seed: int) -> Vectors:
         )
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
+
+
+def in_memory(vectors: Vectors, iterations: int) -> IvfIndex:
+    """An index of vectors [I, D]."""
+    settings = IvfSettings(iterations=iterations)
+    index = train_ivf(vectors[settings.sample(len(vectors))], len(vectors), settings)
+    index.add(vectors)
+    return IvfIndex(index)
 
 
 def make_retriever(

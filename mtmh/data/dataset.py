@@ -32,7 +32,6 @@ from mtmh.data.randomness import Purpose, generator
 from mtmh.data.schema import HISTORIES, ITEM_ID, ITEMS, TEST, DatasetSummary
 
 _COPY_ROWS = 1 << 20
-_NAMED_IDS = 5  # of unknown ids, in an error message
 
 
 @dataclass(frozen=True)
@@ -130,20 +129,6 @@ class Dataset:
         ids, order = self._sorted_ids
         place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
         return np.where(ids[place] == wanted, order[place], -1)
-
-    def lookup(self, item_ids: Sequence[int] | Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Item indices of ids.
-
-        Raises:
-            ValueError: ids of the wrong type, or not in the catalogue; the message names the first few.
-        """
-        indices = self.find(item_ids)
-        unknown = np.flatnonzero(indices < 0)
-        if len(unknown):
-            named = ", ".join(repr(item_ids[place]) for place in unknown[:_NAMED_IDS].tolist())
-            more = f" and {len(unknown) - _NAMED_IDS} more" if len(unknown) > _NAMED_IDS else ""
-            raise ValueError(f"not in the catalogue of {self.num_items} items: {named}{more}")
-        return indices
 
     @cached_property
     def _sorted_ids(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -61,13 +61,13 @@ def _subtitle(evaluation: Evaluation) -> str:
 def _facts(evaluation: Evaluation) -> str:
     merged, largest = evaluation.merged, evaluation.protocol.recall_at[-1]
     facts = [
-        (percent(merged.recall[largest], interval=False) + " %", f"recall@{largest}"),
+        (percent(merged.recall[largest]) + " %", f"recall@{largest}"),
         *(
-            (percent(match, interval=False) + " %", name)
+            (percent(match) + " %", name)
             for name, match in (("L1 topic match", merged.match_l1), ("L2 topic match", merged.match_l2))
             if match is not None
         ),
-        (percent(merged.coverage, interval=False) + " %", "catalogue coverage"),
+        (percent(merged.coverage) + " %", "catalogue coverage"),
     ]
     if merged.alpha is not None:
         facts.append((f"{merged.alpha:g} %", "alpha: engagement head's share"))
@@ -133,7 +133,7 @@ def _table(
 
 
 def _figure(figure: Estimate | float | None) -> str:
-    value = percent(figure, interval=False)
+    value = percent(figure)
     if not isinstance(figure, Estimate):
         return value
     return f"{value}<small>±{50 * (figure.high - figure.low):.2f}</small>"

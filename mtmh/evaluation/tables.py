@@ -1,4 +1,4 @@
-"""The tables of an evaluation, for terminal and docs."""
+"""The table of an evaluation for the terminal, and the figures that the report shows too."""
 
 from __future__ import annotations
 
@@ -27,14 +27,11 @@ def figures(row: Row) -> list[Estimate | float | None]:
     return [*recalls, row.match_l1, row.match_l2, fresh, row.coverage, row.popular, row.list_length / largest]
 
 
-def percent(figure: Estimate | float | None, *, interval: bool) -> str:
-    """``12.34``, or with interval ``12.34 ±0.56``; an en dash where nothing was measured."""
+def percent(figure: Estimate | float | None) -> str:
+    """``12.34``; an en dash where nothing was measured."""
     if figure is None:
         return "–"
-    if isinstance(figure, float):
-        return f"{100 * figure:.2f}"
-    half = 100 * (figure.high - figure.low) / 2
-    return f"{100 * figure.value:.2f}" + (f" ±{half:.2f}" if interval else "")
+    return f"{100 * (figure if isinstance(figure, float) else figure.value):.2f}"
 
 
 def results_table(evaluations: Sequence[Evaluation]) -> Table:
@@ -71,17 +68,5 @@ def _short(row: Row) -> list[str]:
     """Recalls, matches, recall of fresh items and share of full lists."""
     shown = figures(row)
     num_recalls = len(row.recall)
-    cells = [percent(figure, interval=False) for figure in shown[: num_recalls + 3]]
+    cells = [percent(figure) for figure in shown[: num_recalls + 3]]
     return [*cells, f"{100 * row.list_length / max(row.recall):.0f}"]
-
-
-def markdown_table(evaluations: Sequence[Evaluation]) -> str:
-    """The rows of ``results_table`` with all figures and intervals, for docs."""
-    first = evaluations[0]
-    headings = ["", *columns(first.protocol.recall_at)]
-    rows = [row for row in first.rows if row.kind not in _REPORT_ONLY] + [other.merged for other in evaluations[1:]]
-    lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
-    for row in rows:
-        cells = [percent(figure, interval=True) for figure in figures(row)]
-        lines.append("| " + " | ".join([row.name, *cells]) + " |")
-    return "\n".join(lines) + "\n"

@@ -149,18 +149,6 @@ def _empty_ivf(dim: int, clusters: int, settings: IvfSettings) -> Any:
     return faiss.IndexIVFScalarQuantizer(quantizer, dim, clusters, kind, metric, settings.storage == "sq8")
 
 
-def storage_of(index: Any) -> Storage | None:
-    """The kind of a faiss index's lists; None for a kind that this package does not make."""
-    if isinstance(index, faiss.IndexIVFFlat):
-        return "flat"
-    if isinstance(index, faiss.IndexIVFPQ):
-        return "pq"
-    if isinstance(index, faiss.IndexIVFScalarQuantizer):
-        kinds: dict[int, Storage] = {faiss.ScalarQuantizer.QT_fp16: "fp16", faiss.ScalarQuantizer.QT_8bit: "sq8"}
-        return kinds.get(index.sq.qtype)
-    return None
-
-
 def on_gpu(index: Any) -> Any:
     """A copy on this rank's GPU where faiss sees one, else the index itself."""
     num_gpus = faiss.get_num_gpus()

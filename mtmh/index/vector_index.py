@@ -13,7 +13,6 @@ import numpy as np
 
 from mtmh.data.arrays import Items, Mask, Vectors
 from mtmh.data.item_vectors import ItemVectors
-from mtmh.index.storage import IvfSettings, Storage, storage_of, train_ivf
 
 _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
 
@@ -143,13 +142,6 @@ class IvfIndex(_FaissIndex):
         return int(self._index.nlist)
 
     @property
-    def storage(self) -> Storage:
-        """The kind of the lists."""
-        kind = storage_of(self._index)
-        assert kind is not None
-        return kind
-
-    @property
     def code_bytes(self) -> int:
         """Bytes of a vector in its list, the item index beside it not counted."""
         return int(self._index.code_size)
@@ -158,37 +150,6 @@ class IvfIndex(_FaissIndex):
     def faiss_index(self) -> Any:
         """The ``faiss.IndexIVF`` itself, for a comparison with plain faiss."""
         return self._index
-
-    @classmethod
-    def build(
-        cls,
-        vectors: ItemVectors,
-        *,
-        num_clusters: int | None = None,
-        train_sample: int = 262_144,
-        iterations: int = 20,
-        seed: int = 0,
-        storage: Storage = "flat",
-    ) -> Self:
-        """Trains k-means on a seeded sample and files every vector under its cluster, in memory.
-
-        Args:
-            vectors: [I, D] float32, unit length (read in chunks).
-            num_clusters: None takes ``default_num_clusters``.
-            train_sample: vectors that k-means sees, at most.
-            iterations: of k-means.
-            seed: of the sample and of k-means; the same vectors and seed give the same index.
-            storage: what the lists hold of a vector.
-
-        Raises:
-            ValueError: no vectors, or settings that do not fit them.
-        """
-        settings = IvfSettings(num_clusters, train_sample, iterations, seed, storage)
-        settings.check(len(vectors), vectors.shape[1])
-        index = train_ivf(vectors[settings.sample(len(vectors))], len(vectors), settings)
-        for start in range(0, len(vectors), _ADD_ROWS):
-            index.add(np.ascontiguousarray(vectors[start : start + _ADD_ROWS], dtype=np.float32))
-        return cls(index)
 
     def search(self, queries: Vectors, k: int, num_probes: int, allowed: Mask | None = None) -> tuple[Vectors, Items]:
         """As ``VectorIndex.search``; safe to call from several threads with different arguments."""

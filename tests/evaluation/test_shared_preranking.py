@@ -55,17 +55,17 @@ def best(trigger: int, gone: list[int]) -> set[int]:
 def test_the_best_of_all_heads_are_kept_with_the_similarity_under_the_head_that_brought_them() -> None:
     candidates = [found(head) for head in HEADS]
     gone = candidates[0].items[0, :2].tolist()
-    for banned in (None, [np.isin(found.items, gone) for found in candidates]):
+    for banned in (None, [np.isin(part.items, gone) for part in candidates]):
         kept = shared_prerank(BothHeads(), Requests.anonymous(TRIGGERS), candidates, K, banned)
-        assert [found.head for found in kept] == HEADS
+        assert [part.head for part in kept] == HEADS
         for row, trigger in enumerate(TRIGGERS.tolist()):
-            by_head = [[item for item in found.items[row].tolist() if item >= 0] for found in kept]
+            by_head = [[item for item in part.items[row].tolist() if item >= 0] for part in kept]
             assert all(by_head), "each head brings some"
             assert sum(map(len, by_head)) == K
             assert set().union(*by_head) == best(trigger, gone if banned else [])
-            for found, items in zip(kept, by_head, strict=True):
-                expected = VECTORS[found.head][items] @ VECTORS[found.head][trigger]
-                np.testing.assert_allclose(found.scores[row][: len(items)], expected, atol=1e-6)
+            for part, items in zip(kept, by_head, strict=True):
+                expected = VECTORS[part.head][items] @ VECTORS[part.head][trigger]
+                np.testing.assert_allclose(part.scores[row][: len(items)], expected, atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 9))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ivf_in_memory import build_ivf
 from mtmh.modules import MTMH
 from synthetic_dataset import NUM_ITEMS, make_config, random_histories, write_dataset
 from tiny_run import tiny_config, write_inputs
@@ -20,7 +21,6 @@ from mtmh.distributed.ranks import join_ranks
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.build import build_index
 from mtmh.index.recall import RecallMeter
-from mtmh.index.vector_index import IvfIndex
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower import embed
@@ -166,7 +166,7 @@ def test_missing_embeddings_are_said(tmp_path: Path, dataset: Dataset) -> None:
 def test_ann_recall_is_the_share_of_exact_neighbours() -> None:
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = IvfIndex.build(vectors, num_clusters=30)
+    index = build_ivf(vectors, num_clusters=30)
     meter = RecallMeter(index, vectors, seed=0)
     assert meter.recall(30).recall == 1.0
     found = meter.recall(2)
@@ -180,7 +180,7 @@ def test_ann_recall_is_the_share_of_exact_neighbours() -> None:
 def test_the_fewest_probes_that_reach_the_recall_are_chosen() -> None:
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = IvfIndex.build(vectors, num_clusters=30)
+    index = build_ivf(vectors, num_clusters=30)
     meter = RecallMeter(index, vectors, seed=0)
     chosen = meter.fewest_probes(0.9)
     tried = [measured.num_probes for measured in meter.curve]
@@ -188,7 +188,7 @@ def test_the_fewest_probes_that_reach_the_recall_are_chosen() -> None:
     assert chosen == tried[-1] < 30
     assert [measured.recall >= 0.9 for measured in meter.curve] == [False] * (len(tried) - 1) + [True]
     assert meter.fewest_probes(1.0) <= 30, "all of them find everything"
-    codes = IvfIndex.build(vectors, num_clusters=30, storage="sq8")
+    codes = build_ivf(vectors, num_clusters=30, storage="sq8")
     coarse = RecallMeter(codes, vectors, seed=0)
     chosen = coarse.fewest_probes(1.0)  # which these codes do not reach
     assert coarse.curve[-1].recall < 1.0

@@ -27,6 +27,12 @@ KINDS = {  # storage -> bytes of a code, least recall at all clusters, tolerance
 }
 
 
+def kind_of(index: Any) -> str:
+    if isinstance(index, faiss.IndexIVFScalarQuantizer):
+        return {faiss.ScalarQuantizer.QT_fp16: "fp16", faiss.ScalarQuantizer.QT_8bit: "sq8"}[index.sq.qtype]
+    return {faiss.IndexIVFFlat: "flat", faiss.IndexIVFPQ: "pq"}[type(index)]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("storage")
@@ -61,7 +67,7 @@ def test_answers_scores_and_vectors(root: Path, storage: str) -> None:
         vectors = clustered(place)
         index, stored = open_head(artifact.path, head, summary)
         assert isinstance(index, IvfIndex)
-        assert (index.storage, index.code_bytes, index.num_items) == (storage, code_bytes, NUM_ITEMS)
+        assert (kind_of(index.faiss_index), index.code_bytes, index.num_items) == (storage, code_bytes, NUM_ITEMS)
         scores, items = index.search(vectors[:100], 10, num_probes=index.num_clusters)
         assert overlap(items, exact_answers(vectors, vectors[:100], 10)) >= recall
         # Scores are of the vectors, not of the codes, and those of the vectors are what sorting sees.

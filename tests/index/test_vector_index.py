@@ -5,10 +5,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from ivf_in_memory import build_ivf
 
 from mtmh.index.storage import default_num_clusters
 from mtmh.index.store import open_lists
-from mtmh.index.vector_index import ExactIndex, IvfIndex, read_faiss
+from mtmh.index.vector_index import ExactIndex, read_faiss
 
 
 def unit(rng: np.random.Generator, rows: int, dim: int = 16) -> np.ndarray:
@@ -35,7 +36,7 @@ def test_exact_equals_numpy() -> None:
 def test_ivf_with_all_clusters_probed_is_exact() -> None:
     rng = np.random.default_rng(1)
     vectors, queries = unit(rng, 2000), unit(rng, 50)
-    index = IvfIndex.build(vectors, num_clusters=40)
+    index = build_ivf(vectors, num_clusters=40)
     scores, items = index.search(queries, 25, num_probes=10_000)
     expected_scores, expected_items = naive(vectors, queries, 25)
     np.testing.assert_array_equal(items, expected_items)
@@ -47,7 +48,7 @@ def test_fewer_probes_search_only_the_nearest_clusters() -> None:
     centres = unit(rng, 8)
     vectors = np.repeat(centres, 20, axis=0) + rng.normal(scale=0.01, size=(160, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    index = IvfIndex.build(vectors, num_clusters=8)
+    index = build_ivf(vectors, num_clusters=8)
     _, items = index.search(centres, 160, num_probes=1)
     for centre, row in enumerate(items):
         found = row[row >= 0]
@@ -57,7 +58,7 @@ def test_fewer_probes_search_only_the_nearest_clusters() -> None:
 
 def test_missing_answers_are_marked() -> None:
     vectors = unit(np.random.default_rng(3), 5)
-    for index in (ExactIndex.build(vectors), IvfIndex.build(vectors)):
+    for index in (ExactIndex.build(vectors), build_ivf(vectors)):
         scores, items = index.search(vectors[:2], 9, num_probes=1)
         assert scores.shape == items.shape == (2, 9)
         assert sorted(items[0, :5]) == [0, 1, 2, 3, 4]
@@ -68,7 +69,7 @@ def test_missing_answers_are_marked() -> None:
 def test_build_is_seeded() -> None:
     vectors = unit(np.random.default_rng(4), 3000)
     searches = [
-        IvfIndex.build(vectors, num_clusters=30, train_sample=500, seed=seed).search(vectors[:200], 20, 1)[1]
+        build_ivf(vectors, num_clusters=30, train_sample=500, seed=seed).search(vectors[:200], 20, 1)[1]
         for seed in (7, 7, 8)
     ]
     np.testing.assert_array_equal(searches[0], searches[1])
@@ -92,7 +93,7 @@ def test_default_number_of_clusters(items: int, sampled: int, expected: int) -> 
 
 def test_bad_input(tmp_path: Path) -> None:
     vectors = unit(np.random.default_rng(7), 50)
-    index = IvfIndex.build(vectors)
+    index = build_ivf(vectors)
     with pytest.raises(ValueError, match="expected \\[Q, 16\\]"):
         index.search(vectors[:, :8], 5, 1)
     with pytest.raises(ValueError, match="k is 0"):
@@ -100,9 +101,9 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_probes is 0"):
         index.search(vectors, 5, 0)
     with pytest.raises(ValueError, match=r"index.num_clusters is 60"):
-        IvfIndex.build(vectors, num_clusters=60)
+        build_ivf(vectors, num_clusters=60)
     with pytest.raises(ValueError, match="catalogue is empty"):
-        IvfIndex.build(vectors[:0])
+        build_ivf(vectors[:0])
     with pytest.raises(ValueError, match="no index file"):
         read_faiss(tmp_path / "none.faiss", 0)
     (tmp_path / "broken.faiss").write_bytes(b"not an index at all")

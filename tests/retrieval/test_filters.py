@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ivf_in_memory import build_ivf
 
 from mtmh.config import RetrievalConfig
 from mtmh.data.arrays import Scores
-from mtmh.index.vector_index import IvfIndex
 from mtmh.retrieval import head_search
 from mtmh.retrieval.answers import RetrievedItem
 from mtmh.retrieval.catalogue import Catalogue, UnknownItemError
@@ -43,7 +43,7 @@ ITEMS = pa.table(
         "first_seen": pa.array([None if item % 11 == 0 else 1000 + item for item in range(NUM_ITEMS)], pa.int64()),
     }
 )
-INDEXES = {head: IvfIndex.build(VECTORS[head], num_clusters=30) for head in HEADS}
+INDEXES = {head: build_ivf(VECTORS[head], num_clusters=30) for head in HEADS}
 
 
 def make_retriever(heads: Sequence[str] = HEADS, **defaults: Any) -> Retriever:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ivf_in_memory import build_ivf
 from rich.console import Console
 from synthetic_dataset import make_config
 
@@ -114,7 +115,7 @@ def test_answers_are_the_quota_merge_of_the_heads(index_dir: Path, alpha: float)
 
 def test_a_preranker_and_a_sorter_take_the_place_of_the_defaults(index_dir: Path) -> None:
     loaded = Retriever.load(index_dir)
-    indexes = {head: IvfIndex.build(loaded.vectors[head], num_clusters=1) for head in HEADS}
+    indexes = {head: build_ivf(loaded.vectors[head], num_clusters=1) for head in HEADS}
     by_history = HistoryPreranker("relevance", loaded.vectors["relevance"], 0.1)
     retriever = Retriever(
         indexes, loaded.vectors, loaded.catalogue, loaded.defaults, preranker=by_history, sorter=by_history
