@@ -166,7 +166,10 @@ def outlived_checkpoints(
     for checkpoint in latest:
         recorded = checkpoint.manifest.config
         before = (recorded if stage.name == "train" else recorded["preranker"])["training"]
-        shorter = any(_limit(before, key) > _limit(training.model_dump(), key) for key in _LIMITS)
+        now = training.model_dump()
+        # A run of a given length may have gone beyond the one that a choice would find.
+        chosen_now = len(_limits_of(now)) > len(_limits_of(before))
+        shorter = chosen_now or any(_limit(before, key) > _limit(now, key) for key in _limits_of(now))
         others = checkpoint.manifest.inputs != {name: artifact.manifest.digest for name, artifact in inputs.items()}
         if shorter or others or _changes(recorded_decisive(checkpoint, kind), decisive(config, kind)):
             return folder
@@ -176,6 +179,7 @@ def outlived_checkpoints(
 
 
 _LIMITS = ("epochs", "max_steps")
+_LIMITS_OF_CHOICE = ("max_epochs", "patience")  # where the length is chosen by measuring
 _TOWER: Decided = "checkpoint"
 _PRERANKER: Decided = "preranker-checkpoint"
 
@@ -244,7 +248,13 @@ def _lengths(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
     below: Any = config
     for part in sections[stage.name].split("."):
         below = below[part]
-    return {f"{sections[stage.name]}.{key}": below.get(key) for key in _LIMITS}
+    return {f"{sections[stage.name]}.{key}": below.get(key) for key in _limits_of(below)}
+
+
+def _limits_of(training: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings of a section that say how long a run is."""
+    chosen = training.get("epochs") == "auto" and training.get("max_steps") is None
+    return (*_LIMITS, *_LIMITS_OF_CHOICE) if chosen else _LIMITS
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
