@@ -9,6 +9,7 @@ chain (``state.py``): that a training run came to its end, and which raw files a
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -176,6 +177,25 @@ def outlived_checkpoints(
         if any(_other_code(config, made) for made in _made_by_end(stage, config, checkpoint, state)):
             return folder
     return None
+
+
+def set_checkpoints_aside(
+    stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: ChainState
+) -> Path | None:
+    """Moves the checkpoints away from which a new run of training would refuse to go on.
+
+    Returns:
+        Where they are now; None: there are none.
+
+    Raises:
+        ValueError: as `outlived_checkpoints`.
+    """
+    folder = outlived_checkpoints(stage, config, inputs, state)
+    if folder is None:
+        return None
+    aside = folder.with_name(f"{folder.name}.before")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
 
 
 _LIMITS = ("epochs", "max_steps")
