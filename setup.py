@@ -44,7 +44,6 @@ setup(
     package_data={
         "mtmh": [
             "py.typed",
-            "__init__.pyi",
             "config/recipes/*.yaml",
             "config/recipes/variants/*.yaml",
             "prepare/sources/*.yaml",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -33,7 +33,6 @@ class PrerankerTrainingConfig(TrainingConfig):
 
     batch_size: Positive = 1536
     epochs: Annotated[Positive, Decides()] = 4
-    final: Annotated[Literal["retrain", "keep"], Decides()] = "retrain"  # without a meaning where the length is given
     learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.005
     warmup_steps: Annotated[int, Field(ge=0)] = 20

@@ -108,6 +108,11 @@ class Config(Settings):
         """The checkpoints of this model's preranker."""
         return self.paths.root / self.name / "preranker-training" / "checkpoints"
 
+    @property
+    def held_back_embeddings(self) -> Path:
+        """Embeddings of this model as it was before it had seen the end of T1, for the preranker."""
+        return self.paths.root / self.name / "preranker-training" / "embeddings"
+
 
 def recipe_names() -> list[str]:
     """Names of the recipes that ship with the package."""

@@ -31,9 +31,10 @@ class RetrievalConfig(Settings):
     # Who scores the answers of all heads and triggers, which sorts a user's list; None: as preranker. head-score: by
     # the engagement head, and so does an index that is built before the preranker is trained.
     sorter: Annotated[Ranking | None, Decides("index", "evaluation")] = "learned"
-    # Share of a user's list, percent, that is not the heads' but goes to the best of all that is known of the user:
-    # neighbours by co-occurrence and what the heads found, as the learned model ranks them. Alpha divides the rest.
-    user_share: Annotated[float, Field(ge=0.0, le=100.0)] = 50.0
+    # Share of a user's list, percent, that goes to the best of all that is known of the user: what the heads found,
+    # neighbours by co-occurrence and popular items, as the learned model ranks them. Alpha divides the rest. A request
+    # that names alpha or shares has its whole list divided among the heads.
+    user_share: Annotated[float, Field(ge=0.0, le=100.0)] = 100.0
     # Public key, a PEM file: only index versions signed with its secret key are taken into use.
     trusted_key: Path | None = None
     unknown: Literal["error", "popular"] = (

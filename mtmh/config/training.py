@@ -105,16 +105,17 @@ class TrainingConfig(RunLength):
     """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks.
 
     ``epochs: auto`` chooses the length on the end of T1 (section ``validation``): a first run without that end, of at
-    most ``max_epochs``, is measured a few times an epoch and stops when ``patience`` measurements in a row were no
-    better. ``final``: then a model is trained on all of T1 for as many epochs as were best (``retrain``), or the first
-    run's model of its best step is it (``keep``), which saves the second run. With ``max_steps`` nothing is chosen.
+    most ``max_epochs``, is measured a few times an epoch and stops when ``patience`` measurements in a row were not
+    better by a hundredth. ``final``: then a model is trained on all of T1 for as many epochs as were best
+    (``retrain``), or the first run's model of its best step is it (``keep``), which saves the second run; ``auto``
+    keeps it where less than a twentieth of T1's events were held back. With ``max_steps`` nothing is chosen.
     """
 
     epochs: Annotated[Positive | Literal["auto"], Decides()] = "auto"  # type: ignore[assignment]
     max_steps: Annotated[Positive | None, Decides()] = None
     max_epochs: Annotated[Positive, Decides()] = 40
     patience: Annotated[Positive, Decides()] = 3
-    final: Literal["retrain", "keep"] = "retrain"
+    final: Annotated[Literal["auto", "retrain", "keep"], Decides()] = "auto"
     batch_size: Positive = 1536  # with the rates below by measurement on two cores (docs/defaults.md)
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
@@ -135,6 +136,10 @@ class TrainingConfig(RunLength):
     def chooses_length(self) -> bool:
         """True if the length is chosen by measuring."""
         return self.epochs == "auto" and self.max_steps is None
+
+    def keeps_first(self, holds_back_little: bool) -> bool:
+        """Whether the first run's model is the one, with few events held back or not."""
+        return self.final == "keep" or (self.final == "auto" and holds_back_little)
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run, at most so many if the length is chosen."""

@@ -22,6 +22,7 @@ from mtmh.data.randomness import Purpose, generator
 from mtmh.data.schema import HISTORIES, ITEM_ID, TRAIN_AGE, TRAIN_COUNT, FloatScale
 
 _SAMPLED_TIMES = 1 << 22  # bounds the memory of finding the cut
+_LITTLE = 0.05  # of T1's events
 _NEVER = np.iinfo(np.int64).max
 
 
@@ -76,6 +77,11 @@ class ValidationDataset(Dataset):
                 "test_begin": instant,
             }
         )
+
+    @property
+    def holds_back_little(self) -> bool:
+        """Whether a model without the events held back is as good as one with them: below a twentieth of T1."""
+        return self.summary.num_test_events < _LITTLE * (self.summary.num_test_events + self.summary.num_train_events)
 
     @cached_property
     def item_table(self) -> ItemTable:

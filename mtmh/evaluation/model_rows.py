@@ -42,10 +42,17 @@ class ModelRows:
     measure: Measure
 
     def add_own(self, alphas: Sequence[float]) -> None:
-        """The merge first; with several heads also each alone, by the common and by its own score, and other alphas."""
+        """The merge first; with several heads also each alone, by the common and by its own score, and other alphas.
+
+        Where the sorter has candidates of its own for a user, the list of the first row has them and the others are
+        as for requests that name alpha: divided among the heads.
+        """
         ranking = self._ranked(self.subject)
+        has_own = isinstance(self.subject.sorter, UserSource) and self.settings.user_share > 0.0
         if len(self.subject.heads) == 1:
             self._add(self.name, "merged", ranking)
+            if has_own:
+                self._add(f"{self.name}, the head's alone", "preranking", ranking, heads_alone=True)
             return
         alpha = self.settings.alpha
         self._add(f"{self.name}, merged, alpha = {alpha:g}", "merged", ranking, alpha=alpha)
@@ -57,8 +64,9 @@ class ModelRows:
             if (lists != ranking.lists(head=place)).any():
                 name = f"{self.name}, {head} head by its own score"
                 self.measure.add(name, "own-score", ranking.answers(head=place), lists)
-        for other in sorted(set(alphas) - {*ends, alpha}):
-            self._add(f"{self.name}, alpha = {other:g}", "alpha", ranking, alpha=other)
+        shown = {*alphas, alpha} if has_own else set(alphas) - {alpha}
+        for other in sorted(shown - {*ends}):
+            self._add(f"{self.name}, heads alone, alpha = {other:g}", "alpha", ranking, alpha=other, heads_alone=True)
 
     def add_preranked(self, learned: Ranker | None, *, rank_all: bool) -> None:
         """The merge under the other ways of preranking: those that are not the model's own.
@@ -73,9 +81,6 @@ class ModelRows:
         rankers = {kind: (model, model) for kind, model in models.items()}
         rankers["head-score"] = (HeadScorePreranker(), self.subject.by_similarity)
         shown = {_outcome(*own, "per-head")}
-        if isinstance(self.subject.sorter, UserSource) and self.settings.user_share:
-            heads_alone = self._ranked(self.subject, user_share=0.0)
-            self._add(f"{self.name}, without the user's own candidates", "preranking", heads_alone)
         for name, (keeps, sorts, preranking) in _WAYS.items():
             keeps, sorts, shared = keeps or own[0], sorts or own[1], preranking == "shared"
             missing = not {keeps, sorts} <= rankers.keys() or (shared and len(self.subject.heads) == 1)
@@ -100,8 +105,16 @@ class ModelRows:
             answers, lists = ranking.answers(head=place), ranking.lists(head=place)
             self.measure.add(f"{self.name}, {head} head{more}", kind, answers, lists, alpha)
 
-    def _add(self, name: str, kind: RowKind, ranking: RankedCandidates, alpha: float | None = None) -> None:
-        self.measure.add(name, kind, ranking.answers(alpha), ranking.lists(alpha), alpha)
+    def _add(
+        self,
+        name: str,
+        kind: RowKind,
+        ranking: RankedCandidates,
+        alpha: float | None = None,
+        *,
+        heads_alone: bool = False,
+    ) -> None:
+        self.measure.add(name, kind, ranking.answers(alpha), ranking.lists(alpha, heads_alone=heads_alone), alpha)
 
     def _ranked(
         self,
@@ -110,7 +123,6 @@ class ModelRows:
         sorter: Ranker | None = None,
         *,
         shared: bool = False,
-        user_share: float | None = None,
     ) -> RankedCandidates:
         pipeline = subject.pipeline(self.settings, len(self.measure.train_count))
         pipeline = replace(
@@ -118,7 +130,6 @@ class ModelRows:
             preranker=preranker or pipeline.preranker,
             sorter=sorter or pipeline.sorter,
             shared=shared,
-            user_share=pipeline.user_share if user_share is None else user_share,
         )
         return rank_users(self.cohort, pipeline, self.measure.length)
 

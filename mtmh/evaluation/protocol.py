@@ -148,7 +148,12 @@ class RankedCandidates:
         return Answers(np.concatenate(users), np.concatenate(triggers), np.concatenate(items))
 
     def lists(
-        self, alpha: float | None = None, head: int | None = None, *, by_own_score: bool = False
+        self,
+        alpha: float | None = None,
+        head: int | None = None,
+        *,
+        by_own_score: bool = False,
+        heads_alone: bool = False,
     ) -> npt.NDArray[np.int64]:
         """The users' lists.
 
@@ -156,6 +161,7 @@ class RankedCandidates:
             alpha: as for ``answers``.
             head: as for ``answers``.
             by_own_score: sort the head's answers by its own similarity, not by the sorter.
+            heads_alone: leave out candidates of the users themselves, as for a request that names alpha.
 
         Returns:
             [U, length] item indices, best first, -1: none.
@@ -163,7 +169,8 @@ class RankedCandidates:
         alpha = self.pipeline.alpha if alpha is None else alpha
         lists = np.full((self.num_users, self.length), -1, np.int64)
         for part in self.groups:
-            lists[part.users] = _lists(self.pipeline, part, self.length, alpha, head, by_own_score)
+            shown = replace(part, own=None) if heads_alone else part
+            lists[part.users] = _lists(self.pipeline, shown, self.length, alpha, head, by_own_score)
         return lists
 
 

@@ -218,7 +218,7 @@ def _curve_section(evaluation: Evaluation, others: Sequence[Evaluation]) -> str:
     caption = f"Up is more recall@{largest}, right is more L2 topic match. Bars: 95 % intervals."
     if evaluation.sweep():
         caption += (
-            " The line: the same model at other alphas (the numbers), chosen at serving time; the ring: the recipe's."
+            " The line: the heads alone by alpha (the numbers), chosen at serving time; the ring: the recipe's answer."
         )
     return f"<figure>{curve_svg(evaluation, others)}<figcaption>{escape(caption)}</figcaption></figure>"
 

@@ -157,7 +157,7 @@ class Evaluation(BaseModel):
 
     @property
     def merged(self) -> Row:
-        """The row of the model's answers at the recipe's alpha."""
+        """The row of the model's answers by the recipe, to requests that name no alpha."""
         return self.row("merged")
 
     def sweep(self) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from mtmh.preranking.artifact import (
     TaskQuality,
     TaskSummary,
 )
+from mtmh.preranking.held_back import embedded_by, model_without_end
 from mtmh.preranking.inputs import ItemInputs, open_inputs
 from mtmh.preranking.item_tower import write_item_tower
 from mtmh.preranking.labels import Labels
@@ -42,6 +44,7 @@ from mtmh.preranking.stacking import fit_combination, judged_candidates
 from mtmh.preranking.user_ranker import UserRanker
 from mtmh.tower.export import TOWER
 from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.trainer import VALIDATION
 
 _CHUNK_ITEMS = 8192
 
@@ -58,11 +61,9 @@ def write_preranker(config: Config, out: Path) -> Artifact:
     """
     dataset = open_dataset(config.dataset_dir)
     settings = config.preranker
-    inputs, artifacts = open_inputs(dataset, config.model_dir("embeddings") if settings.head_embeddings else None)
-    checkpoint = open_artifact(latest_checkpoint(config.preranker_checkpoints), "checkpoint")
-    for name, artifact in artifacts.items():
-        if checkpoint.manifest.inputs.get(name) != artifact.manifest.digest:
-            raise ValueError(f"{checkpoint.path}: trained on another {name} artifact than {artifact.path}; train again")
+    embeddings = config.model_dir("embeddings") if settings.head_embeddings else None
+    inputs, artifacts = open_inputs(dataset, embeddings)
+    checkpoint = _checkpoint(config.preranker_checkpoints, artifacts)
     labels = Labels(settings.tasks, dataset.summary)
     model = load_preranker(checkpoint.path)
     tasks = [
@@ -88,7 +89,12 @@ def write_preranker(config: Config, out: Path) -> Artifact:
         linear_neighbours(engaged, settings.neighbours, settings.linear_items).save(writer.folder / LINEAR)
         np.save(writer.folder / POPULARITY, item_popularity(dataset.history_reader(), dataset.num_items))
         view = ValidationDataset(dataset, config.validation, config.seed)
-        combination, weights = learned_combination(settings, view, scorer, inputs.vectors, config.seed)
+        held_back = _held_back_embeddings(config.model_dir("checkpoints"), embeddings, config.held_back_embeddings)
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            judge, heads = held_back_scorer(
+                settings, view, config.preranker_checkpoints / VALIDATION, held_back, tasks, Path(folder)
+            )
+            combination, weights = learned_combination(settings, view, judge, heads, config.seed)
         save_model(combination, str(writer.folder / COMBINATION))
         writer.summary |= PrerankerSummary(
             num_items=dataset.num_items,
@@ -128,11 +134,56 @@ def write_items(model: Preranker, inputs: ItemInputs, num_items: int, folder: Pa
 def learned_combination(
     settings: PrerankerConfig, view: ValidationDataset, scorer: Scorer, heads: Mapping[str, ItemVectors], seed: int
 ) -> tuple[Combination, dict[str, float]]:
-    """The combination of evidence, learned on the end of T1, and the weight of each kind in its linear part."""
+    """The combination of evidence, learned on the end of T1, and the weight of each kind in its linear part.
+
+    ``scorer`` and ``heads`` are those of models that have not seen that end (`held_back_scorer`).
+    """
     judged = judged_candidates(settings, view, scorer, heads, seed)
     combination = fit_combination(judged, settings.combination_hidden, seed)
     weights = combination.linear.weight.detach()[0].tolist()
     return combination, dict(zip(judged.names, weights, strict=True))
+
+
+def held_back_scorer(
+    settings: PrerankerConfig,
+    view: ValidationDataset,
+    checkpoints: Path,
+    embeddings: Path | None,
+    tasks: list[TaskSummary],
+    folder: Path,
+) -> tuple[Scorer, Mapping[str, ItemVectors]]:
+    """The preranker that has not seen the end of T1, and the embeddings of the heads that it takes.
+
+    Args:
+        settings: of the preranker.
+        view: without the end of T1.
+        checkpoints: of this preranker.
+        embeddings: folder of those that it was trained with, if any.
+        tasks: of the score.
+        folder: where the vectors of the items go.
+
+    Raises:
+        ValueError: it has not been trained, or on other inputs.
+    """
+    inputs, artifacts = open_inputs(view, embeddings)
+    model = load_preranker(_checkpoint(checkpoints, artifacts).path)
+    vectors = write_items(model, inputs, view.num_items, folder)
+    return Scorer(vectors, model.user_tower, tasks, settings.history_length), inputs.vectors
+
+
+def _held_back_embeddings(checkpoints: Path, embeddings: Path | None, held_back: Path) -> Path | None:
+    """As training found them."""
+    checkpoint = embeddings and model_without_end(checkpoints, embeddings)
+    return held_back if checkpoint and embedded_by(held_back, checkpoint) else embeddings
+
+
+def _checkpoint(root: Path, inputs: Mapping[str, Artifact]) -> Artifact:
+    """The newest one, which must have been trained on these inputs."""
+    checkpoint = open_artifact(latest_checkpoint(root), "checkpoint")
+    for name, artifact in inputs.items():
+        if checkpoint.manifest.inputs.get(name) != artifact.manifest.digest:
+            raise ValueError(f"{checkpoint.path}: trained on another {name} artifact than {artifact.path}; train again")
+    return checkpoint
 
 
 def write_rows(ranker: UserRanker, source: Path, rows: npt.NDArray[np.integer[Any]], out: Path) -> Artifact:

@@ -13,9 +13,7 @@ from mtmh.config.retrieval import Ranking
 from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.preranking.user_ranker import UserRanker
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, HistoryPreranker, Ranker, Requests
-
-USER = "user"  # in the place of a head: what all that is known of the user speaks for
+from mtmh.retrieval.ranking import USER, Candidates, HeadScorePreranker, HistoryPreranker, Ranker, Requests
 
 _MORE_CANDIDATES = 2000  # looked at in the place of those that may not be answers
 

@@ -26,7 +26,8 @@ class Query:
         num_probes: clusters searched a head.
         k_trigger: candidates that a trigger of a history and a head keep after preranking; more where the list would
             not fill.
-        alpha: percent of the answers from the engagement head; the other heads share the rest equally.
+        alpha: percent of the answers from the engagement head; the other heads share the rest equally. With a history,
+            None leaves ``retrieval.user_share`` of the list to the learned preranker, whichever head found an item.
         shares: share of each head instead, summing to 1; heads that are not named have none.
         filters: what may be an answer; a trigger is never in its own.
         features: features of triggers that the index may not know, by id; they are embedded on the fly. What the index
@@ -79,8 +80,8 @@ class Query:
         Args:
             defaults: of the retriever.
             heads: its heads, the engagement head first.
-            user_source: whether it has candidates of a user beside those of the heads; a request that has shares of
-                heads gets none of them.
+            user_source: whether it has candidates of a user beside those of the heads; a request that says how the
+                heads share its list gets none of them.
 
         Raises:
             RequestError: more answers than candidates, or shares that do not fit the heads.
@@ -92,7 +93,7 @@ class Query:
             raise RequestError(f"k is {k}, more than the {k_ann} candidates of a head (k_ann)")
         alpha = self.alpha if self.alpha is not None else defaults.alpha
         shares = head_shares(alpha, len(heads)) if self.shares is None else named_shares(self.shares, heads)
-        user = user_source and self.history is not None and self.shares is None
+        user = user_source and self.history is not None and self.alpha is None and self.shares is None
         of_user = round(k * defaults.user_share / 100.0) if user else 0
         return QueryPlan(
             k=k,

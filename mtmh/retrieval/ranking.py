@@ -17,6 +17,8 @@ import pyarrow as pa
 from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
 
+USER = "user"  # in the place of a head: what all that is known of the user speaks for
+
 _GATHERED_FLOATS = 8_388_608  # bounds the memory of gathered embeddings (32 MiB)
 
 

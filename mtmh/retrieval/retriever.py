@@ -18,7 +18,8 @@ from mtmh.artifacts import open_artifact
 from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.arrays import Indices, ItemId, Mask
-from mtmh.data.item_vectors import ItemVectors, StackedVectors
+from mtmh.data.item_vectors import ItemVectors
+from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.errors import RequestError
 from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
 from mtmh.index.store import open_head
@@ -28,10 +29,11 @@ from mtmh.retrieval.answers import RetrievedItem, SideBySide, popular_answers, t
 from mtmh.retrieval.catalogue import Catalogue, ItemDescription
 from mtmh.retrieval.cpu_cores import Shares
 from mtmh.retrieval.head_search import HeadSearch
-from mtmh.retrieval.open_preranker import USER, open_prerankers
+from mtmh.retrieval.open_preranker import open_prerankers
 from mtmh.retrieval.parallel_search import AllHeads
 from mtmh.retrieval.query import Query, QueryPlan, fixed_probes
 from mtmh.retrieval.ranking import (
+    USER,
     Candidates,
     Extensible,
     Ranker,
@@ -405,5 +407,8 @@ class Retriever:
 
 
 def _taking_part(plan: QueryPlan) -> list[str]:
-    """The heads with a share. A head without one is not searched: each of the others finds all that there is."""
-    return [head for head, quota in plan.quotas.items() if quota]
+    """The heads with a share, and all where a share is the user's own, for which any head may find the best.
+
+    Another head is not searched: each of those with a share finds all that there is.
+    """
+    return [head for head, quota in plan.quotas.items() if quota or plan.of_user]

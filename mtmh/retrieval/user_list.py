@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mtmh.data.arrays import Scores
 from mtmh.retrieval.merge import quota_merge
-from mtmh.retrieval.ranking import Candidates, Ranker, Requests
+from mtmh.retrieval.ranking import USER, Candidates, Ranker, Requests
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class UserList:
     Attributes:
         items: [N] item indices.
         scores: [N] float32, comparable over heads and triggers.
-        similarities: [N] float32, to the trigger, under the head that brought the item.
-        heads: [N] position of that head among those given.
+        similarities: [N] float32, to the trigger, under that head.
+        heads: [N] position among those given of the head that found the item, with the best rank if several did.
         triggers: [N] item indices.
     """
 
@@ -43,7 +43,7 @@ def user_list(
 
     Args:
         requests: the T triggers of one user.
-        kept: candidates [T, C] of each head.
+        kept: candidates [T, C] of each head; the user's own ones, if there are any, last.
         rankings: [T, C] preranking scores of them, larger first; they decide the order in a pool.
         quotas: answers of each head.
         sorter: scores what is merged.
@@ -56,20 +56,52 @@ def user_list(
     lists = [candidates.items.ravel()[pool][None, :] for candidates, pool in zip(kept, pools, strict=True)]
     merged = quota_merge(lists, quotas)
     items, heads, ranks = (values[0][merged.items[0] >= 0] for values in (merged.items, merged.heads, merged.ranks))
+    places = np.empty(len(items), np.intp)
+    for head, pool in enumerate(pools):
+        places[heads == head] = pool[ranks[heads == head]]
+    if kept and kept[-1].head == USER:
+        heads, places = _first_found(items, heads, places, kept)
     scores, similarities = np.empty(len(items), np.float32), np.empty(len(items), np.float32)
     triggers = np.empty(len(items), np.int64)
-    for head, (candidates, pool) in enumerate(zip(kept, pools, strict=True)):
+    for head, candidates in enumerate(kept):
         brought = heads == head
-        places = pool[ranks[brought]]
-        rows = places // candidates.items.shape[1]
+        rows = places[brought] // candidates.items.shape[1]
         triggers[brought] = requests.triggers[rows]
-        similarities[brought] = candidates.scores.ravel()[places]
+        similarities[brought] = candidates.scores.ravel()[places[brought]]
         # Scored as one candidate of its trigger each.
         repeated = Requests(requests.triggers[rows], requests.users[rows], requests.histories)
         single = Candidates(candidates.head, items[brought][:, None], similarities[brought][:, None])
         scores[brought] = sorter.score(repeated, single)[:, 0]
     order = np.argsort(-scores, kind="stable")
     return UserList(items[order], scores[order], similarities[order], heads[order], triggers[order])
+
+
+def _first_found(
+    items: npt.NDArray[np.int64], heads: npt.NDArray[np.int8], places: npt.NDArray[np.intp], kept: Sequence[Candidates]
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]]:
+    """Puts heads in the place of the user's own candidates, where they found them too: a person sees why.
+
+    Args:
+        items: [N] answers.
+        heads: [N] that brought them.
+        places: [N] in the flattened candidates of that head.
+        kept: candidates of the heads, best first.
+
+    Returns:
+        heads and places, where one of the other heads has the item: of the best rank among these.
+    """
+    last = len(kept) - 1
+    ranks = np.where(heads == last, np.iinfo(np.int64).max, -1)
+    for head, candidates in enumerate(kept[:-1]):
+        width = candidates.items.shape[1]
+        by_rank = candidates.items.T.ravel()  # all first candidates, then all second ones
+        found, first = np.unique(by_rank, return_index=True)
+        at = np.minimum(np.searchsorted(found, items), len(found) - 1)
+        rank, row = np.divmod(first[at], len(candidates.items))
+        better = (found[at] == items) & (rank < ranks)
+        heads, ranks = np.where(better, head, heads).astype(np.int8), np.where(better, rank, ranks)
+        places = np.where(better, row * width + rank, places)
+    return heads, places
 
 
 def trigger_widths(k: int, length: int, num_triggers: int) -> Iterator[int]:

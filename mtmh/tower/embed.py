@@ -16,7 +16,7 @@ from rich.progress import Progress
 from mtmh.artifacts import Artifact, ArtifactWriter, fsync, open_artifact, write_atomically
 from mtmh.config import Config, decisive
 from mtmh.data.arrays import Vectors
-from mtmh.data.dataset import open_dataset
+from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
 from mtmh.data.row_file import RowFile
 from mtmh.distributed.ranks import Ranks, join_ranks, on_first
@@ -34,7 +34,14 @@ _SHARD_ITEMS = 65_536
 _CHUNK_ITEMS = 8192
 
 
-def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None) -> Artifact:
+def embed_catalogue(
+    config: Config,
+    out: Path,
+    *,
+    delta_from: Path | None = None,
+    checkpoint: Artifact | None = None,
+    dataset: Dataset | None = None,
+) -> Artifact:
     """Writes an embeddings artifact: ``<head>.npy``, [I, D] float32 unit length, for every head of the model.
 
     Alone, or as one rank of torchrun: then the embedding tables are sharded over the ranks, and each rank embeds its
@@ -46,14 +53,16 @@ def embed_catalogue(config: Config, out: Path, *, delta_from: Path | None = None
         out: folder of the artifact, on a disk that all ranks see; the same on all.
         delta_from: the checkpoint that the model was continued from; items that are as they were keep the embeddings
             that were made from it (`find_delta`).
+        checkpoint: of the model; None: its newest.
+        dataset: with the features that items have for it; None: the recipe's.
 
     Raises:
         ValueError: no dataset or checkpoint, the checkpoint was trained on other features, an embedding is not finite,
             or kept embeddings have drifted from the model by more than ``embedding.max_drift``.
     """
     with join_ranks(config.training.device) as ranks:
-        dataset = open_dataset(config.dataset_dir)
-        checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
+        dataset = dataset or open_dataset(config.dataset_dir)
+        checkpoint = checkpoint or open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
         trained_on = checkpoint.manifest.inputs.get("dataset")
         if trained_on != dataset.artifact.manifest.digest:
             raise ValueError(

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_CURVE = "validation.json"
 SCORE = "score"  # the measured figure that decides
+_GAIN = 0.01  # less is not worth more training, and within what another sample of users would change
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class EarlyStopping:
         measure: the figures of the model as it is; all ranks call it together and get the same.
         folder: of the checkpoints.
         steps_per_epoch: of the run.
-        patience: measurements without a better one that end the run.
+        patience: measurements without one that is better by a hundredth that end the run.
         ranks: this process among the others.
         show: prints what was measured.
         start_step: finished steps; later points are dropped.
@@ -80,7 +81,11 @@ class EarlyStopping:
     @property
     def is_over(self) -> bool:
         """True once it has trained long enough."""
-        return bool(self.curve) and sum(point.step > self.best.step for point in self.curve) >= self._patience
+        reached, since = 0.0, 0
+        for point in self.curve:
+            better = point.measured[SCORE] > (1.0 + _GAIN) * reached
+            reached, since = (point.measured[SCORE], 0) if better else (reached, since + 1)
+        return since >= self._patience
 
     def latest(self) -> Mapping[str, float]:
         """The figures measured last; nothing before the first look."""

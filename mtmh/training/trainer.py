@@ -87,7 +87,8 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         view = ValidationDataset(dataset, config.validation, config.seed)
         _, stopping = _train(replace(run, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
         assert stopping is not None
-        return _train(run, ranks, root, resume=resume, profile=profile, chosen=stopping)[0]
+        keep = config.training.keeps_first(view.holds_back_little)
+        return _train(run, ranks, root, resume=resume, profile=profile, chosen=stopping, keep=keep)[0]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def _train(
     profile: int = 0,
     view: ValidationDataset | None = None,
     chosen: EarlyStopping | None = None,
+    keep: bool = False,
 ) -> tuple[Path, EarlyStopping | None]:
     """One run from its newest checkpoint, or the beginning, to its end.
 
@@ -127,6 +129,7 @@ def _train(
         profile: see `train`.
         view: the dataset of a run that is measured on what this holds back, and ends when that gets no better.
         chosen: the run before, which says how long this one is.
+        keep: take the best model of that run as it is.
 
     Returns:
         The last checkpoint; what was measured, if there is a ``view``.
@@ -157,7 +160,9 @@ def _train(
         pin_memory=on_gpu,
     )
     if chosen is not None:
-        loader.num_steps = _final_steps(chosen, loader, training)
+        # As many epochs as were best; the very step of the model that is kept.
+        epochs = max(1, round(chosen.best.epoch * loader.steps_per_epoch))
+        loader.num_steps = chosen.best.step if keep else epochs
 
     torch.manual_seed(run.seed)
     model = build_model(run.model, features, ranks.device, tables=torch.device("meta"))
@@ -183,7 +188,7 @@ def _train(
         carried = carry_over(previous, dataset, sharded, optimizer, ranks, keep_optimizer=keep)
         if frequencies is not None:
             carry_over_frequencies(previous, dataset, frequencies)
-    if chosen is not None and training.final == "keep" and not step:
+    if chosen is not None and keep and not step:
         step = checkpoints.restore(root / VALIDATION / f"step-{chosen.best.step:08d}", trained())
         return checkpoints.save(step, trained()), None
     id_tables = IdTables(sharded)
@@ -238,10 +243,3 @@ def _train(
     if stopping is not None and not stopping.curve:  # over before the first look
         stopping(step)
     return checkpoint, stopping
-
-
-def _final_steps(chosen: EarlyStopping, loader: PairLoader, training: TrainingConfig) -> int:
-    """As many epochs as were best; the very step of the model that is kept."""
-    if training.final == "keep":
-        return chosen.best.step
-    return max(1, round(chosen.best.epoch * loader.steps_per_epoch))

@@ -243,7 +243,7 @@ def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: 
     others = {("own", "shared"): "shared preranking", ("learned", "shared"): "learned preranker, shared"}
     found = {}
     for (keeps, sorts), name in ways.items():
-        retrieval = {"preranker": keeps, "sorter": sorts, "k": 8, "k_ann": 60}
+        retrieval = {"preranker": keeps, "sorter": sorts, "k": 8, "k_ann": 60, "user_share": 0.0}
         changed = config.model_copy(
             update={
                 "retrieval": config.retrieval.model_copy(update=retrieval),
@@ -254,7 +254,7 @@ def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: 
         rows = load_evaluation(evaluate(changed, tmp_path / f"{name}-evaluation", index=index.path).path).rows
         shown = {row.name.removeprefix("tiny, "): row for row in rows if row.kind == "preranking"}
         assert shown.keys() == {*ways.values(), others["own", "shared"]} - {name} | (
-            {others["learned", "shared"]} if sorts != "learned" else {"without the user's own candidates"}
+            {others["learned", "shared"]} if sorts != "learned" else set()
         )
         found[name] = {**shown, name: next(row for row in rows if row.kind == "merged")}
     for name in ways.values():

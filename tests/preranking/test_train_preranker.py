@@ -19,18 +19,22 @@ from test_examples import loader_of
 from tiny_preranker import TASKS, tiny_config, write_embeddings, write_inputs
 from tiny_run import losses_of, state_of
 
+from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks
 from mtmh.preranking import task as task_module
 from mtmh.preranking.examples import ExampleBatch
 from mtmh.preranking.export import write_preranker
+from mtmh.preranking.held_back import embedded_by, model_without_end
 from mtmh.preranking.inputs import open_inputs
 from mtmh.preranking.model_builder import load_preranker
 from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.task import PrerankerLoss
 from mtmh.preranking.trainer import train_preranker
+from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.trainer import VALIDATION, train
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +195,33 @@ def test_artifacts_of_other_data_are_refused(root: Path, tmp_path: Path) -> None
         train_preranker(tiny_config(root, "nothing"))
     manifest = json.loads((root / "dataset" / "manifest.json").read_text())
     assert "like" in manifest["summary"]["event_kinds"]
+
+
+def test_evidence_is_weighed_by_a_model_and_embeddings_that_have_not_seen_the_end(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    config = tiny_config(tmp_path, training={"epochs": 1})
+    training = {"epochs": "auto", "max_epochs": 2, "batch_size": 48, "num_shards": 6, "shuffle_pairs": 96}
+    tower = {"embedding_dim": 8, "dense_hidden": [8], "dense_dim": 4, "head_hidden": [16], "head_dim": 8}
+    recipe = config.model_dump(mode="json") | {"model": tower | {"heads": [{"name": "engagement"}]}}
+    config = Config.model_validate(recipe | {"training": training, "validation": {"num_users": 60}})
+    checkpoint = open_artifact(train(config), "checkpoint")
+    embeddings = config.model_dir("embeddings")
+    embed_catalogue(config, embeddings)
+    train_preranker(config)
+    best = checkpoint.summary["validation"]["best"]["step"]
+    found = model_without_end(config.model_dir("checkpoints"), embeddings)
+    assert found is not None
+    assert found.path == config.model_dir("checkpoints") / VALIDATION / f"step-{best:08d}"
+    assert embedded_by(config.held_back_embeddings, found)
+    assert not embedded_by(embeddings, found)
+    first = open_artifact(latest_checkpoint(config.preranker_checkpoints / VALIDATION), "checkpoint")
+    last = open_artifact(latest_checkpoint(config.preranker_checkpoints), "checkpoint")
+    digests = [
+        open_artifact(folder, "embeddings").manifest.digest for folder in (config.held_back_embeddings, embeddings)
+    ]
+    assert [made.manifest.inputs["embeddings"] for made in (first, last)] == digests
+    write_preranker(config, tmp_path / "out")
+    # Without the run that has not seen the end there is nothing to weigh by.
+    first.path.rename(tmp_path / "gone")
+    with pytest.raises(ValueError, match="validation: no complete checkpoint"):
+        write_preranker(config, tmp_path / "again")

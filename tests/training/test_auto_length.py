@@ -76,5 +76,14 @@ def test_the_best_model_of_the_first_run_can_be_kept(root: Path) -> None:
     for name, value in state_of(checkpoint).items():
         assert torch.equal(value, expected[name]), name
     assert train(config) == checkpoint
-    with pytest.raises(ValueError, match=r"training.final was keep, is retrain"):
-        train(config_of(root, "kept"))
+
+
+@pytest.mark.parametrize(("held_back", "kept"), [(3, True), (60, False)])
+def test_the_model_is_trained_again_where_much_was_held_back(root: Path, held_back: int, kept: bool) -> None:
+    config = config_of(root, f"held-{held_back}", max_epochs=2)
+    config = config.model_copy(update={"validation": config.validation.model_copy(update={"num_users": held_back})})
+    checkpoint = train(config)
+    best = open_artifact(checkpoint, "checkpoint").summary["validation"]["best"]["step"]
+    first = state_of(config.model_dir("checkpoints") / VALIDATION / f"step-{best:08d}")
+    equal = [torch.equal(value, first[name]) for name, value in state_of(checkpoint).items()]
+    assert all(equal) == kept

@@ -1,1 +1,0 @@
-"""The short way: two tables in, a recipe guessed, every stage run, a model to ask; in Python and for ``mtmh init``."""
