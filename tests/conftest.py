@@ -34,6 +34,7 @@ SLOW = [
         "test_end_to_end.py",
         "test_extras.py",
         "test_import.py",
+        "test_python_blocks.py",
         "tower/test_delta.py",
         "training/test_auto_length.py",
         "training/test_continuation.py",
