@@ -1,4 +1,13 @@
-"""Jobs of a chain: submit one through TorchX's runner, follow it, cancel it, and find what it printed."""
+"""Jobs of a chain: submit one through TorchX's runner, follow it, cancel it, and find what it printed.
+
+In two places TorchX (0.7.0) is passed by:
+
+* Its Slurm scheduler tells the state of a job by ``sacct``, and asks it before it cancels one. A cluster without
+  accounting has no such answer, and of a job of several nodes TorchX takes the state of the last part for that of the
+  whole. So the state is Slurm's own, by ``scontrol``, with the states of all parts, and ``scancel`` is called directly.
+* Its local scheduler knows its jobs in memory only. After a chain was killed, its ranks go on, and would write where
+  those of the next chain do. So the processes of a job are recorded, and the next chain ends those that are left.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +103,7 @@ class Jobs:
 
     def state(self, job: Job) -> AppState:
         """The state of the job; ``UNKNOWN``: the scheduler does not know it, or not any more."""
-        # Slurm's own word first: TorchX asks the accounting, which a cluster may not have.
+        # Slurm's own word first; what it has forgotten the accounting may know.
         told = _slurm_state(job.app_id) if self._scheduler == "slurm" else None
         if told is not None:
             return told
@@ -108,7 +117,6 @@ class Jobs:
         """Ends the job; jobs on this machine have ended when this returns."""
         started = self.processes()
         if self._scheduler == "slurm":
-            # TorchX asks the accounting first whether there is such a job.
             subprocess.run(["scancel", job.app_id], check=False)
         else:
             self._runner.cancel(job.handle)
@@ -116,11 +124,7 @@ class Jobs:
             end_processes(started)
 
     def processes(self) -> list[Process]:
-        """All processes that jobs on this machine consist of, those of other chains not among them.
-
-        They are recorded because TorchX's local scheduler knows its jobs in memory only: after a chain was killed, its
-        ranks go on, and would write where those of the next chain do.
-        """
+        """All processes that jobs on this machine consist of, those of other chains not among them."""
         if not self._local:
             return []
         found = []
@@ -184,10 +188,7 @@ def _telling(lines: list[str]) -> list[str]:
 
 
 def _slurm_state(app_id: str) -> AppState | None:
-    """The state of a job of one or several nodes; None: Slurm has forgotten it.
-
-    TorchX asks the accounting (``sacct``), which a cluster may not have.
-    """
+    """The state of a job of one or several nodes; None: Slurm has forgotten it."""
     shown = subprocess.run(
         ["scontrol", "show", "job", "--oneliner", app_id], capture_output=True, text=True, check=False
     ).stdout
