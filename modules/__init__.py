@@ -1,10 +1,12 @@
 """The MTMH model: nn.Modules and losses that any TorchRec stack can import."""
 
+from mtmh.specs import Head, IdTable
+
 from .combination import Combination
 from .content_encoder import ContentEncoder, ContentInputs, PooledEncoder
 from .dense_nn import DenseNN
-from .heads import Head, HeadMLP
-from .id_tables import HashIdRows, IdTable, build_managed_ebc
+from .heads import HeadMLP
+from .id_tables import HashIdRows, build_managed_ebc
 from .losses import LossOutput, Similar, TeacherEmbeddings, contrastive_losses
 from .masks import accidental_hits
 from .mtmh import MTMH

@@ -1,46 +1,11 @@
-"""Heads: what each one learns (its loss weights) and the MLP that computes its item embedding."""
+"""The MLP of a head, which computes its item embedding."""
 
 from __future__ import annotations
-
-import math
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .mlp import hidden_layers
-
-
-@dataclass(frozen=True)
-class Head:
-    """One head of the model and its loss, ``engagement_weight * L_e + relevance_weight * L_r + semantic_weight * L_s``.
-
-    ``L_e`` and ``L_r`` are those of MTMH (equation 3), ``L_s`` the semantic task of the related-video paper (equation
-    5). A list of heads is all that tells the papers' models apart::
-
-        single task    [Head("engagement")]
-        MTSH           [Head("multi_task", relevance_weight=0.5)]
-        STMH           [Head("engagement"), Head("relevance", engagement_weight=0.0, relevance_weight=1.0)]
-        MTMH           [Head("engagement"), Head("relevance", relevance_weight=0.5)]
-        related video  [Head("multi_task", semantic_weight=500.0)]
-
-    Raises:
-        ValueError: a weight is negative or not finite, or all are zero.
-    """
-
-    name: str
-    engagement_weight: float = 1.0
-    relevance_weight: float = 0.0
-    semantic_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        weights = (self.engagement_weight, self.relevance_weight, self.semantic_weight)
-        if not all(math.isfinite(weight) and weight >= 0.0 for weight in weights):
-            raise ValueError(f"head {self.name!r}: loss weights must be finite and at least 0, got {weights}")
-        if not any(weights):
-            raise ValueError(
-                f"head {self.name!r} has no loss: give it an engagement_weight, a relevance_weight or a semantic_weight"
-            )
 
 
 class HeadMLP(nn.Module):

@@ -6,8 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import fbgemm_gpu  # noqa: F401  (registers the operators)
 import torch
@@ -23,6 +22,8 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 from torchrec.modules.mc_modules import ManagedCollisionCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from mtmh.specs import IdTable
+
 from .sparse_nn import build_ebc
 
 NO_ROW = -1  # the row of an id without one, and the identity of a row without an id
@@ -30,42 +31,6 @@ _BITS = 2**63 - 1  # negative numbers mark what is absent
 _CHUNK_IDS = 16_384  # bounds the memory of a search for free rows: this many ids times ``max_probe``
 _NEAR = 8  # rows that are looked at first: in a table with room one of them is free
 _NEVER = torch.iinfo(torch.int64).max
-
-
-@dataclass(frozen=True)
-class IdTable:
-    """A table whose rows are given to raw ids as they come.
-
-    Attributes:
-        rows: rows of the table; a multiple of ``buckets``.
-        buckets: parts of the table that a sharder never cuts; any number of ranks that divides it gives every id the
-            same row.
-        max_probe: rows that an id may take, counted from the one that its hash names; the others of its bucket stay
-            closed to it.
-        eviction: what an id does that finds all those rows taken. ``none``: it goes without. ``lru``: it takes the row
-            of the id that was seen longest ago, if that was before this step. ``ttl``: it takes the first row whose id
-            was not seen for more than ``ttl_steps`` steps, and goes without if there is none.
-        ttl_steps: steps of training, for ``ttl``.
-    """
-
-    rows: int
-    buckets: int = 48
-    max_probe: int = 128
-    eviction: Literal["none", "lru", "ttl"] = "none"
-    ttl_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.rows < 1 or self.buckets < 1 or self.rows % self.buckets:
-            raise ValueError(f"IdTable: rows ({self.rows}) must be a positive multiple of buckets ({self.buckets})")
-        if self.max_probe < 1:
-            raise ValueError(f"IdTable: max_probe must be at least 1, got {self.max_probe}")
-        if (self.eviction == "ttl") != (self.ttl_steps is not None) or (
-            self.ttl_steps is not None and self.ttl_steps < 1
-        ):
-            raise ValueError(
-                f"IdTable: ttl_steps, at least 1, goes with eviction = ttl and only with it; got {self.ttl_steps} with "
-                f"{self.eviction}"
-            )
 
 
 class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]

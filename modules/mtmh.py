@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from mtmh.specs import Head
+
 from .content_input import ContentInput
 from .dense_nn import DenseNN
-from .heads import Head, HeadMLP
+from .heads import HeadMLP
 from .sparse_nn import SparseNN
 
 

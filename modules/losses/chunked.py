@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..heads import Head
+from mtmh.specs import Head
+
 from .problem import EXCLUDED, Distillation, Hits, Problem
 
 # On CPU a chunk's logits should stay near the last-level cache; beyond that, more rows do not make its products faster.

@@ -35,7 +35,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..heads import Head
+from mtmh.specs import Head
+
 from .chunked import one_pass, rows_at_a_time
 from .problem import Hits, Problem, Similar, TeacherEmbeddings, prepare_similar, prepare_teacher
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..heads import Head
+from mtmh.specs import Head
 
 # Stands for minus infinity in logits: exp gives exactly 0, and 0 times it is 0 where infinity would give nan.
 EXCLUDED = -1e30

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mtmh.config.base import NonNegative, Positive, Settings
+from mtmh.specs import Head, IdTable
 
 HeadName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # also begins the names of files
 
@@ -24,11 +25,8 @@ class HeadConfig(Settings):
     semantic_weight: NonNegative = 0.0
 
     @model_validator(mode="after")
-    def _has_a_loss(self) -> Self:
-        if not (self.engagement_weight or self.relevance_weight or self.semantic_weight):
-            raise ValueError(
-                f"head {self.name!r} has no loss: give it an engagement_weight, a relevance_weight or a semantic_weight"
-            )
+    def _is_a_head(self) -> Self:
+        Head(**self.model_dump())
         return self
 
 
@@ -47,12 +45,8 @@ class IdTableConfig(Settings):
     ttl_steps: Positive | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.rows % self.buckets:
-            nearest = -(-self.rows // self.buckets) * self.buckets
-            raise ValueError(f"rows ({self.rows}) must be a multiple of buckets ({self.buckets}), such as {nearest}")
-        if (self.eviction == "ttl") != (self.ttl_steps is not None):
-            raise ValueError("ttl_steps goes with eviction = ttl, and only with it")
+    def _is_a_table(self) -> Self:
+        IdTable(**self.model_dump())
         return self
 
 

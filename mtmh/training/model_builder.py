@@ -15,10 +15,10 @@ from mtmh.data.schema import FeatureSchema
 from mtmh.distributed.state_files import read_state
 from mtmh.modules.content_input import ContentInput
 from mtmh.modules.dense_nn import DenseNN
-from mtmh.modules.heads import Head
-from mtmh.modules.id_tables import IdTable, build_managed_ebc
+from mtmh.modules.id_tables import build_managed_ebc
 from mtmh.modules.mtmh import MTMH
 from mtmh.modules.sparse_nn import SparseNN, build_ebc
+from mtmh.specs import Head, IdTable
 from mtmh.training.checkpoint import MODEL, STATE
 
 TABLE_TYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from mtmh.config import LossConfig, TrainingConfig
 from mtmh.data.batch import PairBatch
 from mtmh.distributed.ranks import gather_numbers
-from mtmh.modules.heads import Head
 from mtmh.modules.losses import Similar, TeacherEmbeddings, contrastive_losses
 from mtmh.modules.mtmh import MTMH
+from mtmh.specs import Head
 from mtmh.training.frequencies import StreamingFrequencies
 from mtmh.training.semantic import label_pairs
 from mtmh.training.shared_negatives import SharedNegatives, hits_of, share_negatives

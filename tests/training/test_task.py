@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from mtmh.modules.heads import Head
 from synthetic_dataset import pair_loader
 from tiny_run import tiny_config, write_inputs
 from torch import Tensor
@@ -20,6 +19,7 @@ from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks
+from mtmh.specs import Head
 from mtmh.training.semantic import label_pairs
 from mtmh.training.shared_negatives import share_negatives
 from mtmh.training.task import GlobalLoss
