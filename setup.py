@@ -44,6 +44,7 @@ setup(
     package_data={
         "mtmh": [
             "py.typed",
+            "__init__.pyi",
             "config/recipes/*.yaml",
             "config/recipes/variants/*.yaml",
             "prepare/sources/*.yaml",

@@ -134,7 +134,7 @@ class Artifact:
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
-        self.manifest = manifest
+        self.manifest: Manifest = manifest
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import shutil
 import signal
 import socket
 import threading
@@ -22,8 +20,8 @@ from mtmh.chain.gates import GATES, published_index, to_measure
 from mtmh.chain.jobs import Jobs, end_processes
 from mtmh.chain.page import save
 from mtmh.chain.record import RECORD, ChainRecord, Result, StageRecord, load_record, now
-from mtmh.chain.stages import PREVIOUS, Finding, Stage, examine, outlived_checkpoints, stages_of
-from mtmh.chain.state import ChainState, StageState
+from mtmh.chain.stages import PREVIOUS, Finding, Stage, examine, set_checkpoints_aside, stages_of
+from mtmh.chain.state import ChainState, StageState, only_chain
 from mtmh.config import Config, load_config
 from mtmh.data.raw_files import stamp
 from mtmh.index.versions import BelowGateError, publish
@@ -63,7 +61,7 @@ def run_chain(
     config = load_config(recipe, overrides)
     previous = _open_previous(config, continue_from)
     chain_dir = config.model_dir("chain")
-    with _only_chain(chain_dir), _ctrl_c() as stop:
+    with only_chain(chain_dir), _ctrl_c() as stop:
         left = _left_behind(chain_dir)
         folder = _new_folder(chain_dir)
         with Jobs(config, recipe, overrides, scheduler, cfg, folder / "logs") as jobs:
@@ -181,7 +179,9 @@ class Chain:
         files = stamp(stage.files(self._config))
         if finding.reasons:
             self._check_stop(line)
-            self._prepare_to_run(stage, inputs)
+            aside = set_checkpoints_aside(stage, self._config, inputs, self._state)
+            if aside is not None:
+                self._say(f"{stage.name}: another run; the checkpoints of the one before are in {aside}")
             line.reasons = finding.reasons
             ended = self._run_job(stage, line)
             finding = self._left_by(stage, inputs, line, patient=ended is AppState.SUCCEEDED)
@@ -216,16 +216,6 @@ class Chain:
                 return finding
             self._stop.wait(0.5)
             self._check_stop(line)
-
-    def _prepare_to_run(self, stage: Stage, inputs: dict[str, Artifact]) -> None:
-        """Sets the checkpoints aside that a new run of training would refuse to go on from."""
-        folder = outlived_checkpoints(stage, self._config, inputs, self._state)
-        if folder is None:
-            return
-        aside = folder.with_name(f"{folder.name}.before")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-        self._say(f"{stage.name}: another run; the checkpoints of the one before are in {aside}")
 
     def _run_job(self, stage: Stage, line: StageRecord) -> AppState:
         self._say(f"{stage.name}: {'; '.join(line.reasons)}")
@@ -401,18 +391,6 @@ def _open_previous(config: Config, path: Path | None) -> Artifact | None:
             f" period another paths.root or name"
         )
     return open_artifact(path, "checkpoint")
-
-
-@contextmanager
-def _only_chain(folder: Path) -> Iterator[None]:
-    """Two chains of one recipe would write the same artifacts."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{folder}: another chain of this recipe is running") from None
-        yield
 
 
 @contextmanager

@@ -9,6 +9,7 @@ chain (``state.py``): that a training run came to its end, and which raw files a
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -166,7 +167,10 @@ def outlived_checkpoints(
     for checkpoint in latest:
         recorded = checkpoint.manifest.config
         before = (recorded if stage.name == "train" else recorded["preranker"])["training"]
-        shorter = any(_limit(before, key) > _limit(training.model_dump(), key) for key in _LIMITS)
+        now = training.model_dump()
+        # A run of a given length may have gone beyond the one that a choice would find.
+        chosen_now = len(_limits_of(now)) > len(_limits_of(before))
+        shorter = chosen_now or any(_limit(before, key) > _limit(now, key) for key in _limits_of(now))
         others = checkpoint.manifest.inputs != {name: artifact.manifest.digest for name, artifact in inputs.items()}
         if shorter or others or _changes(recorded_decisive(checkpoint, kind), decisive(config, kind)):
             return folder
@@ -175,7 +179,27 @@ def outlived_checkpoints(
     return None
 
 
+def set_checkpoints_aside(
+    stage: Stage, config: Config, inputs: Mapping[str, Artifact], state: ChainState
+) -> Path | None:
+    """Moves the checkpoints away from which a new run of training would refuse to go on.
+
+    Returns:
+        Where they are now; None: there are none.
+
+    Raises:
+        ValueError: as `outlived_checkpoints`.
+    """
+    folder = outlived_checkpoints(stage, config, inputs, state)
+    if folder is None:
+        return None
+    aside = folder.with_name(f"{folder.name}.before")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
+
+
 _LIMITS = ("epochs", "max_steps")
+_LIMITS_OF_CHOICE = ("max_epochs", "patience")  # where the length is chosen by measuring
 _TOWER: Decided = "checkpoint"
 _PRERANKER: Decided = "preranker-checkpoint"
 
@@ -244,7 +268,13 @@ def _lengths(stage: Stage, config: Mapping[str, Any]) -> dict[str, Any]:
     below: Any = config
     for part in sections[stage.name].split("."):
         below = below[part]
-    return {f"{sections[stage.name]}.{key}": below.get(key) for key in _LIMITS}
+    return {f"{sections[stage.name]}.{key}": below.get(key) for key in _limits_of(below)}
+
+
+def _limits_of(training: Mapping[str, Any]) -> tuple[str, ...]:
+    """The settings of a section that say how long a run is."""
+    chosen = training.get("epochs") == "auto" and training.get("max_steps") is None
+    return (*_LIMITS, *_LIMITS_OF_CHOICE) if chosen else _LIMITS
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -58,3 +61,19 @@ class ChainState(BaseModel):
     def save(self, folder: Path) -> None:
         """Writes it, whole or not at all."""
         write_atomically(folder / STATE_FILE, self.model_dump_json(indent=2))
+
+
+@contextmanager
+def only_chain(folder: Path) -> Iterator[None]:
+    """Keeps others out while the stages of a recipe run: two at once would write the same artifacts.
+
+    Raises:
+        ValueError: another one is running.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another chain of this recipe is running") from None
+        yield

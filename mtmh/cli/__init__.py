@@ -18,6 +18,7 @@ from mtmh.cli.content import content_app
 from mtmh.cli.errors import describe
 from mtmh.cli.index import index_app
 from mtmh.cli.serving import serve
+from mtmh.cli.start import init, run
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -34,6 +35,8 @@ def mtmh(
         typer.echo(context.get_help())
 
 
+app.command()(init)
+app.command()(run)
 app.command()(stages.prepare)
 app.add_typer(content_app, name="content")
 app.command()(stages.train)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -43,7 +43,7 @@ def leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 
 # Kinds of artifacts, and the checkpoints of the preranker apart from those of the item tower.
-Decided = Kind | Literal["preranker-checkpoint"]
+Decided: TypeAlias = Kind | Literal["preranker-checkpoint"]
 
 
 @dataclass(frozen=True, init=False)

@@ -115,7 +115,7 @@ class TrainingConfig(RunLength):
     max_steps: Annotated[Positive | None, Decides()] = None
     max_epochs: Annotated[Positive, Decides()] = 40
     patience: Annotated[Positive, Decides()] = 3
-    final: Annotated[Literal["auto", "retrain", "keep"], Decides()] = "auto"
+    final: Literal["auto", "retrain", "keep"] = "auto"
     batch_size: Positive = 1536  # with the rates below by measurement on two cores (docs/defaults.md)
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together

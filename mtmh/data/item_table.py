@@ -91,7 +91,7 @@ class ItemTable:
 
     @cached_property
     def raw_ids(self) -> npt.NDArray[np.int64]:
-        """[I] the items' raw ids (`mtmh.data.raw_ids`), memory-mapped.
+        """[I] the items' raw ids (`mtmh.data.ids`), memory-mapped.
 
         Raises:
             ValueError: the file is missing, as in datasets that were prepared before there were raw ids, or damaged.

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mtmh.config import SplitConfig
-from mtmh.data.raw_ids import sql_raw_id
+from mtmh.data.ids import sql_raw_id
 from mtmh.prepare.sql import literal, quoted
 
 ITEM_COLUMNS = {

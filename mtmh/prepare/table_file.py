@@ -21,7 +21,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtmh.data.clean_text import sql_clean_text
+from mtmh.data.ids import sql_clean_text
 from mtmh.prepare.sql import floor_divided, literal, literals, quoted, remainder
 
 INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")

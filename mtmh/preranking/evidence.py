@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mtmh.data.arrays import Floats, Indices
-from mtmh.data.item_vectors import ItemVectors
-from mtmh.data.stacked_vectors import StackedVectors
+from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.preranking.neighbours import Neighbours
 
 _DECAY = 0.9  # an item of the history counts so much of the one after it, where recency counts

@@ -16,9 +16,8 @@ from mtmh.config import PrerankerConfig
 from mtmh.data.arrays import Floats, Indices
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import last_distinct
-from mtmh.data.item_vectors import ItemVectors
+from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.data.randomness import Purpose, generator
-from mtmh.data.stacked_vectors import StackedVectors
 from mtmh.modules.combination import Combination
 from mtmh.preranking.evidence import Evidence
 from mtmh.preranking.neighbours import cosine_neighbours, engagements, linear_neighbours, pair_keys

@@ -14,8 +14,7 @@ from safetensors.torch import load_model
 
 from mtmh.artifacts import open_artifact
 from mtmh.data.arrays import Floats, Indices, open_array
-from mtmh.data.item_vectors import ItemVectors
-from mtmh.data.stacked_vectors import StackedVectors
+from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.modules.combination import Combination
 from mtmh.modules.preranker import task_probability
 from mtmh.preranking.artifact import COMBINATION, COOCCURRENCE, LINEAR, POPULARITY

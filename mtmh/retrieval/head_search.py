@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtmh.data.arrays import Indices, Mask, Scores
-from mtmh.data.stacked_vectors import StackedVectors
+from mtmh.data.item_vectors import StackedVectors
 from mtmh.index.vector_index import VectorIndex
 
 Found = tuple[Scores, npt.NDArray[np.int64]]

@@ -18,8 +18,7 @@ from mtmh.artifacts import open_artifact
 from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.arrays import Indices, ItemId, Mask
-from mtmh.data.item_vectors import ItemVectors
-from mtmh.data.stacked_vectors import StackedVectors
+from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.errors import RequestError
 from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
 from mtmh.index.store import open_head

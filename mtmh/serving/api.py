@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
 from mtmh.config import ServiceConfig
-from mtmh.retrieval.curve import Curve
+from mtmh.retrieval.curve import MeasuredCurve
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.query import Query
 from mtmh.serving.http_errors import FieldProblem
@@ -188,12 +188,6 @@ class Written(BaseModel):
 
     version: str
     items: Annotated[list[int | str], Field(description="Ids that are there, or gone, from now on.")]
-
-
-class MeasuredCurve(Curve):
-    """Recall against topic match over alpha, as the evaluation measured it."""
-
-    same_index: Annotated[bool, Field(description="Whether it was measured on the index version that answers now.")]
 
 
 class IndexResponse(BaseModel):

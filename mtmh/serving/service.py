@@ -16,13 +16,13 @@ from starlette.responses import Response
 from mtmh.config import MilvusConfig, RetrievalConfig, ServiceConfig
 from mtmh.live.segments import ChangesLostError
 from mtmh.retrieval.cpu_cores import compute_with, usable_cores
+from mtmh.retrieval.curve import read_curve
 from mtmh.retrieval.timings import Timings
 from mtmh.serving.api import RetrieveRequest, beyond_limits
 from mtmh.serving.api_keys import read_api_keys
 from mtmh.serving.current_index import CurrentIndex, Snapshot
 from mtmh.serving.http_errors import FieldProblem, Refused
 from mtmh.serving.loop_lag import LoopLag
-from mtmh.serving.measured_curve import read_curve
 from mtmh.serving.prometheus import ServiceMetrics
 from mtmh.serving.work_queue import WorkQueue
 

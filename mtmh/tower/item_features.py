@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mtmh.data.clean_text import clean_text
 from mtmh.data.dataset import Dataset
+from mtmh.data.ids import clean_text
 from mtmh.data.schema import (
     FLOAT_SCALES,
     ITEM_ID,

@@ -137,6 +137,43 @@ def test_an_interrupted_training_goes_on_unless_its_data_or_settings_changed(tmp
 
 
 @pytest.mark.parametrize(
+    ("before", "now", "reasons", "goes_on"),
+    [
+        ({}, {}, [], True),
+        ({"patience": 3}, {"patience": 4}, ["training.patience was 3, is 4"], True),
+        ({"patience": 3}, {"patience": 2}, ["training.patience was 3, is 2"], False),
+        ({"max_epochs": 9}, {"max_epochs": 20}, ["training.max_epochs was 9, is 20"], True),
+        ({"max_epochs": 9}, {"max_epochs": 5}, ["training.max_epochs was 9, is 5"], False),
+        ({"final": "keep"}, {"final": "retrain"}, ["training.final was keep, is retrain"], False),
+        ({"epochs": 3, "patience": 3}, {"epochs": 3, "patience": 4}, [], True),
+        ({"epochs": 3}, {"epochs": 4}, ["training.epochs was 3, is 4"], True),
+    ],
+)
+def test_a_changed_choice_of_the_length_trains_again(
+    tmp_path: Path, before: dict[str, Any], now: dict[str, Any], reasons: list[str], goes_on: bool
+) -> None:
+    plain = config_of(tmp_path).model_dump()
+    trained, config = (Config.model_validate(plain | {"training": training}) for training in (before, now))
+    folder = trained.model_dir("checkpoints")
+    write(trained, folder / "step-00000010", "checkpoint")
+    checkpoint = open_artifact(folder / "step-00000010", "checkpoint")
+    ended = ChainState(stages={"train": StageState(digest=checkpoint.manifest.digest, files="")})
+    train = next(stage for stage in stages_of(config) if stage.name == "train")
+    assert examine(train, config, {}, ended, just_ran=False).reasons == reasons
+    assert outlived_checkpoints(train, config, {}, ended) == (None if goes_on else folder)
+
+
+def test_a_run_of_a_given_length_is_not_gone_on_from_where_the_length_is_chosen(tmp_path: Path) -> None:
+    plain = config_of(tmp_path).model_dump()
+    trained, config = (Config.model_validate(plain | {"training": {"epochs": epochs}}) for epochs in (3, "auto"))
+    folder = trained.model_dir("checkpoints")
+    write(trained, folder / "step-00000010", "checkpoint")
+    train = next(stage for stage in stages_of(config) if stage.name == "train")
+    assert outlived_checkpoints(train, config, {}, ChainState()) == folder
+    assert outlived_checkpoints(train, trained, {}, ChainState()) is None
+
+
+@pytest.mark.parametrize(
     ("stage", "overrides", "reasons"),
     [
         ("build_index", {"retrieval": {"alpha": 70, "k": 9, "k_ann": 90}}, []),

@@ -15,8 +15,8 @@ from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.ids import raw_ids
 from mtmh.data.loader import PairLoader
-from mtmh.data.raw_ids import raw_ids
 from mtmh.data.schema import (
     FLOAT_SCALES,
     HISTORIES,

@@ -22,8 +22,8 @@ from prepare_helpers import Written, files_of, make_config, prepare_tables
 
 from mtmh.artifacts import Artifact
 from mtmh.config import load_config
-from mtmh.data.clean_text import clean_text, sql_clean_text
 from mtmh.data.dataset import open_dataset
+from mtmh.data.ids import clean_text, sql_clean_text
 from mtmh.data.schema import FARTHEST, ITEM_TABLE, FloatScale, vocabulary_file
 from mtmh.errors import RequestError
 from mtmh.prepare.prepare import prepare

@@ -10,7 +10,7 @@ import torch
 from mtmh.modules import UserTower
 
 from mtmh.config import RetrievalConfig
-from mtmh.data.stacked_vectors import StackedVectors
+from mtmh.data.item_vectors import StackedVectors
 from mtmh.preranking.artifact import TaskSummary
 from mtmh.preranking.evidence import Evidence
 from mtmh.preranking.neighbours import Neighbours

@@ -21,9 +21,8 @@ from mtmh.preranking.artifact import USER_TOWER
 from mtmh.tower.embed import embed_catalogue
 from mtmh.tower.export import TOWER, Tower
 from mtmh.tower.item_features import FEATURES
-from mtmh.tower.quantised import SETTINGS, WEIGHTS
+from mtmh.tower.quantised import SETTINGS, WEIGHTS, fill_weights
 from mtmh.training.trainer import train
-from mtmh.training.weights import fill_weights
 
 Tree = dict[str, Any]
 ROW = {"item_id": 1, "brand": 100, "tags": ["tag 1"], "price": 1.0, "age": None}

@@ -76,6 +76,8 @@ def test_the_best_model_of_the_first_run_can_be_kept(root: Path) -> None:
     for name, value in state_of(checkpoint).items():
         assert torch.equal(value, expected[name]), name
     assert train(config) == checkpoint
+    with pytest.raises(ValueError, match=r"training.final was keep, is auto"):
+        train(config_of(root, "kept"))
 
 
 @pytest.mark.parametrize(("held_back", "kept"), [(3, True), (60, False)])

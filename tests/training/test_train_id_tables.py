@@ -17,7 +17,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
-from mtmh.data.raw_ids import raw_ids
+from mtmh.data.ids import raw_ids
 from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import join_ranks
 from mtmh.distributed.raw_id_tables import IdTables, first_values

@@ -1,8 +1,9 @@
-"""Raw 64-bit ids: the keys of a table without a vocabulary."""
+"""Ids as datasets keep them: their text, and the 64-bit numbers in their place where there is no vocabulary."""
 
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,23 @@ import numpy as np
 import numpy.typing as npt
 
 _BITS = 2**63 - 1
+# What DuckDB's trim() takes off: all space separators of Unicode.
+_SPACES = "".join(letter for letter in map(chr, range(0x3001)) if unicodedata.category(letter) == "Zs")
+
+
+def clean_text(text: str) -> str | None:
+    """An id or category without spaces around it, None for an empty one; as in a request or a row of a new item.
+
+    Example:
+        >>> clean_text(" b1  "), clean_text("  ")
+        ('b1', None)
+    """
+    return text.strip(_SPACES) or None
+
+
+def sql_clean_text(expression: str) -> str:
+    """The same of a column of strings, as SQL."""
+    return f"nullif(trim({expression}), '')"
 
 
 def raw_ids(item_ids: Sequence[int] | Sequence[str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:

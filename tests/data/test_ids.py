@@ -12,7 +12,7 @@ from prepare_helpers import Written, prepare_tables
 from synthetic_dataset import make_config, pair_loader, random_histories, write_dataset
 
 from mtmh.data.dataset import open_dataset
-from mtmh.data.raw_ids import raw_ids
+from mtmh.data.ids import raw_ids
 
 NUMBERS = [0, 7, -3, 2**40, 2**63 - 1, -(2**63)]
 TEXTS = ["a", "B0001", "a longer id of an item", "grüße 你好", "'; --", "7"]

