@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from mtmh import __version__
+from mtmh.sole_writer import sole_writer
 from mtmh.source_code import code_digest
 
 Kind = Literal[
@@ -112,6 +113,8 @@ class Manifest(BaseModel):
     inputs: dict[str, str]  # name -> digest of the input artifact
     summary: dict[str, Any]  # facts of this kind, made of JSON values
     files: dict[Annotated[str, AfterValidator(_inside)], FileRecord]
+    # Of all other fields as they stand in the file, against damage; empty: of a writer that recorded none.
+    sha256: str = ""
 
     @property
     def digest(self) -> str:
@@ -120,7 +123,7 @@ class Manifest(BaseModel):
         Who wrote it when, and what else stood in the recipe, is no part of it: the same stage on the same inputs gives
         the same identity.
         """
-        identity = self.model_dump(exclude={"created_at", "mtmh_version", "code", "config"})
+        identity = self.model_dump(exclude={"created_at", "mtmh_version", "code", "config", "sha256"})
         return hashlib.sha256(_canonical_json(identity)).hexdigest()
 
 
@@ -170,6 +173,7 @@ class ArtifactWriter:
     """
 
     def __init__(self, path: Path, kind: Kind) -> None:
+        _restore(path)
         _refuse_foreign(path, kind)
         self.path = path
         self.kind: Kind = kind
@@ -210,11 +214,14 @@ class ArtifactWriter:
             summary=self.summary,
             files={name: (records or {}).get(name) or FileRecord.of(self.folder / name) for name in names},
         )
-        manifest_path = self.folder / MANIFEST
-        manifest_path.write_text(manifest.model_dump_json(indent=2))
-        fsync(manifest_path)
+        tree = sealed(json.loads(manifest.model_dump_json()))
+        (self.folder / MANIFEST).write_text(json.dumps(tree, indent=2))
+        for folder, _, files in os.walk(self.folder):
+            for file in files:
+                fsync(Path(folder, file))
+            fsync(Path(folder))
         _swap(self.folder, self.path)
-        return Artifact(self.path, manifest)
+        return Artifact(self.path, manifest.model_copy(update={"sha256": tree["sha256"]}))
 
 
 @contextmanager
@@ -231,27 +238,33 @@ def write_artifact(
     ``config``, ``inputs``, ``decisive``: as `ArtifactWriter.commit` takes them.
 
     Raises:
-        ValueError: ``path`` holds something else than an artifact of this kind.
+        ValueError: ``path`` holds something else than an artifact of this kind, or another process is writing there.
 
     Example:
         >>> with write_artifact(Path("runs/x/content"), "content", config={}) as writer:  # doctest: +SKIP
         ...     np.save(writer.folder / "embeddings.npy", embeddings)
         ...     writer.summary["num_items"] = len(embeddings)
     """
-    writer = ArtifactWriter(path, kind)
-    writer.begin()
-    try:
-        yield writer
-        writer.commit(config, inputs or {}, decisive=decisive)
-    except OSError as error:
-        error.filename = error.filename or str(writer.folder)  # a write that fails does not tell where
-        raise
-    finally:
-        shutil.rmtree(writer.folder, ignore_errors=True)
+    with sole_writer(path):
+        writer = ArtifactWriter(path, kind)
+        writer.begin()
+        try:
+            yield writer
+            writer.commit(config, inputs or {}, decisive=decisive)
+        except OSError as error:
+            error.filename = error.filename or str(writer.folder)  # a write that fails does not tell where
+            raise
+        finally:
+            shutil.rmtree(writer.folder, ignore_errors=True)
 
 
-def open_artifact(path: Path, kind: Kind) -> Artifact:
+def open_artifact(path: Path, kind: Kind, *, sizes: bool = True) -> Artifact:
     """Opens an artifact and checks its manifest, and that every file is there in its recorded size.
+
+    Args:
+        path: its folder.
+        kind: that it must be of.
+        sizes: with ``False`` the files are not looked at, for who repairs them.
 
     Raises:
         DamagedArtifactError: the manifest or a file is missing, truncated or altered.
@@ -259,12 +272,15 @@ def open_artifact(path: Path, kind: Kind) -> Artifact:
         ValueError: another kind, or a manifest with other fields than this mtmh knows.
     """
     manifest_path = path / MANIFEST
+    if not path.exists() and _old(path).exists():
+        with suppress(ValueError, OSError), sole_writer(path):  # at work, or not ours to write
+            _restore(path)
     if not manifest_path.is_file():
         raise DamagedArtifactError(f"{path}: no {kind} artifact here (no {MANIFEST}); run {WRITTEN_BY[kind]} first")
     manifest = _read_manifest(manifest_path)
     if manifest.kind != kind:
         raise ValueError(f"{path}: expected a {kind} artifact, found a {manifest.kind} artifact")
-    for name, record in manifest.files.items():
+    for name, record in manifest.files.items() if sizes else ():
         _check_size(path / name, record)
     return Artifact(path, manifest)
 
@@ -291,6 +307,12 @@ def link_file(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
+def sealed(tree: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest with the digest of all of them, by which an edited or damaged one is noticed."""
+    fields = {name: value for name, value in tree.items() if name != "sha256"}
+    return {**fields, "sha256": hashlib.sha256(_canonical_json(fields)).hexdigest()}
+
+
 def _canonical_json(tree: Any) -> bytes:
     return json.dumps(tree, sort_keys=True, separators=(",", ":")).encode()
 
@@ -298,6 +320,8 @@ def _canonical_json(tree: Any) -> bytes:
 def _read_json(manifest: Path) -> Any:
     try:
         return json.loads(manifest.read_bytes())
+    except FileNotFoundError:
+        raise DamagedArtifactError(f"{manifest}: gone") from None
     except ValueError as error:
         raise DamagedArtifactError(f"{manifest}: not a valid manifest: {error}") from None
 
@@ -311,17 +335,23 @@ def _read_manifest(path: Path) -> Manifest:
             f"the mtmh that wrote it, or write it anew"
         )
     try:
-        return Manifest.model_validate(tree)
+        manifest = Manifest.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         raise ValueError(f"{path}: not a manifest that this mtmh knows: {field}: {first['msg']}") from None
+    if manifest.sha256 and manifest.sha256 != sealed(tree)["sha256"]:
+        raise DamagedArtifactError(f"{path}: altered since it was written (its own SHA-256 differs)")
+    return manifest
 
 
 def _check_size(path: Path, record: FileRecord) -> None:
-    if not path.is_file():
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except FileNotFoundError:  # between the two questions
+        size = None
+    if size is None:
         raise DamagedArtifactError(f"{path}: missing, although the manifest lists it")
-    size = path.stat().st_size
     if size != record.bytes:
         raise DamagedArtifactError(f"{path}: {size} bytes, the manifest says {record.bytes}")
 
@@ -346,13 +376,23 @@ def _refuse_foreign(path: Path, kind: Kind) -> None:
 
 def _swap(new: Path, final: Path) -> None:
     """Renames ``new`` to ``final``; an older artifact there steps aside first and is deleted last."""
-    old = final.with_name(f".{final.name}.old")
+    old = _old(final)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.replace(old)
     new.replace(final)
     fsync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _restore(path: Path) -> None:
+    """Puts back the artifact that a writer has left aside which was killed between the two renames of `_swap`."""
+    if not path.exists() and (_old(path) / MANIFEST).is_file():
+        _old(path).rename(path)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mtmh import artifacts
 from mtmh.artifacts import (
     FORMAT_VERSION,
     MANIFEST,
@@ -18,6 +20,7 @@ from mtmh.artifacts import (
     DamagedArtifactError,
     FileRecord,
     open_artifact,
+    sealed,
     write_artifact,
 )
 
@@ -116,7 +119,75 @@ def test_what_another_mtmh_wrote_is_refused_and_is_no_damage(
 
 def edit(path: Path, **changes: object) -> None:
     manifest = json.loads((path / MANIFEST).read_text())
-    (path / MANIFEST).write_text(json.dumps({**manifest, **changes}))
+    (path / MANIFEST).write_text(json.dumps(sealed({**manifest, **changes})))
+
+
+def test_a_manifest_that_was_edited_or_damaged_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "c").path
+    whole = (path / MANIFEST).read_text()
+    tree = json.loads(whole)
+    changes: list[dict[str, object]] = [
+        {"summary": {"rows": 5}},
+        {"files": {}},
+        {"config": {"a": 2}},
+        {"created_at": "2026-01-01"},
+        {"inputs": {"dataset": "0" * 64}},
+    ]
+    for change in changes:
+        (path / MANIFEST).write_text(json.dumps(tree | change))
+        with pytest.raises(DamagedArtifactError, match=r"manifest.json: altered since it was written"):
+            open_artifact(path, "content")
+    with write_artifact(tmp_path / "d", "content", config={}) as writer:
+        writer.summary["heads"] = ["engagement", "relevance"]
+    text = (tmp_path / "d" / MANIFEST).read_text()
+    reordered = json.loads(text)
+    reordered["summary"]["heads"].reverse()
+    (tmp_path / "d" / MANIFEST).write_text(json.dumps(reordered))
+    with pytest.raises(DamagedArtifactError, match="altered since"):
+        open_artifact(tmp_path / "d", "content")
+    # Other spacing says the same; a writer from before there was a digest of the manifest recorded none.
+    (path / MANIFEST).write_text(json.dumps(tree))
+    assert open_artifact(path, "content").manifest.sha256 == tree["sha256"]
+    del tree["sha256"]
+    (path / MANIFEST).write_text(json.dumps(tree))
+    assert open_artifact(path, "content").summary == {"rows": 4}
+
+
+def test_a_replacement_that_is_killed_between_its_two_renames_leaves_the_old_artifact(tmp_path: Path) -> None:
+    path = write(tmp_path / "c", "old").path
+
+    def killed_in_between() -> None:
+        real = Path.replace
+
+        def replace(source: Path, target: Path) -> Path:
+            moved = real(source, target)
+            if Path(target).name == ".c.old":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return moved
+
+        Path.replace = replace  # type: ignore[method-assign, assignment]
+        write(path, "new")
+
+    for read in (lambda: open_artifact(path, "content"), lambda: ArtifactWriter(path, "content")):
+        writer = multiprocessing.get_context("fork").Process(target=killed_in_between)
+        writer.start()
+        writer.join()
+        assert writer.exitcode == -signal.SIGKILL
+        assert not path.exists()
+        read()
+        assert (open_artifact(path, "content").path / "sub" / "x.bin").read_text() == "old"
+        assert not (tmp_path / ".c.old").exists()
+    write(path, "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c"]
+
+
+def test_all_is_on_the_disk_before_the_folder_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(artifacts, "fsync", lambda path: synced.append(str(path.relative_to(tmp_path))))
+    write(tmp_path / "c")
+    expected = [".c.partial", ".c.partial/manifest.json", ".c.partial/sub", ".c.partial/sub/x.bin"]
+    assert sorted(synced[:-1]) == expected
+    assert synced[-1] == ".", "the name after it"
 
 
 def test_verify_finds_an_altered_file_of_equal_size(tmp_path: Path) -> None:

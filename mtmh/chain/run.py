@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import threading
@@ -411,7 +412,7 @@ def _ctrl_c() -> Iterator[threading.Event]:
 
 def _left_behind(chain_dir: Path) -> StageRecord | None:
     """The stage that the last chain was running when it was killed."""
-    for folder in sorted(chain_dir.glob("[0-9]*"))[-1:]:
+    for folder in _in_order(chain_dir)[-1:]:
         if (folder / RECORD).is_file():
             running = [line for line in load_record(folder).stages if line.result == "running" and line.job]
             return running[0] if running else None
@@ -419,10 +420,23 @@ def _left_behind(chain_dir: Path) -> StageRecord | None:
 
 
 def _new_folder(chain_dir: Path) -> Path:
-    name = datetime.now(UTC).strftime("%Y-%m-%d_%H%M%S")
-    folder, number = chain_dir / name, 1
-    while folder.exists():
-        number += 1
-        folder = chain_dir / f"{name}-{number}"
+    """Makes the folder of a chain, named by the time, but after all others where the clock has gone back."""
+    time, number = datetime.now(UTC).strftime("%Y-%m-%d_%H%M%S"), 1
+    for folder in _in_order(chain_dir)[-1:]:
+        last, number_of_last = _place(folder)
+        if last >= time:
+            time, number = last, number_of_last + 1
+    folder = chain_dir / (time if number == 1 else f"{time}-{number}")
     folder.mkdir()
     return folder
+
+
+def _in_order(chain_dir: Path) -> list[Path]:
+    """The folders of all chains, the last one last."""
+    return sorted((path for path in chain_dir.glob("[0-9]*") if path.is_dir()), key=_place)
+
+
+def _place(folder: Path) -> tuple[str, int]:
+    """Time and number in the name of a chain's folder."""
+    time, number = re.fullmatch(r"(.*?_\d{6}|.*)(?:-(\d+))?", folder.name).groups()  # type: ignore[union-attr]
+    return time, int(number or 1)

@@ -27,6 +27,8 @@ EXTRAS = {
     "cryptography": "sign",
 }
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
+# Libraries in C++ raise errors of their own, with the system's words in them; NumPy with these.
+_FULL_TOLD = (os.strerror(errno.ENOSPC), " requested and ")
 _CLOSED = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission",
@@ -57,13 +59,12 @@ def describe(error: BaseException) -> str | None:
 def _of_files(error: BaseException) -> str | None:
     number = error.errno if isinstance(error, OSError) else None
     path = error.filename if isinstance(error, OSError) and isinstance(error.filename, str | os.PathLike) else None
-    # Libraries in C++ raise errors of their own, with the system's words in them.
-    if number in _FULL or os.strerror(errno.ENOSPC) in str(error):
+    if number in _FULL or any(words in f"{error} {error.args}" for words in _FULL_TOLD):
         folder = _existing(Path(path)) if path is not None else _fullest()
         usage = shutil.disk_usage(folder)
         return (
             f"{path or folder}: {_FULL.get(number or errno.ENOSPC, 'the disk is full')}: {decimal(usage.free)} of"
-            f" {decimal(usage.total)} are free"
+            f" {decimal(usage.total)} are free now"
         )
     if number in _CLOSED and path is not None:
         return f"{path}: {_CLOSED[number]}; choose another folder (paths.root of the recipe, --out or TMPDIR)"

@@ -29,7 +29,8 @@ from mtmh.content.train import autocast_dtype
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset
 from mtmh.data.prefetch import prefetched
-from mtmh.distributed.ranks import Ranks, join_ranks, on_first
+from mtmh.data.row_file import create_array
+from mtmh.distributed.ranks import Ranks, join_ranks, on_first, writing_alone
 from mtmh.modules import ContentEncoder
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def embed_with_encoder(
     Raises:
         ValueError: images are not where the recipe says, no item has content, or an embedding is not finite.
     """
-    with join_ranks(device) as ranks:
+    with join_ranks(device) as ranks, writing_alone(ranks, out):
         files = ContentFiles.find(encoder_config(content), media_dir)
         parts = EmbeddingShards.plan(content, files, dataset, encoder, out, ranks)
         todo = on_first(ranks, parts.missing)
@@ -280,9 +281,7 @@ class EmbeddingShards:
 
 def _assemble(parts: EmbeddingShards, dataset: Dataset, dim: int, folder: Path) -> dict[str, Any]:
     """Puts the shards together into one file; returns the facts of the content artifact."""
-    embeddings = np.lib.format.open_memmap(
-        folder / EMBEDDINGS, mode="w+", dtype=np.float16, shape=(dataset.num_items, dim)
-    )
+    embeddings = create_array(folder / EMBEDDINGS, np.float16, (dataset.num_items, dim))
     counts: Counter[str] = Counter()
     broken: list[int] = []
     for shard in range(parts.num_shards):

@@ -18,6 +18,7 @@ from mtmh.config import BackboneConfig, Config, ContentConfig, decisive
 from mtmh.content.backbones import Backbone, load_backbone
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.row_file import create_array
 
 COLUMN = "content_embedding"
 
@@ -90,7 +91,7 @@ def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
             " recipe (data.columns.content_embedding), or embed item text with content.kind = transformers"
         )
     column = dataset.items([COLUMN]).column(COLUMN)
-    embeddings = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(dataset.num_items, dim))
+    embeddings = create_array(path, np.float32, (dataset.num_items, dim))
     for start in range(0, dataset.num_items, _CHUNK_ITEMS):
         part = column.slice(start, _CHUNK_ITEMS).combine_chunks()
         valid = np.asarray(part.is_valid())
@@ -114,9 +115,7 @@ def _encode_texts(dataset: Dataset, config: ContentConfig, path: Path) -> npt.ND
     # Texts of like length share a batch, so that little is padding. The longest come first: a lack of memory shows at
     # once.
     order = np.argsort(-lengths, kind="stable")[: int((lengths > 0).sum())]
-    embeddings = np.lib.format.open_memmap(
-        path, mode="w+", dtype=np.float32, shape=(dataset.num_items, backbone.encoder.width)
-    )
+    embeddings = create_array(path, np.float32, (dataset.num_items, backbone.encoder.width))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = backbone.encoder.to(device).eval()
     columns = (

@@ -38,7 +38,7 @@ def open_images(dataset: Dataset, source: Path | None) -> ImageStore:
         dataset: the catalogue; its items' ``image`` names each one's file, null: none.
         source: a folder or a tar in which ``image`` is looked up, or a Parquet file with ``item_id`` and ``image``
             (bytes, or the struct of bytes and path that the ``datasets`` library writes). Without it ``image`` is a
-            path.
+            path. In a folder, a name that leads out of it counts as a broken image.
 
     Raises:
         ValueError: no such file or folder, or columns missing.
@@ -59,17 +59,20 @@ def open_images(dataset: Dataset, source: Path | None) -> ImageStore:
 
 
 def decode(file: bytes) -> Image.Image | None:
-    """The picture as people see it, in RGB, or ``None`` if the file is no picture or is cut off.
+    """The picture as people see it, in RGB, or ``None`` if the file is no picture, cut off or too large.
 
     Upright, on white where it is transparent, and with its whole range of greys where these have more than 8 bits.
     """
     try:
         with Image.open(io.BytesIO(file)) as image:
+            # A small file may hold far more pixels than memory; Pillow's limit alone only warns up to twice as many.
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 0):
+                return None
             image.load()
             upright = ImageOps.exif_transpose(image)
             return _on_white(upright) if upright.has_transparency_data else _in_8_bits(upright).convert("RGB")
     # What Pillow raises for damaged files, by format; a bomb is a picture too large to be one.
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
 
 
@@ -103,17 +106,19 @@ class _Files:
     def __init__(self, names: pa.Array, folder: Path | None) -> None:
         self._names = names
         self._folder = folder or Path()
+        self._within = folder.resolve() if folder else None
 
     def read(self, items: Sequence[int]) -> list[bytes | None]:
         names = self._names.take(pa.array(items, pa.int64())).to_pylist()
-        return [None if not name else _read_file(self._folder / name) for name in names]
+        return [None if not name else self._read(name) for name in names]
 
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    def _read(self, name: str) -> bytes:
+        try:
+            path = (self._folder / name).resolve()
+            inside = self._within is None or path.is_relative_to(self._within)
+            return path.read_bytes() if inside and path.is_file() else b""
+        except (OSError, ValueError, RuntimeError):  # not readable; a zero in the name; links in a circle
+            return b""
 
 
 class _Tar:

@@ -45,7 +45,7 @@ from mtmh.content.tuning import (
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.prefetch import prefetched
 from mtmh.data.randomness import Purpose, chosen
-from mtmh.distributed.ranks import Ranks, gather_rows, join_ranks, on_first
+from mtmh.distributed.ranks import Ranks, gather_rows, join_ranks, on_first, writing_alone
 from mtmh.modules import ContentInputs, Head, contrastive_losses
 from mtmh.training.checkpoint import Checkpoints, RunRecord
 from mtmh.training.loop import PlainPipeline, Trainer
@@ -72,14 +72,15 @@ def train_content(config: Config, out: Path) -> Artifact:
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
     encoder = encoder_config(config.content)  # says at once if there is none
-    with quiet_libraries(), join_ranks(config.training.device) as ranks:
+    steps = out.with_name(f"{out.name}.steps")
+    with quiet_libraries(), join_ranks(config.training.device) as ranks, writing_alone(ranks, steps):
         # A frame of its own: what holds on to the process group must be gone before the group is.
         dataset = open_dataset(config.dataset_dir)
         files = ContentFiles.find(encoder, config.media_dir)
         writer_of = partial(
             write_artifact, out, "encoder", config=config.model_dump(mode="json"), decisive=decisive(config, "encoder")
         )
-        _train(config.content, config.seed, dataset, files, out, ranks, writer_of)
+        _train(config.content, config.seed, dataset, files, out, steps, ranks, writer_of)
         return open_artifact(out, "encoder")
 
 
@@ -89,6 +90,7 @@ def _train(
     dataset: Dataset,
     files: ContentFiles,
     out: Path,
+    steps: Path,
     ranks: Ranks,
     writer_of: Callable[..., AbstractContextManager[ArtifactWriter]],
 ) -> None:
@@ -115,7 +117,7 @@ def _train(
     optimizer = encoder_optimizer(teacher, training)
     trained = partial(encoder_state, trained_parameters(teacher), optimizer)
     record = RunRecord(facts, dict(leaves(facts)), inputs={})
-    checkpoints = Checkpoints(out.with_name(f"{out.name}.steps"), record, ranks, keep=1)
+    checkpoints = Checkpoints(steps, record, ranks, keep=1)
     found = checkpoints.find(resume=True)
     step = checkpoints.restore(found, trained()) if found else 0
 

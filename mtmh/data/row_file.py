@@ -47,8 +47,8 @@ class RowFile:
 
     @classmethod
     def create(cls, path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> RowFile:
-        """Makes a file of zeros (a sparse one, where the disk can)."""
-        np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+        """Makes a file of zeros, as `create_array`."""
+        create_array(path, dtype, shape)
         return cls(path)
 
     def __len__(self) -> int:
@@ -78,6 +78,36 @@ class RowFile:
     def _place(self, row: int) -> int:
         place: int = self._offset + row * self._row_values * self.dtype.itemsize
         return place
+
+
+def create_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[Any]]:
+    """Makes a ``.npy`` file of zeros and memory-maps it for writing.
+
+    Raises:
+        OSError: as `preallocate`.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    preallocate(path, path.stat().st_size)
+    return array
+
+
+def preallocate(path: Path, size: int) -> None:
+    """Gives a file its size, and takes the room for it on the disk: a map into a file without room ends the process.
+
+    Raises:
+        OSError: there is not so much room; its note says how much was needed.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.ftruncate(descriptor, size)
+        if size:
+            os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        error.filename = str(path)
+        error.add_note(f"{size:,} bytes are needed for it")
+        raise
+    finally:
+        os.close(descriptor)
 
 
 def open_rows(path: Path, dtype: type, shape: tuple[int | None, ...]) -> RowFile:

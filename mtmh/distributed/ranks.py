@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mtmh.distributed.rendezvous import meet
+from mtmh.sole_writer import sole_writer
 
 T = TypeVar("T")
 
@@ -92,6 +94,14 @@ def on_first(ranks: Ranks, action: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return cast(T, outcome[0])
+
+
+@contextmanager
+def writing_alone(ranks: Ranks, folder: Path) -> Iterator[None]:
+    """Holds the lock of a folder that all ranks write together; its errors are those of `sole_writer`."""
+    with ExitStack() as held:
+        on_first(ranks, lambda: held.enter_context(sole_writer(folder)))
+        yield
 
 
 def on_all(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> list[T]:

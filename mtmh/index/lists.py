@@ -7,7 +7,6 @@ holds one shard or one run of lists at a time.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.row_file import RowFile, write_at
+from mtmh.data.row_file import RowFile, preallocate, write_at
 from mtmh.index.storage import on_gpu
 
 Sizes = npt.NDArray[np.int64]
@@ -116,8 +115,7 @@ def list_offsets(sizes: Sizes, code_size: int) -> Sizes:
 
 def create_lists(path: Path, sizes: Sizes, code_size: int) -> None:
     """Makes the file that ``merge_lists`` fills."""
-    path.touch()
-    os.truncate(path, int(list_offsets(sizes, code_size)[-1]))
+    preallocate(path, int(list_offsets(sizes, code_size)[-1]))
 
 
 def merge_runs(sizes: Sizes, code_size: int) -> Iterator[tuple[int, int]]:
@@ -187,7 +185,7 @@ def places(shards: ListShards, sizes: Sizes, shard: int, code_size: int, value_b
 
 
 def attach_lists(index: Any, sizes: Sizes, path: Path) -> None:
-    """Puts the merged lists into the trained index; ``faiss.write_index`` then records where each is.
+    """Puts the merged lists into the trained index; ``write_faiss`` then records where each is.
 
     Args:
         index: a trained, empty ``faiss.IndexIVF``.

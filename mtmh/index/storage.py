@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mtmh.config import IndexConfig
 from mtmh.data.arrays import Vectors
-from mtmh.data.row_file import write_at
+from mtmh.data.row_file import preallocate, write_at
 
 Storage = Literal["flat", "fp16", "sq8", "pq"]
 VectorPrecision = Literal["fp16", "fp32"]
@@ -179,7 +179,7 @@ class VectorFile:
     def create(self) -> None:
         """Writes the header, and zeros for all rows."""
         self.path.write_bytes(self._head)
-        os.truncate(self.path, len(self._head) + self._num_items * self._row_bytes)
+        preallocate(self.path, len(self._head) + self._num_items * self._row_bytes)
 
     def write(self, start: int, vectors: Vectors) -> None:
         """Writes rows [n, D] from ``start`` on."""

@@ -187,6 +187,11 @@ def read_faiss(path: Path, flags: int) -> Any:
         raise ValueError(f"{path}: not a readable faiss index: {str(error).splitlines()[-1]}") from None
 
 
+def write_faiss(index: Any, path: Path) -> None:
+    """Writes a faiss index whose lists are elsewhere; faiss's own writer ends the process where the disk is full."""
+    path.write_bytes(faiss.serialize_index(index).tobytes())
+
+
 def mapped_lists(index: Any) -> Any:
     """The ``faiss.OnDiskInvertedLists`` of an index; None if its lists are in memory."""
     lists = faiss.downcast_InvertedLists(index.invlists)

@@ -317,6 +317,9 @@ def _remove_old(
     if len(published) > 1:
         gone += [path for path in killed if path.name.removeprefix(".").partition(".")[0] < oldest]
     for path in [*(version_folder(index_dir, name) for name in left), *gone]:
+        if path.name.endswith(".lock"):
+            path.unlink(missing_ok=True)
+            continue
         # Steps aside first: a reader that comes late finds no folder rather than half of one.
         aside = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old"))
         drop_collections(aside, milvus)

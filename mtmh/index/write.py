@@ -17,7 +17,7 @@ import torch.distributed as dist
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
 from mtmh.config import IndexConfig
 from mtmh.data.row_file import RowFile, open_rows
-from mtmh.distributed.ranks import Ranks, gather_rows, on_first
+from mtmh.distributed.ranks import Ranks, gather_rows, on_first, writing_alone
 from mtmh.index import lists
 from mtmh.index.artifact import (
     AnnRecall,
@@ -33,6 +33,7 @@ from mtmh.index.milvus import MilvusCollection, MilvusIndex, drop_collections
 from mtmh.index.recall import RecallMeter
 from mtmh.index.storage import PRECISIONS, WHOLE, IvfSettings, VectorFile, train_ivf
 from mtmh.index.store import open_head
+from mtmh.index.vector_index import write_faiss
 from mtmh.tower.artifact import vectors_file
 
 _READ_ROWS = 65_536
@@ -98,23 +99,26 @@ def write_index(
             every head.
         seed: of the samples and of k-means.
     """
-    writer = ArtifactWriter(out, "index")
-    on_first(ranks, writer.begin)
-    try:
-        built = _build_heads(source, settings, writer.folder, ranks, ranked_by, num_probes, seed)
+    with writing_alone(ranks, out):
+        writer = ArtifactWriter(out, "index")
+        try:
+            on_first(ranks, writer.begin)
+            built = _build_heads(source, settings, writer.folder, ranks, ranked_by, num_probes, seed)
 
-        def commit() -> None:
-            writer.summary |= built.model_copy(update=finish(writer.folder)).model_dump()
-            writer.commit(record.config, record.inputs, decisive=record.decisive)
+            def commit() -> None:
+                writer.summary |= built.model_copy(update=finish(writer.folder)).model_dump()
+                writer.commit(record.config, record.inputs, decisive=record.decisive)
 
-        on_first(ranks, commit)
-    except BaseException:
-        if ranks.is_first:
-            drop_collections(writer.folder, settings.milvus)
-        raise
-    finally:
-        if ranks.is_first:
-            shutil.rmtree(writer.folder, ignore_errors=True)
+            on_first(ranks, commit)
+        except BaseException as error:
+            if isinstance(error, OSError):
+                error.filename = error.filename or str(writer.folder)  # a write that fails does not tell where
+            if ranks.is_first:
+                drop_collections(writer.folder, settings.milvus)
+            raise
+        finally:
+            if ranks.is_first:
+                shutil.rmtree(writer.folder, ignore_errors=True)
     return open_artifact(out, "index")
 
 
@@ -251,7 +255,7 @@ def _build_head(
 
     def write_index() -> None:
         lists.attach_lists(index, sizes, path)
-        faiss.write_index(index, str(folder / index_file(head)))
+        write_faiss(index, folder / index_file(head))
         shutil.rmtree(scratch)
 
     on_first(ranks, write_index)
@@ -264,7 +268,7 @@ def _train(scratch: Path, vectors: RowFile, settings: IvfSettings, ranks: Ranks)
 
     def train() -> None:
         scratch.mkdir()
-        faiss.write_index(train_ivf(sample, len(vectors), settings), str(path))
+        write_faiss(train_ivf(sample, len(vectors), settings), path)
 
     on_first(ranks, train)
     return faiss.read_index(str(path))

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from mtmh.artifacts import link_folder, open_artifact
 from mtmh.config import Config, decisive
+from mtmh.data.row_file import create_array
 from mtmh.distributed.ranks import join_ranks
 from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
 from mtmh.index.versions import new_version, publish
@@ -67,9 +68,7 @@ def compact(config: Config) -> Path:
         if ranks.world_size != 1:
             raise ValueError(f"compaction runs in one process, not in {ranks.world_size}")
         for head in retriever.heads:
-            vectors = np.lib.format.open_memmap(
-                scratch / vectors_file(head), mode="w+", dtype=np.float32, shape=(len(rows), before.dim)
-            )
+            vectors = create_array(scratch / vectors_file(head), np.float32, (len(rows), before.dim))
             for start in range(0, len(rows), _COPIED_ROWS):
                 part = slice(start, start + _COPIED_ROWS)
                 vectors[part] = retriever.vectors[head][rows[part]]

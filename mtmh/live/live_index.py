@@ -102,7 +102,8 @@ class LiveIndex:
         with self._refreshing:
             before = self._state
             folder = current_version(self._index_dir)
-            if folder != before.folder:
+            files = before.retriever.files
+            if folder != before.folder or (files is not None and not files.are_whole):
                 # Reading a whole index takes a while, so outside the lock: items come and go under the old version
                 # meanwhile, and what came and went is applied to the new one before it takes over.
                 opened = _open(self._index_dir, folder, self._settings, self._milvus)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mtmh.data.row_file import create_array
 from mtmh.data.schema import (
     FLOAT_SCALES,
     ITEM_ID,
@@ -143,9 +144,7 @@ def write_item_table(
         if now is not None:
             values[TRAIN_AGE] = np.where(seen, now - facts.first_seen.astype(np.float64), np.nan)
     names = [*float_features, *values]
-    floats = np.lib.format.open_memmap(
-        table / "float_features.npy", mode="w+", dtype=np.float32, shape=(len(seen), len(names))
-    )
+    floats = create_array(table / "float_features.npy", np.float32, (len(seen), len(names)))
     scales: list[FloatScale] = []
     for column, name in enumerate(names):
         value = values[name] if name in values else _float_column(connection, name, len(seen))
@@ -157,7 +156,7 @@ def write_item_table(
 
 
 def _save_raw_ids(connection: Any, folder: Path, num_items: int) -> None:
-    ids = np.lib.format.open_memmap(folder / RAW_IDS, mode="w+", dtype=np.int64, shape=(num_items,))
+    ids = create_array(folder / RAW_IDS, np.int64, (num_items,))
     start = 0
     for batch in connection.sql(statements.select_raw_ids(_id_is_string(connection))).to_arrow_reader(BATCH_ITEMS):
         ids[start : start + len(batch)] = batch.column(0).to_numpy()

@@ -17,6 +17,7 @@ from mtmh.artifacts import Artifact, link_file, link_folder, open_artifact, writ
 from mtmh.config import Config, PrerankerConfig, decisive
 from mtmh.data.dataset import open_dataset
 from mtmh.data.item_vectors import ItemVectors
+from mtmh.data.row_file import create_array
 from mtmh.data.validation import ValidationDataset
 from mtmh.modules.combination import Combination
 from mtmh.modules.preranker import Preranker
@@ -120,7 +121,7 @@ def write_items(model: Preranker, inputs: ItemInputs, num_items: int, folder: Pa
         vectors [I, D + K], memory-mapped.
     """
     shape = (num_items, model.dim + len(model.user_tower.mix))
-    file = np.lib.format.open_memmap(folder / VECTORS, mode="w+", dtype=np.float32, shape=shape)
+    file = create_array(folder / VECTORS, np.float32, shape)
     for start in range(0, num_items, _CHUNK_ITEMS):
         end = min(start + _CHUNK_ITEMS, num_items)
         rows = model(*inputs.gather(np.arange(start, end)))
@@ -197,9 +198,8 @@ def write_rows(ranker: UserRanker, source: Path, rows: npt.NDArray[np.integer[An
     """
     base = open_artifact(source, "preranker")
     with write_artifact(out, "preranker", config=base.manifest.config, inputs={"preranker": base}) as writer:
-        vectors = np.lib.format.open_memmap(
-            writer.folder / VECTORS, mode="w+", dtype=np.float32, shape=(len(rows), ranker.scorer.vectors.shape[1])
-        )
+        shape = (len(rows), ranker.scorer.vectors.shape[1])
+        vectors = create_array(writer.folder / VECTORS, np.float32, shape)
         for start in range(0, len(rows), _CHUNK_ITEMS):
             part = slice(start, start + _CHUNK_ITEMS)
             vectors[part] = ranker.scorer.vectors[rows[part]]

@@ -14,7 +14,7 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
-from mtmh.distributed.ranks import Ranks, join_ranks, on_first
+from mtmh.distributed.ranks import Ranks, join_ranks, on_first, writing_alone
 from mtmh.distributed.sharding import plan_table, shard
 from mtmh.preranking.examples import ExampleLoader
 from mtmh.preranking.held_back import embedded_by, model_without_end
@@ -54,12 +54,12 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
-    with quiet_libraries(), join_ranks(config.preranker.training.device) as ranks:
+    root = config.preranker_checkpoints
+    with quiet_libraries(), join_ranks(config.preranker.training.device) as ranks, writing_alone(ranks, root):
         dataset = open_dataset(config.dataset_dir)
         view = ValidationDataset(dataset, config.validation, config.seed)
         embeddings = config.model_dir("embeddings") if config.preranker.head_embeddings else None
         held_back = embeddings and _embedded_without_end(config, view, ranks)
-        root = config.preranker_checkpoints
         first: Path | None = None
         for folder, data, vectors in ((root / VALIDATION, view, held_back), (root, dataset, embeddings)):
             inputs, artifacts = open_inputs(data, vectors)

@@ -21,6 +21,7 @@ from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.errors import RequestError
 from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
+from mtmh.index.files_in_use import FilesInUse
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
@@ -66,6 +67,7 @@ class Retriever:
         sorter: scores the answers of all heads.
         tower: embeds items from their features; None: the index has none.
         version: name of the index version, with the number of the last change applied to it (``000003+12``).
+        files: of the version, compared before each question; None: it has none.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Retriever:
         sorter: Ranker,
         tower: Tower | None = None,
         version: str = "",
+        files: FilesInUse | None = None,
         threads: ThreadPoolExecutor | None = None,
         cores: Shares | None = None,
     ) -> None:
@@ -89,6 +92,7 @@ class Retriever:
         self.sorter = sorter
         self.tower = tower
         self.version = version
+        self.files = files
         stacked = {
             head: stored if isinstance(stored, StackedVectors) else StackedVectors(stored)
             for head, stored in vectors.items()
@@ -144,6 +148,7 @@ class Retriever:
             sorter=sorter,
             tower=Tower(index_dir) if (index_dir / TOWER).is_dir() else None,
             version=index_dir.name,
+            files=FilesInUse(artifact),
         )
 
     @property
@@ -357,8 +362,11 @@ class Retriever:
 
         Raises:
             RequestError: features that do not fit.
+            DamagedArtifactError: a file in use was cut off.
             ValueError: there is no tower.
         """
+        if self.files is not None:
+            self.files.check()
         if not query.features:
             return self
         with timings.stage("embed"):
@@ -400,6 +408,7 @@ class Retriever:
             sorter=self.sorter,
             tower=self.tower,
             version=self.version,
+            files=self.files,
             threads=self._searches.threads,
             cores=self._searches.cores,
         )

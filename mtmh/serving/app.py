@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from mtmh import __version__
+from mtmh.artifacts import DamagedArtifactError
 from mtmh.errors import RequestError
 from mtmh.retrieval.catalogue import UnknownItemError
 from mtmh.retrieval.text_search import MOST_WORDS, search_items
@@ -99,7 +100,7 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/retrieve",
         response_model=RetrieveResponse,
-        responses=documented(400, 404, 408, 413, 415, 422, 429, 504),
+        responses=documented(400, 404, 408, 413, 415, 422, 429, 503, 504),
         tags=["retrieve"],
     )
     async def retrieve(body: RetrieveRequest) -> Response:
@@ -155,9 +156,11 @@ def _add_operating_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/readyz", responses=documented(503), tags=["operate"])
     async def readyz() -> dict[str, str]:
-        """Answers 200 while requests should be sent here; 503 once the service is about to end."""
+        """Answers 200 while requests should be sent here; 503 once the service is about to end or its index damaged."""
         if service.draining:
             raise Refused(503, "the service is about to end")
+        if (files := service.current.snapshot.retriever.files) is not None:
+            files.check()
         return {"status": "ok", "version": service.current.snapshot.version}
 
     @app.get("/metrics", tags=["operate"], response_class=Response, include_in_schema=False)
@@ -184,6 +187,11 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     async def refused(request: Request, error: Refused) -> Response:
         del request
         return problem(error.status, error.detail, fields=error.fields, headers=error.headers)
+
+    @app.exception_handler(DamagedArtifactError)
+    async def damaged(request: Request, error: DamagedArtifactError) -> Response:
+        del request, error  # the watch logs it, and takes the version into use again once it is whole
+        return problem(503, "a file of the index is damaged")
 
     @app.exception_handler(UnknownItemError)
     async def unknown(request: Request, error: UnknownItemError) -> Response:

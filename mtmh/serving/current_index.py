@@ -113,11 +113,12 @@ class CurrentIndex:
         try:
             self._live.refresh()
             self._swap()
-        except (ValueError, OSError) as error:
-            if str(error) != self._refused:  # said once, not at every look
-                self._refused = str(error)
+        except Exception as error:
+            if repr(error) != self._refused:  # said once, not at every look
+                self._refused = repr(error)
                 self._metrics.index_refused.inc()
-                log.error("index version refused, %s stays: %s", self.snapshot.version, error)
+                surprise = None if isinstance(error, (ValueError, OSError)) else error
+                log.error("index version refused, %s stays: %s", self.snapshot.version, error, exc_info=surprise)
             return
         self._refused = ""
 

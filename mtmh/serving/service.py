@@ -13,6 +13,7 @@ from typing import Any
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from mtmh.artifacts import DamagedArtifactError
 from mtmh.config import MilvusConfig, RetrievalConfig, ServiceConfig
 from mtmh.live.segments import ChangesLostError
 from mtmh.retrieval.cpu_cores import compute_with, usable_cores
@@ -125,7 +126,7 @@ class Service:
         deadline = time.monotonic() + _WRITE_SECONDS
         try:
             return (await self.writes.submit(lambda _: [run(deadline)], None, deadline=deadline)).result
-        except ChangesLostError as error:  # answers go on; what to do about it a person must know
+        except (ChangesLostError, DamagedArtifactError) as error:  # answers go on; what to do a person must know
             log.error("a write was refused: %s", error)
             raise Refused(
                 503, "changes of this index are missing on its disk: it takes no others until they are back"

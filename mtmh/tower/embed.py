@@ -19,7 +19,7 @@ from mtmh.data.arrays import Vectors
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
 from mtmh.data.row_file import RowFile
-from mtmh.distributed.ranks import Ranks, join_ranks, on_first
+from mtmh.distributed.ranks import Ranks, join_ranks, on_first, writing_alone
 from mtmh.tower.artifact import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.tower.delta import DeltaEmbedder, find_delta
 from mtmh.tower.embedder import Embedder
@@ -60,7 +60,7 @@ def embed_catalogue(
         ValueError: no dataset or checkpoint, the checkpoint was trained on other features, an embedding is not finite,
             or kept embeddings have drifted from the model by more than ``embedding.max_drift``.
     """
-    with join_ranks(config.training.device) as ranks:
+    with join_ranks(config.training.device) as ranks, writing_alone(ranks, out):
         dataset = dataset or open_dataset(config.dataset_dir)
         checkpoint = checkpoint or open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
         trained_on = checkpoint.manifest.inputs.get("dataset")

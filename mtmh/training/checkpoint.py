@@ -19,7 +19,7 @@ from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, FileRecord, link_folder, open_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, DamagedArtifactError, FileRecord, open_artifact
 from mtmh.config.base import leaves
 from mtmh.config.recorded import recorded_decisive
 from mtmh.data.dataset import Dataset
@@ -47,7 +47,7 @@ def latest_checkpoint(root: Path) -> Path:
     """
     for path in _newest_first(root):
         try:
-            return open_artifact(path, "checkpoint").path
+            return _open(path).path
         except DamagedArtifactError as error:
             logger.warning("DAMAGED CHECKPOINT skipped, trying the one before it: %s", error)
     raise ValueError(f"{root}: no complete checkpoint here; train the model first (mtmh train)")
@@ -79,7 +79,7 @@ class RunRecord:
         inputs: the artifacts that the run reads, by name.
         recorded: the decisive settings of the run that wrote a checkpoint.
         facts: more for the summary of every checkpoint, JSON values only; may grow while the run goes on.
-        folders: linked into every checkpoint under their names.
+        folders: copied into every checkpoint under their names.
     """
 
     settings: Mapping[str, Any]
@@ -216,7 +216,8 @@ class Checkpoints:
                 **self._run.facts,
             }
             for name, source in self._run.folders.items():
-                link_folder(source, writer[0].folder / name)
+                if source.is_dir():  # copied: a fault of the disk in a file that all share would spoil all
+                    shutil.copytree(source, writer[0].folder / name)
             writer[0].commit(self._run.settings, self._run.inputs, records, decisive=self._run.decisive)
             self._remove_old()
             return path
@@ -280,7 +281,7 @@ class Checkpoints:
         Raises:
             ValueError: the files do not hold exactly the state of this model and optimizer.
         """
-        artifact = open_artifact(path, "checkpoint")
+        artifact = _open(path)
         folder = path / STATE
         random_state = self._random_state()
         stored = stored_names(folder)
@@ -311,7 +312,7 @@ class Checkpoints:
         """Checks that a checkpoint is whole, each rank reading a part of its files; sets a damaged one aside."""
         rank, world_size = self._ranks.rank, self._ranks.world_size
         try:
-            artifact = on_first(self._ranks, lambda: open_artifact(path, "checkpoint"))
+            artifact = on_first(self._ranks, lambda: self._repaired(path))
             on_all(lambda: artifact.verify(rank, world_size))
         except DamagedArtifactError as error:
             why = str(error)
@@ -319,6 +320,21 @@ class Checkpoints:
             return False
         on_first(self._ranks, lambda: self._check_same_run(artifact))
         return True
+
+    def _repaired(self, path: Path) -> Artifact:
+        """Opens a checkpoint after altered files of `RunRecord.folders` are replaced by equal ones of their source."""
+        artifact = open_artifact(path, "checkpoint", sizes=False)
+        for name, source in self._run.folders.items():
+            for file, record in artifact.manifest.files.items():
+                if not Path(file).is_relative_to(name) or _is_whole(path / file, record):
+                    continue
+                whole = source / Path(file).relative_to(name)
+                if _is_whole(whole, record):
+                    aside = path / f"{file}.partial"
+                    shutil.copyfile(whole, aside)
+                    aside.replace(path / file)
+                    logger.warning("DAMAGED FILE %s of a checkpoint replaced by an equal one, %s", path / file, whole)
+        return _open(path)
 
     def _check_same_run(self, artifact: Artifact) -> None:
         before, now = self._run.recorded(artifact), self._run.decisive
@@ -367,6 +383,23 @@ def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer
             assert isinstance(value, Tensor), f"{parameter} {name}: {type(value).__name__}"
             state[f"{OPTIMIZER}{parameter}.{name}"] = value
     return state
+
+
+def _open(path: Path) -> Artifact:
+    """Opens a checkpoint, and compares its step with the name of its folder.
+
+    Raises:
+        DamagedArtifactError: they differ, or a file is missing, truncated or altered.
+    """
+    artifact = open_artifact(path, "checkpoint")
+    name = FOLDER.fullmatch(path.name)
+    if name and int(name[1]) != artifact.summary.get("step"):
+        raise DamagedArtifactError(f"{path}: its manifest is of step {artifact.summary.get('step')}")
+    return artifact
+
+
+def _is_whole(path: Path, record: FileRecord) -> bool:
+    return path.is_file() and FileRecord.of(path) == record
 
 
 def _set_aside(path: Path, why: str) -> None:

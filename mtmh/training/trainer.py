@@ -18,7 +18,7 @@ from mtmh.data.period import Period
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
-from mtmh.distributed.ranks import Ranks, join_ranks
+from mtmh.distributed.ranks import Ranks, join_ranks, writing_alone
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import plan_table, shard
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
@@ -54,11 +54,12 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         The folder of the last checkpoint.
 
     Raises:
-        ValueError: an artifact or setting does not fit; the message says which.
+        ValueError: an artifact or setting does not fit, or another process trains here; the message says which.
         NonFiniteLossError: the loss is no longer a number; the last checkpoint is from before.
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
-    with quiet_libraries(), join_ranks(config.training.device) as ranks:
+    root = config.model_dir("checkpoints")
+    with quiet_libraries(), join_ranks(config.training.device) as ranks, writing_alone(ranks, root):
         dataset = open_dataset(config.dataset_dir)
         content = open_content(config.content_dir, dataset) if config.needs_content else None
         inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
@@ -80,7 +81,6 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             previous=previous,
             record=RunRecord.of_dataset(recipe, decisive(config, "checkpoint"), dataset, inputs),
         )
-        root = config.model_dir("checkpoints")
         if not config.training.chooses_length:
             return _train(run, ranks, root, resume=resume, profile=profile)[0]
         # First without the end of T1, to find how long; then on all of it.

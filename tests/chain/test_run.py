@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from torchx.specs import AppState
 
-from mtmh.artifacts import Artifact, Kind, code_of, open_artifact, write_artifact
+from mtmh.artifacts import Artifact, code_of, open_artifact, sealed, write_artifact
 from mtmh.chain.record import PAGE, ChainRecord, Job, Process, load_record
 from mtmh.chain.run import Chain
 from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
@@ -245,13 +246,10 @@ def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_
 
     assert reasons() == []
     digest = open_artifact(config.dataset_dir, "dataset").manifest.digest
-    made: dict[Kind, Path] = {
-        "dataset": config.dataset_dir,
-        "checkpoint": config.model_dir("checkpoints") / "step-00000010",
-    }
-    for kind, folder in made.items():
+    for folder in (config.dataset_dir, config.model_dir("checkpoints") / "step-00000010"):
         manifest = folder / "manifest.json"
-        manifest.write_text(manifest.read_text().replace(code_of(kind), "0123456789abcdef"))
+        tree = json.loads(manifest.read_text()) | {"code": "0123456789abcdef"}
+        manifest.write_text(json.dumps(sealed(tree)))
     assert open_artifact(config.dataset_dir, "dataset").manifest.digest == digest, "what it holds is the same"
     assert reasons() == [f"made by other code of mtmh (0123456789ab) than this ({code_of('dataset')[:12]})"]
     assert examine(prepare, developing, {}, ChainState(), just_ran=False).reasons == []

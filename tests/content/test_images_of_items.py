@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
+import struct
 import tarfile
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from tiny_catalogue import png, write_dataset
 
 from mtmh.content.images import decode, is_blank, open_images
@@ -43,6 +48,27 @@ def test_paths_as_they_stand(tmp_path: Path) -> None:
     names = [str(tmp_path / "red.png"), "", "no/such.png"]
     dataset = write_dataset(tmp_path / "dataset", {"item_id": [1, 2, 3], "image": names})
     assert open_images(dataset, None).read([0, 1, 2]) == [RED, None, b""]
+
+
+def test_names_that_leave_the_folder_count_as_broken(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in (tmp_path / "secret.png", folder / "red.png"):
+        path.write_bytes(RED)
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    os.mkfifo(folder / "pipe.png")
+    names = [
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "link.png",
+        "circle.png",
+        "pipe.png",
+        "red.png",
+        "a/../red.png",
+    ]
+    dataset = write_dataset(tmp_path / "dataset", {"item_id": list(range(len(names))), "image": names})
+    assert open_images(dataset, folder).read(range(len(names))) == [b""] * 5 + [RED] * 2
 
 
 @pytest.mark.parametrize("prefix", ["", "./"])
@@ -103,6 +129,20 @@ def encoded(image: Image.Image, kind: str, **settings: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **settings)
     return file.getvalue()
+
+
+def test_a_small_file_of_too_many_pixels_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def header(width: int, height: int) -> bytes:
+        body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+        return RED[:8] + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + RED[33:]
+
+    loaded: list[Image.Image] = []
+    monkeypatch.setattr(PngImageFile, "load", lambda image: loaded.append(image))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own word on it
+        assert decode(header(13_000, 13_000)) is None
+        assert decode(header(60_000, 60_000)) is None
+    assert not loaded, "no memory was taken for the pixels"
 
 
 def corners(picture: Image.Image | None) -> list[tuple[int, int, int]]:

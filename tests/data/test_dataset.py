@@ -15,7 +15,7 @@ import pytest
 import torch
 from synthetic_dataset import NUM_ITEMS, random_histories, user_index_of, write_dataset
 
-from mtmh.artifacts import write_artifact
+from mtmh.artifacts import sealed, write_artifact
 from mtmh.data.dataset import open_dataset
 from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS, ITEM_TABLE, ITEMS
 
@@ -227,7 +227,7 @@ def test_files_and_facts_are_checked_at_opening(tmp_path: Path) -> None:
     write_dataset(path, HISTORY_LISTS)
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["summary"]["num_items"]
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(ValueError, match="not a valid dataset summary: num_items"):
         open_dataset(path)
     (path / ITEMS).unlink()

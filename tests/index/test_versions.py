@@ -173,14 +173,16 @@ def test_a_version_is_published_over_the_one_it_was_compared_with_or_not_at_all(
 
 def test_what_a_killed_build_has_left_goes_with_the_versions_of_its_time(tmp_path: Path) -> None:
     killed = new_version(tmp_path)
-    partial = killed.with_name(f".{killed.name}.partial")
+    partial, lock = (killed.with_name(f".{killed.name}.{kind}") for kind in ("partial", "lock"))
     (partial / "scratch").mkdir(parents=True)
+    lock.touch()
     publish(build(tmp_path), keep=2)
     assert partial.exists(), "it may be of a build that is under way"
     under_way = tmp_path / "versions" / ".000003.partial"
     under_way.mkdir()
     publish(build(tmp_path, version=tmp_path / "versions" / "000004"), keep=2)
     assert not partial.exists()
+    assert not lock.exists()
     assert under_way.exists()
     publish(build(tmp_path), keep=2)
     assert not under_way.exists()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_run import tiny_config, write_inputs
 
-from mtmh.artifacts import link_folder, open_artifact
+from mtmh.artifacts import link_folder, open_artifact, sealed
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.evaluation.evaluate import evaluate
@@ -172,7 +172,7 @@ def test_a_preranker_of_other_inputs_is_refused(config: Config, live: LiveIndex)
         for name in ("dataset", "embeddings"):
             tree = json.loads(text)
             tree["inputs"][name] = "another"
-            manifest.write_text(json.dumps(tree))
+            manifest.write_text(json.dumps(sealed(tree)))
             with pytest.raises(ValueError, match=f"preranker: of another {name} artifact than .*train the preranker"):
                 build_version(config)
     finally:

@@ -15,7 +15,7 @@ from ivf_in_memory import build_ivf
 from rich.console import Console
 from synthetic_dataset import make_config
 
-from mtmh.artifacts import MANIFEST
+from mtmh.artifacts import MANIFEST, sealed
 from mtmh.cli.answer_table import retrieval_table
 from mtmh.config import IndexConfig, RetrievalConfig
 from mtmh.distributed.ranks import join_ranks
@@ -301,7 +301,7 @@ def test_an_unknown_recorded_setting_that_a_retriever_needs_is_named_with_the_in
 def record_setting(index_dir: Path, section: str, name: str, value: object) -> None:
     manifest = json.loads((index_dir / MANIFEST).read_text())
     manifest["config"][section][name] = value
-    (index_dir / MANIFEST).write_text(json.dumps(manifest))
+    (index_dir / MANIFEST).write_text(json.dumps(sealed(manifest)))
 
 
 def test_only_versions_signed_with_the_trusted_key_are_opened(index_dir: Path, tmp_path: Path) -> None:

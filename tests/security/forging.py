@@ -4,7 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
-from mtmh.artifacts import MANIFEST, FileRecord
+from mtmh.artifacts import MANIFEST, FileRecord, sealed
 
 
 def dotted_pickle(mark: Path) -> bytes:
@@ -34,7 +34,7 @@ def fit_manifest(folder: Path) -> None:
     manifest = json.loads(path.read_text())
     files = [file for file in folder.rglob("*") if file.is_file() and file != path]
     manifest["files"] = {str(file.relative_to(folder)): FileRecord.of(file).model_dump() for file in files}
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(sealed(manifest)))
 
 
 class _Calls:

@@ -161,3 +161,35 @@ def test_a_bad_version_is_refused_and_the_old_one_stays(own_recipe: Path, swappe
     write_atomically(index_dir / "CURRENT", pointer)
     another = build_another(config, seed=99)
     swapped.wait_for(another.name)
+
+
+def test_a_file_cut_off_in_use_is_noticed_before_it_is_read(own_recipe: Path, swapped: ServiceProcess) -> None:
+    config = load_config(own_recipe, ["index.keep_versions=20", "index.min_recall=0"])
+    version = current_version(config.model_dir("index"))
+    swapped.wait_for(version.name)
+    lists = next(iter(sorted(version.glob("*.lists"))))
+    whole = lists.read_bytes()
+    refused = swapped.metric("mtmh_index_refused_total")
+    with lists.open("r+b") as file:  # the very file that is mapped: a read past its new end would be a SIGBUS
+        file.truncate(0)
+    for _ in range(3):
+        assert swapped.retrieve(triggers=[17]).status == 503
+    assert swapped.call("GET", "/readyz").status == 503
+    assert swapped.call("GET", "/healthz").status == 200
+    end = time.monotonic() + 20
+    while swapped.metric("mtmh_index_refused_total") == refused:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert f"{lists}: 0 bytes, the manifest says {len(whole)}" in swapped.log.read_text()
+    lists.write_bytes(whole)
+    swapped.wait_for(version.name)
+    assert swapped.retrieve(triggers=[17]).status == 200
+    with lists.open("r+b") as file:
+        file.truncate(len(whole) // 2)
+    assert swapped.retrieve(triggers=[23]).status == 503  # 17 is in the cache
+    another = build_another(config, seed=100)
+    end = time.monotonic() + 20
+    while swapped.retrieve(triggers=[23]).status != 200:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    swapped.wait_for(another.name)

@@ -18,7 +18,7 @@ from prepare_helpers import Written, prepare_tables
 from tiny_run import MODEL, read_whole, state_of, tiny_config
 from torch import Tensor
 
-from mtmh.artifacts import open_artifact
+from mtmh.artifacts import open_artifact, sealed
 from mtmh.cli import app
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
@@ -387,7 +387,7 @@ def test_a_checkpoint_from_before_periods_were_recorded_is_taken_only_knowingly(
     old = shutil.copytree(checkpoint_of(root), tmp_path / "step-00000004")
     manifest = json.loads((old / "manifest.json").read_text())
     del manifest["summary"]["period"]
-    (old / "manifest.json").write_text(json.dumps(manifest))
+    (old / "manifest.json").write_text(json.dumps(sealed(manifest)))
     with pytest.raises(ValueError, match=r"does not say which events.*training.continuation.check_period=false"):
         train(config_of(root / "two", name="unknown"), continue_from=old)
     train(config_of(root / "two", name="unknown", continuation={"check_period": False}, max_steps=1), continue_from=old)

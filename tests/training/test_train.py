@@ -16,7 +16,7 @@ import torch
 from synthetic_dataset import pair_loader
 from tiny_run import losses_of, state_of, tiny_config, write_inputs
 
-from mtmh.artifacts import open_artifact
+from mtmh.artifacts import open_artifact, sealed
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.finite import NonFiniteStateError
@@ -128,7 +128,7 @@ def test_a_run_from_before_a_setting_existed_is_continued(root: Path) -> None:
     manifest = latest_checkpoint(config.model_dir("checkpoints")) / "manifest.json"
     tree = json.loads(manifest.read_text())
     del tree["config"]["loss"]["semantic"]
-    manifest.write_text(json.dumps(tree))
+    manifest.write_text(json.dumps(sealed(tree)))
     assert trained(root, 4) is not None
     assert sorted(losses_of(config)) == [1, 2, 3, 4]
 
@@ -138,7 +138,7 @@ def test_a_run_on_other_data_is_not_continued(root: Path) -> None:
     shutil.copytree(root / "dataset", root / "changed")
     manifest = json.loads((root / "changed" / "manifest.json").read_text())
     manifest["decisive"]["seed"] = "another"
-    (root / "changed" / "manifest.json").write_text(json.dumps(manifest))
+    (root / "changed" / "manifest.json").write_text(json.dumps(sealed(manifest)))
     (root / "dataset").unlink()
     (root / "changed").rename(root / "dataset")
     without_teacher = config.model_copy(
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_another_mtmh_wrote_stops_training_and_stays(
 ) -> None:
     config = trained(root, 4)
     manifest = root / "tiny" / "checkpoints" / "step-00000004" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes))
+    manifest.write_text(json.dumps(sealed(json.loads(manifest.read_text()) | changes)))
     with pytest.raises(ValueError, match=message):
         trained(root, 6)
     with pytest.raises(ValueError, match=message):  # nor is the model of step 2 taken for the newest
@@ -231,7 +231,7 @@ def test_load_model_refuses_a_state_of_another_model(root: Path) -> None:
         ({"head_dim": 12}, r"expected a tensor of shape \(12,.*found \(8,"),
     ):
         changed = manifest | {"config": manifest["config"] | {"model": manifest["config"]["model"] | change}}
-        (checkpoint / "manifest.json").write_text(json.dumps(changed))
+        (checkpoint / "manifest.json").write_text(json.dumps(sealed(changed)))
         with pytest.raises(ValueError, match=message):
             load_model(checkpoint)
     with pytest.raises(ValueError, match="no checkpoint artifact here"):
@@ -354,3 +354,24 @@ def test_a_failure_of_writing_in_the_background_is_raised(root: Path) -> None:
     assert not [name for name in names(root) if name.startswith("step")]
     train(config)
     assert names(root) == ["step-00000035", "step-00000040"]
+
+
+def test_a_checkpoint_is_repaired_from_the_dataset_and_one_of_another_step_set_aside(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained(root, 4)
+    newest = root / "tiny" / "checkpoints" / "step-00000004"
+    vocabulary = next(path for path in sorted(newest.glob("vocabulary/**/*")) if path.is_file())
+    whole = vocabulary.read_bytes()
+    vocabulary.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    assert (root / "dataset" / vocabulary.relative_to(newest)).read_bytes() == whole, "no file is shared"
+    with caplog.at_level(logging.WARNING):
+        trained(root, 6)
+    assert f"DAMAGED FILE {vocabulary}" in caplog.text
+    assert vocabulary.read_bytes() == whole
+    assert names(root) == ["step-00000004", "step-00000006"]
+    (newest.with_name("step-00000006")).rename(newest.with_name("step-00000008"))
+    with caplog.at_level(logging.WARNING):
+        trained(root, 6)
+    assert "its manifest is of step 6" in caplog.text
+    assert names(root) == ["step-00000004", "step-00000006", "step-00000008.damaged"]
