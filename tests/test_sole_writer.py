@@ -44,8 +44,7 @@ def test_the_second_writer_is_told_who_is_at_work(tmp_path: Path) -> None:
 
 
 def stages(root: Path) -> dict[Path, Callable[[], object]]:
-    """What every stage that writes a folder holds, and the stage."""
-    from mtmh.content.embed import embed_content
+    """Folder that a stage holds -> the stage."""
     from mtmh.content.train import train_content
     from mtmh.prepare.prepare import prepare
     from mtmh.preranking.trainer import train_preranker
@@ -58,14 +57,13 @@ def stages(root: Path) -> dict[Path, Callable[[], object]]:
         config.encoder_dir.with_name(f"{config.encoder_dir.name}.steps"): lambda: train_content(
             config, config.encoder_dir
         ),
-        config.content_dir: lambda: embed_content(config, config.content_dir),
         config.model_dir("checkpoints"): lambda: train(config),
         config.model_dir("embeddings"): lambda: embed_catalogue(config, config.model_dir("embeddings")),
         config.preranker_checkpoints: lambda: train_preranker(config),
     }
 
 
-def test_every_stage_says_so_before_it_looks_at_anything(tmp_path: Path) -> None:
+def test_stages_say_so_before_they_look_at_anything(tmp_path: Path) -> None:
     for folder, stage in stages(tmp_path).items():
         holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
         try:
