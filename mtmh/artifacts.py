@@ -34,6 +34,7 @@ Kind = Literal[
     "preranker",
     "evaluation",
     "check",
+    "similar-items",
 ]
 
 WRITTEN_BY: dict[Kind, str] = {
@@ -48,6 +49,7 @@ WRITTEN_BY: dict[Kind, str] = {
     "preranker": "mtmh train-preranker",
     "evaluation": "mtmh evaluate",
     "check": "mtmh content check",
+    "similar-items": "mtmh similar-items",
 }
 
 # The modules whose code, and all that it can reach, decides what is in an artifact.
@@ -63,6 +65,7 @@ _MADE_BY: dict[Kind, tuple[str, ...]] = {
     "preranker": ("mtmh.preranking.trainer", "mtmh.preranking.export"),
     "evaluation": ("mtmh.evaluation.evaluate",),
     "check": ("mtmh.content.check",),
+    "similar-items": ("mtmh.retrieval.similar_items",),
 }
 
 FORMAT_VERSION = 1

@@ -24,6 +24,7 @@ SLOW = [
         "live/test_learned_preranker.py",
         "prepare/test_nothing_is_altered.py",
         "preranking/test_train_preranker.py",
+        "retrieval/test_similar_items.py",
         "serving/test_connections.py",
         "serving/test_explorer.py",
         "serving/test_features_and_shares.py",

@@ -260,6 +260,45 @@ def train_preranker(
     return job.app_def(["train-preranker"], recipe, overrides, j, h, image, max_retries, env, mounts, options, log_dir)
 
 
+def similar_items(
+    recipe: str,
+    *overrides: str,
+    out: str = "",
+    k: int = 0,
+    alpha: float = -1.0,
+    items: str = "",
+    j: str = "1x2",
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+    log_dir: str = "",
+) -> specs.AppDef:
+    """Writes the answers of every item as Parquet on nodes x processes; the verb is `mtmh similar-items`.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        overrides: settings to change, KEY=VALUE each, after all options
+        out: folder of the Parquet files, on a disk that all hosts see; empty: the recipe's folder for them
+        k: answers an item; 0: those of the recipe, retrieval.k
+        alpha: percent from the engagement head; negative: that of the recipe, retrieval.alpha
+        items: text file of item ids, a line each; empty: all items
+        j: nodes x processes a node
+        h: named resource of a node: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+        log_dir: folder where torchrun keeps what each process prints; empty: the scheduler's logs alone
+    """
+    options = ["--out", out] if out else []
+    options += ["--k", str(k)] if k else []
+    options += ["--alpha", str(alpha)] if alpha >= 0 else []
+    options += ["--items", items] if items else []
+    return job.app_def(["similar-items"], recipe, overrides, j, h, image, max_retries, env, mounts, options, log_dir)
+
+
 def evaluate(
     recipe: str,
     *overrides: str,

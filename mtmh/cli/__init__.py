@@ -18,6 +18,7 @@ from mtmh.cli.content import content_app
 from mtmh.cli.errors import describe
 from mtmh.cli.index import index_app
 from mtmh.cli.serving import serve
+from mtmh.cli.similar_items import similar_items
 from mtmh.cli.start import init, run
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -46,6 +47,7 @@ app.command("build-index")(stages.build_index)
 app.add_typer(index_app, name="index")
 app.command("train-preranker")(preranker.train_preranker)
 app.command()(stages.retrieve)
+app.command("similar-items")(similar_items)
 app.command()(serve)
 app.command()(stages.evaluate)
 app.command()(chain)

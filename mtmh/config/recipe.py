@@ -98,7 +98,7 @@ class Config(Settings):
         return self.model.needs_teacher or self.pairs.sim.kind == "content"
 
     def model_dir(
-        self, stage: Literal["checkpoints", "embeddings", "index", "preranker", "evaluation", "chain"]
+        self, stage: Literal["checkpoints", "embeddings", "index", "preranker", "evaluation", "similar-items", "chain"]
     ) -> Path:
         """The folder of one stage of this model."""
         return self.paths.root / self.name / stage

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from mtmh.data.arrays import ItemId, Mask
+from mtmh.data.arrays import ItemId, Mask, Scores
 from mtmh.retrieval.catalogue import Catalogue, ItemDescription
 from mtmh.retrieval.merge import quota_merge
 from mtmh.retrieval.ranking import Candidates, Ranker, Requests
@@ -47,25 +48,61 @@ class SideBySide:
     descriptions: dict[ItemId, ItemDescription]
 
 
-def trigger_answers(
-    requests: Requests, kept: Sequence[Candidates], quotas: Mapping[str, int], sorter: Ranker, catalogue: Catalogue
-) -> list[list[RetrievedItem]]:
-    """Merges the heads' candidates of each trigger by quota; one list a trigger, scored by the sorter."""
+@dataclass(frozen=True)
+class AnswerRows:
+    """N answers to T triggers as arrays, those of a trigger together and in their order.
+
+    Attributes:
+        triggers: [N] int64, place of the trigger among the T.
+        items: [N] int64 item indices.
+        scores: [N] float32, as `RetrievedItem.score`.
+        similarities: [N] float32.
+        heads: [N] int8, place of the head in ``names``.
+        names: of the heads.
+    """
+
+    triggers: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int64]
+    scores: Scores
+    similarities: Scores
+    heads: npt.NDArray[np.int8]
+    names: list[str]
+
+
+def answer_rows(
+    requests: Requests, kept: Sequence[Candidates], quotas: Mapping[str, int], sorter: Ranker
+) -> AnswerRows:
+    """Merges the heads' candidates of each trigger by quota, scored by the sorter."""
     merged = quota_merge([found.items for found in kept], [quotas[found.head] for found in kept])
     scores = merged.take([sorter.score(requests, found) for found in kept])
     similarities = merged.take([found.scores for found in kept])
     rows, slots = np.nonzero(merged.items >= 0)
+    return AnswerRows(
+        rows,
+        merged.items[rows, slots],
+        scores[rows, slots],
+        similarities[rows, slots],
+        merged.heads[rows, slots],
+        [found.head for found in kept],
+    )
+
+
+def trigger_answers(
+    requests: Requests, kept: Sequence[Candidates], quotas: Mapping[str, int], sorter: Ranker, catalogue: Catalogue
+) -> list[list[RetrievedItem]]:
+    """Merges the heads' candidates of each trigger by quota; one list a trigger, scored by the sorter."""
+    found = answer_rows(requests, kept, quotas, sorter)
     trigger_ids = catalogue.ids(requests.triggers)
     answers: list[list[RetrievedItem]] = [[] for _ in trigger_ids]
     for row, item, score, similarity, head in zip(
-        rows.tolist(),
-        catalogue.ids(merged.items[rows, slots]),
-        scores[rows, slots].tolist(),
-        similarities[rows, slots].tolist(),
-        merged.heads[rows, slots].tolist(),
+        found.triggers.tolist(),
+        catalogue.ids(found.items),
+        found.scores.tolist(),
+        found.similarities.tolist(),
+        found.heads.tolist(),
         strict=True,
     ):
-        answers[row].append(RetrievedItem(item, score, similarity, kept[head].head, trigger_ids[row]))
+        answers[row].append(RetrievedItem(item, score, similarity, found.names[head], trigger_ids[row]))
     return answers
 
 

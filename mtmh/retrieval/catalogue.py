@@ -197,6 +197,15 @@ class Catalogue:
                     described[place] = ItemDescription(**{name: value or "" for name, value in row.items()})
         return described
 
+    def columns(self, indices: Indices, names: Sequence[str]) -> pa.Table:
+        """Columns of item indices, as they are stored; N rows."""
+        return self._all.select(list(names)).take(pa.array(indices))
+
+    @cached_property
+    def _all(self) -> pa.Table:
+        """The I + F items; row number = item index."""
+        return pa.concat_tables([self._base.items, self._added]) if len(self._added) else self._base.items
+
     def with_topic(self, level: str, topics: Sequence[str]) -> Mask:
         """[I + F] which items have one of the topics."""
         base = self._base.with_topic(level, topics)
@@ -224,7 +233,7 @@ class Catalogue:
     @cached_property
     def table(self) -> pa.Table:
         """The items that may be answers, with all columns."""
-        items = pa.concat_tables([self._base.items, self._added]) if len(self._added) else self._base.items
+        items = self._all
         return items if self.answerable is None else items.filter(pa.array(self.answerable))
 
     @cached_property

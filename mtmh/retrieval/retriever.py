@@ -25,9 +25,18 @@ from mtmh.index.files_in_use import FilesInUse
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
-from mtmh.retrieval.answers import RetrievedItem, SideBySide, popular_answers, trigger_answers, user_answers
+from mtmh.retrieval.answers import (
+    AnswerRows,
+    RetrievedItem,
+    SideBySide,
+    answer_rows,
+    popular_answers,
+    trigger_answers,
+    user_answers,
+)
 from mtmh.retrieval.catalogue import Catalogue, ItemDescription
 from mtmh.retrieval.cpu_cores import Shares
+from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.open_preranker import open_prerankers
 from mtmh.retrieval.parallel_search import AllHeads
@@ -235,6 +244,18 @@ class Retriever:
                 next(answers) if is_known else popular_answers(knowing.catalogue, plan.k, allowed, trigger)
                 for trigger, is_known in zip(query.ids, known.tolist(), strict=True)
             ]
+
+    def answer_rows(self, triggers: Indices, plan: QueryPlan) -> AnswerRows:
+        """Answers known items with lists as ``retrieve`` does, as arrays.
+
+        Args:
+            triggers: [T] item indices.
+            plan: of the request.
+        """
+        requests = Requests.anonymous(triggers)
+        allowed = Filters().allowed(self.catalogue, _NOBODY)  # without what was removed
+        kept = self._keep(_taking_part(plan), requests, plan, allowed, Timings())
+        return answer_rows(requests, kept, plan.quotas, self.sorter)
 
     def retrieve_user(self, query: Query, timings: Timings | None = None) -> list[RetrievedItem]:
         """Answers a user with one list.

@@ -95,7 +95,8 @@ class Model:
         Args:
             history: ids, the latest last; unknown ones are passed over.
             k: how many.
-            alpha: as in `similar_items`.
+            alpha: as in `similar_items`; None: the best of all that is known of the user, whatever brought it, unless
+                ``retrieval.user_share`` says otherwise.
 
         Returns:
             ``k`` answers, best first; none is of the history.

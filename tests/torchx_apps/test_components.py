@@ -27,6 +27,7 @@ RANKS = {
     "embed": "embed",
     "build_index": "build-index",
     "train_preranker": "train-preranker",
+    "similar_items": "similar-items",
 }
 ALONE = {
     "prepare": "prepare",
@@ -109,7 +110,7 @@ def test_every_heavy_verb_has_a_component_that_explains_its_arguments() -> None:
     assert set(found) == {f"mtmh.{name}" for name in RANKS | ALONE}
     for component in found.values():
         assert component.description.startswith(
-            ("Turns", "Trains", "Embeds", "Builds", "Measures", "Draws", "Runs", "Serves")
+            ("Turns", "Trains", "Embeds", "Builds", "Measures", "Draws", "Runs", "Serves", "Writes")
         )
         assert "the verb is `mtmh" in component.description
 
