@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +21,11 @@ from mtmh.chain.gates import GATES, published_index, to_measure
 from mtmh.chain.jobs import Jobs, end_processes
 from mtmh.chain.page import save
 from mtmh.chain.record import RECORD, ChainRecord, Result, StageRecord, load_record, now
-from mtmh.chain.stages import PREVIOUS, Finding, Stage, examine, set_checkpoints_aside, stages_of
+from mtmh.chain.stages import PREVIOUS, Finding, Say, Stage, examine, set_checkpoints_aside, stages_of
 from mtmh.chain.state import ChainState, StageState, only_chain
 from mtmh.config import Config, load_config
 from mtmh.data.raw_files import stamp
 from mtmh.index.versions import BelowGateError, publish
-
-Say = Callable[[str], None]
 
 _FORGOTTEN = 60.0  # seconds without news of a job, after which it counts as failed
 

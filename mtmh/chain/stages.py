@@ -28,6 +28,7 @@ from mtmh.index.versions import find_version, list_versions
 PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
 
 Find = Callable[[Config], list[Path]]
+Say = Callable[[str], None]  # takes a line about a stage
 
 
 @dataclass(frozen=True)

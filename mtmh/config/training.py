@@ -138,7 +138,7 @@ class TrainingConfig(RunLength):
         return self.epochs == "auto" and self.max_steps is None
 
     def keeps_first(self, holds_back_little: bool) -> bool:
-        """Whether the first run's model is the one, with few events held back or not."""
+        """True if the first run's model is the result, with few events held back or not."""
         return self.final == "keep" or (self.final == "auto" and holds_back_little)
 
     def num_steps(self, steps_per_epoch: int) -> int:

@@ -80,7 +80,7 @@ class ValidationDataset(Dataset):
 
     @property
     def holds_back_little(self) -> bool:
-        """Whether a model without the events held back is as good as one with them: below a twentieth of T1."""
+        """True if a model without the events held back is as good as one with them: below a twentieth of T1."""
         return self.summary.num_test_events < _LITTLE * (self.summary.num_test_events + self.summary.num_train_events)
 
     @cached_property

@@ -1,12 +1,13 @@
-"""Adagrad in three places: fused into the tables' backward, on the towers, and on data-parallel tables."""
+"""Adagrad in three places: in the tables' backward, on the towers, on data-parallel tables; and gradient norms."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Set
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.optim import _apply_optimizer_in_backward
 from torchrec import EmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -18,6 +19,7 @@ from mtmh.config import TrainingConfig
 
 EPSILON = 1e-8
 TABLE_KEY = ".embedding_bags."  # part of the name of every table's weight, sharded or not
+HEAD_KEY = "head_mlps."  # and of every weight of a head
 
 
 def fuse_optimizer(model: nn.Module, training: TrainingConfig, *, skip: Set[str]) -> None:
@@ -79,3 +81,25 @@ def set_learning_rates(
 
 def _table_optimizer(training: TrainingConfig) -> Callable[..., Any]:
     return RowWiseAdagrad if training.optimizer == "rowwise_adagrad" else torch.optim.Adagrad
+
+
+def tower_gradient_norms(optimizer: CombinedOptimizer) -> dict[str, float]:
+    """Norms of the gradients of the last step.
+
+    Args:
+        optimizer: of `build_optimizer`.
+
+    Returns:
+        ``towers`` (all of them together), ``towers/dense_nn``, ``towers/HEAD``.
+    """
+    groups: dict[str, list[Tensor]] = defaultdict(list)
+    for name, parameter in dict(optimizer.optimizers)["towers"].params.items():
+        if parameter.grad is not None:
+            groups["towers"].append(parameter.grad)
+            groups[f"towers/{_tower(name)}"].append(parameter.grad)
+    return {name: float(torch.nn.utils.get_total_norm(gradients)) for name, gradients in groups.items()}
+
+
+def _tower(name: str) -> str:
+    _, found, rest = name.partition(HEAD_KEY)
+    return rest.split(".")[0] if found else "dense_nn"

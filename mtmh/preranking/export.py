@@ -37,8 +37,7 @@ from mtmh.preranking.inputs import ItemInputs, open_inputs
 from mtmh.preranking.item_tower import write_item_tower
 from mtmh.preranking.labels import Labels
 from mtmh.preranking.model_builder import load_preranker
-from mtmh.preranking.neighbours import cosine_neighbours, engagements, linear_neighbours
-from mtmh.preranking.popularity import item_popularity
+from mtmh.preranking.neighbours import cosine_neighbours, engagements, item_popularity, linear_neighbours
 from mtmh.preranking.quality import measure, questions
 from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.stacking import fit_combination, judged_candidates

@@ -37,7 +37,7 @@ def model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:
 
 
 def embedded_by(folder: Path, checkpoint: Artifact) -> bool:
-    """Whether these are embeddings of the checkpoint's model."""
+    """True if these are embeddings of the checkpoint's model."""
     try:
         made = open_artifact(folder, "embeddings")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Tables of what goes with each item by the users' histories, which are added up over a history.
+"""Tables from the users' histories: what goes with each item, added up over a history, and how popular each is.
 
 items.npy      [I, N] int32: of each item those of the largest weights, -1: no further one
 weights.npy    [I, N] float16
@@ -23,9 +23,9 @@ from mtmh.data.histories import Histories, HistoryReader
 NEIGHBOUR_ITEMS = Path("items.npy")
 NEIGHBOUR_WEIGHTS = Path("weights.npy")
 
-
 _REGULARIZATION = 250.0  # of the linear model, in users
 _SHARD_ITEMS = 1024  # whose products are held at a time, at most
+_LATE = 0.2  # of each history, at its end
 
 
 class Neighbours:
@@ -240,3 +240,15 @@ def best_of_rows(similar: sparse.csr_matrix, own: Indices, k: int) -> tuple[Indi
 def pair_keys(users: Indices, items: Indices) -> npt.NDArray[np.int64]:
     """One number for each <user, item>; none, -1, counts as item 0."""
     return users.astype(np.int64) << 32 | np.maximum(items, 0).astype(np.int64)
+
+
+def item_popularity(reader: HistoryReader, num_items: int) -> npt.NDArray[np.float32]:
+    """Logarithms of 1 + the events of each item, and of 1 + those in the last fifth of the users' histories, [I, 2]."""
+    counts = np.zeros((2, num_items), np.int64)
+    for group in range(reader.num_groups):
+        histories = reader.read(group)
+        lengths = np.diff(histories.offsets)
+        last = np.ceil(_LATE * lengths).astype(np.int64)
+        counts[0] += np.bincount(histories.items, minlength=num_items)
+        counts[1] += np.bincount(histories.before(histories.offsets[1:], last).items, minlength=num_items)
+    return np.log1p(counts.T).astype(np.float32)

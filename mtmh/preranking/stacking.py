@@ -20,8 +20,7 @@ from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.data.randomness import Purpose, generator
 from mtmh.modules.combination import Combination
 from mtmh.preranking.evidence import Evidence
-from mtmh.preranking.neighbours import cosine_neighbours, engagements, linear_neighbours, pair_keys
-from mtmh.preranking.popularity import item_popularity
+from mtmh.preranking.neighbours import cosine_neighbours, engagements, item_popularity, linear_neighbours, pair_keys
 from mtmh.preranking.scorer import Scorer
 from mtmh.preranking.user_ranker import distinct
 

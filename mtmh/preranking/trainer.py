@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from mtmh.artifacts import Artifact
 from mtmh.config import Config, PrerankerConfig, ShardingConfig, decisive
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
-from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
+from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tower_gradient_norms
 from mtmh.distributed.ranks import Ranks, join_ranks, on_first, writing_alone
 from mtmh.distributed.sharding import plan_table, shard
 from mtmh.preranking.examples import ExampleLoader
@@ -24,7 +25,6 @@ from mtmh.preranking.model_builder import build_preranker, priors
 from mtmh.preranking.task import PrerankerTask
 from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
-from mtmh.training.gradients import tower_gradient_norms
 from mtmh.training.loop import Trainer
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
@@ -59,7 +59,13 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         dataset = open_dataset(config.dataset_dir)
         view = ValidationDataset(dataset, config.validation, config.seed)
         embeddings = config.model_dir("embeddings") if config.preranker.head_embeddings else None
-        held_back = embeddings and _embedded_without_end(config, view, ranks)
+        held_back, checkpoint = embeddings, None
+        if embeddings is not None:
+            checkpoint = on_first(ranks, lambda: _model_without_end(config.model_dir("checkpoints"), embeddings))
+        if checkpoint is not None:
+            held_back = config.held_back_embeddings
+            if not on_first(ranks, lambda: embedded_by(config.held_back_embeddings, checkpoint)):
+                embed_catalogue(config, held_back, checkpoint=checkpoint, dataset=view)
         first: Path | None = None
         for folder, data, vectors in ((root / VALIDATION, view, held_back), (root, dataset, embeddings)):
             inputs, artifacts = open_inputs(data, vectors)
@@ -79,20 +85,15 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         return first
 
 
-def _embedded_without_end(config: Config, view: ValidationDataset, ranks: Ranks) -> Path:
-    """The embeddings of the model that chose the length of training; of the model itself where none was chosen."""
-    embeddings, out = config.model_dir("embeddings"), config.held_back_embeddings
-    checkpoint = on_first(ranks, lambda: model_without_end(config.model_dir("checkpoints"), embeddings))
+def _model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:
+    """The model that chose the length of training; None, with a warning, where none was chosen."""
+    checkpoint = model_without_end(checkpoints, embeddings)
     if checkpoint is None:
-        if ranks.is_first:
-            logger.warning(
-                "preranker: the length of training was set by hand, so there is no model that has not seen the end of"
-                " T1; the similarities under the heads may get too much weight (training.epochs: auto is better)"
-            )
-        return embeddings
-    if not on_first(ranks, lambda: embedded_by(out, checkpoint)):
-        embed_catalogue(config, out, checkpoint=checkpoint, dataset=view)
-    return out
+        logger.warning(
+            "preranker: the length of training was set by hand, so there is no model that has not seen the end of"
+            " T1; the similarities under the heads may get too much weight (training.epochs: auto is better)"
+        )
+    return checkpoint
 
 
 def _run(

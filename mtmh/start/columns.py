@@ -60,37 +60,37 @@ class ColumnFacts:
 
     @property
     def is_integer(self) -> bool:
-        """Whether it holds whole numbers by its type."""
+        """True if it holds whole numbers by its type."""
         return self.kind in (*INTEGER_TYPES, "UBIGINT", "HUGEINT")
 
     @property
     def is_number(self) -> bool:
-        """Whether it holds numbers."""
+        """True if it holds numbers."""
         return self.kind in (*INTEGER_TYPES, *WIDE_TYPES)
 
     @property
     def is_text(self) -> bool:
-        """Whether it holds text."""
+        """True if it holds text."""
         return self.kind in TEXT_TYPES
 
     @property
     def is_time(self) -> bool:
-        """Whether it holds dates or times."""
+        """True if it holds dates or times."""
         return self.kind in ("DATE", "TIMESTAMP", "TIMESTAMP WITH TIME ZONE")
 
     @property
     def is_vector(self) -> bool:
-        """Whether it holds lists of fractions, as embeddings are."""
+        """True if it holds lists of fractions, as embeddings are."""
         return self.kind in ("FLOAT[]", "DOUBLE[]")
 
     @property
     def is_list(self) -> bool:
-        """Whether it holds several categories a row."""
+        """True if it holds several categories a row."""
         return self.kind.endswith("[]") and not self.is_vector
 
     @property
     def is_prose(self) -> bool:
-        """Whether it is a text that says more than a label."""
+        """True if it is a text that says more than a label."""
         return self.is_text and self.words >= _WORDS and self.distinct > 0.5 * self.known
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from mtmh.chain.stages import Say
 from mtmh.config import Config, load_config
 from mtmh.data.arrays import ItemId
 from mtmh.evaluation.results import REPORT, Evaluation, load_evaluation
@@ -21,7 +22,7 @@ from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 from mtmh.start.guess import Roles, guess_recipe
 from mtmh.start.recipe import recipe_text
-from mtmh.start.run import Say, run_stages
+from mtmh.start.run import run_stages
 from mtmh.start.tables import Table, as_path
 
 RECIPE = "recipe.yaml"
@@ -69,7 +70,7 @@ class Model:
 
     @cached_property
     def retriever(self) -> Retriever:
-        """What answers; see `Retriever` for filters, shares of heads, exact search and more."""
+        """The retriever that answers; see `Retriever` for filters, shares of heads, exact search and more."""
         return LiveIndex(self.config.model_dir("index"), self.config.retrieval, self.config.index.milvus).retriever
 
     def similar_items(self, item: ItemId, k: int = 10, alpha: float | None = None) -> list[RetrievedItem]:

@@ -6,13 +6,11 @@ from collections.abc import Callable
 
 from mtmh.artifacts import Artifact
 from mtmh.chain.gates import GATES, published_index
-from mtmh.chain.stages import examine, set_checkpoints_aside, stages_of
+from mtmh.chain.stages import Say, examine, set_checkpoints_aside, stages_of
 from mtmh.chain.state import ChainState, StageState, only_chain
 from mtmh.config import Config, StageName
 from mtmh.data.raw_files import stamp
 from mtmh.index.versions import publish
-
-Say = Callable[[str], None]
 
 
 def run_stages(config: Config, say: Say, *, until: StageName = "evaluate") -> dict[StageName, Artifact]:

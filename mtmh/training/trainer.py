@@ -17,7 +17,7 @@ from mtmh.data.loader import PairLoader
 from mtmh.data.period import Period
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
-from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
+from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tower_gradient_norms
 from mtmh.distributed.ranks import Ranks, join_ranks, writing_alone
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import plan_table, shard
@@ -26,7 +26,6 @@ from mtmh.training.content import fit_content, with_content
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
 from mtmh.training.early_stopping import EarlyStopping
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
-from mtmh.training.gradients import tower_gradient_norms
 from mtmh.training.loop import Trainer, Validation
 from mtmh.training.measure import CatalogueEmbedder, ValidationMeasure
 from mtmh.training.model_builder import build_model
