@@ -28,7 +28,7 @@ app = typer.Typer(pretty_exceptions_enable=False)
 def mtmh(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Prints the version.")] = False
 ) -> None:
-    """Item-to-item retrieval: prepare, content, train, embed, build-index, retrieve, serve, evaluate."""
+    """Item-to-item retrieval. Start with `mtmh init EVENTS ITEMS`, then `mtmh run` and `mtmh serve`."""
     if version:
         typer.echo(f"mtmh {__version__}")
         raise typer.Exit

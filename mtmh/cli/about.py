@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -28,10 +30,20 @@ def recipes() -> None:
     Console().print(table, highlight=False)
 
 
-def show(recipe: Recipe, overrides: Overrides = None) -> None:
+def show(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Says above each setting what it does.")] = False,
+) -> None:
     """Prints a recipe with every setting, defaults included."""
     import yaml
 
     config: Config = load_config(recipe, overrides)
+    tree = config.model_dump(mode="json")
+    if explain:
+        from mtmh.config.descriptions import explained
+
+        typer.echo("\n".join(explained(tree)))
+        return
     # Not through Rich, which would break lines and read [..] as markup: the output is a recipe again.
-    typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), nl=False)
+    typer.echo(yaml.safe_dump(tree, sort_keys=False), nl=False)

@@ -33,11 +33,11 @@ def retrieval_table(side_by_side: SideBySide) -> Table:
             brought = f" [cyan]{answer.head[:1].upper()}[/cyan]" if column == len(side_by_side.heads) else ""
             text = escape(f"{answer.item} {_describe(shown[answer.item])}")
             cells.append(
-                f"[dim]{_number(answer.similarity)}[/dim]{brought} {'[green]' + text + '[/green]' if same else text}"
+                f"[dim]{_number(answer.similarity)}[/dim]{brought} {'[green]* ' + text + '[/green]' if same else text}"
             )
         table.add_row(str(place + 1), *cells)
     initials = ", ".join(f"{head[:1].upper()} = {head} head" for head in side_by_side.heads) if many else ""
-    table.caption = "similarity under the head that brought it; green: the trigger's own fine topic" + (
+    table.caption = "similarity under the head that brought it; *: the trigger's own fine topic" + (
         f"; {initials}" if initials else ""
     )
     return table

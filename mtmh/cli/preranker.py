@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from mtmh.cli.options import Out, Overrides, Recipe, done
-from mtmh.config import load_config
 
 
 def train_preranker(
@@ -19,11 +18,12 @@ def train_preranker(
     resume: Annotated[bool, typer.Option(help="Go on from the newest checkpoint of this preranker.")] = True,
 ) -> None:
     """Trains the user-to-item preranker and measures its tasks on T2; alone, or as one rank of torchrun."""
+    from mtmh.cli.ignored_settings import load_for
     from mtmh.preranking.export import quality_table, write_preranker
     from mtmh.preranking.scorer import read_summary
     from mtmh.preranking.trainer import train_preranker as run
 
-    config = load_config(recipe, overrides)
+    config = load_for("train_preranker", recipe, overrides)
     run(config, resume=resume)
     if os.environ.get("RANK", "0") != "0":  # the first rank writes for all
         return

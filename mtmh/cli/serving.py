@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mtmh.cli.options import Overrides, Recipe
-from mtmh.config import load_config
 
 
 def serve(
@@ -20,9 +19,11 @@ def serve(
     overrides: Overrides = None,
 ) -> None:
     """Answers over HTTP from the published index; the explorer page is at /."""
+    from mtmh.cli.ignored_settings import load_for
+
     given = {"host": host, "port": port}
     settings = [f"service.{name}={value}" for name, value in given.items() if value is not None]
-    config = load_config(recipe, [*(overrides or []), *settings])
+    config = load_for("evaluate", recipe, [*(overrides or []), *settings])
     # NumPy's linear algebra reads it when it is imported, and only then.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(config.service.search_threads))
     from mtmh.serving.server import serve as run

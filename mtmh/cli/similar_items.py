@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mtmh.cli.options import Out, Overrides, Recipe, done
-from mtmh.config import load_config
 
 
 def similar_items(
@@ -25,11 +24,12 @@ def similar_items(
     Goes on where it was killed.
     """
     from mtmh.artifacts import open_artifact
+    from mtmh.cli.ignored_settings import load_for
     from mtmh.index.versions import current_version
     from mtmh.live.live_index import LiveIndex
     from mtmh.retrieval.similar_items import write_similar_items
 
-    config = load_config(recipe, overrides)
+    config = load_for("evaluate", recipe, overrides)
     folder = config.model_dir("index")
     retriever = LiveIndex(folder, config.retrieval, config.index.milvus).retriever
     index = open_artifact(current_version(folder), "index")

@@ -41,9 +41,10 @@ def train(
     ] = 0,
 ) -> None:
     """Trains the model; alone, or as one rank of torchrun or `torchx run mtmh.train`."""
+    from mtmh.cli.ignored_settings import load_for
     from mtmh.training.trainer import train as run
 
-    run(load_config(recipe, overrides), resume=resume, continue_from=continue_from, profile=profile)
+    run(load_for("train", recipe, overrides), resume=resume, continue_from=continue_from, profile=profile)
 
 
 def plan(
@@ -77,10 +78,11 @@ def embed(
     overrides: Overrides = None,
 ) -> None:
     """Embeds the catalogue under every head of the newest checkpoint."""
+    from mtmh.cli.ignored_settings import load_for
     from mtmh.tower.artifact import EmbeddingsSummary
     from mtmh.tower.embed import embed_catalogue
 
-    config = load_config(recipe, overrides)
+    config = load_for("embed", recipe, overrides)
     artifact = embed_catalogue(config, out or config.model_dir("embeddings"), delta_from=delta_from)
     made = EmbeddingsSummary.model_validate(artifact.summary)
     if made.delta is not None:
@@ -99,13 +101,14 @@ def build_index(
 ) -> None:
     """Builds one index a head and publishes it as the next version; exit code 1 if it misses the recall gate."""
     from mtmh.artifacts import open_artifact
+    from mtmh.cli.ignored_settings import load_for
     from mtmh.cli.index import missed_gate
     from mtmh.index.artifact import IndexSummary
     from mtmh.index.build import build_index as run
     from mtmh.index.build import build_version
     from mtmh.index.versions import BelowGateError
 
-    config = load_config(recipe, overrides)
+    config = load_for("build_index", recipe, overrides)
     if out is not None:  # an index by itself, without versions
         built = run(config, out).path
         done("index", built)
@@ -129,10 +132,11 @@ def retrieve(
 ) -> None:
     """Prints what each head and the merge return for one trigger, side by side."""
     from mtmh.cli.answer_table import retrieval_table
+    from mtmh.cli.ignored_settings import load_for
     from mtmh.live.live_index import LiveIndex
     from mtmh.retrieval.query import Query
 
-    config = load_config(recipe, overrides)
+    config = load_for("evaluate", recipe, overrides)
     retriever = LiveIndex(config.model_dir("index"), config.retrieval, config.index.milvus).retriever
     side_by_side = retriever.retrieve_side_by_side(Query([trigger], k=k, alpha=alpha))
     Console().print(retrieval_table(side_by_side))
@@ -153,13 +157,14 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Measures recall and topic match by the paper's protocol and writes report.html."""
+    from mtmh.cli.ignored_settings import load_for
     from mtmh.evaluation.evaluate import evaluate as run
     from mtmh.evaluation.results import load_evaluation
     from mtmh.evaluation.tables import results_table
     from mtmh.evaluation.verdict import verdict
     from mtmh.index.versions import find_version
 
-    config = load_config(recipe, overrides)
+    config = load_for("evaluate", recipe, overrides)
     index = find_version(config.model_dir("index"), index_version) if index_version else None
     published = find_version(config.model_dir("index"), published_version) if published_version else None
     out = out or config.model_dir("evaluation")

@@ -54,3 +54,10 @@ def test_run_does_the_rest_and_ends_with_the_verdict_and_the_next_command(shop: 
     # The chain takes over what was run.
     planned = mtmh(shop, "chain", "mine.yaml", *settings, "--dry-run")
     assert {line.split(maxsplit=1)[1] for line in planned.splitlines()} == {"unchanged"}
+
+
+def test_bare_mtmh_shows_help() -> None:
+    printed = mtmh(Path.cwd())
+    assert "init             Looks at two tables" in printed
+    assert "mtmh init EVENTS ITEMS" in printed
+    assert max(map(len, printed.splitlines())) <= 80
