@@ -6,6 +6,7 @@ by one rename after the manifest stands; a reader checks the manifest before it 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -255,10 +256,18 @@ def write_artifact(
             yield writer
             writer.commit(config, inputs or {}, decisive=decisive)
         except OSError as error:
-            error.filename = error.filename or str(writer.folder)  # a write that fails does not tell where
+            say_where(error, writer.folder)
             raise
         finally:
             shutil.rmtree(writer.folder, ignore_errors=True)
+
+
+def say_where(error: OSError, folder: Path) -> None:
+    """Notes the folder in an error of writing, which does not tell where; NumPy's does not even tell why."""
+    if error.errno is None and " requested and " in str(error):  # so many values, and fewer written
+        error.errno, error.strerror = errno.ENOSPC, str(error)
+    if error.errno is not None:
+        error.filename = error.filename or str(folder)
 
 
 def open_artifact(path: Path, kind: Kind, *, sizes: bool = True) -> Artifact:

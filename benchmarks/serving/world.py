@@ -14,12 +14,13 @@ paths: {{root: {root}}}
 data:
   options: {{num_items: {num_items}, num_users: {num_users}, num_events: {num_events}}}
 training: {{max_steps: {steps}, checkpoint_every: {steps}}}
+preranker: {{training: {{max_steps: {steps}, checkpoint_every: {steps}}}}}
 index: {{min_recall: 0}}
 """
 
 
 def make_world(folder: Path, num_items: int, *, versions: int = 1, steps: int = 100) -> Path:
-    """Prepares, trains briefly, embeds and builds ``versions`` index versions; returns the recipe's file."""
+    """Makes a catalogue, briefly trained models and ``versions`` index versions; returns the recipe's file."""
     root = folder / f"served-{num_items}"
     root.mkdir(parents=True, exist_ok=True)
     recipe = root / "served.yaml"
@@ -31,7 +32,7 @@ def make_world(folder: Path, num_items: int, *, versions: int = 1, steps: int = 
     )
     built = len(list((root / "served" / "index" / "versions").glob("[0-9]*")))
     if built == 0:
-        for verb in (["prepare"], ["content", "embed"], ["train"], ["embed"]):
+        for verb in (["prepare"], ["content", "embed"], ["train"], ["embed"], ["train-preranker"]):
             run_verb(*verb, str(recipe))
     for _ in range(built, versions):
         run_verb("build-index", str(recipe), "--set", f"index.keep_versions={versions}")

@@ -123,7 +123,7 @@ def train_ivf(sample: Vectors, num_items: int, settings: IvfSettings) -> Any:
     """
     dim = sample.shape[1]
     settings.check(num_items, dim)
-    index = _empty_ivf(dim, settings.clusters(num_items), settings)
+    index = empty_ivf(dim, settings.clusters(num_items), settings)
     # The sample is ours and seeded: faiss neither draws another nor warns about small catalogues.
     parameters = [index.cp] + ([index.pq.cp] if settings.storage == "pq" else [])
     for training in parameters:
@@ -138,7 +138,8 @@ def train_ivf(sample: Vectors, num_items: int, settings: IvfSettings) -> Any:
     return index
 
 
-def _empty_ivf(dim: int, clusters: int, settings: IvfSettings) -> Any:
+def empty_ivf(dim: int, clusters: int, settings: IvfSettings) -> Any:
+    """An index without clusters or vectors, to be trained."""
     quantizer, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
     if settings.storage == "flat":
         return faiss.IndexIVFFlat(quantizer, dim, clusters, metric)
@@ -167,6 +168,10 @@ class VectorFile:
         precision: of the values.
         num_items: rows.
         dim: D.
+
+    Attributes:
+        header: faiss's bytes in front of the rows.
+        num_bytes: of the file.
     """
 
     def __init__(self, path: Path, precision: VectorPrecision, num_items: int, dim: int) -> None:
@@ -174,17 +179,20 @@ class VectorFile:
         self._dtype = np.dtype(PRECISIONS[precision])
         self._num_items = num_items
         self._row_bytes = dim * self._dtype.itemsize
-        self._head = self._header(precision, dim)
+        self.header = self._header(precision, dim)
+        self.num_bytes = len(self.header) + num_items * self._row_bytes
 
     def create(self) -> None:
         """Writes the header, and zeros for all rows."""
-        self.path.write_bytes(self._head)
-        preallocate(self.path, len(self._head) + self._num_items * self._row_bytes)
+        self.path.write_bytes(self.header)
+        preallocate(self.path, self.num_bytes)
 
     def write(self, start: int, vectors: Vectors) -> None:
         """Writes rows [n, D] from ``start`` on."""
         assert start + len(vectors) <= self._num_items
-        write_at(self.path, len(self._head) + start * self._row_bytes, np.ascontiguousarray(vectors, dtype=self._dtype))
+        write_at(
+            self.path, len(self.header) + start * self._row_bytes, np.ascontiguousarray(vectors, dtype=self._dtype)
+        )
 
     def _header(self, precision: VectorPrecision, dim: int) -> bytes:
         """Faiss's bytes in front of the rows: taken from an index of one row, whose last field is their count."""

@@ -13,8 +13,9 @@ from mtmh.data.arrays import open_array
 from mtmh.data.item_vectors import ItemVectors, StoredVectors
 from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, milvus_file, places_file
 from mtmh.index.milvus import MilvusCollection, MilvusIndex
-from mtmh.index.storage import PRECISIONS, WHOLE, empty_flat
+from mtmh.index.storage import PRECISIONS, WHOLE, VectorFile, empty_flat
 from mtmh.index.vector_index import IvfIndex, VectorIndex, mapped_lists, read_faiss, without_prefetch
+from mtmh.index.written_form import check_flat, check_items_in_lists, check_ivf
 from mtmh.tower.artifact import vectors_file
 
 
@@ -38,7 +39,7 @@ def open_head(
         name = milvus_file(head)
         index: VectorIndex = MilvusIndex(MilvusCollection.trusted(folder / name, milvus))
     else:
-        index = IvfIndex(open_lists(folder, head))
+        index = IvfIndex(open_lists(folder, head, summary))
     if (index.num_items, index.dim) != (summary.num_items, summary.dim):
         raise ValueError(
             f"{folder / name}: {index.num_items} vectors of width {index.dim},"
@@ -54,22 +55,20 @@ def open_head(
     return IvfIndex(index.faiss_index, exact, summary.refine_factor), vectors
 
 
-def open_lists(folder: Path, head: str) -> Any:
+def open_lists(folder: Path, head: str, summary: IndexSummary) -> Any:
     """The ``faiss.IndexIVF`` of a head over its memory-mapped lists."""
     path, lists_path = folder / index_file(head), folder / lists_file(head)
+    for file in (path, lists_path):
+        if not file.is_file():
+            raise ValueError(f"{file}: missing")
+    check_ivf(path, lists_path, summary)
     # Without the data: faiss would map the lists at the path where they were written, not where they are.
     index = read_faiss(path, faiss.IO_FLAG_SKIP_IVF_DATA)
-    lists = mapped_lists(index) if isinstance(index, faiss.IndexIVF) else None
-    if lists is None:
-        raise ValueError(f"{path}: a {type(index).__name__}, expected an IVF index with its lists in a file beside it")
-    if not lists_path.is_file():
-        raise ValueError(f"{lists_path}: no inverted lists here")
-    # A shorter file would end the process at the first search that goes past its end.
-    if lists_path.stat().st_size != lists.totsize:
-        raise ValueError(f"{lists_path}: {lists_path.stat().st_size} bytes, {path.name} says {lists.totsize}")
+    lists = mapped_lists(index)
     lists.filename = str(lists_path)
     lists.read_only = True
     lists.do_mmap()
+    check_items_in_lists(lists_path, lists, summary.num_items)
     without_prefetch(index)
     return index
 
@@ -98,8 +97,11 @@ def _vectors_in_lists(folder: Path, head: str, summary: IndexSummary, index: Ivf
 def _vectors_beside(folder: Path, head: str, summary: IndexSummary) -> tuple[Any, StoredVectors]:
     """Vectors in a file of their own, as a mapped faiss index and by item."""
     path = folder / exact_file(head)
-    exact = read_faiss(path, faiss.IO_FLAG_MMAP_IFC)
+    if not path.is_file():
+        raise ValueError(f"{path}: missing")
     assert summary.vectors == "fp16" or summary.vectors == "fp32"
+    check_flat(path, VectorFile(path, summary.vectors, summary.num_items, summary.dim))
+    exact = read_faiss(path, faiss.IO_FLAG_MMAP_IFC)
     wanted = empty_flat(summary.vectors, summary.dim)
     shape = (summary.num_items, summary.dim)
     if type(exact) is not type(wanted) or (exact.ntotal, exact.d) != shape or exact.code_size != wanted.code_size:

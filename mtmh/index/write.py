@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact, say_where
 from mtmh.config import IndexConfig
 from mtmh.data.row_file import RowFile, open_rows
 from mtmh.distributed.ranks import Ranks, gather_rows, on_first, writing_alone
@@ -112,7 +112,7 @@ def write_index(
             on_first(ranks, commit)
         except BaseException as error:
             if isinstance(error, OSError):
-                error.filename = error.filename or str(writer.folder)  # a write that fails does not tell where
+                say_where(error, writer.folder)
             if ranks.is_first:
                 drop_collections(writer.folder, settings.milvus)
             raise

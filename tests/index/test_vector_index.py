@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 from ivf_in_memory import build_ivf
 
 from mtmh.index.storage import default_num_clusters
-from mtmh.index.store import open_lists
 from mtmh.index.vector_index import ExactIndex, read_faiss
 
 
@@ -109,6 +107,3 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "broken.faiss").write_bytes(b"not an index at all")
     with pytest.raises(ValueError, match=r"broken.faiss: not a readable faiss index"):
         read_faiss(tmp_path / "broken.faiss", 0)
-    faiss.write_index(faiss.IndexHNSWFlat(16, 8), str(tmp_path / "hnsw.faiss"))
-    with pytest.raises(ValueError, match="a IndexHNSWFlat, expected an IVF index with its lists in a file beside it"):
-        open_lists(tmp_path, "hnsw")
