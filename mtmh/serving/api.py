@@ -166,6 +166,12 @@ class ItemsResponse(BaseModel):
     items: list[ItemText]
 
 
+class ItemResponse(ItemText):
+    """One item, and the index version that knows it."""
+
+    version: str
+
+
 class NewItems(Message):
     """Fresh items: each its id, the features of the model, and optional display columns."""
 

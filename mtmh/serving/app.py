@@ -34,6 +34,7 @@ from mtmh.serving.api import (
 )
 from mtmh.serving.guard import Guard
 from mtmh.serving.http_errors import FieldProblem, ProblemDetails, Refused, documented, invalid_request, problem
+from mtmh.serving.item_routes import add_item_routes
 from mtmh.serving.service import Service
 from mtmh.serving.work_queue import DeadlineExceeded, QueueFull
 from mtmh.serving.writing_routes import add_writing_routes
@@ -50,7 +51,7 @@ def create_app(service: Service) -> FastAPI:
         version=__version__,
         summary="Items that go with an item, or with what a user engaged with.",
         lifespan=_lifespan,
-        docs_url=None,  # both would load scripts from elsewhere
+        docs_url=None,  # both would load scripts from elsewhere; /docs is a page of our own
         redoc_url=None,
     )
     app.state.service = service
@@ -65,6 +66,7 @@ def create_app(service: Service) -> FastAPI:
     )
     _add_error_handlers(app, service)
     _add_reading_routes(app, service)
+    add_item_routes(app, service)
     add_writing_routes(app, service)
     _add_operating_routes(app, service)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -170,6 +172,10 @@ def _add_operating_routes(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def explorer() -> FileResponse:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> FileResponse:
+        return FileResponse(STATIC / "docs.html", headers={"Cache-Control": "no-cache"})
 
 
 def _add_error_handlers(app: FastAPI, service: Service) -> None:

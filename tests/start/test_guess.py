@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from small_shop import shop_events, shop_items
 
 from mtmh.config import load_config
+from mtmh.prepare.prepare import prepare
 from mtmh.start.guess import MINILM, Guess, guess_recipe
 from mtmh.start.recipe import recipe_text
 
@@ -65,6 +67,27 @@ def test_the_recipe_is_one_and_keeps_the_choices_as_comments(tmp_path: Path) -> 
     text = (tmp_path / "mine.yaml").read_text()
     assert "    # labels of the evaluation, never an input\n    topic_l1: department" in text
     assert "# all kinds count; fewer: data.options.keep_events, a list out of view, purchase\n    event:" in text
+
+
+def test_the_recipe_of_the_docs_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/your-own-data.md").read_text()
+    whole = next(block for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if block.startswith("name:"))
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(shop_events(), "events.parquet")
+    pq.write_table(shop_items(embeddings=False), "items.parquet")
+    Path("mine.yaml").write_text(whole)
+    config = load_config("mine.yaml")
+    dataset = prepare(config, config.dataset_dir)
+    assert dataset.summary["num_items"] == 160
+    assert config.content.model == f"package:{MINILM}"
+    guess = guess_recipe(Path("events.parquet"), Path("items.parquet"), {"event": None}, f"package:{MINILM}")
+    assert load_config(write(guess)).data == config.data, "init writes the same"
+
+
+def write(guess: Guess) -> Path:
+    path = Path("guessed.yaml")
+    path.write_text(recipe_text(guess, "runs/mine", ""))
+    return path
 
 
 def test_csv_files_of_a_folder(tmp_path: Path) -> None:

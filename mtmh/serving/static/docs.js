@@ -1,0 +1,80 @@
+// The API as /openapi.json describes it, without a script from elsewhere.
+
+const about = document.getElementById("about");
+
+/** An element with text and children; text is never read as HTML. */
+function element(name, text = "", ...children) {
+  const made = document.createElement(name);
+  made.textContent = text;
+  made.append(...children);
+  return made;
+}
+
+function typeOf(schema, schemas) {
+  if (schema.$ref) return schema.$ref.split("/").pop();
+  if (schema.anyOf) return schema.anyOf.map((choice) => typeOf(choice, schemas)).join(" or ");
+  if (schema.type === "array") return `list of ${typeOf(schema.items ?? {}, schemas)}`;
+  return schema.type ?? "any";
+}
+
+function limitsOf(schema) {
+  const choices = [schema, ...(schema.anyOf ?? [])];
+  const words = { minimum: "at least", maximum: "at most", minItems: "at least, items:", maxItems: "at most, items:" };
+  const found = Object.entries(words).flatMap(([key, word]) =>
+    choices.filter((choice) => choice[key] !== undefined && Math.abs(choice[key]) < 2 ** 62).map((choice) => `${word} ${choice[key]}`));
+  return [...new Set(found)].join(", ");
+}
+
+function table(rows) {
+  const head = element("tr");
+  head.append(...["field", "type", "default", ""].map((name) => element("th", name)));
+  const made = element("table", "", head);
+  for (const cells of rows) {
+    const row = element("tr");
+    row.append(...cells.map((cell) => element("td", cell)));
+    made.append(row);
+  }
+  return made;
+}
+
+function fieldRow(name, schema, required, schemas) {
+  const fallback = required ? "required" : schema.default === undefined ? "" : JSON.stringify(schema.default);
+  const words = [schema.description ?? "", limitsOf(schema)].filter(Boolean).join(" ");
+  return [name, typeOf(schema, schemas), fallback, words];
+}
+
+function section(path, method, route, schemas) {
+  const made = element("section", "", element("h2", `${method.toUpperCase()} ${path}`), element("p", route.description ?? ""));
+  if (route.parameters?.length) {
+    made.append(table(route.parameters.map((parameter) =>
+      fieldRow(parameter.name, { description: parameter.description, ...parameter.schema }, parameter.required, schemas))));
+  }
+  const body = route.requestBody?.content["application/json"]?.schema;
+  const message = body?.$ref ? schemas[body.$ref.split("/").pop()] : undefined;
+  if (message) {
+    made.append(element("h3", "Body"), table(Object.entries(message.properties ?? {}).map(([name, schema]) =>
+      fieldRow(name, schema, message.required?.includes(name), schemas))));
+    for (const example of message.examples ?? []) {
+      const command = `curl -s ${location.origin}${path} -H 'Content-Type: application/json' -d '${JSON.stringify(example)}'`;
+      made.append(element("pre", method === "post" ? command : JSON.stringify(example, null, 1)));
+    }
+  }
+  const statuses = Object.entries(route.responses).map(([status, answer]) => `${status} ${answer.description}`);
+  made.append(element("p", `Answers: ${statuses.join(", ")}`));
+  return made;
+}
+
+try {
+  const answer = await fetch("/openapi.json");
+  if (!answer.ok) throw new Error(`status ${answer.status}`);
+  const api = await answer.json();
+  const schemas = api.components?.schemas ?? {};
+  for (const [path, methods] of Object.entries(api.paths)) {
+    for (const [method, route] of Object.entries(methods)) {
+      document.getElementById("routes").append(section(path, method, route, schemas));
+    }
+  }
+  about.textContent = `${api.info.summary} Version ${api.info.version}; for programs: /openapi.json`;
+} catch (error) {
+  about.textContent = `The service does not answer (${error.message}). Is it running?`;
+}
