@@ -3,6 +3,11 @@
 A shard is a fixed run of items, filed by one process: its codes sorted by list. The merge lays, list by list, the
 shards' codes and item indices one after another, so the file is the same however many processes there are, and each
 holds one shard or one run of lists at a time.
+
+faiss has a merge of its own, ``faiss.contrib.ondisk.merge_ondisk``, which writes the same bytes in less CPU time
+(``python -m benchmarks.index_lists``). It is one process, though, whatever the number of ranks; it maps all shards and
+the merged file, so its memory is that of the whole index; and where the disk is full, a write into a map ends the
+process without a word.
 """
 
 from __future__ import annotations

@@ -161,7 +161,9 @@ def on_gpu(index: Any) -> Any:
 class VectorFile:
     """A flat faiss index on disk, filled in pieces by any number of processes and memory-mapped by readers.
 
-    faiss maps such a file as it is and refines from it; the rows are its tail.
+    faiss maps such a file as it is and refines from it; the rows are its tail. The file is put together here, because
+    faiss (1.15) writes a flat index as a whole only, from memory, and from Python it takes no view of rows that are
+    mapped already: ``MaybeOwnedVector.create_view`` asks for an owner that only C++ can make.
 
     Args:
         path: the file.
