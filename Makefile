@@ -84,6 +84,7 @@ bench-serving: $(INSTALLED)
 	OMP_NUM_THREADS=1 python -m benchmarks.soak --out runs/benchmarks/soak.json
 	python -m benchmarks.index --out runs/benchmarks/index.json --plot runs/benchmarks/index.svg
 	python -m benchmarks.index_build --out runs/benchmarks/index-build.json
+	OMP_NUM_THREADS=1 python -m benchmarks.index_lists --out runs/benchmarks/index-lists.json
 
 doctor: $(INSTALLED)
 	mtmh doctor

@@ -17,12 +17,14 @@ Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]  # [I], by row of the catalogue
 
 
-def open_array(path: Path, dtypes: type | tuple[type, ...], shape: tuple[int | None, ...]) -> npt.NDArray[Any]:
+def open_array(
+    path: Path, dtypes: type | tuple[type, ...] | None = None, shape: tuple[int | None, ...] | None = None
+) -> npt.NDArray[Any]:
     """Memory-maps a ``.npy`` file, read only.
 
     Args:
         path: the file.
-        dtypes: what it must hold, or any of several.
+        dtypes: what it must hold, or any of several; ``None``, without a shape: anything.
         shape: what it must measure; ``None``: any size.
 
     Raises:
@@ -34,6 +36,8 @@ def open_array(path: Path, dtypes: type | tuple[type, ...], shape: tuple[int | N
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{path}: not a readable NumPy file: {error}") from None
+    if dtypes is None or shape is None:
+        return np.asarray(array)
     fits = len(array.shape) == len(shape) and all(
         want is None or want == size for want, size in zip(shape, array.shape, strict=True)
     )

@@ -23,22 +23,18 @@ class RowFile:
 
     Args:
         path: the file; ``create`` makes one.
+        dtype: and ``expected``: what it must hold, as `open_array` takes them.
 
     Attributes:
         shape: (rows, ...).
         dtype: of the values.
 
     Raises:
-        ValueError: no such file, or not a plain NumPy file.
+        ValueError: as `open_array`.
     """
 
-    def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise ValueError(f"{path}: missing")
-        try:
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not a readable NumPy file: {error}") from None
+    def __init__(self, path: Path, dtype: type | None = None, expected: tuple[int | None, ...] | None = None) -> None:
+        mapped = open_array(path, dtype, expected)
         self.path = path
         self.shape: tuple[int, ...] = mapped.shape
         self.dtype: np.dtype[Any] = mapped.dtype
@@ -108,16 +104,6 @@ def preallocate(path: Path, size: int) -> None:
         raise
     finally:
         os.close(descriptor)
-
-
-def open_rows(path: Path, dtype: type, shape: tuple[int | None, ...]) -> RowFile:
-    """Opens a file and checks what it holds.
-
-    Raises:
-        ValueError: missing, not a plain NumPy file, another dtype or shape; the message names the file.
-    """
-    open_array(path, dtype, shape)
-    return RowFile(path)
 
 
 def write_at(path: Path, offset: int, values: AnyArray) -> None:

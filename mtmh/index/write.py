@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact, say_where
 from mtmh.config import IndexConfig
-from mtmh.data.row_file import RowFile, open_rows
+from mtmh.data.row_file import RowFile
 from mtmh.distributed.ranks import Ranks, gather_rows, on_first, writing_alone
 from mtmh.index import lists
 from mtmh.index.artifact import (
@@ -149,7 +149,7 @@ def _build_heads(
         refine_factor=config.refine_factor,
     )
     for head in source.heads:
-        vectors = open_rows(source.vectors(head), np.float32, (source.num_items, source.dim))
+        vectors = RowFile(source.vectors(head), np.float32, (source.num_items, source.dim))
         if config.backend == "milvus":
             assert config.milvus is not None
             place = MilvusCollection.named(config.milvus, head, source.dim, summary.num_clusters)
