@@ -167,12 +167,12 @@ def _section_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
 
 
 def _is_plain(field: FieldInfo) -> bool:
-    """Whether a section is always there."""
+    """True if a section is always there."""
     return isinstance(field.annotation, type)
 
 
 def _values(annotation: Any) -> str:
-    """What a setting takes, in words."""
+    """The values that a setting takes, in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return ", ".join(f"`{part}`" for part in parts)

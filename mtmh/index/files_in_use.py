@@ -40,7 +40,7 @@ class FilesInUse:
 
     @property
     def are_whole(self) -> bool:
-        """Whether `check` finds nothing."""
+        """True if `check` finds nothing."""
         try:
             self.check()
         except DamagedArtifactError:
