@@ -202,10 +202,26 @@ def test_errors_are_shown(browser: Browser, service: ServiceProcess) -> None:
     browser.open(f"{service.url}/#item=99999999")
     browser.wait("document.getElementById('status').classList.contains('error')")
     assert "99999999" in browser.evaluate("document.getElementById('status').textContent")
+    assert "Search for another item" in browser.evaluate("document.getElementById('results').textContent")
+    assert browser.evaluate("document.getElementById('facts').childElementCount") == 0
     # The browser itself notes the answer 404 as an error; that one is wanted.
     browser.problems[:] = [
         problem for problem in browser.problems if "the server responded with a status of 4" not in problem
     ]
+
+
+def test_it_opens_on_an_example_and_shows_more(browser: Browser, service: ServiceProcess) -> None:
+    open_page(browser, service)
+    popular = [item["item"] for item in service.call("GET", "/v1/items?limit=12").json["items"]]
+    opened = browser.evaluate(r"document.querySelector('#asked .id').textContent.replace(/\D/g, '')")
+    assert int(opened) in popular
+    columns = "[...document.querySelectorAll('#results > section')].map((column) => column.id)"
+    # As the slider: relevance on the left, engagement on the right.
+    assert browser.evaluate(columns) == ["column-relevance", "column-merged", "column-engagement"]
+    assert browser.evaluate("document.querySelectorAll('#examples button').length") == 5
+    before = browser.evaluate("document.querySelector('#asked h2').textContent")
+    browser.evaluate("document.querySelectorAll('#examples button')[1].click()")
+    browser.wait(f"document.querySelector('#asked h2')?.textContent !== {json.dumps(before)} && {READY}")
 
 
 def test_text_of_items_is_shown_as_text(browser: Browser, service: ServiceProcess) -> None:

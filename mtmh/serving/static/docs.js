@@ -19,10 +19,13 @@ function typeOf(schema, schemas) {
 
 function limitsOf(schema) {
   const choices = [schema, ...(schema.anyOf ?? [])];
-  const words = { minimum: "at least", maximum: "at most", minItems: "at least, items:", maxItems: "at most, items:" };
-  const found = Object.entries(words).flatMap(([key, word]) =>
-    choices.filter((choice) => choice[key] !== undefined && Math.abs(choice[key]) < 2 ** 62).map((choice) => `${word} ${choice[key]}`));
-  return [...new Set(found)].join(", ");
+  const limit = (key) => choices.map((choice) => choice[key]).find((value) => value !== undefined && Math.abs(value) < 2 ** 62);
+  const range = (low, high, unit) => {
+    if (low === undefined && high === undefined) return "";
+    if (high === undefined) return `At least ${low}${unit}.`;
+    return low === undefined ? `At most ${high}${unit}.` : `From ${low} to ${high}${unit}.`;
+  };
+  return [range(limit("minimum"), limit("maximum"), ""), range(limit("minItems"), limit("maxItems"), " items")].filter(Boolean).join(" ");
 }
 
 function table(rows) {
@@ -43,8 +46,17 @@ function fieldRow(name, schema, required, schemas) {
   return [name, typeOf(schema, schemas), fallback, words];
 }
 
+/** Rows of a message's fields, those of messages within it under a dotted name. */
+function rowsOf(message, schemas, above = "") {
+  return Object.entries(message.properties ?? {}).flatMap(([name, schema]) => {
+    const below = schema.$ref ? schemas[schema.$ref.split("/").pop()] : undefined;
+    if (below?.properties) return rowsOf(below, schemas, `${above}${name}.`);
+    return [fieldRow(above + name, schema, message.required?.includes(name), schemas)];
+  });
+}
+
 function section(path, method, route, schemas) {
-  const made = element("section", "", element("h2", `${method.toUpperCase()} ${path}`), element("p", route.description ?? ""));
+  const made = element("section", "", element("h2", `${method.toUpperCase()} ${path}`), element("p", (route.description ?? "").replaceAll("`", "")));
   if (route.parameters?.length) {
     made.append(table(route.parameters.map((parameter) =>
       fieldRow(parameter.name, { description: parameter.description, ...parameter.schema }, parameter.required, schemas))));
@@ -52,8 +64,7 @@ function section(path, method, route, schemas) {
   const body = route.requestBody?.content["application/json"]?.schema;
   const message = body?.$ref ? schemas[body.$ref.split("/").pop()] : undefined;
   if (message) {
-    made.append(element("h3", "Body"), table(Object.entries(message.properties ?? {}).map(([name, schema]) =>
-      fieldRow(name, schema, message.required?.includes(name), schemas))));
+    made.append(element("h3", "Body"), table(rowsOf(message, schemas)));
     for (const example of message.examples ?? []) {
       const command = `curl -s ${location.origin}${path} -H 'Content-Type: application/json' -d '${JSON.stringify(example)}'`;
       made.append(element("pre", method === "post" ? command : JSON.stringify(example, null, 1)));

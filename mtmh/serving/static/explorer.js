@@ -22,7 +22,12 @@ function make(name, attributes = {}, ...children) {
 }
 
 async function call(path, options) {
-  const answer = await fetch(path, options);
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Error("The service does not answer. Is mtmh serve still running?");
+  }
   const content = parseAnswer(await answer.text());
   if (!answer.ok) throw new Error(content.detail ?? answer.statusText);
   return content;
@@ -134,10 +139,11 @@ function showItem() {
   );
   const merged = mergeAt(answer.heads, state.alpha, state.k);
   const taken = new Set(merged.map((one) => one.item));
-  const columns = Object.entries(answer.heads).map(([head, answers]) =>
+  // As the slider runs: relevance on the left, engagement on the right.
+  const columns = Object.entries(answer.heads).reverse().map(([head, answers]) =>
     column(head, `${capital(head)} head`, "similarity", answers, { texts, wanted, taken }));
   if (columns.length > 1) {
-    columns.splice(1, 0, column("merged", "Merged", `alpha ${state.alpha}`, merged, { texts, wanted, showHead: true }));
+    columns.splice(-1, 0, column("merged", "Merged", `alpha ${state.alpha}`, merged, { texts, wanted, showHead: true }));
   }
   find("results").replaceChildren(...columns);
   fillFacts(merged, texts, wanted);
@@ -198,8 +204,41 @@ async function load() {
     } else showItem();
     say(`Index version ${response.version} answered in ${Math.round(performance.now() - start)} ms.`);
   } catch (error) {
-    if (number === asked) say(error.message, true);
+    if (number !== asked) return;
+    shown = null;
+    find("results").replaceChildren(make("p", { class: "empty" }, "Nothing to show. Search for another item, or pick an example."));
+    find("facts").replaceChildren();
+    if (!isUser) find("asked").replaceChildren();
+    say(error.message, true);
   }
+}
+
+// ---- examples: of the most popular items, those whose heads differ and stay on topic
+
+const EXAMPLES = 5;
+
+/** How well an item shows the point: the share of answers that only one head has, and those of its own topic. */
+function telling({ answer, texts }) {
+  const lists = Object.values(answer.heads);
+  const all = lists.flat();
+  if (lists.length < 2 || !all.length) return 0;
+  const differ = new Set(all.map((one) => one.item)).size / all.length;
+  const topic = texts.get(answer.trigger)?.topic_l1;
+  const onTopic = all.filter((one) => topic && texts.get(one.item)?.topic_l1 === topic).length / all.length;
+  return differ + onTopic;
+}
+
+async function findExamples() {
+  const popular = (await call("/v1/items?limit=12")).items;
+  const answers = await Promise.all(popular.map(async ({ item }) => {
+    const found = await ask({ triggers: [item], side_by_side: true, k: Math.min(10, index.max_k), describe: true });
+    return { item, answer: found.answers[0], texts: new Map(found.descriptions.map((text) => [text.item, text])) };
+  }));
+  const best = answers.map((found) => ({ ...found, points: telling(found) })).sort((a, b) => b.points - a.points).slice(0, EXAMPLES);
+  const buttons = best.map(({ item, texts }) => make("button", { onclick: () => openItem(item) }, texts.get(item)?.text || `item ${item}`));
+  find("examples").replaceChildren("Examples: ", ...buttons);
+  find("examples").hidden = !buttons.length;
+  return best.map(({ item }) => item);
 }
 
 function openItem(item) {
@@ -381,10 +420,8 @@ async function begin() {
   }
   listen();
   readAddress();
-  if (state.view === "item" && state.item === null) {
-    const popular = await call("/v1/items?limit=1");
-    if (popular.items.length) state.item = popular.items[0].item;
-  }
+  const examples = findExamples().catch(() => []);
+  if (state.view === "item" && state.item === null) state.item = (await examples)[0] ?? null;
   render();
 }
 
