@@ -160,6 +160,9 @@ def test_a_user_view_from_a_history(browser: Browser, service: ServiceProcess) -
         return [item["item"] for item in answer["items"]]
 
     assert items_of(browser, "merged") == expected(popular, 30)
+    numbers = "[...document.querySelectorAll('#column-merged .number')].map((one) => Number(one.textContent))"
+    by_score = browser.evaluate(numbers)
+    assert by_score == sorted(by_score, reverse=True)
     move_alpha(browser, 90)
     wait_for_items(browser, expected(popular, 90))
     browser.evaluate("document.querySelector('.chips button').click()")

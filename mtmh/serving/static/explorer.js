@@ -75,27 +75,29 @@ function topicsOf(text, wanted) {
   return line;
 }
 
-function answerRow(answer, place, { texts, wanted, leftOut = false, showHead = false, because = null }) {
+function answerRow(answer, place, { texts, wanted, leftOut = false, showHead = false, because = null, highest = null }) {
   const text = texts.get(answer.item) ?? { text: "", topic_l1: "", topic_l2: "" };
   const head = index.heads.indexOf(answer.head);
-  const value = answer.similarity ?? answer.score;
+  // A user's list is sorted by score, which has no scale of its own: bars are parts of the highest.
+  const value = highest === null ? answer.similarity ?? answer.score : answer.score;
+  const part = highest === null ? value : highest > 0 ? value / highest : 0;
   const topics = topicsOf(text, wanted);
   if (showHead) topics.prepend(make("span", { class: "tag" }, answer.head), " ");
   if (because !== null) topics.append(` · because of ${because}`);
   const bar = make("i");
-  bar.style.width = `${Math.max(0, Math.min(1, value)) * 100}%`;
+  bar.style.width = `${Math.max(0, Math.min(1, part)) * 100}%`;
   const button = make(
     "button",
     {
       class: `answer head-${head}${leftOut ? " left-out" : ""}`,
-      title: `item ${answer.item}: similarity ${value.toFixed(4)} under ${answer.head}, score ${answer.score.toFixed(4)}`,
+      title: `item ${answer.item}: similarity ${answer.similarity?.toFixed(4) ?? "unknown"} under ${answer.head}, score ${answer.score.toFixed(4)}`,
       "data-item": answer.item,
       "data-head": answer.head,
       onclick: () => openItem(answer.item),
     },
     make("span", { class: "place" }, String(place + 1)),
     make("span", { class: "text" }, text.text || `item ${answer.item}`),
-    make("span", { class: "number" }, value.toFixed(2)),
+    make("span", { class: "number" }, highest === null ? value.toFixed(2) : value.toPrecision(3)),
     topics,
     make("span", { class: "bar", "aria-hidden": "true" }, bar),
   );
@@ -152,7 +154,8 @@ function showItem() {
 function showUser() {
   const { answer, texts } = shown;
   const name = (item) => texts.get(item)?.text || `item ${item}`;
-  const options = { texts, wanted: new Set(), showHead: true };
+  const highest = Math.max(...answer.items.map((one) => one.score));
+  const options = { texts, wanted: new Set(), showHead: true, highest };
   const rows = answer.items.map((one, place) => answerRow(one, place, { ...options, because: name(one.trigger) }));
   const list = rows.length ? make("ol", {}, ...rows) : make("p", { class: "empty" }, "Nothing found.");
   find("results").replaceChildren(
