@@ -8,6 +8,7 @@ chain (``state.py``): that a training run came to its end, and which raw files a
 
 from __future__ import annotations
 
+import glob
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -328,7 +329,15 @@ def _unknown_to_manifests(stage: Stage, config: Config, artifact: Artifact, stat
 
 
 def _raw_data(config: Config) -> list[Path]:
-    return [config.data.input] if config.data.input is not None else []
+    """The folder of the input; without one, the files that the patterns of the tables find."""
+    data = config.data
+    if data.input is not None:
+        return [data.input]
+    found: list[Path] = []
+    for pattern in (*data.events, *data.items):
+        names = [str(pattern)] if pattern.is_file() else sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207
+        found += [Path(name) for name in names]
+    return found
 
 
 def _content_files(config: Config) -> list[Path]:
