@@ -43,12 +43,14 @@ class Measured:
 
     Attributes:
         seconds: it took.
-        latencies: of requests that were answered 200, in seconds.
+        latencies: of requests that were answered 200, in seconds since they were due.
+        since_sent: the same since they were sent: what a client that is late itself adds is not in them.
         statuses: how many of each status; ``failed``: no answer; ``unsent``: no connection was free.
     """
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    since_sent: list[float] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
 
     def summary(self) -> dict[str, Any]:
@@ -61,20 +63,23 @@ class Measured:
             "p90_ms": p90,
             "p99_ms": p99,
             "max_ms": float(sorted_ms.max()),
+            "p99_since_sent_ms": 1000 * float(np.percentile(self.since_sent or [np.nan], 99)),
             "statuses": dict(self.statuses),
         }
 
 
 async def ask_once(connection: Connection, ask: Ask, due: float, measured: Measured) -> None:
     """One request; its latency counts from ``due``."""
+    question, sent = ask(), time.perf_counter()
     try:
-        reply = await connection.call("POST", "/v1/retrieve", ask())
+        reply = await connection.call("POST", "/v1/retrieve", question)
     except (OSError, asyncio.IncompleteReadError):
         measured.statuses["failed"] += 1
         return
     measured.statuses[str(reply.status)] += 1
     if reply.status == 200:
         measured.latencies.append(time.perf_counter() - due)
+        measured.since_sent.append(time.perf_counter() - sent)
 
 
 async def closed_loop(port: int, ask: Ask, clients: int, seconds: float) -> Measured:
@@ -139,7 +144,7 @@ def print_row(name: str, load: str, row: dict[str, Any]) -> None:
     statuses = ", ".join(f"{status} {count}" for status, count in sorted(row["statuses"].items()))
     print(
         f"{name:<16}{load:<22}{row['answered_per_s']:>9.0f}{row['p50_ms']:>9.1f}{row['p90_ms']:>9.1f}"
-        f"{row['p99_ms']:>9.1f}{row['max_ms']:>9.1f}  {statuses}",
+        f"{row['p99_ms']:>9.1f}{row['max_ms']:>9.1f}{row['p99_since_sent_ms']:>12.1f}  {statuses}",
         flush=True,
     )
 
@@ -166,7 +171,8 @@ def main() -> None:
         "settings": {name: str(value) for name, value in vars(args).items()},
         "rows": [],
     }
-    print(f"{'batches':<16}{'load':<22}{'answers/s':>9}{'p50 ms':>9}{'p90 ms':>9}{'p99 ms':>9}{'max ms':>9}  statuses")
+    heads = "".join(f"{name:>9}" for name in ("answers/s", "p50 ms", "p90 ms", "p99 ms", "max ms"))
+    print(f"{'batches':<16}{'load':<22}{heads}{'p99 of sent':>12}  statuses")
     for batch in args.batch_triggers:
         settings = {"batch_triggers": batch, "cache_mb": 0, **({"threads": args.threads} if args.threads else {})}
         with (

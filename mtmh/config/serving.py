@@ -20,7 +20,7 @@ class ServiceConfig(Settings):
     queue_size: Positive = 128  # requests that may wait for a thread; one more is answered 429
     batch_triggers: Positive = 64  # of waiting requests that are searched as one
     timeout_ms: Positive = 1000  # budget of a request, waiting included; it may ask for less
-    max_lag_ms: Positive = 500  # of the event loop; a longer one means that requests wait unseen: they get 429 as well
+    max_lag_ms: Positive = 250  # of the event loop; a longer one means that requests wait unseen: they get 429 as well
     max_connections: Positive = 4096  # open ones, whatever they do; one more is answered 503 and closed
     idle_seconds: Positive = 75  # that a connection stays open without a request; longer than proxies keep theirs
     header_seconds: Annotated[float, Field(gt=0.0)] = 10.0  # in which a request must have sent its header

@@ -22,6 +22,18 @@ def open_parquet(path: Path) -> pq.ParquetFile:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
 
 
+def read_whole(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a Parquet file, or some of its columns.
+
+    Raises:
+        ValueError: missing, damaged or forged, or it asks for more memory than there is; the message names the file.
+    """
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
+
+
 def read_column(file: pq.ParquetFile, path: Path, group: int, name: str) -> pa.ChunkedArray:
     """Reads one column of one row group.
 

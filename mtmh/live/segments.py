@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from mtmh.artifacts import Artifact, fsync, open_artifact, write_artifact
 from mtmh.data.arrays import ItemId
+from mtmh.data.parquet import read_whole
 from mtmh.data.schema import ITEM_ID
 
 SEGMENTS = "segments"
@@ -157,8 +158,8 @@ def _end(artifact: Artifact | None) -> str:
 def _read(first: int, last: int, folder: Path) -> Segment:
     artifact = open_artifact(folder, "segment")
     artifact.verify()
-    removed = pq.read_table(folder / REMOVED).column(ITEM_ID).to_pylist()
-    return Segment(first, last, pq.read_table(folder / ADDED), removed)
+    removed = read_whole(folder / REMOVED).column(ITEM_ID).to_pylist()
+    return Segment(first, last, read_whole(folder / ADDED), removed)
 
 
 def _write(folder: Path, added: pa.Table, removed: Sequence[ItemId], after: str, end: str = "") -> None:

@@ -12,13 +12,13 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
+from mtmh.data.parquet import read_whole
 from mtmh.errors import RequestError
 from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
 from mtmh.index.files_in_use import FilesInUse
@@ -133,7 +133,7 @@ class Retriever:
         opened = {head: open_head(index_dir, head, summary, milvus) for head in summary.heads}
         indexes = {head: index for head, (index, _) in opened.items()}
         vectors = {head: stored for head, (_, stored) in opened.items()}
-        items = pq.read_table(index_dir / ITEMS)
+        items = read_whole(index_dir / ITEMS)
         if len(items) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
         built = summary.ranked_by

@@ -91,6 +91,7 @@ class WorkQueue:
         self._running = 0
         self._job_seconds = 0.0  # of a thread's time
         self._batch_seconds = 0.0  # from its start to its answers
+        self._batch_spread = 0.0  # mean distance from that
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{place}", daemon=True) for place in range(threads)
         ]
@@ -126,7 +127,8 @@ class WorkQueue:
             size: of the job, in the unit of ``max_batch``.
 
         Raises:
-            QueueFull: too many jobs wait already, or so many that this one would probably miss its deadline.
+            QueueFull: too many jobs wait already, or so many that this one would probably miss its deadline; or it has
+                waited until there was hardly time to run it.
             DeadlineExceeded: the result did not come in time.
             Exception: whatever ``run`` raised.
         """
@@ -162,8 +164,23 @@ class WorkQueue:
         # Where nothing waits the job is taken in any case: the means may be stale, and only work renews them.
         if not self._waiting:
             return False
-        expected = self._seconds_to_empty() + 1.5 * self._batch_seconds  # half a batch under way, then its own
+        # Half a batch under way, then its own.
+        expected = self._seconds_to_empty() + 0.5 * self._batch_seconds + self._slow_batch()
         return expected > _USABLE * (deadline - time.monotonic())
+
+    def _slow_batch(self) -> float:
+        """Seconds that nearly all batches keep to."""
+        return self._batch_seconds + 2 * self._batch_spread
+
+    def _refuse_late(self) -> None:
+        """Refuses the jobs that could hardly be answered in time any more; the caller holds the lock."""
+        end = time.monotonic() + self._slow_batch()
+        # The newest one is run in any case, because only work renews the means.
+        late = [job for job in list(self._waiting)[:-1] if job.deadline < end]
+        for job in late:
+            self._waiting.remove(job)
+            refused = QueueFull(math.ceil(max(1.0, self._seconds_to_empty())))
+            job.loop.call_soon_threadsafe(_resolve, [(job, refused)])
 
     def _work(self) -> None:
         if self._on_start is not None:
@@ -174,6 +191,7 @@ class WorkQueue:
             seconds = time.monotonic() - start
             with self._changed:
                 self._running -= len(batch)
+                self._batch_spread += _SMOOTHING * (abs(seconds - self._batch_seconds) - self._batch_spread)
                 self._batch_seconds += _SMOOTHING * (seconds - self._batch_seconds)
                 self._job_seconds += _SMOOTHING * (seconds / len(batch) - self._job_seconds)
             by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Any]]] = {}
@@ -190,6 +208,8 @@ class WorkQueue:
                 if self._closed:
                     return []
                 self._changed.wait()
+            if not self._closed:
+                self._refuse_late()
             first = self._waiting.popleft()
             batch, size = [first], first.size
             if first.key is not None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh.data.dataset import Dataset
 from mtmh.data.ids import clean_text
+from mtmh.data.parquet import read_whole
 from mtmh.data.schema import (
     FLOAT_SCALES,
     ITEM_ID,
@@ -194,7 +195,7 @@ class ItemFeatures:
     def _vocabularies(self) -> dict[str, dict[Any, int]]:
         vocabularies = {}
         for facts in self.facts.id_features:
-            table = pq.read_table(self._folder / f"{facts.name}.parquet", columns=["value", "row"])
+            table = read_whole(self._folder / f"{facts.name}.parquet", ["value", "row"])
             values, rows = (table.column(name).to_pylist() for name in ("value", "row"))
             vocabularies[facts.name] = dict(zip(values, rows, strict=True))
         return vocabularies

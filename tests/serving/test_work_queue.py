@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mtmh.serving import work_queue
 from mtmh.serving.work_queue import DeadlineExceeded, QueueFull, WorkQueue
 
 
@@ -226,3 +227,32 @@ def test_a_job_that_would_be_answered_too_late_is_refused_at_once() -> None:
             await queue.submit(slow, 0, deadline=soon(0.001))
 
     in_queue(body, capacity=10_000)
+
+
+def test_a_job_that_has_waited_until_there_is_hardly_time_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_queue, "_SMOOTHING", 1.0)
+    ran: list[str] = []
+
+    def slow(payloads: list[Any]) -> list[Any]:
+        ran.extend(payloads)
+        time.sleep(0.5)
+        return payloads
+
+    async def body(queue: WorkQueue) -> None:
+        await queue.submit(slow, "measured", deadline=soon())
+        blocker = Blocker()
+        held = await blocker.hold(queue)
+        older, newest = (
+            asyncio.create_task(queue.submit(slow, name, deadline=soon(seconds)))
+            for name, seconds in (("older", 1.6), ("newest", 10.0))
+        )
+        await asyncio.sleep(1.2)  # of the budget of 1.6 s less than a batch takes is left
+        queue._batch_seconds = 0.5
+        blocker.go.set()
+        with pytest.raises(QueueFull):
+            await older
+        assert (await newest).result == "newest"
+        await held
+        assert ran == ["measured", "newest"]
+
+    in_queue(body)
