@@ -202,7 +202,7 @@ def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     ids = pa.array(np.arange(NUM_ITEMS))
     with pytest.raises(ValueError, match="no index is published here"):
         Retriever.load(tmp_path / "none")
-    with pytest.raises(ValueError, match=r"engagement.faiss: 80 vectors of width 8, the manifest says 81 of width 8"):
+    with pytest.raises(ValueError, match=r"engagement.lists: 3200 bytes, which are not the codes of 81 vectors"):
         Retriever.load(write_index(tmp_path / "more", ids=ids, change={"num_items": 81}))
 
 
