@@ -57,7 +57,7 @@ setup(
     # each other, so a machine without a GPU installs requirements/cpu.txt first.
     install_requires=["torch>=2.11", "torchrec>=1.6"],
     extras_require={
-        **{name: at_least(name) for name in ("train", "serve", "launch", "report", "client", "all")},
+        **{name: at_least(name) for name in ("train", "serve", "launch", "report", "tune", "client", "all")},
         **{name: pins(name) for name in ("dev", "lora", "milvus", "sign", "yardsticks")},
     },
     entry_points={

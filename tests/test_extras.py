@@ -25,6 +25,7 @@ MODULES = {
     "serve": ["mtmh.serving.server", "mtmh.live.live_index", "mtmh.cli.answer_table"],
     "launch": ["mtmh.torchx_apps.components", "mtmh.chain.run"],
     "client": ["mtmh.client"],
+    "tune": ["mtmh.tuning.study"],
     "report": ["mtmh.evaluation.evaluate", "mtmh.evaluation.report"],
 }
 # What is hidden is looked for in vain, as where it is not installed.

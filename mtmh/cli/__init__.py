@@ -20,6 +20,7 @@ from mtmh.cli.index import index_app
 from mtmh.cli.serving import serve
 from mtmh.cli.similar_items import similar_items
 from mtmh.cli.start import init, run
+from mtmh.cli.tune import tune
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -41,6 +42,7 @@ app.command()(run)
 app.command()(stages.prepare)
 app.add_typer(content_app, name="content")
 app.command()(stages.train)
+app.command()(tune)
 app.command()(stages.plan)
 app.command()(stages.embed)
 app.command("build-index")(stages.build_index)
