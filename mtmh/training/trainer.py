@@ -183,8 +183,8 @@ def _train(
     step = checkpoints.restore(checkpoint, trained()) if checkpoint else 0
     carried = []
     if previous and not step:
-        keep = training.continuation.optimizer_state == "keep"
-        carried = carry_over(previous, dataset, sharded, optimizer, ranks, keep_optimizer=keep)
+        keep_optimizer = training.continuation.optimizer_state == "keep"
+        carried = carry_over(previous, dataset, sharded, optimizer, ranks, keep_optimizer=keep_optimizer)
         if frequencies is not None:
             carry_over_frequencies(previous, dataset, frequencies)
     if chosen is not None and keep and not step:

@@ -89,3 +89,12 @@ def test_the_model_is_trained_again_where_much_was_held_back(root: Path, held_ba
     first = state_of(config.model_dir("checkpoints") / VALIDATION / f"step-{best:08d}")
     equal = [torch.equal(value, first[name]) for name, value in state_of(checkpoint).items()]
     assert all(equal) == kept
+
+
+def test_a_continued_run_is_trained_again_as_well(root: Path) -> None:
+    before = train(config_of(root, "before", max_steps=3))
+    config = config_of(root, "continued", max_epochs=2, final="retrain", continuation={"check_period": False})
+    checkpoint = train(config, continue_from=before)
+    best = open_artifact(checkpoint, "checkpoint").summary["validation"]["best"]["step"]
+    first = state_of(config.model_dir("checkpoints") / VALIDATION / f"step-{best:08d}")
+    assert not all(torch.equal(value, first[name]) for name, value in state_of(checkpoint).items())
