@@ -11,7 +11,7 @@ from mtmh.evaluation.measure import Measure
 from mtmh.evaluation.protocol import RankedCandidates, rank_users
 from mtmh.evaluation.results import RowKind
 from mtmh.evaluation.subject import Subject
-from mtmh.retrieval.ranking import HeadScorePreranker, Ranker, UserSource
+from mtmh.retrieval.ranking import HeadScorePreranker, Ranker, UserListSource
 
 # Who keeps the best of each head, who sorts, and whether heads are ranked apart.
 _WAYS = {
@@ -48,7 +48,7 @@ class ModelRows:
         as for requests that name alpha: divided among the heads.
         """
         ranking = self._ranked(self.subject)
-        has_own = isinstance(self.subject.sorter, UserSource) and self.settings.user_share > 0.0
+        has_own = isinstance(self.subject.sorter, UserListSource) and self.settings.user_share > 0.0
         if len(self.subject.heads) == 1:
             self._add(self.name, "merged", ranking)
             if has_own:

@@ -19,7 +19,7 @@ from mtmh.data.histories import last_distinct
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.shared_preranking import shared_merge, shared_prerank
 from mtmh.retrieval.merge import Merged, head_quotas, head_shares, quota_merge
-from mtmh.retrieval.ranking import Candidates, Ranker, Requests, UserSource, prerank
+from mtmh.retrieval.ranking import Candidates, Ranker, Requests, UserListSource, prerank
 from mtmh.retrieval.user_list import trigger_widths
 
 # [T] triggers, and how many candidates each needs at least -> [T, k_ann]; the trigger is not among its candidates.
@@ -322,7 +322,7 @@ def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width
             for of_head in best:
                 kept[of_head.head].append(of_head)
                 scores[of_head.head].append(pipeline.sorter.score(requests, of_head))
-            if num_own and not pipeline.shared and isinstance(pipeline.sorter, UserSource):
+            if num_own and not pipeline.shared and isinstance(pipeline.sorter, UserListSource):
                 own.append(_own(pipeline.sorter, requests, best, num_own, seen))
     joined = [
         Candidates(head, np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
@@ -340,7 +340,7 @@ def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width
 
 
 def _own(
-    source: UserSource, requests: Requests, best: Sequence[Candidates], k: int, seen: npt.NDArray[np.bool_]
+    source: UserListSource, requests: Requests, best: Sequence[Candidates], k: int, seen: npt.NDArray[np.bool_]
 ) -> tuple[Indices, Scores]:
     """The ``k`` best candidates of each user, out of what the triggers kept and what the source adds."""
     brought = np.concatenate([of_head.items for of_head in best], axis=1)

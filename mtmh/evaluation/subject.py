@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from mtmh.data.arrays import Indices, Scores
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.protocol import Pipeline, Search
 from mtmh.retrieval.catalogue import Catalogue
-from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker, Requests
+from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker, Requests, UserListSource
 from mtmh.retrieval.retriever import Retriever
 
 
@@ -85,7 +86,11 @@ class Subject:
         )
 
     def _translated(self, ranker: Ranker) -> Ranker:
-        return ranker if self._rows is None else _Translated(ranker, self._rows)
+        if self._rows is None:
+            return ranker
+        if isinstance(ranker, UserListSource):
+            return _TranslatedSource(ranker, self._rows)
+        return _Translated(ranker, self._rows)
 
 
 @dataclass(frozen=True)
@@ -122,3 +127,24 @@ class _Translated:
         return self._ranker.score(
             of_rows, Candidates(candidates.head, self._row_of[candidates.items], candidates.scores)
         )
+
+
+class _TranslatedSource(_Translated):
+    """The same of a preranker that finds candidates of users."""
+
+    def __init__(self, source: UserListSource, rows: ItemRows) -> None:
+        super().__init__(source, rows)
+        self._source = source
+        self._item_of = rows.item_of
+
+    def best_of_users(
+        self, histories: Indices, found: Indices, k: int, may_answer: Callable[[Indices], npt.NDArray[np.bool_]]
+    ) -> tuple[Indices, Scores]:
+        """As ``UserListSource.best_of_users``; rows whose items the dataset does not have are no answers."""
+
+        def row_may_answer(rows: Indices) -> npt.NDArray[np.bool_]:
+            items = self._item_of[rows]
+            return (items >= 0) & may_answer(items)
+
+        rows, scores = self._source.best_of_users(self._row_of[histories], self._row_of[found], k, row_may_answer)
+        return self._item_of[rows], scores

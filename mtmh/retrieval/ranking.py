@@ -77,8 +77,8 @@ class Ranker(Protocol):
 
 
 @runtime_checkable
-class UserSource(Protocol):
-    """A preranker whose scores speak of the whole history, and that finds candidates by it."""
+class UserListSource(Protocol):
+    """A preranker whose scores speak of the whole history, and that finds candidates by it for many users at once."""
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
         """As ``Ranker.score``; the same for all triggers of a user."""
@@ -97,6 +97,11 @@ class UserSource(Protocol):
         Returns:
             [U, k] item indices, best first, -1: none, and their scores.
         """
+
+
+@runtime_checkable
+class UserSource(UserListSource, Protocol):
+    """One that serves as well: it finds candidates for one user, and keeps what it has scored."""
 
     def propose(
         self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None

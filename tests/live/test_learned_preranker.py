@@ -234,6 +234,22 @@ def test_a_compacted_version_is_evaluated_by_the_rows_of_the_dataset(config: Con
         evaluate(other, config.paths.root / "other" / "evaluation")
 
 
+def test_a_published_index_is_measured_with_what_it_knows_of_users(config: Config, live: LiveIndex) -> None:
+    assert config.retrieval.user_share == 100.0
+    # Few candidates of the heads, so that those of the users' own are seen.
+    narrow = config.model_copy(
+        update={
+            "retrieval": config.retrieval.model_copy(update={"k": 1, "k_ann": 1}),
+            "evaluation": config.evaluation.model_copy(update={"recall_at": [2, 10]}),
+        }
+    )
+    published = config.model_dir("index") / "versions" / live.retriever.version
+    found = load_evaluation(evaluate(narrow, config.paths.root / "beside", published=published).path)
+    row = found.row("published")
+    assert (row.recall, row.ndcg, row.coverage) == (found.merged.recall, found.merged.ndcg, found.merged.coverage)
+    assert row.list_length == found.merged.list_length == 10
+
+
 def test_evaluation_shows_each_way_of_preranking_once(config: Config, tmp_path: Path) -> None:
     ways = {
         ("head-score", "learned"): "learned sorter",
