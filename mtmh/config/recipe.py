@@ -137,7 +137,7 @@ def load_config(recipe: str | Path, overrides: list[str] | None = None) -> Confi
     """
     tree = _read_recipe(recipe, seen=())
     for override in overrides or []:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
@@ -205,7 +205,12 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Puts one ``dotted.key=value`` into a recipe's tree; the value is read as YAML.
+
+    Raises:
+        ValueError: not of that form, or a section of the key is a value.
+    """
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ValueError(f"override {override!r}: expected dotted.key=value")
@@ -213,11 +218,22 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         value = read_yaml(text)
     except ValueError as error:
         raise ValueError(f"override {override!r}: the value is {error}") from None
-    node = tree
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ValueError(f"override {override!r}: {parent} is a value, not a section")
-        node = child
-    node[leaf] = value
+    try:
+        put_setting(tree, key, value)
+    except ValueError as error:
+        raise ValueError(f"override {override!r}: {error}") from None
+
+
+def put_setting(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Puts a value under a dotted key; sections that are missing are made.
+
+    Raises:
+        ValueError: a section of the key is a value.
+    """
+    *sections, leaf = key.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise ValueError(f"{section} is a value, not a section")
+        tree = below
+    tree[leaf] = value

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.trainer import VALIDATION
-
-logger = logging.getLogger(__name__)
 
 
 def model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import Progress
 
-from mtmh.artifacts import Artifact, ArtifactWriter, link_file
+from mtmh.artifacts import Artifact, ArtifactWriter, link_file, write_atomically
 from mtmh.config import Config
 from mtmh.data.arrays import Indices, ItemId
 from mtmh.distributed.ranks import join_ranks, on_first
@@ -125,7 +125,7 @@ class _Parts:
         if not (plan.is_file() and json.loads(plan.read_text()) == made_of):
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            plan.write_text(json.dumps(made_of))
+            write_atomically(plan, json.dumps(made_of))
         return [shard for shard in range(self.num_shards) if not self.file(shard).is_file()]
 
     def file(self, shard: int) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mtmh.config.recipe import put_setting
 from mtmh.start.guess import Guess
 
 _WIDE = 10_000  # characters; values are never folded
@@ -23,11 +24,7 @@ def recipe_text(guess: Guess, root: str, description: str, settings: Mapping[str
     """
     tree: dict[str, Any] = {"name": "mtmh", "description": description, "paths": {"root": root}, **guess.tree}
     for key, value in (settings or {}).items():
-        *sections, leaf = key.split(".")
-        below = tree
-        for section in sections:
-            below = below.setdefault(section, {})
-        below[leaf] = value
+        put_setting(tree, key, value)
     return "\n".join(_lines(tree, guess.comments)) + "\n"
 
 

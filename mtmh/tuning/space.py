@@ -7,6 +7,7 @@ from typing import Any
 import optuna
 
 from mtmh.config import Config
+from mtmh.config.recipe import put_setting
 
 Settings = dict[str, Any]  # dotted key of the recipe -> value
 
@@ -76,11 +77,7 @@ def at(tree: Settings, key: str) -> Any:
 
 
 def put(tree: Settings, settings: Settings) -> Settings:
-    """The tree with values under dotted keys; the folders on the way are made."""
+    """The tree with values under dotted keys."""
     for key, value in settings.items():
-        *folders, last = key.split(".")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = value
+        put_setting(tree, key, value)
     return tree

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 
 from mtmh.artifacts import write_atomically
 from mtmh.config import Config, decisive
-from mtmh.config.yaml_reader import read_yaml
+from mtmh.config.recipe import apply_override
 from mtmh.data.dataset import open_dataset
 from mtmh.training.early_stopping import SCORE, Point
 from mtmh.tuning.page import write_page
@@ -137,8 +137,7 @@ def _tuned_recipe(config: Config, recipe: str, overrides: list[str], settings: S
         base = file.stem if file.resolve().parent == out.resolve().parent else str(file.resolve())
     tree: Settings = {"extends": base, "name": f"{config.name}-tuned"}
     for override in overrides:
-        key, _, value = override.partition("=")
-        put(tree, {key: read_yaml(value)})
+        apply_override(tree, override)
     return yaml.safe_dump(put(tree, settings), sort_keys=False)
 
 
