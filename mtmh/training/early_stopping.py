@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 
 from mtmh.artifacts import write_atomically
 from mtmh.distributed.ranks import Ranks, on_first
-
-logger = logging.getLogger(__name__)
 
 VALIDATION_CURVE = "validation.json"
 SCORE = "score"  # the measured figure that decides

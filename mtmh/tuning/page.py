@@ -16,7 +16,7 @@ from mtmh.artifacts import write_atomically
 
 _STYLE = """
 :root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-size: 14px; } td, th { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
+table { border-collapse: collapse; font-size: 14px; } td, th { padding: .25rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #8884; }
 th:first-child, td:first-child { text-align: left; } .best { font-weight: 700; } .scroll { overflow-x: auto; } figure { margin: 1rem 0; }
 figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
 """  # noqa: E501
@@ -35,7 +35,7 @@ def write_page(study: optuna.Study, name: str, path: Path) -> None:
     ranked = sorted(trials, key=_score, reverse=True)
     own = next((_score(trial) for trial in trials if trial.number == 0), 0.0)
     best = ranked[0] if ranked else None
-    gain = f" The best is {_score(best) / own - 1.0:+.1%} of the recipe's own settings." if best and own > 0.0 else ""
+    gain = f" The best is {_score(best) / own - 1.0:.1%} above the recipe's own settings." if best and own > 0.0 else ""
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>Tuning {escape(name)}</title><style>{_STYLE}</style><h1>Tuning {escape(name)}</h1>",
@@ -76,8 +76,8 @@ def _table(ranked: list[FrozenTrial]) -> str:
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(str(part) for part in value.values())
+    if isinstance(value, dict):  # a section: by what it is
+        return str(value.get("kind", value.get("count_of")))
     return f"{value:.3g}" if isinstance(value, float) else "–" if value is None else str(value)
 
 
