@@ -41,8 +41,11 @@ def check_ivf(path: Path, lists: Path, summary: IndexSummary) -> None:
         entries = found[begin : len(found) - after].view(np.int64).reshape(-1, _ENTRY)
         sizes = entries[:, :1].T.copy()
         if sizes.min() >= 0 and sizes.max() <= summary.num_items and sizes.sum() == summary.num_items:
-            for settings in _settings(summary.storage, summary.dim, code_bytes - _COUNT_BYTES):
-                if _is_of_form(found, settings, summary, sizes, lists):
+            code_size = code_bytes - _COUNT_BYTES
+            for settings in _settings(summary.storage, summary.dim, code_size):
+                index = empty_ivf(summary.dim, summary.num_clusters, settings)
+                # Another size of codes: lists that were cut off between two vectors' shares.
+                if index.code_size == code_size and _is_of_form(found, index, settings, summary, sizes, lists):
                     return
     raise ValueError(
         f"{path}: not an index of {summary.num_items} vectors of width {summary.dim} ({summary.storage}) with lists of"
@@ -81,9 +84,8 @@ def check_items_in_lists(path: Path, lists: Any, num_items: int) -> None:
 
 
 def _is_of_form(
-    found: _Bytes, settings: IvfSettings, summary: IndexSummary, sizes: npt.NDArray[np.int64], lists: Path
+    found: _Bytes, index: Any, settings: IvfSettings, summary: IndexSummary, sizes: npt.NDArray[np.int64], lists: Path
 ) -> bool:
-    index = empty_ivf(summary.dim, summary.num_clusters, settings)
     index.is_trained = True
     attach_lists(index, sizes, lists)
     forms: list[_Bytes] = []

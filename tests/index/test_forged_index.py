@@ -6,6 +6,7 @@ in each run: bits, words that are counts and places elsewhere, cuts.
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import subprocess
@@ -125,6 +126,8 @@ def run_opener(folder: Path, head: str, lines: list[str]) -> dict[str, str]:
         text=True,
         timeout=300,
         check=False,
+        # One thread: a child forked from a process whose OpenMP threads are there waits for them for ever.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     parts = [line.partition(" ") for line in done.stdout.splitlines()]
