@@ -7,7 +7,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
@@ -22,7 +22,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         ValueError: another process holds it; the message has its host and process id.
     """
     path = folder.with_name(f".{folder.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = [above for above in path.parents if not above.exists()]
     descriptor = _locked(path, folder)
     try:
         os.ftruncate(descriptor, 0)
@@ -31,11 +31,18 @@ def sole_writer(folder: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+        with suppress(OSError):  # whatever was refused leaves nothing behind; a folder that holds something stays
+            for above in made:
+                above.rmdir()
 
 
 def _locked(path: Path, folder: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another that has written nothing has just removed the folder
+            continue
         try:
             # Of the process, not of the file: children that outlive a killed one do not hold it.
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

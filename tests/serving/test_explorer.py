@@ -101,6 +101,7 @@ def test_ids_beyond_the_numbers_of_javascript_stay_themselves(browser: Browser, 
 
 def test_the_slider_merges_as_the_service_does_without_asking_it(browser: Browser, service: ServiceProcess) -> None:
     open_page(browser, service, "#item=17&k=9&alpha=50")
+    browser.wait("!document.getElementById('examples').hidden")  # which ask, too
     before = service.metric('mtmh_requests_total{route="/v1/retrieve",status="200"}')
     shown = {}
     for alpha in (0, 1, 5, 6, 33, 50, 67, 94, 95, 100):

@@ -423,8 +423,11 @@ async function begin() {
   }
   listen();
   readAddress();
-  const examples = findExamples().catch(() => []);
-  if (state.view === "item" && state.item === null) state.item = (await examples)[0] ?? null;
+  const opens = state.view === "item" && state.item === null; // on the first example; else the answer goes first
+  if (!opens) render();
+  const examples = await findExamples().catch(() => []);
+  if (!opens) return;
+  state.item = examples[0] ?? null;
   render();
 }
 
