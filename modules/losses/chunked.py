@@ -21,6 +21,8 @@ from .problem import EXCLUDED, Distillation, Hits, Problem
 CPU_CHUNK_ELEMENTS = 1 << 23
 # MKL is up to a third slower when it multiplies with all negatives at once than with some thousands of them at a time.
 CPU_TILE_NEGATIVES = 4096
+# Of the probability, outside the columns that the teacher cannot judge: from here on a difference to 1 is exact enough.
+LEAST_REST = 0.1
 
 
 def one_pass(problem: Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -118,18 +120,18 @@ class _SoftLabels(NamedTuple):
     probability: Tensor  # [rows, L + 1]; zero in rows without content
     negative_entropy: Tensor  # [rows], sum of Q log Q
     has_content: Tensor  # [rows] bool
-    no_content: Tensor | None  # [L + 1] bool
+    no_content: Tensor | None  # [K] columns that the teacher cannot judge
 
 
 def _soft_labels(logits: Tensor, out: Tensor, scratch: Tensor, teacher: Distillation, rows: slice) -> _SoftLabels:
     """Turns the teacher's logits into ``Q``."""
     if teacher.no_content is not None:
-        logits.masked_fill_(teacher.no_content, EXCLUDED)
+        logits.index_fill_(1, teacher.no_content, EXCLUDED)
     normaliser = _softmax(logits, out)
     negative_entropy = torch.mul(out, logits, out=scratch).sum(dim=1) - normaliser
     has_content = teacher.row_has_content[rows]
     if not teacher.all_rows_have_content:
-        out.masked_fill_(~has_content[:, None], 0.0)
+        out.index_fill_(0, (~has_content).nonzero().squeeze(1), 0.0)
     return _SoftLabels(out, negative_entropy, has_content, teacher.no_content)
 
 
@@ -158,14 +160,33 @@ def _logit_gradient(
         out.sub_(target.probability, alpha=b / (a + b))
         row_factor = a + row_relevance
     else:
-        # P of the relevance loss is over other columns than P of the engagement loss.
-        logits.masked_fill_(target.no_content, EXCLUDED)
-        probability = torch.empty_like(out)
-        normaliser = _softmax(logits, probability)
-        out.mul_(a).addcmul_(probability, row_relevance[:, None]).sub_(target.probability, alpha=b)
+        normaliser = _add_judged(out, logits, normaliser, target.no_content, a, row_relevance)
+        out.sub_(target.probability, alpha=b)
         row_factor = torch.ones_like(engagement)
     relevance = (target.negative_entropy - cross + normaliser) * target.has_content
     return engagement, relevance, row_factor
+
+
+def _add_judged(
+    probability: Tensor, logits: Tensor, normaliser: Tensor, no_content: Tensor, a: float, row_relevance: Tensor
+) -> Tensor:
+    """Turns ``P`` into ``a P + b P'``, with ``P'`` over the columns that the teacher can judge.
+
+    Returns:
+        log of the normaliser of ``P'``, ``[rows]``.
+    """
+    unjudged = probability.index_select(1, no_content)
+    rest = torch.where(row_relevance > 0.0, 1.0 - unjudged.sum(dim=1), 1.0)  # rows without L_r have no P'
+    # P' is P over the rest of its sum, but where next to nothing is left. Asking would hold a GPU up.
+    if probability.device.type == "cpu" and bool((rest > LEAST_REST).all()):
+        probability.mul_((a + row_relevance / rest)[:, None])
+        probability.index_copy_(1, no_content, unjudged.mul_(a))
+        return normaliser + rest.log()
+    logits.index_fill_(1, no_content, EXCLUDED)
+    judged = torch.empty_like(probability)
+    normaliser = _softmax(logits, judged)
+    probability.mul_(a).addcmul_(judged, row_relevance[:, None])
+    return normaliser
 
 
 def rows_at_a_time(chunk_rows: int, num_negatives: int, device: torch.device) -> int:

@@ -74,7 +74,7 @@ class Distillation(NamedTuple):
     negative: Tensor
     row_has_content: Tensor  # [M] bool
     all_rows_have_content: bool
-    no_content: Tensor | None  # [L + 1] bool: columns that the teacher cannot judge; None: there are none
+    no_content: Tensor | None  # [K] columns that the teacher cannot judge; None: there are none
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def prepare_teacher(teacher: TeacherEmbeddings, dtype: torch.dtype, num_rows: in
     trigger, positive, negative = (
         tensor.detach().to(dtype) for tensor in (teacher.trigger, teacher.positive, teacher.negative)
     )
-    no_content = torch.cat([(negative == 0.0).all(dim=1), torch.zeros(1, dtype=torch.bool, device=negative.device)])
+    no_content = (negative == 0.0).all(dim=1).nonzero().squeeze(1)
     row_has_content = (trigger != 0.0).any(dim=1) & (positive != 0.0).any(dim=1)
     return Distillation(
         trigger=trigger / teacher.temperature,
@@ -113,7 +113,7 @@ def prepare_teacher(teacher: TeacherEmbeddings, dtype: torch.dtype, num_rows: in
         negative=negative,
         row_has_content=row_has_content,
         all_rows_have_content=bool(row_has_content.all()),
-        no_content=no_content if bool(no_content.any()) else None,
+        no_content=no_content if len(no_content) else None,
     )
 
 

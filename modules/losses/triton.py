@@ -73,8 +73,8 @@ class _HeadPass:
         none = trigger.new_empty(1)
         num_tiles = triton.cdiv(self._num_negatives, BLOCK_NEGATIVES)
         self._num_splits = _num_splits(triton.cdiv(self._num_rows, BLOCK_ROWS), num_tiles, trigger.device)
-        log_weight = problem.log_weight
-        similar = problem.similar
+        log_weight, similar = problem.log_weight, problem.similar
+        unjudged = None if teacher is None else teacher.no_content
         self._tile: dict[str, Any] = {
             "trigger": self._trigger,
             "negative": negative,
@@ -82,7 +82,7 @@ class _HeadPass:
             "bits": none if bits is None else bits,
             "teacher_trigger": none if teacher is None else teacher.trigger.contiguous(),
             "teacher_negative": none if teacher is None else teacher.negative.contiguous(),
-            "no_content": none if teacher is None or teacher.no_content is None else teacher.no_content.to(torch.int8),
+            "no_content": none if unjudged is None else _flags(unjudged, negative),
             "similar_trigger": none if similar is None else similar.trigger.contiguous(),
             "similar_negative": none if similar is None else similar.negative.contiguous(),
             "threshold": 0.0 if similar is None else similar.threshold,
@@ -92,7 +92,7 @@ class _HeadPass:
             "TEACHER_WIDTH": 0 if teacher is None else teacher.negative.shape[1],
             "SIMILAR_WIDTH": 0 if similar is None else similar.negative.shape[1],
             "HITS": bits is not None,
-            "ALL_JUDGED": teacher is None or teacher.no_content is None,
+            "ALL_JUDGED": unjudged is None,
             "BLOCK_M": BLOCK_ROWS,
             "BLOCK_L": BLOCK_NEGATIVES,
             "BLOCK_K": BLOCK_WIDTH,
@@ -162,6 +162,11 @@ def _num_splits(row_blocks: int, num_tiles: int, device: torch.device) -> int:
     """Enough programs for every multiprocessor to have a few."""
     processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
     return max(1, min(-(-4 * processors // row_blocks), num_tiles))
+
+
+def _flags(columns: Tensor, negative: Tensor) -> Tensor:
+    """1 for each of some columns, ``[L]`` int8."""
+    return torch.zeros(len(negative), dtype=torch.int8, device=negative.device).index_fill_(0, columns, 1)
 
 
 def _bit_mask(hits: Hits, num_rows: int, num_negatives: int) -> Tensor:
