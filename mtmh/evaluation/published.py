@@ -41,7 +41,7 @@ def rank_published(
     rows = ItemRows.match(dataset, retriever.catalogue)
     if not (rows.row_of[cohort.triggers] >= 0).any():
         raise ValueError(
-            f"{index}: knows {np.count_nonzero(rows.item_of >= 0):,} of the dataset's {dataset.num_items:,} items, and"
+            f"{index}: knows {np.count_nonzero(rows.row_of >= 0):,} of the dataset's {dataset.num_items:,} items, and"
             " none of those that users engaged with last: nothing to compare with"
         )
     return rank_users(cohort, Subject(retriever, rows).pipeline(settings, dataset.num_items), length)

@@ -99,7 +99,8 @@ class ItemRows:
 
     Attributes:
         row_of: [I + 1] row of an item, -1: not in the index; the last entry is for item -1.
-        item_of: [rows + 1] item of a row, -1: not in the dataset; the last entry is for row -1.
+        item_of: [rows + 1] item of a row, -1: not in the dataset, or removed and so no answer; the last entry is for
+            row -1.
     """
 
     row_of: npt.NDArray[np.int64]
@@ -111,6 +112,8 @@ class ItemRows:
         rows = catalogue.find(dataset.item_ids.tolist(), "item")
         items = np.full(len(catalogue) + 1, -1, np.int32)
         items[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+        if catalogue.answerable is not None:
+            items[:-1][~catalogue.answerable] = -1
         return ItemRows(np.append(rows, -1), items)
 
 

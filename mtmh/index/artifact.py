@@ -11,7 +11,10 @@ from mtmh.config.model import HeadName
 from mtmh.tower.artifact import TowerFacts
 
 PRERANKER = Path("preranker")  # in an index: the learned preranker that ranks its answers, a whole artifact
-ITEMS = Path("items.parquet")  # item_id, text, topic_l1, topic_l2, train_count; row number = item index
+# item_id, text, topic_l1, topic_l2, train_count; row number = item index. A compacted version also has, by REMOVED, rows
+# of items that are triggers and no answers.
+ITEMS = Path("items.parquet")
+REMOVED = "removed"
 
 
 def index_file(head: str) -> Path:

@@ -28,7 +28,7 @@ _COPIED_ROWS = 65_536
 
 
 def compact(config: Config) -> Path:
-    """Builds and publishes a version of the items that may be answers now.
+    """Builds and publishes a version of the items that are there now, removed ones included: these stay triggers.
 
     Vectors are taken as they are; the tower and the learned preranker go along, and who ranks stays the same, whatever
     the recipe says by now. Items that come or go meanwhile are applied to the new version like to any other. The
@@ -53,10 +53,10 @@ def compact(config: Config) -> Path:
     if through == before.segments_through:
         return base
     preranker, catalogue = _learned(retriever), retriever.catalogue
-    rows = np.arange(len(catalogue)) if catalogue.answerable is None else np.flatnonzero(catalogue.answerable)
+    rows = catalogue.latest
 
     def finish(folder: Path) -> dict[str, Any]:
-        pq.write_table(catalogue.table, folder / ITEMS)
+        pq.write_table(catalogue.stored(rows), folder / ITEMS)
         if (base / TOWER).is_dir():
             link_folder(base / TOWER, folder / TOWER)
         if preranker is not None:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.errors import RequestError
+from mtmh.index.artifact import REMOVED
 
 TOPICS = ("topic_l1", "topic_l2")
 
@@ -46,10 +47,13 @@ class Catalogue:
     """
 
     def __init__(self, items: pa.Table) -> None:
+        self.answerable: Mask | None = None
+        if REMOVED in items.column_names:
+            self.answerable = ~items.column(REMOVED).to_numpy().astype(bool)
+            items = items.drop_columns([REMOVED])
         self._base = _Base(items)
         self._added = self._base.items.slice(0, 0)
         self._added_at: dict[ItemId, int] = {}
-        self.answerable: Mask | None = None
 
     @property
     def id_type(self) -> str:
@@ -235,6 +239,21 @@ class Catalogue:
         """The items that may be answers, with all columns."""
         items = self._all
         return items if self.answerable is None else items.filter(pa.array(self.answerable))
+
+    @cached_property
+    def latest(self) -> npt.NDArray[np.int64]:
+        """The items without the rows that others took the place of, because a removed item was added anew."""
+        base = np.arange(len(self._base.items))
+        anew = self._base.find(list(self._added_at))
+        added = np.fromiter(self._added_at.values(), np.int64, len(self._added_at))
+        return np.concatenate([np.setdiff1d(base, anew), np.sort(added)])
+
+    def stored(self, indices: Indices) -> pa.Table:
+        """Rows of item indices with all columns, for a version of its own: one of them says which are removed."""
+        rows = self._all.take(pa.array(indices))
+        if self.answerable is None or self.answerable[indices].all():
+            return rows
+        return rows.append_column(REMOVED, pa.array(~self.answerable[indices]))
 
     @cached_property
     def _added_ids(self) -> list[ItemId]:

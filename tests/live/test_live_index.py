@@ -372,11 +372,17 @@ def test_requests_go_on_while_items_come_and_go(index_dir: Path) -> None:
     assert sorted(answers(LiveIndex(index_dir).retriever, 30)) == sorted(answers(live.retriever, 30))
 
 
-def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, index_dir: Path) -> None:
+def served_from(built: Config, index_dir: Path) -> Config:
+    """The recipe over this index, which moves to where the recipe has it."""
     config = built.model_copy(update={"paths": built.paths.model_copy(update={"root": index_dir.parent})})
+    config.model_dir("index").parent.mkdir()
+    index_dir.rename(config.model_dir("index"))
+    return config
+
+
+def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, index_dir: Path) -> None:
+    config = served_from(built, index_dir)
     renamed = config.model_dir("index")
-    renamed.parent.mkdir()
-    index_dir.rename(renamed)
     assert compact(config).name == "000001", "nothing to compact"
     live = LiveIndex(renamed)
     live.add([row(1, text="new one"), row(2)])
@@ -385,7 +391,7 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     version = compact(config)
     assert version == current_version(renamed)
     summary = open_artifact(version, "index").summary
-    assert (summary["num_items"], summary["segments_through"]) == (200, 2)
+    assert (summary["num_items"], summary["segments_through"]) == (202, 2), "two of them removed"
     assert sorted(path.name for path in (renamed / "segments").iterdir()) == ["000001-000002"]
     compacted = Retriever.load(version)
     for before, after in zip(expected, compacted.retrieve(Query([30, 1], k=150)), strict=True):
@@ -402,6 +408,54 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     assert live.retriever.version == "000001+3"
     assert {1, 3} <= set(answers(live.retriever, 30))
     assert not {2, 20} & set(answers(live.retriever, 30))
+
+
+def test_removed_items_stay_triggers_and_come_back_alike_before_and_after_compaction(
+    built: Config, index_dir: Path
+) -> None:
+    config = served_from(built, index_dir)
+    live = LiveIndex(config.model_dir("index"))
+    as_built = scores(live.retriever, 50)
+    live.add([row(1), row(2)])
+    live.remove([1, 2, 20, 30])
+    live.add([row(2, price=9.9)])  # its first row is of no use any more
+    live.add([row(30)])
+
+    def state(retriever: Retriever) -> dict[str, Any]:
+        gone = [1, 20]
+        assert not {*gone} & set(answers(retriever, 50))
+        assert not {*gone} & {found.item for found in retriever.retrieve_user(Query(history=[50, 1], k=300, k_ann=400))}
+        assert (retriever.catalogue.find_answerable(gone, "item") == -1).all()
+        assert retriever.num_items == len(retriever.catalogue.table) == 200
+        with pytest.raises(UnknownItemError, match="unknown item 20"):
+            live.remove([20])
+        with pytest.raises(UnknownItemError, match="unknown trigger 3"):
+            answers(retriever, 3)
+        mixed = Query(history=[1, 20, 3])
+        assert retriever.unknown(mixed) == [3]
+        assert retriever.retrieve_user(mixed)
+        return {item: scores(retriever, item) for item in (1, 2, 20, 30, 50)}
+
+    before = state(live.retriever)
+    for compacted in ("000002", "000003"):
+        if compacted == "000003":
+            live.remove([40])
+            live.add([row(40)])  # something to compact
+        assert compact(config).name == compacted
+        assert live.refresh()
+        assert live.retriever.version == compacted
+        after = state(live.retriever)
+        assert len(live.retriever.catalogue) == 202
+        for trigger, expected in before.items():
+            assert after[trigger] == pytest.approx(expected, abs=1e-5), trigger
+    live.add([row(20, price=9.9), row(1, price=9.9)])
+    found = scores(live.retriever, 50)
+    assert found[20] == pytest.approx(as_built[20], abs=1e-5), "what training made of it, not what its features say"
+    assert live.retriever.tower is not None
+    embedded = live.retriever.tower.embed(live.retriever.tower.features.table([row(1, price=9.9)]))
+    for head in live.retriever.heads:
+        place = live.retriever.catalogue.find([1], "item")
+        np.testing.assert_array_equal(live.retriever.vectors[head][place], embedded[head])
 
 
 def test_after_its_changes_are_lost_an_index_answers_but_takes_no_others(index_dir: Path) -> None:

@@ -16,6 +16,7 @@ from test_retriever import NUM_ITEMS, write_index
 
 from mtmh.config import load_config
 from mtmh.index.versions import new_version, publish
+from mtmh.live.compaction import compact
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,38 @@ def test_rows_that_do_not_fit_are_refused(
     assert refused.status == 422, refused.body
     assert message in refused.json["detail"]
     assert items_of(written.retrieve(**only(5100))) == []
+
+
+def test_a_removed_item_stays_a_trigger_and_no_answer_before_and_after_compaction(
+    served_recipe: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(served_recipe.parent / "runs", tmp_path / "runs")
+    recipe = tmp_path / "served.yaml"
+    recipe.write_text(served_recipe.read_text().replace(str(served_recipe.parent), str(tmp_path)))
+    never = 999_999
+
+    def state(running: ServiceProcess) -> dict[str, Any]:
+        assert [running.write("DELETE", f"/v1/items/{item}").status for item in (17, never)] == [404, 404]
+        assert running.call("GET", "/v1/items/17").status == 404
+        unknown = running.retrieve(triggers=[never])
+        assert (unknown.status, f"unknown trigger {never}" in unknown.json["detail"]) == (404, True)
+        assert running.retrieve(triggers=[17, never]).status == 404
+        assert items_of(running.retrieve(triggers=[4], k=1, filters={"allow": [17]})) == []
+        similar = running.call("GET", "/v1/items/17/similar?k=20")
+        user = running.retrieve(history=[17, never, 4], k=20)
+        assert (user.status, user.json["answers"][0]["ignored"]) == (200, [never])
+        assert 17 not in items_of(user)
+        return {"similar": items_of(similar), "alone": items_of(running.retrieve(history=[17], k=20))}
+
+    with ServiceProcess(recipe) as running:
+        shown = items_of(running.retrieve(triggers=[17], k=20))
+        assert running.write("DELETE", "/v1/items/17").status == 200
+        before = state(running)
+        assert before["similar"] == shown
+        running.wait_for(compact(load_config(recipe)).name)
+        assert state(running) == before
+    with ServiceProcess(recipe) as another:
+        assert state(another) == before
 
 
 def test_a_fault_of_ours_is_logged_by_its_request_id_and_told_to_nobody(
