@@ -1,6 +1,8 @@
 # make demo: the whole path on synthetic data.   make test: lint, types, tests.   make test-fast: the quick tests.
 # make bench, make bench-serving: the measured tables.
-# Each of them first makes .venv from the pins in requirements/. DEVICE=cuda takes the CUDA builds.
+# make lock: the locks anew.   make audit: known vulnerabilities of what they name.
+# Each of the others first makes .venv from the pins in requirements/. DEVICE=cuda takes the CUDA builds. LOCKED=1 takes exactly the
+# files of requirements/lock-dev.txt, by their hashes (Python 3.11, Linux on x86_64).
 
 # The first Python there is of those that the pinned wheels exist for.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
@@ -12,12 +14,20 @@ VENV ?= .venv
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 TORCH := $(shell sed -n 's/^torch==//p' requirements/$(DEVICE).txt)
-INSTALLED := $(VENV)/.installed-$(DEVICE)
+INSTALLED := $(VENV)/.installed-$(DEVICE)$(if $(LOCKED),-locked)
 PIP_CPU_TORCH := $(VENV)/bin/python -m pip install --quiet torch==$(TORCH)+cpu
+# Without dependencies: the lock has them all, but for the stand-in of fbgemm-gpu, a folder, of which pip takes no hash.
+PIP_LOCKED := $(VENV)/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements/lock-dev.txt
+TOOLS := build/tools
+# Where uv finds torch's CPU build for the lock; --find-links FOLDER where its index is out of reach.
+TORCH_CPU_FROM ?= --torch-backend=cpu
+UV_COMPILE := $(TOOLS)/bin/uv pip compile --quiet --generate-hashes --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --no-emit-package fbgemm-gpu --custom-compile-command "make lock" $(TORCH_CPU_FROM)
+ADVISORIES := https://pypi.org/pypi/urllib3/1.26.20/json
 # TorchX finds its jobs' programs on PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-fast lint layout types bench bench-serving doctor clean
+.PHONY: demo test test-fast lint layout types bench bench-serving doctor lock audit clean
 
 demo: $(INSTALLED)
 	@echo; echo "1/9 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
@@ -93,6 +103,11 @@ $(INSTALLED): $(wildcard requirements/*.txt) setup.py
 	@test -x $(VENV)/bin/python || test -n "$(PYTHON)" || \
 	  { echo "mtmh needs Python 3.11, 3.12 or 3.13, and none is on PATH; if you have one: make PYTHON=/path/to/python3.12"; exit 1; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+ifdef LOCKED
+	@test $(DEVICE) = cpu || { echo "LOCKED=1 is for DEVICE=cpu: there is no lock of the CUDA builds"; exit 1; }
+	@echo "$(PIP_LOCKED)"; $(PIP_LOCKED) 2>/dev/null || $(PIP_LOCKED) --retries 1 --extra-index-url $(TORCH_CPU_INDEX)
+	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation ./requirements/fbgemm-gpu-shim -e .
+else
 	$(VENV)/bin/python -m pip install --quiet "pip>=25" "setuptools>=77"
 ifeq ($(DEVICE),cpu)
 	@# The plain name fetches several GB of CUDA libraries; the CPU build has a version, and mostly an index, of its own.
@@ -101,7 +116,26 @@ ifeq ($(DEVICE),cpu)
 endif
 	$(VENV)/bin/python -m pip install -r requirements/$(DEVICE).txt -r requirements/all.txt -r requirements/dev.txt
 	$(VENV)/bin/python -m pip install --no-deps -e .
+endif
 	$(VENV)/bin/python -m pip check
+	touch $@
+
+lock: $(TOOLS)/.installed
+	printf 'torch==$(TORCH)+cpu\nsetuptools>=77\n' > build/torch-cpu.txt
+	$(UV_COMPILE) build/torch-cpu.txt requirements/cpu.txt requirements/all.txt -o requirements/lock-cpu.txt
+	$(UV_COMPILE) build/torch-cpu.txt requirements/cpu.txt requirements/all.txt requirements/dev.txt -c requirements/lock-cpu.txt \
+	  -o requirements/lock-dev.txt
+
+# The advisories of torch are those of its plain build.
+audit:
+	@if $(PYTHON) -c "import json, urllib.request as u; json.load(u.urlopen('$(ADVISORIES)', timeout=10))['vulnerabilities']" 2>/dev/null; then \
+	  $(MAKE) --no-print-directory $(TOOLS)/.installed && sed 's/^\(torch==.*\)+cpu/\1/' requirements/lock-dev.txt > build/audited.txt && \
+	  $(TOOLS)/bin/pip-audit --strict --disable-pip --require-hashes -r build/audited.txt; \
+	else echo "make audit: skipped, the advisories of PyPI cannot be reached ($(ADVISORIES))"; fi
+
+$(TOOLS)/.installed: requirements/tools.txt
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet -r requirements/tools.txt
 	touch $@
 
 clean:
