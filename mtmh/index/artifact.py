@@ -11,8 +11,8 @@ from mtmh.config.model import HeadName
 from mtmh.tower.artifact import TowerFacts
 
 PRERANKER = Path("preranker")  # in an index: the learned preranker that ranks its answers, a whole artifact
-# item_id, text, topic_l1, topic_l2, train_count; row number = item index. A compacted version also has, by REMOVED, rows
-# of items that are triggers and no answers.
+# item_id, text, topic_l1, topic_l2, train_count; row number = item index. Of a compacted version REMOVED tells the rows
+# that are triggers and no answers.
 ITEMS = Path("items.parquet")
 REMOVED = "removed"
 
