@@ -220,12 +220,21 @@ class ArtifactWriter:
         )
         tree = sealed(json.loads(manifest.model_dump_json()))
         (self.folder / MANIFEST).write_text(json.dumps(tree, indent=2))
+        return self.adopt()
+
+    def adopt(self) -> Artifact:
+        """Moves the folder to its final name with the manifest that lies in it, such as that of a copied artifact.
+
+        Raises:
+            ValueError: as `open_artifact`.
+        """
+        manifest = open_artifact(self.folder, self.kind).manifest
         for folder, _, files in os.walk(self.folder):
             for file in files:
                 fsync(Path(folder, file))
             fsync(Path(folder))
         _swap(self.folder, self.path)
-        return Artifact(self.path, manifest.model_copy(update={"sha256": tree["sha256"]}))
+        return Artifact(self.path, manifest)
 
 
 @contextmanager
@@ -295,6 +304,20 @@ def open_artifact(path: Path, kind: Kind, *, sizes: bool = True) -> Artifact:
     for name, record in manifest.files.items() if sizes else ():
         _check_size(path / name, record)
     return Artifact(path, manifest)
+
+
+def kind_of(manifest: bytes, where: str) -> Kind:
+    """The kind that a manifest's content names.
+
+    Raises:
+        ValueError: it is no manifest, or of a kind that this mtmh does not know.
+    """
+    with suppress(ValueError):
+        tree = json.loads(manifest)
+        if isinstance(tree, dict) and tree.get("kind") in WRITTEN_BY:
+            kind: Kind = tree["kind"]
+            return kind
+    raise ValueError(f"{where}: not a manifest of an artifact that this mtmh knows")
 
 
 def code_of(kind: Kind) -> str:

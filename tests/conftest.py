@@ -1,10 +1,19 @@
-"""The marker ``slow``: tests that train, spawn processes or wait, which `make test-fast` leaves out."""
+"""The marker ``slow`` (tests that train, spawn processes or wait; `make test-fast` leaves them out), an S3 server."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from mtmh.places import RemotePath
 
 HERE = Path(__file__).parent
 SLOW = [
@@ -22,7 +31,9 @@ SLOW = [
         "content/test_content_cli.py",
         "content/test_content_train.py",
         "live/test_learned_preranker.py",
+        "prepare/test_lake.py",
         "prepare/test_nothing_is_altered.py",
+        "prepare/test_remote_files.py",
         "preranking/test_train_preranker.py",
         "retrieval/test_similar_items.py",
         "serving/test_client.py",
@@ -40,6 +51,7 @@ SLOW = [
         "test_extras.py",
         "test_import.py",
         "test_python_blocks.py",
+        "test_transfer.py",
         "tower/test_delta.py",
         "training/test_auto_length.py",
         "training/test_continuation.py",
@@ -55,3 +67,48 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.is_relative_to(path) for path in SLOW):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server on loopback, which the environment names as AWS's tools expect it: its URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ALLOW_HTTP": "true",  # as delta-rs wants it said
+    }
+    patch = pytest.MonkeyPatch()
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        end = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert time.monotonic() < end, "the S3 server does not listen"
+            assert server.poll() is None, "the S3 server is gone"
+            time.sleep(0.1)
+        yield environment["AWS_ENDPOINT_URL"]
+    finally:
+        server.terminate()
+        server.wait()
+        patch.undo()
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> RemotePath:
+    """A bucket of the test's own."""
+    from pyarrow.fs import S3FileSystem
+
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    S3FileSystem(endpoint_override=os.environ["AWS_ENDPOINT_URL"], allow_bucket_creation=True).create_dir(name)
+    return RemotePath(f"s3://{name}")

@@ -8,10 +8,9 @@ chain (``state.py``): that a training run came to its end, and which raw files a
 
 from __future__ import annotations
 
-import glob
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,9 +21,10 @@ from mtmh.chain.state import ChainState
 from mtmh.config import Config, StageName, decisive
 from mtmh.config.base import Decided
 from mtmh.config.recorded import recorded_decisive
-from mtmh.data.raw_files import stamp
+from mtmh.data.raw_files import changed_since, stamp
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.versions import find_version, list_versions
+from mtmh.places import AnyPath, LakeTable, find_files
 
 PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
 
@@ -48,7 +48,7 @@ class Stage:
     kind: Kind
     find: Find
     inputs: dict[str, StageName] = field(default_factory=dict)
-    files: Find = lambda _: []
+    files: Callable[[Config], Sequence[AnyPath | LakeTable]] = lambda _: []
 
 
 @dataclass(frozen=True)
@@ -319,24 +319,19 @@ def _unknown_to_manifests(stage: Stage, config: Config, artifact: Artifact, stat
         assert noted is not None
         return [] if noted.files == stamp(files) else ["raw files have changed"]
     made_at = datetime.fromisoformat(artifact.manifest.created_at).timestamp()
-    newer = [
-        file
-        for path in files
-        for file in (path.rglob("*") if path.is_dir() else [path])
-        if file.is_file() and file.stat().st_mtime > made_at
-    ]
-    return [f"{newer[0]} is newer"] if newer else []
+    newer = changed_since(files, made_at)
+    return [f"{newer} is newer"] if newer else []
 
 
-def _raw_data(config: Config) -> list[Path]:
-    """The folder of the input; without one, the files that the patterns of the tables find."""
+def _raw_data(config: Config) -> list[AnyPath | LakeTable]:
+    """The folder of the input; without one, the files that the patterns of the tables find; and tables of a lake."""
     data = config.data
-    if data.input is not None:
-        return [data.input]
-    found: list[Path] = []
-    for pattern in (*data.events, *data.items):
-        names = [str(pattern)] if pattern.is_file() else sorted(glob.glob(str(pattern), recursive=True))  # noqa: PTH207
-        found += [Path(name) for name in names]
+    found: list[AnyPath | LakeTable] = [] if data.input is None else [data.input]
+    for place in (*data.events, *data.items):
+        if isinstance(place, LakeTable):
+            found.append(place)
+        elif data.input is None:
+            found += find_files(None, place)
     return found
 
 

@@ -1,15 +1,17 @@
-"""Verbs of the built index: mtmh index list, verify, publish, rollback, add, remove, compact."""
+"""Verbs of the built index: mtmh index list, verify, publish, rollback, pull, add, remove, compact."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from mtmh.cli.options import Overrides, Recipe, done
+from mtmh.cli.options import Overrides, Recipe, done, say
 from mtmh.config import load_config
+from mtmh.places import any_path
 
 index_app = typer.Typer(no_args_is_help=True, help="The published index: versions, fresh items.")
 
@@ -75,6 +77,46 @@ def rollback(
 
     index_dir = load_config(recipe, overrides).model_dir("index")
     done("published index", run(index_dir, find_version(index_dir, to).name if to else None))
+
+
+@index_app.command("pull")
+def pull(
+    recipe: Recipe,
+    url: Annotated[str, typer.Argument(help="Where `mtmh artifact push` published versions.")],
+    every: Annotated[float, typer.Option(min=0.0, help="Seconds between looks; 0: one look.")] = 0.0,
+    overrides: Overrides = None,
+) -> None:
+    """Publishes here the version that is published on object storage; a running service takes it into use."""
+    from mtmh.index.pulled import pull_version
+    from mtmh.index.versions import BelowGateError
+
+    config = load_config(recipe, overrides)
+    index_dir, place, said = config.model_dir("index"), any_path(url), ""
+    while True:
+        try:
+            published = pull_version(
+                place,
+                index_dir,
+                min_recall=config.index.min_recall,
+                keep=config.index.keep_versions,
+                trusted_key=config.retrieval.trusted_key,
+            )
+            if published is not None:
+                done("published index", published)
+            elif not every:
+                say(f"{index_dir}: as published at {url}")
+            said = ""
+        except (ValueError, OSError) as error:
+            if not every and isinstance(error, BelowGateError):
+                missed_gate(error)
+            if not every:
+                raise
+            if str(error) != said:  # once, not at every look
+                said = str(error)
+                Console(stderr=True).print(f"[red]not pulled[/red]: {said}", highlight=False, soft_wrap=True)
+        if not every:
+            return
+        time.sleep(every)
 
 
 @index_app.command("add")

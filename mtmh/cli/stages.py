@@ -16,7 +16,7 @@ from mtmh.config import load_config
 def prepare(
     recipe: Recipe,
     out: Out = None,
-    source: Annotated[Path | None, typer.Option("--input", help="Folder of the raw data.")] = None,
+    source: Annotated[str | None, typer.Option("--input", help="Folder of the raw data: a path or URL.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Turns raw events and items into a dataset artifact."""

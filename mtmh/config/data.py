@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from mtmh.config.base import Decides, Fraction, Positive, Settings
+from mtmh.places import PathOrUrl, TablePlace
 
 
 class SplitConfig(Settings):
@@ -59,11 +59,14 @@ class DataConfig(Settings):
     """From raw logs to a dataset artifact."""
 
     source: Literal["synthetic", "movielens", "complete-journey", "online-retail", "amazon", "tables"]
-    input: Path | None = None
-    events: list[Path] = []  # source ``tables``: event files (Parquet or CSV), relative to ``input``
-    items: list[Path] = []  # source ``tables``: item files
+    input: PathOrUrl | None = None  # folder of the files: a path, or s3://, gs://, abfs://, hdfs://
+    # source ``tables``: event files (Parquet or CSV), relative to ``input``, or delta:TABLE, iceberg:TABLE
+    events: list[TablePlace] = []
+    items: list[TablePlace] = []  # source ``tables``: item files
     columns: TableColumns = TableColumns()
     partitions: list[str] = []  # columns of the events that stand in names of folders: day=2024-01-31/
+    # First and last value of a partition that are read, {day: [2024-01-01, 2024-01-31]}; other folders are not opened.
+    partition_range: dict[str, tuple[str | int, str | int]] = {}
     # Where ids, categories, numbers and times are read, these stand for no value.
     missing_words: list[str] = [
         "NULL",
@@ -90,6 +93,13 @@ class DataConfig(Settings):
     popularity_features: bool = True  # adds log training count and item age at the cut, both from T1 only
     memory_limit_gb: Annotated[float, Field(gt=0.0), Decides()] = 2.0
     threads: Annotated[Positive, Decides()] = 2
+
+    @model_validator(mode="after")
+    def _ranges_of_partitions(self) -> Self:
+        for name in self.partition_range:
+            if name not in self.partitions:
+                raise ValueError(f"partition_range.{name}: no partition; expected one of data.partitions")
+        return self
 
 
 class SimWeightConfig(Settings):

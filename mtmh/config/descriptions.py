@@ -180,6 +180,7 @@ def _values(annotation: Any) -> str:
         return ("list of " if origin is list else "mapping to ") + _values(parts[-1])
     if isinstance(annotation, type) and not parts:
         names = {"int": "integer", "float": "number", "str": "text", "bool": "true, false", "Path": "path"}
+        names |= {"RemotePath": "URL", "LakeTable": "table of a lake"}
         return names.get(annotation.__name__, "" if annotation is type(None) else "any")
     if hasattr(annotation, "__metadata__"):  # Annotated
         return _values(parts[0])

@@ -159,3 +159,4 @@ class DatasetSummary(BaseModel):
     test_begin: int | None = None  # first instant of T2; None: no clock
     user_test_fraction: float | None = None  # split by user: share of each user's events in T2
     timestamp_is_date: bool = False  # timestamps came from dates, as seconds since 1970
+    lake_tables: dict[str, str] = {}  # events and items from a lake: the table at the version that was read

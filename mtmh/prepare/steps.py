@@ -276,6 +276,7 @@ def write_item_files(
         train_end=train_end,
         test_begin=test_begin,
         timestamp_is_date=source.timestamp_is_date,
+        lake_tables=dict(source.lake_tables),
         user_test_fraction=data.split.test_fraction if data.split.kind == "user" else None,
     )
 

@@ -14,14 +14,16 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtmh.data.ids import sql_clean_text
+from mtmh.places import AnyPath, RemotePath, size_of
+from mtmh.prepare.remote_files import make_reachable
 from mtmh.prepare.sql import floor_divided, literal, literals, quoted, remainder
 
 INTEGER_TYPES = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
@@ -62,7 +64,7 @@ class Column:
     kind: str
     is_text: bool = False
     odd: str | None = None
-    found_in: Mapping[str, Path] = field(default_factory=dict)
+    found_in: Mapping[str, AnyPath] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -97,19 +99,23 @@ class TableFile:
         absent: column -> a file that lacks it, while others have it.
         ambiguous: names that a file has twice, upper and lower case aside.
         missing_words: that stand for no value where ids, categories, numbers and times are read.
+        title: its name in messages, where that is not the files'.
     """
 
-    files: tuple[Path, ...]
+    files: tuple[AnyPath, ...]
     sql: str
     columns: Mapping[str, Column]
     connection: Any
-    absent: Mapping[str, Path]
+    absent: Mapping[str, AnyPath]
     ambiguous: frozenset[str] = frozenset()
     missing_words: tuple[str, ...] = ()
+    title: str = ""
 
     @property
     def name(self) -> str:
         """The files in a message."""
+        if self.title:
+            return self.title
         return str(self.files[0]) if len(self.files) == 1 else f"{self.files[0]} and {len(self.files) - 1} more"
 
     def find(self, column: str) -> Column:
@@ -295,7 +301,7 @@ class TableFile:
 
 def table_file(
     connection: Any,
-    files: Sequence[Path],
+    files: Sequence[AnyPath],
     *,
     types: Mapping[str, str] | None = None,
     typed: Collection[str] = (),
@@ -320,10 +326,8 @@ def table_file(
     if len(formats) != 1:
         raise ValueError(f"{', '.join(map(str, files))}: expected files of one format, found {sorted(formats)}")
     for file in files:
-        if not file.is_file():
-            raise ValueError(f"{file}: no such file")
-        if file.stat().st_size == 0:
-            raise ValueError(f"{file}: empty file")
+        _check_there(file)
+    make_reachable(connection, files)
     with readable(files):
         if formats == {"parquet"}:
             table = _parquet(connection, files, bool(partitions))
@@ -335,8 +339,19 @@ def table_file(
         return table if types is not None else _infer_types(table, typed)
 
 
+def _check_there(file: AnyPath) -> None:
+    try:
+        size = size_of(file)
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be reached: {error}") from None
+    if size is None:
+        raise ValueError(f"{file}: no such file")
+    if size == 0:
+        raise ValueError(f"{file}: empty file")
+
+
 @contextmanager
-def readable(files: Sequence[Path]) -> Iterator[None]:
+def readable(files: Sequence[AnyPath]) -> Iterator[None]:
     """Turns DuckDB's errors while it reads a user's files into a ``ValueError`` that names them."""
     try:
         yield
@@ -351,6 +366,18 @@ def readable(files: Sequence[Path]) -> Iterator[None]:
         named = [file for file in files if str(file) in str(error)]
         where = named[0] if len(named) == 1 else _first_broken(files)
         raise ValueError(f"{where}: cannot be read: {reason}") from None
+
+
+def partition_of(file: AnyPath, name: str) -> str | None:
+    """The value of a partition that stands in the name of a file's folder; ``None`` for Hive's word for nothing.
+
+    Raises:
+        ValueError: the file lies in no such folder.
+    """
+    found = [part.removeprefix(f"{name}=") for part in file.parts[:-1] if part.startswith(f"{name}=")]
+    if not found:
+        raise ValueError(f"{file}: lies in no folder {name}=..., as data.partitions says")
+    return None if found[-1] == NO_PARTITION else unquote(found[-1])
 
 
 def base_type(kind: str) -> str:
@@ -378,23 +405,23 @@ def _is_integer(text: str) -> str:
     return f"try_cast({text} AS BIGINT)::VARCHAR = {text}"
 
 
-def _list(files: Sequence[Path]) -> str:
+def _list(files: Sequence[AnyPath]) -> str:
     """Files as DuckDB takes them; their names are no patterns."""
     return f"[{literals(glob.escape(str(file)) for file in files)}]"
 
 
-def _parquet(connection: Any, files: Sequence[Path], name_files: bool) -> TableFile:
+def _parquet(connection: Any, files: Sequence[AnyPath], name_files: bool) -> TableFile:
     """Reads files of one schema together; a column of several types gets one that holds all values."""
-    groups: dict[pa.Schema, list[Path]] = {}
+    groups: dict[pa.Schema, list[AnyPath]] = {}
     for file in files:
         try:
-            schema = pq.read_schema(file).remove_metadata()
+            schema = pq.read_schema(_opened(file)).remove_metadata()
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{file}: cannot be read: {error}") from None
         groups.setdefault(schema, []).append(file)
     reads: list[str] = []
-    found: dict[str, dict[str, Path]] = {}
-    absent: dict[str, Path] = {}
+    found: dict[str, dict[str, AnyPath]] = {}
+    absent: dict[str, AnyPath] = {}
     ambiguous: set[str] = set()
     for schema, group in groups.items():
         ambiguous |= {name for name, count in Counter(map(str.lower, schema.names)).items() if count > 1}
@@ -428,7 +455,7 @@ def _replaced(names: Sequence[str]) -> str:
 
 
 def _csv(
-    connection: Any, files: Sequence[Path], delimiter: str, types: Mapping[str, str] | None, name_files: bool
+    connection: Any, files: Sequence[AnyPath], delimiter: str, types: Mapping[str, str] | None, name_files: bool
 ) -> TableFile:
     header, mixed_newlines = _csv_header(files[0], delimiter)
     for file in files[1:]:
@@ -439,12 +466,15 @@ def _csv(
             raise ValueError(f"{files[0]}: no column {column!r}; found {', '.join(map(repr, header))}")
     kinds = {**dict.fromkeys(header, "VARCHAR"), **(types or {})}
     columns = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in kinds.items())
+    packed = {{".gz": "gzip", ".zst": "zstd"}.get(file.suffixes[-1].lower(), "none") for file in files}
+    # DuckDB's own look at the name ends at a "?".
+    packed_as = packed.pop() if len(packed) == 1 else "auto"
     # Strict mode refuses lines with too many fields, but also line ends that change.
     strict = "false" if mixed_newlines else "true"
     sql = (
         f"read_csv({_list(files)}, auto_detect = false, header = true, delim = {literal(delimiter)}, quote = '\"', "
-        f"escape = '\"', strict_mode = {strict}, columns = {{{columns}}}, hive_partitioning = false"
-        + (f", filename = {literal(FILE_NAME)})" if name_files else ")")
+        f"escape = '\"', strict_mode = {strict}, columns = {{{columns}}}, compression = {literal(packed_as)}, "
+        "hive_partitioning = false" + (f", filename = {literal(FILE_NAME)})" if name_files else ")")
     )
     found = {name: Column(kind, is_text=types is None) for name, kind in kinds.items()}
     return TableFile(tuple(files), sql, found, connection, {})
@@ -457,8 +487,7 @@ def _with_partitions(table: TableFile, names: Sequence[str]) -> TableFile:
         if name.lower() in map(str.lower, table.columns):
             raise ValueError(f"{table.name}: has a column {name!r}, which data.partitions expects in names of folders")
         for file in table.files:
-            if not any(part.startswith(f"{name}=") for part in file.parts[:-1]):
-                raise ValueError(f"{file}: lies in no folder {name}=..., as data.partitions says")
+            partition_of(file, name)
         found = f"regexp_extract({quoted(FILE_NAME)}, {literal(f'^.*/{re.escape(name)}=([^/]*)/')}, 1)"
         columns.append(f"nullif(url_decode({found}), {literal(NO_PARTITION)}) AS {quoted(name)}")
     sql = f"(SELECT * EXCLUDE ({quoted(FILE_NAME)}), {', '.join(columns)} FROM {table.sql})"
@@ -505,13 +534,13 @@ def _infer_types(table: TableFile, typed: Collection[str]) -> TableFile:
     return replace(table, columns=columns)
 
 
-def _csv_header(file: Path, delimiter: str) -> tuple[list[str], bool]:
+def _csv_header(file: AnyPath, delimiter: str) -> tuple[list[str], bool]:
     """Column names, and whether the first line ends in another way than the next ones (MovieLens ships such files).
 
     DuckDB's own detection is not used: with one odd line in its sample it may take another line for the header.
     """
     try:
-        with pa.input_stream(str(file)) as stream:
+        with file.stream() if isinstance(file, RemotePath) else pa.input_stream(str(file)) as stream:
             head = stream.read(HEAD_BYTES).decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error}") from None
@@ -526,19 +555,23 @@ def _csv_header(file: Path, delimiter: str) -> tuple[list[str], bool]:
     return names, bool(rest) and first.endswith("\r") != second.endswith("\r")
 
 
-def _first_broken(files: Sequence[Path]) -> str:
+def _first_broken(files: Sequence[AnyPath]) -> str:
     """The file to blame, where the error names none."""
     for file in files:
         if len(files) > 1 and _format(file) == "parquet":
             try:
-                for _ in pq.ParquetFile(file).iter_batches():
+                for _ in pq.ParquetFile(_opened(file)).iter_batches():
                     pass
             except (OSError, pa.ArrowException):
                 return str(file)
     return ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
-def _format(file: Path) -> str:
+def _opened(file: AnyPath) -> AnyPath | BinaryIO:
+    return file.open() if isinstance(file, RemotePath) else file
+
+
+def _format(file: AnyPath) -> str:
     suffixes = [suffix.lower() for suffix in file.suffixes if suffix.lower() not in (".gz", ".zst")]
     kind = suffixes[-1] if suffixes else ""
     known = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".txt": "csv", ".tsv": "tsv"}

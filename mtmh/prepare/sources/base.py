@@ -6,8 +6,8 @@ contract. It drops no row by itself: a row it does not want carries a ``drop_rea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from mtmh.config import DataConfig
 from mtmh.config.messages import describe_problems
+from mtmh.places import AnyPath
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
@@ -37,6 +38,7 @@ class SourceTables:
         event_columns: which of ``event`` VARCHAR (its kind) and ``value`` FLOAT the ``events`` offer; NULL: none.
         has_fractions: whether ``events`` offer ``fraction`` DOUBLE, what ``timestamp`` leaves of a finer clock: from 0
             to below 1 of its unit. It orders events and cuts them, and is not kept.
+        lake_tables: ``events`` and ``items`` that come from a lake, at the version that was read.
     """
 
     events: str
@@ -45,10 +47,11 @@ class SourceTables:
     float_features: tuple[str, ...] = ()
     items_from_events: bool = False
     has_clock: bool = True
-    files: tuple[Path, ...] = ()
+    files: tuple[AnyPath, ...] = ()
     timestamp_is_date: bool = False
     event_columns: tuple[str, ...] = ()
     has_fractions: bool = False
+    lake_tables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class SourceContext:
         except ValidationError as error:
             raise ValueError(describe_problems(error, model, "data.options")) from None
 
-    def file(self, *names: str) -> Path:
+    def file(self, *names: str) -> AnyPath:
         """The first of ``names`` that lies in ``data.input``.
 
         Raises:
@@ -89,9 +92,12 @@ class SourceContext:
         folder = self.data.input
         if folder is None:
             raise ValueError(f"data.input: not set; expected the folder with {names[0]}")
-        if not folder.is_dir():
-            raise ValueError(f"data.input: {folder} is no folder; expected the folder with {names[0]}")
-        for name in names:
-            if (folder / name).is_file():
-                return folder / name
+        try:
+            if not folder.is_dir():
+                raise ValueError(f"data.input: {folder} is no folder; expected the folder with {names[0]}")
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+        except OSError as error:
+            raise ValueError(f"data.input: {folder} cannot be reached: {error}") from None
         raise ValueError(f"{folder}: no file {' or '.join(names)} here")

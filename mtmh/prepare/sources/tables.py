@@ -6,16 +6,20 @@
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Iterable
-from pathlib import Path
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
-from mtmh.config import Settings
+import pyarrow.parquet as pq
+
+from mtmh.config import DataConfig, Settings
+from mtmh.data.lake import open_lake, read_columns
 from mtmh.data.schema import ITEM_ID
+from mtmh.places import AnyPath, LakeTable, RemotePath, find_files
 from mtmh.prepare.sources.base import SourceContext, SourceTables
 from mtmh.prepare.sql import literals, quoted, reasons
-from mtmh.prepare.table_file import IdExpression, TableFile, table_file
+from mtmh.prepare.table_file import IdExpression, TableFile, partition_of, table_file
 
 
 class TablesOptions(Settings):
@@ -42,10 +46,16 @@ def own_tables(context: SourceContext) -> SourceTables:
         raise ValueError("data.events: empty; expected the event files of source tables")
     id_features = tuple(name for name in data.id_features or [] if name != ITEM_ID)
     float_features = tuple(data.float_features or [])
-    events = _open(context, "events", [columns.user_id, columns.item_id, columns.timestamp, columns.value])
+    times_and_ids = [columns.user_id, columns.item_id, columns.timestamp, columns.value]
+    events = _open(context, "events", times_and_ids, [columns.event])
     items = None
     if data.items:
-        items = _open(context, "items", [columns.item_id, *id_features, *float_features, columns.content_embedding])
+        items = _open(
+            context,
+            "items",
+            [columns.item_id, *id_features, *float_features, columns.content_embedding],
+            [*columns.text, columns.image, columns.topic_l1, columns.topic_l2],
+        )
     if items is None and (id_features or float_features):
         raise ValueError("data.items: empty, but data.id_features or data.float_features name columns of items files")
     in_events = events.id_column(columns.item_id)
@@ -61,19 +71,58 @@ def own_tables(context: SourceContext) -> SourceTables:
         timestamp_is_date=events.is_date(columns.timestamp),
         event_columns=tuple(name for name in ("event", "value") if getattr(columns, name) is not None),
         has_fractions=True,
+        lake_tables={
+            name: file.title for name, file in (("events", events), ("items", items)) if file is not None and file.title
+        },
     )
 
 
-def _open(context: SourceContext, table: Literal["events", "items"], typed: Iterable[str | None]) -> TableFile:
+def _open(
+    context: SourceContext, table: Literal["events", "items"], typed: Iterable[str | None], others: Iterable[str | None]
+) -> TableFile:
+    """The files of a table.
+
+    Args:
+        context: with the settings.
+        table: of the two.
+        typed: columns whose types matter.
+        others: further ones that are read.
+    """
     data = context.data
-    patterns = data.events if table == "events" else data.items
+    places = data.events if table == "events" else data.items
+    typed = [name for name in typed if name is not None]
+    lake = [place for place in places if isinstance(place, LakeTable)]
+    if lake:
+        if len(places) > 1 or (data.partitions and table == "events"):
+            raise ValueError(f"data.{table}: {lake[0]} is a whole table; expected it alone, without data.partitions")
+        return _from_lake(context, lake[0], table, dict.fromkeys([*typed, *filter(None, others)]))
+    files = _expand(data.input, [place for place in places if not isinstance(place, LakeTable)], f"data.{table}")
+    if table == "events":
+        files = _in_range(files, data)
     return table_file(
         context.connection,
-        _expand(data.input, patterns, f"data.{table}"),
-        typed=[name for name in typed if name is not None],
+        files,
+        typed=typed,
         partitions=data.partitions if table == "events" else (),
         missing_words=data.missing_words,
     )
+
+
+def _from_lake(context: SourceContext, lake: LakeTable, table: str, columns: Iterable[str]) -> TableFile:
+    """The columns of a lake's table as a file, at the version that there is now: it may be another by the next look."""
+    context.note(f"reading {lake}")
+    found = open_lake(lake)
+    path = context.scratch / f"{table}.parquet"
+    batches = read_columns(found, list(columns))
+    try:
+        first = next(batches)
+    except StopIteration:
+        raise ValueError(f"{found.table}: no rows") from None
+    with pq.ParquetWriter(path, first.schema, compression="lz4") as writer:
+        for batch in (first, *batches):
+            writer.write_batch(batch)
+    file = table_file(context.connection, [path], missing_words=context.data.missing_words)
+    return replace(file, title=str(found.table))
 
 
 def _id_like(own: IdExpression, other: IdExpression) -> str:
@@ -142,17 +191,37 @@ def _items_query(
     return f"SELECT {', '.join(selected)} FROM {items.sql}"
 
 
-def _expand(folder: Path | None, patterns: list[Path], setting: str) -> list[Path]:
-    """Files of the patterns, those of one pattern in the order of their names; a file's own name is no pattern."""
-    files: list[Path] = []
+def _expand(folder: AnyPath | None, patterns: Sequence[AnyPath], setting: str) -> list[AnyPath]:
+    """Files of the patterns."""
+    files: list[AnyPath] = []
     for pattern in patterns:
-        path = pattern if folder is None else folder / pattern
-        found = [path]
-        if not path.is_file():
-            base = folder or Path()
-            names = glob.glob(str(pattern), root_dir=folder, recursive=True)  # noqa: PTH207 - root_dir is no pattern
-            found = sorted(base / name for name in names if (base / name).is_file())
+        place = pattern if folder is None or isinstance(pattern, RemotePath) else folder / str(pattern)
+        try:
+            found = find_files(folder, pattern)
+        except OSError as error:
+            raise ValueError(f"{setting}: {place} cannot be reached: {error}") from None
         if not found:
-            raise ValueError(f"{setting}: no file {path}")
+            raise ValueError(f"{setting}: no file {place}")
         files += found
+    return files
+
+
+def _in_range(files: list[AnyPath], data: DataConfig) -> list[AnyPath]:
+    """Files whose folders are in ``data.partition_range``; integers are compared as such where both ends are some."""
+    for name, (first, last) in data.partition_range.items():
+        numbers = all(re.fullmatch(r"-?\d+", str(end)) for end in (first, last))
+        kept = []
+        for file in files:
+            value = partition_of(file, name)
+            if value is None:
+                continue
+            if numbers and not re.fullmatch(r"-?\d+", value):
+                raise ValueError(
+                    f"{file}: {name}={value} is no integer, as the ends of data.partition_range.{name} are"
+                )
+            if int(first) <= int(value) <= int(last) if numbers else str(first) <= value <= str(last):
+                kept.append(file)
+        if not kept:
+            raise ValueError(f"data.partition_range.{name}: no file of {len(files)} lies between {first} and {last}")
+        files = kept
     return files
