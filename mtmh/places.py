@@ -228,7 +228,7 @@ def find_files(folder: AnyPath | None, pattern: AnyPath) -> list[AnyPath]:
     if (base / pattern).is_file():
         return [base / pattern]
     names = glob.glob(str(pattern), root_dir=base, recursive=True)  # noqa: PTH207 - root_dir is no pattern
-    return sorted(base / name for name in names if (base / name).is_file())
+    return [*sorted(base / name for name in names if (base / name).is_file())]
 
 
 @cache

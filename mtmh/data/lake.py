@@ -7,32 +7,32 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from mtmh.places import LakeTable, any_path, find_files
 
 
-class OpenTable(Protocol):
+@dataclass(frozen=True)
+class OpenTable:
     """A table at one version.
 
     Attributes:
         table: with its version.
         changed_ns: when that version was made, in nanoseconds since 1970.
         names: of its columns.
+        batches: the rows of some columns, some at a time.
     """
 
     table: LakeTable
     changed_ns: int
     names: tuple[str, ...]
-
-    def batches(self, columns: Sequence[str]) -> pa.RecordBatchReader:
-        """The rows, some at a time."""
+    batches: Callable[[Sequence[str]], pa.RecordBatchReader]
 
 
 def open_lake(table: LakeTable) -> OpenTable:
@@ -42,7 +42,7 @@ def open_lake(table: LakeTable) -> OpenTable:
         ValueError: it cannot be opened, or the library for it is not installed.
     """
     with _readable(table):
-        return _Delta(table) if table.format == "delta" else _iceberg(table)
+        return _delta(table) if table.format == "delta" else _iceberg(table)
 
 
 def read_columns(found: OpenTable, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -58,32 +58,18 @@ def read_columns(found: OpenTable, columns: Sequence[str]) -> Iterator[pa.Record
         yield from found.batches(columns)
 
 
-class _Delta:
-    def __init__(self, table: LakeTable) -> None:
-        found = _library("deltalake").DeltaTable(str(any_path(table.place)), version=table.version)
-        self._found = found
-        self.table = replace(table, version=int(found.version()))
-        self.changed_ns = int(found.history(1)[0]["timestamp"]) * 10**6
-        self.names = tuple(field.name for field in found.schema().fields)
+def _delta(table: LakeTable) -> OpenTable:
+    found = _library("deltalake").DeltaTable(str(any_path(table.place)), version=table.version)
+    changed_ns = int(found.history(1)[0]["timestamp"]) * 10**6
+    names = tuple(field.name for field in found.schema().fields)
 
-    def batches(self, columns: Sequence[str]) -> pa.RecordBatchReader:
-        """The rows, some at a time."""
-        return pa.RecordBatchReader.from_stream(self._found.scan(columns=list(columns)))
+    def batches(columns: Sequence[str]) -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_stream(found.scan(columns=list(columns)))
+
+    return OpenTable(replace(table, version=int(found.version())), changed_ns, names, batches)
 
 
-@dataclass(frozen=True)
-class _Iceberg:
-    table: LakeTable
-    changed_ns: int
-    names: tuple[str, ...]
-    found: Any
-
-    def batches(self, columns: Sequence[str]) -> pa.RecordBatchReader:
-        """The rows, some at a time."""
-        return self.found.scan(snapshot_id=self.table.version, selected_fields=tuple(columns)).to_arrow_batch_reader()
-
-
-def _iceberg(table: LakeTable) -> _Iceberg:
+def _iceberg(table: LakeTable) -> OpenTable:
     if "/" in table.place:
         found = _library("pyiceberg.table").StaticTable.from_metadata(_metadata_file(table), _s3_settings())
     else:
@@ -95,7 +81,11 @@ def _iceberg(table: LakeTable) -> _Iceberg:
         raise ValueError(what)
     schema = found.schema() if table.version is None else found.scan(snapshot_id=table.version).projection()
     pinned = replace(table, version=int(snapshot.snapshot_id))
-    return _Iceberg(pinned, int(snapshot.timestamp_ms) * 10**6, tuple(schema.column_names), found)
+
+    def batches(columns: Sequence[str]) -> pa.RecordBatchReader:
+        return found.scan(snapshot_id=pinned.version, selected_fields=tuple(columns)).to_arrow_batch_reader()
+
+    return OpenTable(pinned, int(snapshot.timestamp_ms) * 10**6, tuple(schema.column_names), batches)
 
 
 def _metadata_file(table: LakeTable) -> str:

@@ -90,19 +90,19 @@ def _open(
     """
     data = context.data
     places = data.events if table == "events" else data.items
-    typed = [name for name in typed if name is not None]
+    known = [name for name in typed if name is not None]
     lake = [place for place in places if isinstance(place, LakeTable)]
     if lake:
         if len(places) > 1 or (data.partitions and table == "events"):
             raise ValueError(f"data.{table}: {lake[0]} is a whole table; expected it alone, without data.partitions")
-        return _from_lake(context, lake[0], table, dict.fromkeys([*typed, *filter(None, others)]))
+        return _from_lake(context, lake[0], table, dict.fromkeys([*known, *filter(None, others)]))
     files = _expand(data.input, [place for place in places if not isinstance(place, LakeTable)], f"data.{table}")
     if table == "events":
         files = _in_range(files, data)
     return table_file(
         context.connection,
         files,
-        typed=typed,
+        typed=known,
         partitions=data.partitions if table == "events" else (),
         missing_words=data.missing_words,
     )
