@@ -126,13 +126,18 @@ def add(
     overrides: Overrides = None,
 ) -> None:
     """Embeds new items from their features and makes them answers, without a new build."""
+    from mtmh.content.fresh import open_fresh_content
     from mtmh.live.item_rows import read_rows
     from mtmh.live.live_index import LiveIndex
 
     config = load_config(recipe, overrides)
     live = LiveIndex(config.model_dir("index"), milvus=config.index.milvus)
     tower = live.retriever.tower
-    added = live.add(read_rows(items, tower.features.strings if tower is not None else ()))
+    rows = read_rows(items, tower.features.strings if tower is not None else ())
+    content = None
+    if tower is not None and tower.features.facts.content_dim and not all("content_embedding" in row for row in rows):
+        content = open_fresh_content(config.content, config.content_dir, config.encoder_dir, config.media_dir)
+    added = live.add(rows, content=content)
     Console().print(f"added {len(added)} items: index {live.retriever.version}", highlight=False)
 
 

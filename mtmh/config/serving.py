@@ -33,6 +33,7 @@ class ServiceConfig(Settings):
     max_k_ann: Positive = 10_000
     max_num_probes: Positive = 1024
     max_new_items: Positive = 100  # a write
+    embed_content: bool = True  # texts and pictures of fresh items, by the recipe's teacher, where writes are allowed
     max_candidates: Positive = 250_000  # triggers times k_ann
     cache_mb: Annotated[int, Field(ge=0)] = 64  # of answers kept; forgotten with the index version
     reload_seconds: Annotated[float, Field(gt=0.0)] = 2.0  # how often a new index version is looked for

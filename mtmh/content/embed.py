@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
-from mtmh.config import BackboneConfig, Config, ContentConfig, decisive
-from mtmh.content.backbones import Backbone, load_backbone
+from mtmh.config import Config, ContentConfig, decisive
+from mtmh.content.texts import TextTeacher, unit_rows
 from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.row_file import create_array
@@ -23,7 +20,6 @@ from mtmh.data.row_file import create_array
 COLUMN = "content_embedding"
 
 _CHUNK_ITEMS = 65_536
-_SHORTEST_NORM = 1e-12
 
 
 def embed_content(config: Config, out: Path) -> Artifact:
@@ -77,12 +73,6 @@ def embed_content(config: Config, out: Path) -> Artifact:
     return open_artifact(out, "content")
 
 
-def unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Rows of unit length; a row of zeros stays one. [N, D] -> [N, D] float32."""
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return np.where(norms > _SHORTEST_NORM, vectors / np.maximum(norms, _SHORTEST_NORM), 0).astype(np.float32)
-
-
 def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
     dim = dataset.summary.content_embedding_dim
     if dim is None:
@@ -106,18 +96,9 @@ def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
 
 
 def _encode_texts(dataset: Dataset, config: ContentConfig, path: Path) -> npt.NDArray[np.float32]:
-    assert config.model is not None
-    texts = pc.utf8_trim_whitespace(dataset.items(["text"]).column("text").combine_chunks())
-    backbone = load_backbone(
-        "text", BackboneConfig(model=config.model), "content", lambda: texts.drop_null().to_pylist()
-    )
-    lengths = np.asarray(pc.fill_null(pc.utf8_length(texts), 0), np.int64)
-    # Texts of like length share a batch, so that little is padding. The longest come first: a lack of memory shows at
-    # once.
-    order = np.argsort(-lengths, kind="stable")[: int((lengths > 0).sum())]
-    embeddings = create_array(path, np.float32, (dataset.num_items, backbone.encoder.width))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = backbone.encoder.to(device).eval()
+    texts = dataset.items(["text"]).column("text").combine_chunks()
+    teacher = TextTeacher(config, lambda: texts.drop_null().to_pylist())
+    embeddings = create_array(path, np.float32, (dataset.num_items, teacher.dim))
     columns = (
         TextColumn("embedding texts"),
         BarColumn(),
@@ -125,24 +106,14 @@ def _encode_texts(dataset: Dataset, config: ContentConfig, path: Path) -> npt.ND
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    begun = time.perf_counter()
-    with Progress(*columns) as progress, torch.inference_mode():
-        task = progress.add_task("embedding texts", total=len(order), rate="")
-        for start in range(0, len(order), config.batch_size):
-            rows = order[start : start + config.batch_size]
-            tokens = _tokens(backbone, texts.take(pa.array(rows)).to_pylist(), config.max_tokens)
-            pooled = encoder(**{name: tensor.to(device) for name, tensor in tokens.items()}).cpu().numpy()
-            if not np.isfinite(pooled).all():
-                raise ValueError(f"content.model {config.model}: not finite numbers for the text of item {rows[0]}")
-            embeddings[rows] = unit_rows(pooled)
-            rate = (start + len(rows)) / (time.perf_counter() - begun)
-            progress.update(task, advance=len(rows), rate=f"{rate:,.0f} items/s")
+    begun, done = time.perf_counter(), 0
+    with Progress(*columns) as progress:
+        task = progress.add_task("embedding texts", total=dataset.num_items - texts.null_count, rate="")
+        for rows, vectors in teacher.embed(texts):
+            embeddings[rows] = vectors
+            done += len(rows)
+            rate = done / (time.perf_counter() - begun)
+            progress.update(task, completed=done, rate=f"{rate:,.0f} items/s")
+        progress.update(task, total=done)
     embeddings.flush()
     return embeddings
-
-
-def _tokens(backbone: Backbone, texts: list[str], max_tokens: int) -> dict[str, Any]:
-    """input_ids and attention_mask, [B, L] int64 each."""
-    limit = min(max_tokens, backbone.preprocessor.model_max_length)
-    encoded = backbone.preprocessor(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}

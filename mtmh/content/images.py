@@ -51,6 +51,20 @@ def open_images(dataset: Dataset, source: Path | None) -> ImageStore:
     names = dataset.items(["image"]).column("image").combine_chunks()
     if names.type not in (pa.string(), pa.large_string(), pa.null()):
         raise ValueError(f"{dataset.artifact.path}: column image is {names.type}, expected file names")
+    return named_images(names, source)
+
+
+def named_images(names: pa.Array, source: Path | None) -> ImageStore:
+    """Opens images that are files of a folder or members of a tar.
+
+    Args:
+        names: [I] strings, null: no image.
+        source: as in `open_images`, but no Parquet file.
+
+    Raises:
+        ValueError: there is something else.
+    """
+    setting = "content.encoder.images"
     if source is None or source.is_dir():
         return _Files(names, source)
     if not tarfile.is_tarfile(source):

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mtmh.content.backbones import Backbone
 from mtmh.content.images import ImageStore, decode, is_blank
-from mtmh.data.dataset import Dataset
 from mtmh.modules import ContentInputs
 
 _DECODERS = 4  # Pillow lets go of the interpreter while it decodes
@@ -43,10 +42,10 @@ class ReadItems:
 
 
 class ItemReader:
-    """Reads the items of a dataset for an encoder.
+    """Reads items for an encoder.
 
     Args:
-        dataset: the catalogue.
+        texts: [I] strings of the items, null: none; needed with ``text``.
         text: the text encoder, if the teacher has one.
         image: the image encoder, if the teacher has one.
         images: where the images are; needed with ``image``.
@@ -55,17 +54,18 @@ class ItemReader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        texts: pa.Array | None,
         text: Backbone | None,
         image: Backbone | None,
         images: ImageStore | None,
         max_tokens: int,
     ) -> None:
         assert (image is None) == (images is None)
+        assert (text is None) == (texts is None)
         self._tokenizer = text.preprocessor if text else None
         self._processor = image.preprocessor if image else None
         self._images = images
-        self._texts = dataset.items(["text"]).column("text").combine_chunks() if text else None
+        self._texts = texts
         self._max_tokens = max_tokens
         self._decoders = ThreadPoolExecutor(_DECODERS)
 

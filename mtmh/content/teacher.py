@@ -54,9 +54,10 @@ class Teacher:
         Raises:
             ValueError: the images are not there.
         """
-        image = self.backbones.get("image")
+        text, image = self.backbones.get("text"), self.backbones.get("image")
+        texts = dataset.items(["text"]).column("text").combine_chunks() if text else None
         opened = open_images(dataset, images) if image else None
-        return ItemReader(dataset, self.backbones.get("text"), image, opened, max_tokens)
+        return ItemReader(texts, text, image, opened, max_tokens)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes the files of the artifact; returns the facts for its manifest that ``open_teacher`` needs."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,10 @@ from mtmh.index.writers import writing
 from mtmh.live.segments import Segment, check_present, last_change, read_segments, write_segment
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower.export import Tower
+from mtmh.tower.item_features import CONTENT
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from mtmh.content.fresh import FreshContent
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,13 @@ class LiveIndex:
                     self._state = self._caught_up()
             return self._state is not before
 
-    def add(self, rows: Sequence[Mapping[str, Any]], *, deadline: float = math.inf) -> list[ItemId]:
+    def add(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        content: FreshContent | None = None,
+        deadline: float = math.inf,
+    ) -> list[ItemId]:
         """Adds fresh items: embedded from their features, on the disk, and answers from here on.
 
         An item that is there because an equal row was added before is left as it is, so that a caller who does not know
@@ -122,7 +132,9 @@ class LiveIndex:
 
         Args:
             rows: ``item_id``, every feature of the model (null: not known), and optionally ``text``, ``topic_l1``,
-                ``topic_l2``, ``first_seen``.
+                ``topic_l2``, ``first_seen``, ``content_embedding`` where the tower takes one in, and what else the
+                teacher looks at (``image``).
+            content: the teacher, for rows that bring no content embedding of their own.
             deadline: of ``time.monotonic()``; an addition that could not begin by then does not take place.
 
         Returns:
@@ -136,14 +148,20 @@ class LiveIndex:
         with self._change(deadline) as state:
             if not len(rows):
                 return []
-            table = _tower(state).features.table(rows)
+            features = _tower(state).features
+            content = content if features.facts.content_dim else None
+            seen = [name for name in content.fields if name not in features.optional] if content else []
+            table = features.table([{name: row[name] for name in row if name not in seen} for row in rows])
             ids: list[ItemId] = table.column(ITEM_ID).to_pylist()
             repeated = [item for item, count in Counter(ids).items() if count > 1]
             if repeated:
                 raise RequestError(f"item {repeated[0]!r} comes more than once")
             present = state.retriever.catalogue.find_answerable(ids, "item") >= 0
-            self._check_equal(table.filter(pa.array(present)))
+            self._check_equal(table.filter(pa.array(present)), or_made=content is not None)
             table = table.filter(pa.array(~present))
+            if content is not None:
+                new = [row for row, known in zip(rows, present.tolist(), strict=True) if not known]
+                table = _with_content(table, new, content, features.facts.content_dim)
             if len(table):
                 self._write(state, table, [])
             return ids
@@ -193,8 +211,11 @@ class LiveIndex:
         write_segment(self._index_dir, segment)
         self._state = changed
 
-    def _check_equal(self, rows: pa.Table) -> None:
-        """Compares rows of items that are there with those by which they were added last."""
+    def _check_equal(self, rows: pa.Table, *, or_made: bool) -> None:
+        """Compares rows of items that are there with those by which they were added last.
+
+        With ``or_made``, a row without a content embedding equals one with the embedding that the teacher made.
+        """
         if not len(rows):
             return
         ids = rows.column(ITEM_ID).combine_chunks()
@@ -203,12 +224,32 @@ class LiveIndex:
             same = segment.added.filter(pc.is_in(segment.added.column(ITEM_ID), value_set=ids))
             added |= {row[ITEM_ID]: _known(row) for row in same.to_pylist()}
         for row in rows.to_pylist():
-            if added.get(row[ITEM_ID]) != _known(row):
+            before = added.get(row[ITEM_ID], {})
+            if or_made and row.get(CONTENT) is None:
+                before.pop(CONTENT, None)
+            if before != _known(row):
                 raise RequestError(f"item {row[ITEM_ID]!r} is in the index already; remove it first")
 
     def _caught_up(self) -> _State:
         """The version in use with the changes of other processes."""
         return _with_changes(self._state, read_segments(self._index_dir, self._state.change))
+
+
+def _with_content(table: pa.Table, rows: Sequence[Mapping[str, Any]], teacher: FreshContent, width: int) -> pa.Table:
+    """The table with the teacher's embeddings of those rows that bring none and have something to look at."""
+    given = table.column(CONTENT).to_pylist()
+    missing = [place for place, embedding in enumerate(given) if embedding is None]
+    if not missing:
+        return table
+    if teacher.dim != width:
+        raise ValueError(
+            f"the recipe's teacher makes content embeddings of width {teacher.dim}, the published index takes {width}:"
+            " it was built with another teacher"
+        )
+    for place, embedding in zip(missing, teacher([rows[place] for place in missing]), strict=True):
+        given[place] = embedding.tolist() if embedding.any() else None
+    column = table.schema.get_field_index(CONTENT)
+    return table.set_column(column, table.schema.field(CONTENT), pa.array(given, table.schema.field(CONTENT).type))
 
 
 def _open(index_dir: Path, folder: Path, settings: RetrievalConfig | None, milvus: MilvusConfig | None) -> _State:

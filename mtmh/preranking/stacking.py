@@ -31,7 +31,8 @@ _NEAREST = 100  # candidates of a trigger under a head
 _PROPOSED = 500  # candidates of a user's query, and of each table
 _MAX_HISTORY = 1000
 _STEPS = 300
-_LEARNING_RATE = 0.02
+_USERS = 128  # of a step
+_LEARNING_RATE = 0.01
 _DECAY = 1e-4  # of squared weights: evidence that adds nothing loses its weight
 
 
@@ -146,10 +147,11 @@ def fit_combination(judged: Judged, hidden: int, seed: int) -> Combination:
     model.standardise(inputs[present])
     optimizer = torch.optim.Adam(model.parameters(), lr=_LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, _STEPS)
-    for _ in range(_STEPS):
-        logits = model(inputs)
+    draws = torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(len(users), generator=draws) for _ in range(-(-_STEPS * _USERS // len(users)))])
+    for part in order.split(_USERS)[:_STEPS]:
         squares = torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()
-        loss = _listwise(logits, positives, present) + _DECAY * squares
+        loss = _listwise(model(inputs[part]), positives[part], present[part]) + _DECAY * squares
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

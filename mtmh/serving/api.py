@@ -184,7 +184,9 @@ class NewItems(Message):
     items: Annotated[
         list[dict[Annotated[str, Field(max_length=256)], Any]],
         Field(
-            min_length=1, description="Rows with item_id, every feature (null: not known), text, topic_l1, topic_l2."
+            min_length=1,
+            description="Rows with item_id, every feature (null: not known), text, topic_l1, topic_l2, and"
+            " content_embedding, or text (and image) for the service's teacher.",
         ),
     ]
 

@@ -7,7 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from mtmh.live.live_index import LiveIndex
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
 from mtmh.serving.prometheus import ServiceMetrics
+
+if TYPE_CHECKING:
+    from mtmh.content.fresh import FreshContent
 
 log = logging.getLogger("mtmh.serve")
 
@@ -84,6 +87,7 @@ class CurrentIndex:
         cache_bytes: size of the cache of answers.
         settings: defaults of a request.
         milvus: ``index.milvus`` of the recipe; a version on another Milvus is refused.
+        content: the teacher, for added items without a content embedding.
     """
 
     def __init__(
@@ -93,8 +97,10 @@ class CurrentIndex:
         cache_bytes: int,
         settings: RetrievalConfig,
         milvus: MilvusConfig | None = None,
+        content: FreshContent | None = None,
     ) -> None:
         self._live = LiveIndex(index_dir, settings, milvus)
+        self._content = content
         self._metrics = metrics
         self._cache_bytes = cache_bytes
         self._swapping = threading.Lock()
@@ -124,7 +130,7 @@ class CurrentIndex:
 
     def add(self, rows: Sequence[Mapping[str, Any]], deadline: float) -> tuple[str, list[ItemId]]:
         """Adds fresh items; version that has them, and their ids."""
-        added = self._live.add(rows, deadline=deadline)
+        added = self._live.add(rows, content=self._content, deadline=deadline)
         return self._swap(), added
 
     def remove(self, items: Sequence[ItemId], deadline: float) -> str:

@@ -9,13 +9,18 @@ import sys
 import time
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_REUSEADDR, SOL_SOCKET, TCP_NODELAY, socket
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from mtmh.config import Config
+from mtmh.serving.api_keys import read_api_keys
 from mtmh.serving.app import create_app
 from mtmh.serving.connections import limited_protocol, most_connections
 from mtmh.serving.service import Service
+
+if TYPE_CHECKING:
+    from mtmh.content.fresh import FreshContent
 
 # The event loop gives the interpreter away at every read and write of a socket, and gets it back from a computing
 # thread after at most this time. With Python's 5 ms a few busy threads leave the loop some dozens of requests a second.
@@ -82,6 +87,7 @@ def serve(config: Config) -> None:
         config.service,
         config.retrieval,
         config.index.milvus,
+        _teacher(config) if read_api_keys(config.service) else None,
     )
     server = DrainingServer(
         # No limit_concurrency: it counts connections that a proxy keeps for later, too, and answers even /healthz 503.
@@ -101,6 +107,21 @@ def serve(config: Config) -> None:
         service,
     )
     asyncio.run(server.serve(sockets=[listening]))
+
+
+def _teacher(config: Config) -> FreshContent | None:
+    """The recipe's teacher, where fresh items may come; a service without it takes embeddings that come with them."""
+    if config.content.kind == "column" or not config.service.embed_content:
+        return None
+    try:
+        from mtmh.content.fresh import open_fresh_content
+
+        return open_fresh_content(config.content, config.content_dir, config.encoder_dir, config.media_dir)
+    except (ImportError, ValueError) as error:
+        logging.getLogger("mtmh.serve").warning(
+            "fresh items must bring their content_embedding: the teacher cannot be used: %s", error
+        )
+        return None
 
 
 def bound(host: str, port: int) -> socket:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import to_json
 from starlette.responses import Response
@@ -27,6 +27,9 @@ from mtmh.serving.loop_lag import LoopLag
 from mtmh.serving.prometheus import ServiceMetrics
 from mtmh.serving.work_queue import WorkQueue
 
+if TYPE_CHECKING:
+    from mtmh.content.fresh import FreshContent
+
 log = logging.getLogger("mtmh.serve")
 
 _WRITE_SECONDS = 60.0
@@ -44,6 +47,7 @@ class Service:
         limits: what the service takes on.
         defaults: of a request.
         milvus: ``index.milvus`` of the recipe; a version on another Milvus is refused.
+        content: the teacher, for added items without a content embedding.
 
     Attributes:
         name: of the model.
@@ -66,6 +70,7 @@ class Service:
         limits: ServiceConfig,
         defaults: RetrievalConfig,
         milvus: MilvusConfig | None = None,
+        content: FreshContent | None = None,
     ) -> None:
         self.name = name
         self.limits = limits
@@ -74,7 +79,7 @@ class Service:
         self.draining = False
         self.lag = LoopLag()
         self.api_keys = read_api_keys(limits)
-        self.current = CurrentIndex(index_dir, self.metrics, limits.cache_mb << 20, defaults, milvus)
+        self.current = CurrentIndex(index_dir, self.metrics, limits.cache_mb << 20, defaults, milvus, content)
         threads = limits.threads or usable_cores()
         on_start = partial(compute_with, limits.search_threads)
         self.queue = WorkQueue(

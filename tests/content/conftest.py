@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_bert import write_bert
 from tiny_catalogue import make_config, write_catalogue
 
 from mtmh.config import Config
@@ -40,3 +41,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, catalogue: Path) -> Config
     config = make_config(tmp_path_factory.mktemp("trained"), catalogue, encoder={"training": {"epochs": 12}})
     train_content(config, config.encoder_dir)
     return config
+
+
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A tiny text encoder at random weights."""
+    return write_bert(tmp_path / "bert")

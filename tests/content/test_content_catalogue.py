@@ -141,7 +141,9 @@ def test_reader_counts_and_places(tmp_path: Path, trained: Any) -> None:
     dataset = write_dataset(
         tmp_path / "d", {"item_id": [1, 2, 3, 4], "text": pa.array(["oak", None, " \t", "an oak and a pine"])}
     )
-    reader = ItemReader(dataset, teacher.backbones["text"], None, None, max_tokens=4)
+    reader = ItemReader(
+        dataset.items(["text"]).column("text").combine_chunks(), teacher.backbones["text"], None, None, max_tokens=4
+    )
     read = reader.read(np.array([3, 2, 1, 0]))
     assert read.inputs.text_rows.tolist() == [0, 3]
     assert read.inputs.token_mask.sum(dim=1).tolist() == [4, 3]

@@ -14,7 +14,8 @@ from synthetic_dataset import make_config, write_dataset
 
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
-from mtmh.content.embed import embed_content, unit_rows
+from mtmh.content.embed import embed_content
+from mtmh.content.texts import unit_rows
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import ITEMS
@@ -38,28 +39,6 @@ def make_dataset(root: Path, columns: dict[str, pa.Array], dim: int | None = Non
         pq.write_table(pa.table({"item_id": np.arange(NUM_ITEMS), **columns}), writer.folder / ITEMS)
         writer.summary.update(plain.artifact.summary | {"content_embedding_dim": dim})
     return open_dataset(root / "dataset")
-
-
-@pytest.fixture
-def bert(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path / "bert"
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *sorted({"red", "shoe", "blue", "hat", "with", "a", "long", "ribbon", "b", "c"}),
-    ]
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(words))
-    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
 
 
 def text_config(root: Path, model: Path | str) -> Config:

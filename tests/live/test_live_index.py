@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny_run import tiny_config, write_inputs
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
+from mtmh.content.fresh import FreshContent
+from mtmh.errors import RequestError
 from mtmh.index.build import build_version
 from mtmh.index.versions import current_version, new_version, publish, rollback
 from mtmh.index.writers import writing
@@ -498,3 +501,32 @@ def test_a_change_in_the_place_of_another_is_noticed(index_dir: Path) -> None:
         merge_segments(index_dir, 5)
     live.add([row(6)])
     assert [(segment.first, segment.last) for segment in read_segments(index_dir, 0)] == [(1, 5), (6, 6)]
+
+
+def test_the_teacher_embeds_added_items_that_bring_no_embedding(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    config = tiny_config(tmp_path, model={"content_dim": 4}, training={"max_steps": 2}, index={"min_recall": 0.1})
+    train(config)
+    embed_catalogue(config, config.model_dir("embeddings"))
+    build_version(config)
+    live = LiveIndex(config.model_dir("index"))
+    tower = live.retriever.tower
+    assert tower is not None
+    width = tower.features.facts.content_dim
+    known = {"red": np.eye(width)[0], "blue": np.eye(width)[1]}
+
+    def embed(columns: dict[str, pa.Array]) -> np.ndarray:
+        found = zip(columns["text"].to_pylist(), columns["image"].to_pylist(), strict=True)
+        return np.stack([known.get(image or text or "", np.zeros(width)) for text, image in found]).astype(np.float32)
+
+    teacher = FreshContent(embed, width, ("text", "image"))
+    own = known["red"].tolist()
+    rows = [row(9001, text="red"), row(9002, text="red", image="blue"), row(9003, text="?")]
+    live.add([*rows, row(9004, text="blue", content_embedding=own)], content=teacher)
+    segment = read_segments(config.model_dir("index"), 0)[-1].added
+    assert segment.column("content_embedding").to_pylist() == [own, known["blue"].tolist(), None, own]
+    assert live.add(rows, content=teacher) == [9001, 9002, 9003], "an addition may be repeated"
+    with pytest.raises(ValueError, match="teacher makes content embeddings of width 3, the published index takes"):
+        live.add([row(9005, text="red")], content=FreshContent(embed, 3, ("text",)))
+    with pytest.raises(RequestError, match="image is no field of an item"):
+        live.add([row(9006, image="blue")])

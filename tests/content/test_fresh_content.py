@@ -1,0 +1,53 @@
+"""The teacher for items that come after training: the same embeddings as the catalogue's, one item at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from test_embed_content import TEXTS, make_dataset, text_config
+
+from mtmh.config import Config
+from mtmh.content.embed import embed_content
+from mtmh.content.fresh import open_fresh_content
+from mtmh.data.content_store import open_content
+from mtmh.data.dataset import open_dataset
+from mtmh.errors import RequestError
+
+
+def test_a_fresh_text_gets_the_embedding_that_the_catalogue_gives_it(tmp_path: Path, bert: Path) -> None:
+    dataset = make_dataset(tmp_path, {"text": pa.array(TEXTS)})
+    config = text_config(tmp_path, bert)
+    made = embed_content(config, config.content_dir)
+    teacher = open_fresh_content(config.content, config.content_dir, config.encoder_dir, config.media_dir)
+    assert teacher is not None
+    assert teacher.dim == 16
+    assert teacher.fields == ("text",)
+    rows = [{"item_id": item, "text": text} for item, text in enumerate(TEXTS)] + [{"item_id": 99}]
+    found = teacher(rows)
+    np.testing.assert_allclose(found[:-1], open_content(made.path, dataset).embeddings, atol=1e-6)
+    assert not found[-1].any()
+    with pytest.raises(RequestError, match="item 7: text is 3, expected a string"):
+        teacher([{"item_id": 7, "text": 3}])
+
+
+def test_another_teacher_than_the_catalogues_is_refused(tmp_path: Path, bert: Path) -> None:
+    make_dataset(tmp_path, {"text": pa.array(TEXTS)})
+    config = text_config(tmp_path, bert)
+    embed_content(config, config.content_dir)
+    other = config.content.model_copy(update={"model": str(tmp_path / "other")})
+    with pytest.raises(ValueError, match="made by another teacher"):
+        open_fresh_content(other, config.content_dir, config.encoder_dir, config.media_dir)
+
+
+def test_an_encoder_sees_the_pictures_of_fresh_items_too(trained: Config, tmp_path: Path) -> None:
+    made = embed_content(trained, tmp_path / "content")
+    dataset = open_dataset(trained.dataset_dir)
+    teacher = open_fresh_content(trained.content, made.path, trained.encoder_dir, trained.media_dir)
+    assert teacher is not None
+    assert teacher.fields == ("text", "image")
+    items = dataset.items(["item_id", "text", "image"]).to_pylist()
+    embedded = open_content(made.path, dataset).embeddings.astype(np.float32)
+    np.testing.assert_allclose(teacher(items), embedded, atol=2e-3)  # stored in float16
+    without = teacher([{**item, "image": None} for item in items])
+    assert not np.allclose(without, embedded, atol=1e-2)
