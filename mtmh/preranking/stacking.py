@@ -32,7 +32,7 @@ _PROPOSED = 500  # candidates of a user's query, and of each table
 _MAX_HISTORY = 1000
 _STEPS = 300
 _USERS = 128  # of a step
-_LEARNING_RATE = 0.01
+_LEARNING_RATE = 0.02
 _DECAY = 1e-4  # of squared weights: evidence that adds nothing loses its weight
 
 
@@ -149,7 +149,7 @@ def fit_combination(judged: Judged, hidden: int, seed: int) -> Combination:
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, _STEPS)
     draws = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(len(users), generator=draws) for _ in range(-(-_STEPS * _USERS // len(users)))])
-    for part in order.split(_USERS)[:_STEPS]:
+    for part in torch.split(order, _USERS)[:_STEPS]:
         squares = torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()
         loss = _listwise(model(inputs[part]), positives[part], present[part]) + _DECAY * squares
         optimizer.zero_grad()
