@@ -46,6 +46,9 @@ class LossConfig(Settings):
 
     temperature: Annotated[float, Field(gt=0.0)] = 0.07
     teacher_temperature: Annotated[float, Field(gt=0.0)] = 0.07
+    # Principal directions of the teacher's embeddings that distillation compares, where they are wider; 0: all.
+    # Pseudo-labels, whose threshold is a cosine of the whole embeddings, take them all.
+    teacher_dim: Annotated[int, Field(ge=0), Decides("checkpoint", "check")] = 192
     in_batch_negatives: bool = True
     num_uniform_negatives: Annotated[int, Field(ge=0)] = 1024  # of the global batch
     # How often a negative is expected: by the training period's events, by the batches so far, or not corrected for.

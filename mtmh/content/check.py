@@ -29,11 +29,13 @@ from mtmh.content.teacher import (
     encoder_config,
     open_teacher,
 )
+from mtmh.content.texts import unit_rows
 from mtmh.data.arrays import Items, Vectors
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.randomness import Purpose, generator
 from mtmh.distributed.ranks import join_ranks
+from mtmh.training.content import principal_directions
 
 CHECK_METRICS = Path("metrics.json")
 CHECK_REPORT = Path("report.html")
@@ -75,6 +77,9 @@ def check_content(config: Config, out: Path) -> Artifact:
         rows = content.gather(items).numpy()
         kept = (rows != 0.0).any(axis=1)
         embeddings = {"teacher": rows}
+        directions = principal_directions(content, config.loss.teacher_dim, config.seed)
+        if directions is not None:
+            embeddings[f"in {directions.shape[1]} directions"] = unit_rows(rows @ directions)
     topics = {level: numbers[kept] for level, numbers in topics.items()}
     found = [agreement(name, rows[kept], topics, settings.k, settings.num_bins) for name, rows in embeddings.items()]
     facts = {

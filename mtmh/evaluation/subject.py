@@ -12,6 +12,7 @@ from mtmh.config import RetrievalConfig
 from mtmh.data.arrays import Indices, Scores
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.protocol import Pipeline, Search
+from mtmh.evaluation.remembered import remembering
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker, Requests, UserListSource
 from mtmh.retrieval.retriever import Retriever
@@ -23,6 +24,7 @@ class Subject:
     Args:
         retriever: to evaluate.
         rows: where the items of the dataset are in its index; None: at the same rows.
+        rankers: preranker and sorter, where they are not the retriever's own.
 
     Attributes:
         heads: names, the engagement head first.
@@ -31,12 +33,15 @@ class Subject:
         by_similarity: the sorter that goes by the engagement head.
     """
 
-    def __init__(self, retriever: Retriever, rows: ItemRows | None = None) -> None:
+    def __init__(
+        self, retriever: Retriever, rows: ItemRows | None = None, rankers: tuple[Ranker, Ranker] | None = None
+    ) -> None:
         self._retriever = retriever
         self._rows = rows
+        self._rankers = rankers or (remembering(retriever.preranker), remembering(retriever.sorter))
         self.heads = retriever.heads
-        self.preranker = self._translated(retriever.preranker)
-        self.sorter = self._translated(retriever.sorter)
+        self.preranker = self._translated(self._rankers[0])
+        self.sorter = self._translated(self._rankers[1])
         engagement = retriever.heads[0]
         self.by_similarity = self._translated(HeadScorePreranker((engagement, retriever.vectors[engagement])))
 
@@ -47,7 +52,7 @@ class Subject:
 
     def exact(self) -> Subject:
         """The same over exact search."""
-        return Subject(self._retriever.exact(), self._rows)
+        return Subject(self._retriever.exact(), self._rows, self._rankers)
 
     def search(self, head: str, triggers: Indices, k_ann: int, num_probes: int, needed: int = 1) -> Candidates:
         """As ``Retriever.search``; a trigger that the index does not hold finds nothing.

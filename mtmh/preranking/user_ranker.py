@@ -35,7 +35,7 @@ class UserRanker:
     def __init__(self, scorer: Scorer, evidence: Evidence, combination: Combination) -> None:
         self.scorer = scorer
         self.evidence = evidence
-        self._combination = combination.eval()
+        self.combination = combination.eval()
 
     @classmethod
     def load(cls, folder: Path, vectors: Mapping[str, ItemVectors]) -> Self:
@@ -79,7 +79,7 @@ class UserRanker:
             vectors: head -> embeddings of all items, these included.
         """
         evidence = self.evidence.with_added({head: vectors[head] for head in self.evidence.vectors}, len(items))
-        return UserRanker(self.scorer.with_added(items, added), evidence, self._combination)
+        return UserRanker(self.scorer.with_added(items, added), evidence, self.combination)
 
     @torch.inference_mode()
     def score(self, histories: Indices, candidates: Indices) -> Floats:
@@ -96,7 +96,7 @@ class UserRanker:
         scores = np.empty(candidates.shape, np.float32)
         for rows, logits in self.scorer.logits(queries, biases, candidates):
             evidence = self.evidence(histories[rows], candidates[rows], logits[:, 0].numpy())
-            logits[:, 0] = self._combination(torch.from_numpy(evidence))
+            logits[:, 0] = self.combination(torch.from_numpy(evidence))
             tasks = self.scorer.tasks
             scores[rows] = sum(task.weight * task_probability(logits, task.label) for task in tasks)
         return np.where(candidates >= 0, scores, np.float32(-np.inf))

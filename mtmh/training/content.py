@@ -1,16 +1,20 @@
-"""Content embeddings as an input of the tower: whether a model takes them in, and those that it was trained with."""
+"""Content embeddings in training: as an input of the tower, and as what distillation compares."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from mtmh.artifacts import Artifact
-from mtmh.config import ModelConfig
+from mtmh.config import LossConfig, ModelConfig
 from mtmh.data.content_store import ContentEmbeddings, open_content
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
+from mtmh.distributed.ranks import Ranks, on_first
 from mtmh.modules.mtmh import MTMH
 
 _FITTED_ITEMS = 65_536
@@ -25,8 +29,38 @@ def with_content(schema: FeatureSchema, model: ModelConfig, content: ContentEmbe
 def fit_content(model: MTMH, content: ContentEmbeddings, seed: int) -> None:
     """Finds the principal components for a fresh model that takes content in, on a sample of the catalogue."""
     if model.content_nn is not None:
-        rows = np.random.default_rng(seed).permutation(len(content.embeddings))[:_FITTED_ITEMS]
-        model.content_nn.fit(content.gather(np.sort(rows)))
+        model.content_nn.fit(_sample(content, seed))
+
+
+def teacher_directions(
+    content: ContentEmbeddings, model: ModelConfig, loss: LossConfig, seed: int, ranks: Ranks
+) -> Tensor | None:
+    """Directions of the teacher's embeddings that distillation compares, the same on all ranks; None: all.
+
+    See `principal_directions`.
+    """
+    if any(head.semantic_weight > 0.0 for head in model.heads):
+        return None
+    directions = on_first(ranks, lambda: principal_directions(content, loss.teacher_dim, seed))
+    return None if directions is None else torch.from_numpy(directions).to(ranks.device)
+
+
+def principal_directions(content: ContentEmbeddings, dim: int, seed: int) -> npt.NDArray[np.float32] | None:
+    """Directions [Dc, dim] that keep most of the dot products; None: ``dim`` is 0, or the embeddings are no wider.
+
+    Not centred, unlike the tower's input: a softmax of dot products is to stay what it is. They come from a sample of
+    the catalogue that follows the seed.
+    """
+    if not 0 < dim < content.dim:
+        return None
+    rows = _sample(content, seed).double()
+    _, directions = torch.linalg.eigh(rows.T @ rows)  # ascending
+    return np.asarray(directions[:, -dim:].float())
+
+
+def _sample(content: ContentEmbeddings, seed: int) -> Tensor:
+    rows = np.random.default_rng(seed).permutation(len(content.embeddings))[:_FITTED_ITEMS]
+    return content.gather(np.sort(rows))
 
 
 def content_input(checkpoint: Artifact, path: Path, dataset: Dataset) -> ContentEmbeddings | None:

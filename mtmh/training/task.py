@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mtmh.config import LossConfig, TrainingConfig
 from mtmh.data.batch import PairBatch
@@ -36,14 +38,20 @@ class TrainTask(nn.Module):
         loss: settings of the loss.
         seed: of the run; pseudo-labels follow it.
         frequencies: how often items are in a batch, for ``log_q = streaming``.
+        directions: [Dc, P] of the teacher's embeddings, which distillation compares; None: the whole embeddings.
     """
 
     def __init__(
-        self, model: MTMH, loss: LossConfig, seed: int = 0, frequencies: StreamingFrequencies | None = None
+        self,
+        model: MTMH,
+        loss: LossConfig,
+        seed: int = 0,
+        frequencies: StreamingFrequencies | None = None,
+        directions: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = GlobalLoss(model.heads, loss, seed, frequencies)
+        self.loss = GlobalLoss(model.heads, loss, seed, frequencies, directions)
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """See `GlobalLoss`."""
@@ -63,6 +71,7 @@ class GlobalLoss(nn.Module):
         config: settings.
         seed: of the run; pseudo-labels follow it.
         frequencies: how often items are in a batch, for ``log_q = streaming``; every forward is a step that it sees.
+        directions: [Dc, P] of the teacher's embeddings; None: the whole embeddings.
     """
 
     def __init__(
@@ -71,6 +80,7 @@ class GlobalLoss(nn.Module):
         config: LossConfig,
         seed: int = 0,
         frequencies: StreamingFrequencies | None = None,
+        directions: Tensor | None = None,
     ) -> None:
         super().__init__()
         assert (frequencies is not None) == (config.log_q == "streaming")
@@ -80,6 +90,8 @@ class GlobalLoss(nn.Module):
         self._seed = seed
         self._distils = any(head.relevance_weight > 0.0 for head in heads)
         self._semantic = [number for number, head in enumerate(heads) if head.semantic_weight > 0.0]
+        assert directions is None or not self._semantic
+        self._directions = directions
 
     def forward(self, embeddings: dict[str, Tensor], batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Computes the loss.
@@ -93,6 +105,8 @@ class GlobalLoss(nn.Module):
             over ranks they are the means over the global batch.
         """
         config = self._config
+        if self._directions is not None:
+            batch = replace(batch, content=functional.normalize(batch.content @ self._directions, dim=1))
         by_head = [embeddings[head.name] for head in self._heads]
         negatives = share_negatives(by_head, batch, config)
         log_weight = negatives.copies.float().log() - self._log_expected(negatives, batch.step)

@@ -22,7 +22,7 @@ from mtmh.distributed.ranks import Ranks, join_ranks, writing_alone
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import plan_table, shard
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
-from mtmh.training.content import fit_content, with_content
+from mtmh.training.content import fit_content, teacher_directions, with_content
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
 from mtmh.training.early_stopping import EarlyStopping
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
@@ -165,11 +165,13 @@ def _train(
 
     torch.manual_seed(run.seed)
     model = build_model(run.model, features, ranks.device, tables=torch.device("meta"))
+    directions = None
     if content is not None:
         fit_content(model, content, run.seed)
+        directions = teacher_directions(content, run.model, run.loss, run.seed, ranks)
     frequencies = streaming_frequencies(run.loss, training.batch_size, dataset.item_table, ranks)
     sharded, plan = shard(
-        TrainTask(model, run.loss, run.seed, frequencies),
+        TrainTask(model, run.loss, run.seed, frequencies, directions),
         run.sharding,
         ranks,
         items_per_step=items_per_step(training, run.loss),

@@ -118,7 +118,7 @@ def test_it_proposes_the_best_of_what_was_found_what_goes_with_the_history_and_w
     items[6, 0], items[7, :2] = 20, (21, 22)
     cosines, linear = (Neighbours(items, np.full((40, 3), value, np.float16)) for value in (0.5, 0.0))
     evidence = Evidence(ranker.evidence.vectors, cosines, linear, StackedVectors(popularity), 20)
-    source = LearnedPreranker(UserRanker(ranker.scorer, evidence, ranker._combination))
+    source = LearnedPreranker(UserRanker(ranker.scorer, evidence, ranker.combination))
     requests = Requests(np.array([5, 6, 7]), np.zeros(3, int), np.array([[5, 6, 7]]))
     found = [Candidates("engagement", np.array([[1, 2], [2, -1], [3, 5]]), np.zeros((3, 2), np.float32))]
     allowed = np.ones(40, bool)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from synthetic_dataset import pair_loader
@@ -20,6 +22,7 @@ from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks
 from mtmh.specs import Head
+from mtmh.training.content import teacher_directions
 from mtmh.training.semantic import label_pairs
 from mtmh.training.shared_negatives import share_negatives
 from mtmh.training.task import GlobalLoss
@@ -164,6 +167,32 @@ def test_loss_and_gradients_equal_the_formulas(root: Path, loss: dict[str, Any])
             torch.testing.assert_close(reported[2, number].double(), expected_reported[2, number], rtol=1e-6, atol=1e-6)
         for gradient, wanted in zip(gradients, expected_gradients, strict=True):
             torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_distillation_compares_the_teachers_largest_directions(root: Path) -> None:
+    """As if the teacher's embeddings were narrower; with all directions nothing changes."""
+    heads = HEADS[:3]
+    config = tiny_config(root)
+    content = open_content(config.content_dir, open_dataset(config.dataset_dir))
+    batch = next(batches_of(config))
+    generator = torch.Generator().manual_seed(0)
+    embeddings = {head.name: torch.randn(len(batch.item_index), 8, generator=generator) for head in heads}
+
+    def losses(dim: int, **changed: Tensor) -> Tensor:
+        loss = config.loss.model_copy(update={"teacher_dim": dim})
+        with join_ranks("cpu") as ranks:
+            directions = teacher_directions(content, config.model, loss, config.seed, ranks)
+        assert (directions is None) == (dim in (0, content.dim))
+        return GlobalLoss(heads, loss, config.seed, None, directions)(embeddings, replace(batch, **changed))[1]
+
+    torch.testing.assert_close(losses(content.dim), losses(0))
+    rows = content.gather(np.arange(len(content.embeddings))).double().numpy()
+    kept = np.linalg.svd(rows)[2][:3].T
+    narrow = torch.from_numpy(batch.content.double().numpy() @ kept)
+    narrow = torch.nn.functional.normalize(narrow, dim=1).float()
+    assert (batch.content.any(dim=1) == narrow.any(dim=1)).all()
+    torch.testing.assert_close(losses(3), losses(0, content=narrow), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(losses(3), losses(0), rtol=1e-3)
 
 
 def test_a_batch_without_weight_teaches_nothing(root: Path) -> None:
