@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -29,6 +28,7 @@ from benchmarks.run_folders import run_name, shared_folders
 from mtmh.artifacts import MANIFEST
 from mtmh.config import Config, load_config, variant_names
 from mtmh.evaluation.metrics import Estimate
+from mtmh.evaluation.papers.intervals import cell
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation
 
 SETTINGS = ("mtmh", "mtsh", "stmh", "single-task")
@@ -151,20 +151,6 @@ def against_yardsticks(by_setting: dict[str, list[Evaluation]]) -> str:
         cells = [cell([run.against[place].difference for run in found]) for place in range(len(headings))]
         lines.append("| " + " | ".join([NAMES.get(setting, setting), *cells]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def cell(estimates: Sequence[Estimate | None]) -> str:
-    """``12.34 ±0.45``: mean over seeds, half of the interval over users and seeds; an en dash: nothing was measured."""
-    measured = [estimate for estimate in estimates if estimate is not None]
-    if not measured:
-        return "–"
-    values = [estimate.value for estimate in measured]
-    over_users = statistics.mean(
-        estimate.standard_error**2 for estimate in measured
-    )  # the users are the same with any seed
-    over_seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
-    half = 1.96 * math.sqrt(over_users + over_seeds)
-    return f"{100 * statistics.mean(values):.2f} ±{100 * half:.2f}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ class DenseNN(nn.Module):
     Without float features it returns ``[B, 0]`` and has no parameters, so that callers need no special case.
 
     Args:
-        num_features: number of float features ``F``, 0 allowed.
+        num_features: number of float features ``F``, 0 allowed: those that the input may have are passed over.
         hidden: widths of the hidden layers, may be empty.
         out_dim: width of the output.
 
@@ -43,5 +43,5 @@ class DenseNN(nn.Module):
 
     def forward(self, dense: Tensor) -> Tensor:
         """Maps ``[B, F]`` to ``[B, out_dim]``, same dtype."""
-        out: Tensor = self.mlp(dense)
+        out: Tensor = self.mlp(dense[:, : self.num_features])
         return out

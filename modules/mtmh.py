@@ -27,7 +27,7 @@ class MTMH(nn.Module):
         sparse_nn: id features to ``[B, sparse_nn.out_dim]``.
         dense_nn: float features to ``[B, dense_nn.out_dim]``.
         heads: at least one, names distinct and usable as module names.
-        head_hidden: hidden widths of each head's MLP.
+        head_hidden: hidden widths of each head's MLP; None: heads are what the towers give, side by side.
         head_dim: embedding width ``D`` of every head.
         normalize: unit-length embeddings.
         content_nn: content embeddings to ``[B, content_nn.out_dim]``; ``None``: they are no input.
@@ -54,7 +54,7 @@ class MTMH(nn.Module):
         sparse_nn: SparseNN,
         dense_nn: DenseNN,
         heads: Sequence[Head],
-        head_hidden: list[int],
+        head_hidden: list[int] | None,
         head_dim: int,
         normalize: bool = True,
         content_nn: ContentInput | None = None,

@@ -17,6 +17,7 @@ from mtmh.cli.chain import chain
 from mtmh.cli.content import content_app
 from mtmh.cli.errors import describe
 from mtmh.cli.index import index_app
+from mtmh.cli.reproduce import reproduce
 from mtmh.cli.serving import serve
 from mtmh.cli.similar_items import similar_items
 from mtmh.cli.start import init, run
@@ -52,6 +53,7 @@ app.command()(stages.retrieve)
 app.command("similar-items")(similar_items)
 app.command()(serve)
 app.command()(stages.evaluate)
+app.command()(reproduce)
 app.command()(chain)
 app.add_typer(artifact_app, name="artifact")
 app.command()(about.doctor)

@@ -53,6 +53,8 @@ class IdTableConfig(Settings):
 class ModelConfig(Settings):
     """The item tower and its heads. MTMH, MTSH, STMH and single-task differ in ``heads`` only."""
 
+    id_features: list[str] | None = None  # those of the dataset that the tower reads, item_id among them; null: all
+    float_features: bool = True  # whether the tower reads the dataset's numbers
     embedding_dim: Annotated[int, Field(ge=4, multiple_of=4)] = 64
     feature_dims: dict[str, Annotated[int, Field(ge=4, multiple_of=4)]] = {}  # id features with another width
     embedding_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
@@ -61,7 +63,8 @@ class ModelConfig(Settings):
     dense_dim: Positive = 32
     # Principal components of the teacher's embedding that are an input, where a loss needs the teacher; 0: none.
     content_dim: Annotated[int, Field(ge=0)] = 64
-    head_hidden: list[Positive] = [256]
+    # Null: no layers; a head is what the towers give, so one head is enough and head_dim is their width.
+    head_hidden: list[Positive] | None = [256]
     head_dim: Positive = 128
     normalize: bool = True  # unit-length head outputs: the dot product is the cosine used at serving
     id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of items that pass as unseen, trains row 0
@@ -77,6 +80,13 @@ class ModelConfig(Settings):
         if not names or len(set(names)) != len(names):
             raise ValueError(f"model.heads needs at least one head and distinct names, got {names}")
         return heads
+
+    @field_validator("id_features")
+    @classmethod
+    def _reads_the_id(cls, features: list[str] | None) -> list[str] | None:
+        if features is not None and ("item_id" not in features or len(set(features)) != len(features)):
+            raise ValueError(f"model.id_features needs item_id and distinct names, got {features}")
+        return features
 
     @field_validator("id_tables")
     @classmethod

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from mtmh.config.base import Decides, Settings
 from mtmh.config.chain import ChainConfig
@@ -31,13 +31,18 @@ from mtmh.config.yaml_reader import read_yaml
 
 
 class PathsConfig(Settings):
-    """The folders of artifacts. Recipes that share a root share its dataset and its content embeddings."""
+    """The folders of artifacts. Recipes that share a root share its dataset and its content embeddings.
+
+    ``preranker``: the folder of another model (``root/name``), whose preranker ranks for this one too. It goes with
+    ``preranker.head_embeddings: false``: then the preranker knows nothing of the model.
+    """
 
     root: Path
     dataset: Path | None = None
     content: Path | None = None
     encoder: Path | None = None
     media: Path | None = None
+    preranker: Path | None = None
 
 
 class Config(Settings):
@@ -101,17 +106,30 @@ class Config(Settings):
         self, stage: Literal["checkpoints", "embeddings", "index", "preranker", "evaluation", "similar-items", "chain"]
     ) -> Path:
         """The folder of one stage of this model."""
-        return self.paths.root / self.name / stage
+        return (self._preranker_home if stage == "preranker" else self.paths.root / self.name) / stage
 
     @property
     def preranker_checkpoints(self) -> Path:
         """The checkpoints of this model's preranker."""
-        return self.paths.root / self.name / "preranker-training" / "checkpoints"
+        return self._preranker_home / "preranker-training" / "checkpoints"
 
     @property
     def held_back_embeddings(self) -> Path:
         """Embeddings of this model as it was before it had seen the end of T1, for the preranker."""
         return self.paths.root / self.name / "preranker-training" / "embeddings"
+
+    @property
+    def _preranker_home(self) -> Path:
+        return self.paths.preranker or self.paths.root / self.name
+
+    @model_validator(mode="after")
+    def _preranker_can_be_shared(self) -> Self:
+        if self.paths.preranker is not None and self.preranker.head_embeddings:
+            raise ValueError(
+                "paths.preranker is another model's, which takes that one's embeddings: it needs"
+                " preranker.head_embeddings = false"
+            )
+        return self
 
 
 def recipe_names() -> list[str]:

@@ -134,6 +134,12 @@ class TrainingConfig(RunLength):
     log_every: Annotated[Positive, Decides()] = 20
     prefetch_batches: Annotated[Positive, Decides()] = 2
     device: Annotated[Literal["auto", "cpu", "cuda"], Decides()] = "auto"
+    # Of weights and order, where it is to be another than the recipe's: models of several seeds on one dataset.
+    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+    def seed_or(self, seed: int) -> int:
+        """The run's own seed, or else the recipe's."""
+        return seed if self.seed is None else self.seed
 
     @property
     def chooses_length(self) -> bool:

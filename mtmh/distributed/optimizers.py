@@ -39,7 +39,10 @@ def fuse_optimizer(model: nn.Module, training: TrainingConfig, *, skip: Set[str]
 
 
 def build_optimizer(sharded: DistributedModelParallel, training: TrainingConfig) -> CombinedOptimizer:
-    """One optimizer over fused tables, data-parallel tables and towers, with the keys ``tables`` and ``towers``."""
+    """One optimizer over fused tables, data-parallel tables and towers, with the keys ``tables`` and ``towers``.
+
+    A model without towers, whose tables alone are the embeddings, has no ``towers``.
+    """
     rest = {name: p for name, p in in_backward_optimizer_filter(sharded.named_parameters()) if p.requires_grad}
     copies = {name: parameter for name, parameter in rest.items() if TABLE_KEY in name}
     towers = {name: parameter for name, parameter in rest.items() if TABLE_KEY not in name}
@@ -54,9 +57,10 @@ def build_optimizer(sharded: DistributedModelParallel, training: TrainingConfig)
                 ),
             )
         )
-    parts.append(
-        ("towers", KeyedOptimizerWrapper(towers, lambda p: torch.optim.Adagrad(p, lr=training.dense_learning_rate)))
-    )
+    if towers:
+        parts.append(
+            ("towers", KeyedOptimizerWrapper(towers, lambda p: torch.optim.Adagrad(p, lr=training.dense_learning_rate)))
+        )
     return CombinedOptimizer(parts)
 
 
@@ -90,10 +94,11 @@ def tower_gradient_norms(optimizer: CombinedOptimizer) -> dict[str, float]:
         optimizer: of `build_optimizer`.
 
     Returns:
-        ``towers`` (all of them together), ``towers/dense_nn``, ``towers/HEAD``.
+        ``towers`` (all of them together), ``towers/dense_nn``, ``towers/HEAD``; nothing of a model without towers.
     """
     groups: dict[str, list[Tensor]] = defaultdict(list)
-    for name, parameter in dict(optimizer.optimizers)["towers"].params.items():
+    towers = dict(optimizer.optimizers).get("towers")
+    for name, parameter in towers.params.items() if towers is not None else ():
         if parameter.grad is not None:
             groups["towers"].append(parameter.grad)
             groups[f"towers/{_tower(name)}"].append(parameter.grad)

@@ -19,7 +19,7 @@ from mtmh.evaluation.measure import Measure
 from mtmh.evaluation.model_rows import ModelRows
 from mtmh.evaluation.published import rank_published
 from mtmh.evaluation.report import write_report
-from mtmh.evaluation.results import METRICS, REPORT, USERS, Evaluation, Protocol, Published
+from mtmh.evaluation.results import METRICS, REPORT, USERS, Evaluation, Protocol, Published, users_file
 from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.evaluation.user_values import UserValues
 from mtmh.evaluation.yardstick_rows import YardstickRows
@@ -142,7 +142,8 @@ def evaluate(
                 found.differences[other.model] = beside
         deciding = decisive(config, "evaluation")
         with write_artifact(out, "evaluation", config=made, decisive=deciding, inputs=inputs) as writer:
-            measure.values[0].write(writer.folder / USERS)
+            for place, values in enumerate(measure.values):
+                values.write(writer.folder / users_file(place))
             (writer.folder / METRICS).write_text(found.model_dump_json(indent=2))
             if (curve := found.curve()) is not None:
                 (writer.folder / CURVE_FILE).write_text(curve.model_dump_json(indent=2))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtmh.data.arrays import Indices
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.cohort import Cohort
+from mtmh.evaluation.interests import Interests, Ratio, match_at, young_items
 from mtmh.evaluation.metrics import (
     Bootstrap,
+    Estimate,
     Values,
     coverage,
     hits_in,
@@ -58,8 +61,18 @@ class Measure:
             minlength=cohort.num_users,
         ).astype(np.float64)
         self._topics = [_topic_codes(dataset, name) for name in ("topic_l1", "topic_l2")]
+        self._interests = Interests(self._topics[1], cohort.histories, cohort.truth)
+        self._young = _young(dataset)
 
-    def add(self, name: str, kind: RowKind, answers: Answers, lists: Indices, alpha: float | None = None) -> Row:
+    def add(
+        self,
+        name: str,
+        kind: RowKind,
+        answers: Answers,
+        lists: Indices,
+        alpha: float | None = None,
+        brought_by: Indices | None = None,
+    ) -> Row:
         """Measures one way to answer and keeps the row.
 
         Args:
@@ -68,6 +81,7 @@ class Measure:
             answers: K a <user, trigger>, for the topic match.
             lists: [U, length] the users' lists, best first, -1: none.
             alpha: of the row.
+            brought_by: [U, length] the trigger that brought each item of the lists, -1: none.
         """
         cohort, mean = self._cohort, self.bootstrap.mean
         hits = hits_in(lists, cohort.truth.items, cohort.truth.offsets)
@@ -95,10 +109,18 @@ class Measure:
             popular=self.bootstrap.ratio(*marked_counts(lists, self._popular)),
             fresh=self.bootstrap.ratio(*marked_counts(lists, self._fresh)),
             list_length=float((lists >= 0).sum(axis=1).mean()),
+            match={} if brought_by is None else self._ratios(match_at(lists, brought_by, self._topics[1], self._ks)),
+            interests=self._ratios(self._interests.covered(lists, self._ks)),
+            novel_interests=self._ratios(self._interests.discovered(lists, hits, self._ks)),
+            diversity=self._ratios(self._interests.diversity(lists, self._ks)),
+            young=None if self._young is None else self.bootstrap.ratio(*marked_counts(lists, self._young)),
         )
         self.rows.append(row)
         self.values.append(values)
         return row
+
+    def _ratios(self, of_users: Mapping[int, Ratio]) -> dict[int, Estimate | None]:
+        return {k: self.bootstrap.ratio(*ratio) for k, ratio in of_users.items()}
 
     def _matches(self, answers: Answers, topics: Indices) -> tuple[Values, Values]:
         matches, pairs = topic_matches(answers.triggers, answers.items, topics)
@@ -107,6 +129,15 @@ class Measure:
     def _of_users(self, answers: Answers, counts: npt.NDArray[np.int64]) -> Values:
         """Sums [P] over each user's triggers."""
         return np.bincount(answers.users, weights=counts, minlength=self._cohort.num_users).astype(np.float64)
+
+
+def _young(dataset: Dataset) -> npt.NDArray[np.bool_] | None:
+    """[I] items younger than two days when the test period begins; None: there is no such instant."""
+    if dataset.summary.cutoff is None:
+        return None
+    column = dataset.items(["first_seen"]).column("first_seen").combine_chunks()
+    first_seen = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return young_items(np.asarray(first_seen, dtype=np.float64), dataset.summary.cutoff)
 
 
 def _topic_codes(dataset: Dataset, name: str) -> npt.NDArray[np.int64]:

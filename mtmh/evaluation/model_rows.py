@@ -103,7 +103,8 @@ class ModelRows:
     ) -> None:
         for place, (head, alpha) in enumerate(zip(self.subject.heads, alphas, strict=True)):
             answers, lists = ranking.answers(head=place), ranking.lists(head=place)
-            self.measure.add(f"{self.name}, {head} head{more}", kind, answers, lists, alpha)
+            brought = ranking.brought_by(lists, head=place) if kind == "head" else None
+            self.measure.add(f"{self.name}, {head} head{more}", kind, answers, lists, alpha, brought)
 
     def _add(
         self,
@@ -114,7 +115,9 @@ class ModelRows:
         *,
         heads_alone: bool = False,
     ) -> None:
-        self.measure.add(name, kind, ranking.answers(alpha), ranking.lists(alpha, heads_alone=heads_alone), alpha)
+        lists = ranking.lists(alpha, heads_alone=heads_alone)
+        brought = ranking.brought_by(lists, alpha) if kind in ("merged", "exact") else None
+        self.measure.add(name, kind, ranking.answers(alpha), lists, alpha, brought)
 
     def _ranked(
         self,

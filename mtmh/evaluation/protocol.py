@@ -173,6 +173,26 @@ class RankedCandidates:
             lists[part.users] = _lists(self.pipeline, shown, self.length, alpha, head, by_own_score)
         return lists
 
+    def brought_by(
+        self, lists: npt.NDArray[np.int64], alpha: float | None = None, head: int | None = None
+    ) -> npt.NDArray[np.int64]:
+        """The triggers that brought the items of lists: of several the one by which the item has its best score.
+
+        Args:
+            lists: of ``lists``.
+            alpha: as for ``lists``.
+            head: as for ``lists``.
+
+        Returns:
+            [U, length] item indices, -1: no trigger brought it.
+        """
+        alpha = self.pipeline.alpha if alpha is None else alpha
+        found = np.full(lists.shape, -1, np.int64)
+        for part in self.groups:
+            items, scores = _scored(self.pipeline, part, alpha, head)
+            found[part.users] = _best_triggers(part.requests, items, scores, lists[part.users])
+        return found
+
 
 def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> RankedCandidates:
     """Ranks candidates for all users, more of a trigger where lists would stay short.
@@ -277,12 +297,7 @@ def _merge(pipeline: Pipeline, part: Ranked, k: int, alpha: float, head: int | N
 def _lists(
     pipeline: Pipeline, part: Ranked, length: int, alpha: float, head: int | None, by_own_score: bool
 ) -> npt.NDArray[np.int64]:
-    items, merged = _merge(pipeline, part, part.width, alpha, head)
-    if merged is not None:
-        scores = merged.take(part.scores)
-    else:
-        assert head is not None
-        scores = part.kept[head].scores if by_own_score else part.scores[head]
+    items, scores = _scored(pipeline, part, alpha, head, by_own_score)
     users = part.requests.users
     if head is None and part.own is not None:  # beside the answers of all triggers
         width = max(items.shape[1], part.own[0].shape[1])
@@ -290,6 +305,34 @@ def _lists(
         scores = np.concatenate([_wide(scores, width, -np.inf), _wide(part.own[1], width, -np.inf)])
         users = np.concatenate([users, np.arange(len(part.users))])
     return user_lists(users, items, scores, len(part.users), length)
+
+
+def _scored(
+    pipeline: Pipeline, part: Ranked, alpha: float, head: int | None, by_own_score: bool = False
+) -> tuple[Indices, Scores]:
+    """All answers of the triggers [P, width], of the merge or of one head, and their scores."""
+    items, merged = _merge(pipeline, part, part.width, alpha, head)
+    if merged is not None:
+        return items, merged.take(part.scores)
+    assert head is not None
+    return items, part.kept[head].scores if by_own_score else part.scores[head]
+
+
+def _best_triggers(
+    requests: Requests, items: Indices, scores: Scores, lists: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """[G, length] the trigger of the best answer that is the item, -1: there is none."""
+    width = int(max(items.max(initial=0), lists.max(initial=0))) + 1
+    rows, columns = np.nonzero(items >= 0)
+    keys = requests.users[rows].astype(np.int64) * width + items[rows, columns]
+    order = np.lexsort((-scores[rows, columns], keys))
+    keys, rows = keys[order], rows[order]
+    wanted = np.arange(len(lists))[:, None] * width + lists
+    places = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
+    if not len(keys):
+        return np.full(lists.shape, -1, np.int64)
+    found = np.where((keys[places] == wanted) & (lists >= 0), requests.triggers[rows[places]], -1)
+    return found.astype(np.int64)
 
 
 def _wide(values: npt.NDArray[Any], width: int, filling: float) -> npt.NDArray[Any]:

@@ -9,10 +9,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtmh.artifacts import open_artifact
 from mtmh.evaluation.metrics import Estimate
+from mtmh.evaluation.user_values import UserValues
 from mtmh.retrieval.curve import Curve, CurvePoint
 
 METRICS = Path("metrics.json")
-USERS = Path("users.parquet")  # per-user values of the model's merged answers, for paired comparisons
+USERS = Path("users.parquet")  # per-user values, for paired comparisons
 REPORT = Path("report.html")
 
 RowKind = Literal["merged", "head", "own-score", "alpha", "preranking", "exact", "published", "yardstick", "candidates"]
@@ -39,6 +40,14 @@ class Row(BaseModel):
         popular: share of recommendations in the most popular 1 % of the catalogue by training count.
         fresh: share of recommendations without a training event.
         list_length: mean length of a user's list.
+        match: by cut-off, share of the list's items that have the fine topic of the trigger that brought them.
+        interests: by cut-off, share of the fine topics of the test period that the list is about (user interest
+            recall).
+        novel_interests: by cut-off, share of those of them new to the user that a hit is about (novel interest
+            discovery).
+        diversity: by cut-off, share of pairs of the list's items that have different fine topics.
+        young: share of recommendations whose first training event is less than 48 hours before the test period, or
+            that have none; None: no cut in time.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -56,6 +65,11 @@ class Row(BaseModel):
     popular: Estimate | None
     fresh: Estimate | None
     list_length: float
+    match: dict[int, Estimate | None] = {}
+    interests: dict[int, Estimate | None] = {}
+    novel_interests: dict[int, Estimate | None] = {}
+    diversity: dict[int, Estimate | None] = {}
+    young: Estimate | None = None
 
 
 class Protocol(BaseModel):
@@ -184,6 +198,22 @@ class Evaluation(BaseModel):
                 )
             )
         return Curve(recall_at=largest, topic="topic_l2" if fine else "topic_l1", points=points)
+
+
+def users_file(place: int) -> Path:
+    """The file of per-user values of a row; the first row, the merged one, is compared most."""
+    return USERS if place == 0 else USERS.with_stem(f"{USERS.stem}-{place}")
+
+
+def user_values(path: Path, evaluation: Evaluation, row: Row) -> UserValues:
+    """The per-user values behind a row.
+
+    Args:
+        path: of the evaluation artifact.
+        evaluation: its content.
+        row: of it.
+    """
+    return UserValues.read(path / users_file(evaluation.rows.index(row)))
 
 
 def load_evaluation(path: Path) -> Evaluation:

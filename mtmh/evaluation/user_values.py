@@ -53,6 +53,21 @@ class UserValues:
             (self.l2[0][rows], self.l2[1][rows]),
         )
 
+    def parts(self, column: str) -> tuple[Values, Values] | None:
+        """What a figure is the ratio of, summed over users.
+
+        Args:
+            column: ``recall@K``, ``L1 match`` or ``L2 match``.
+
+        Returns:
+            two [U] float64 arrays; None: not measured.
+        """
+        if column in ("L1 match", "L2 match"):
+            counts = self.l1 if column == "L1 match" else self.l2
+            return counts if counts[1].any() else None
+        recall = self.recall.get(int(column.removeprefix("recall@")))
+        return None if recall is None else (recall, np.ones(len(recall)))
+
     def recall_above(self, other: UserValues, k: int, bootstrap: Bootstrap) -> Estimate:
         """Mean recall@k minus another's over the same users, paired by user."""
         ones = np.ones(len(self.user_index))

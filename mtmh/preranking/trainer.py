@@ -78,8 +78,9 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
             )
             checkpoints = Checkpoints(folder, record, ranks, config.preranker.training.keep_checkpoints)
             kept = first if config.preranker.training.keeps_first(view.holds_back_little) else None
+            seed = config.preranker.training.seed_or(config.seed)
             first = _run(
-                config.preranker, config.sharding, config.seed, data, inputs, record, checkpoints, ranks, resume, kept
+                config.preranker, config.sharding, seed, data, inputs, record, checkpoints, ranks, resume, kept
             )
         assert first is not None
         return first

@@ -83,7 +83,8 @@ class Tower:
 
     def _embed(self, rows: pa.Table) -> dict[str, Vectors]:
         inputs = (*self.features.encode(rows), self.features.content(rows))
-        embedded = _embed(self._model, *map(torch.from_numpy, inputs))
+        keys = [ITEM_ID, *(feature.name for feature in self.features.facts.id_features)]
+        embedded = _embed(self._model, keys, *map(torch.from_numpy, inputs))
         return {head: vectors.numpy() for head, vectors in embedded.items()}
 
     @cached_property
@@ -134,9 +135,10 @@ def write_tower(
     raw = () if hidden_rows else (ITEM_ID,)
     sparse, dense = dataset.item_table.gather(sample, hide_id=np.ones(len(sample), bool), raw=raw)
     inputs = (sparse.values(), sparse.lengths(), dense, content.gather(sample) if content else dense[:, :0])
-    expected = _embed(model, *inputs)
+    keys = sparse.keys()
+    expected = _embed(model, keys, *inputs)
     write_quantised(folder / TOWER, model, settings)
-    found = _embed(Tower(folder)._model, *inputs)
+    found = _embed(Tower(folder)._model, keys, *inputs)
     cosines = {head: (found[head] * expected[head]).sum(dim=1) for head in expected}
     return TowerFacts(
         tables=tables,
@@ -189,9 +191,11 @@ def read_unseen(model: nn.Module, checkpoint: Path, hidden_rows: int) -> None:
 
 
 @torch.no_grad()
-def _embed(model: MTMH, values: Tensor, lengths: Tensor, dense: Tensor, content: Tensor) -> dict[str, Tensor]:
+def _embed(
+    model: MTMH, keys: list[str], values: Tensor, lengths: Tensor, dense: Tensor, content: Tensor
+) -> dict[str, Tensor]:
     """Embeddings of unit length whatever the model's own setting; content of width 0 if the model takes none in."""
-    sparse = KeyedJaggedTensor(keys=model.sparse_nn.keys, values=values, lengths=lengths.reshape(-1))
+    sparse = KeyedJaggedTensor(keys=keys, values=values, lengths=lengths.reshape(-1))
     embedded = model(sparse, dense, content)
     return {head: nn.functional.normalize(vectors.float(), dim=1) for head, vectors in embedded.items()}
 

@@ -36,21 +36,30 @@ def build_model(
         tables: where the embedding tables live if elsewhere: ``meta`` for a model that is to be sharded.
 
     Raises:
-        ValueError: ``feature_dims`` names features that the dataset does not have.
+        ValueError: ``id_features`` or ``feature_dims`` names features that the dataset does not have.
     """
-    names = [feature.name for feature in schema.id_features]
-    unknown = sorted(set(model.feature_dims) - set(names))
-    if unknown:
-        raise ValueError(f"model.feature_dims: no id feature {', '.join(unknown)}; the dataset has {', '.join(names)}")
+    there_are = [feature.name for feature in schema.id_features]
+    for setting, wanted in (("id_features", model.id_features or []), ("feature_dims", model.feature_dims)):
+        unknown = sorted(set(wanted) - set(there_are))
+        if unknown:
+            raise ValueError(
+                f"model.{setting}: no id feature {', '.join(unknown)}; the dataset has {', '.join(there_are)}"
+            )
+    names = [name for name in there_are if model.id_features is None or name in model.id_features]
     dims = {name: model.feature_dims.get(name, model.embedding_dim) for name in names}
     data_type, where = TABLE_TYPES[model.embedding_dtype], tables or device
-    rows = {feature.name: feature.num_rows for feature in schema.id_features if feature.name not in model.id_tables}
+    rows = {
+        feature.name: feature.num_rows
+        for feature in schema.id_features
+        if feature.name in names and feature.name not in model.id_tables
+    }
     ebc = build_ebc(rows, {name: dims[name] for name in rows}, data_type, where) if rows else None
     raw = {name: IdTable(**table.model_dump()) for name, table in model.id_tables.items()}
     managed = build_managed_ebc(raw, {name: dims[name] for name in raw}, data_type, where) if raw else None
     heads = [Head(**head.model_dump()) for head in model.heads]
     with device:
-        dense_nn = DenseNN(len(schema.float_features), model.dense_hidden, model.dense_dim)
+        num_floats = len(schema.float_features) if model.float_features else 0
+        dense_nn = DenseNN(num_floats, model.dense_hidden, model.dense_dim)
         content_nn = ContentInput(schema.content_dim, model.content_dim) if schema.content_dim else None
         sparse_nn = SparseNN(ebc, names, managed)
         return MTMH(sparse_nn, dense_nn, heads, model.head_hidden, model.head_dim, model.normalize, content_nn)

@@ -74,7 +74,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             training=config.training,
             sharding=config.sharding,
             validation_users=config.validation.num_users,
-            seed=config.seed,
+            seed=config.training.seed_or(config.seed),
             dataset=dataset,
             content=content,
             previous=previous,

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import results
-from benchmarks.results import cell, one_run
+from benchmarks.results import one_run
 from benchmarks.run_folders import run_name, shared_folders
 from mtmh.artifacts import write_artifact
 from mtmh.config import load_config
-from mtmh.evaluation.metrics import Estimate
 
 
 class RunError(Exception):
@@ -51,13 +50,3 @@ def test_a_run_of_another_configuration_is_not_taken(tmp_path: Path, monkeypatch
     for seed, more in ((0, ["training.epochs=9"]), (1, [])):
         with pytest.raises(RunError, match="train"):
             one_run("synthetic", "mtmh", seed, [*shared, *more], jobs=1)
-
-
-def test_an_interval_has_both_users_and_seeds_in_it() -> None:
-    def estimate(value: float) -> Estimate:
-        return Estimate(value=value, standard_error=0.03, low=0, high=1)
-
-    assert cell([estimate(0.2)]) == "20.00 ±5.88"
-    # Seeds: variance 0.0032 / 2; users: 0.0009.
-    assert cell([estimate(0.16), estimate(0.24)]) == "20.00 ±9.80"
-    assert cell([None]) == "–"

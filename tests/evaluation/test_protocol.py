@@ -96,6 +96,7 @@ def naive(dataset: Dataset, config: Any, vectors: dict[str, np.ndarray], alpha: 
 
     recalls: dict[int, list[float]] = {k: [] for k in settings.recall_at}
     pairs = {level: [0, 0] for level in topics}
+    matches_at_5 = [0, 0]
     recommended: list[int] = []
     ndcg: list[float] = []
     for row in range(len(users.user_index)):
@@ -131,11 +132,19 @@ def naive(dataset: Dataset, config: Any, vectors: dict[str, np.ndarray], alpha: 
                 break
             width = min(2 * width, length)
         best: dict[int, float] = {}
+        brought_by: dict[int, int] = {}
         for trigger in triggers:
             for item in merged(lists[trigger], width):
-                best[item] = max(best.get(item, -np.inf), heads[0][trigger] @ heads[0][item])
+                score = heads[0][trigger] @ heads[0][item]
+                if score > best.get(item, -np.inf):
+                    best[item], brought_by[item] = score, trigger
         ranked = sorted(best, key=lambda item: -best[item])[:length]
         recommended += ranked
+        for item in ranked[:5]:
+            labels = topics["l2"]
+            if labels[item] is not None and labels[brought_by[item]] is not None:
+                matches_at_5[0] += labels[item] == labels[brought_by[item]]
+                matches_at_5[1] += 1
         gain = sum(1 / np.log2(place + 2) for place, item in enumerate(ranked[:5]) if item in truth)
         ndcg.append(gain / sum(1 / np.log2(place + 2) for place in range(min(5, len(truth)))))
         for k in settings.recall_at:
@@ -143,6 +152,7 @@ def naive(dataset: Dataset, config: Any, vectors: dict[str, np.ndarray], alpha: 
     return {
         **{f"recall {k}": float(np.mean(values)) for k, values in recalls.items()},
         **{level: matches / total for level, (matches, total) in pairs.items()},
+        "match at 5": matches_at_5[0] / matches_at_5[1],
         "ndcg": float(np.mean(ndcg)),
         "hit rate": float(np.mean([hit > 0 for hit in recalls[5]])),
         "coverage": len(set(recommended)) / dataset.num_items,
@@ -158,7 +168,10 @@ def figures(evaluation: Evaluation, place: int) -> dict[str, float]:
     assert row.match_l2 is not None
     assert row.popular is not None
     assert row.fresh is not None
+    match = row.match[5]
+    assert match is not None
     return {
+        "match at 5": match.value,
         **{f"recall {k}": estimate.value for k, estimate in row.recall.items()},
         "ndcg": row.ndcg[5].value,
         "hit rate": row.hit_rate[5].value,

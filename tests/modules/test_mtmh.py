@@ -289,3 +289,22 @@ def test_bad_settings_say_what_was_expected() -> None:
         HeadMLP(4, [0], 8)
     with pytest.raises(ValueError, match="num_features"):
         DenseNN(-1, [4], 4)
+
+
+def test_without_layers_a_head_is_the_vectors_of_the_tables() -> None:
+    """ItemCF: one table, no numbers, no layer; the cosine of the vectors orders as their Euclidean distance does."""
+    torch.manual_seed(0)
+    sparse_nn = SparseNN(build_ebc({"item_id": 50}, {"item_id": 8}), ["item_id"])
+    model = MTMH(sparse_nn, DenseNN(0, [6], 5), [Head("engagement")], head_hidden=None, head_dim=8)
+    features, ids = make_ids(9)  # the batch has more features than the model reads, and numbers
+    found = model(features, torch.randn(9, NUM_FLOATS))["engagement"]
+    table = sparse_nn.ebc.state_dict()["embedding_bags.item_id.weight"].double()
+    expected = torch.stack([table[bag[0]] / table[bag[0]].square().sum().sqrt() for bag in ids["item_id"]])
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+    assert [name for name, _ in model.named_parameters()] == ["sparse_nn.ebc.embedding_bags.item_id.weight"]
+    torch.testing.assert_close((expected[:1] - expected).square().sum(1), 2.0 - 2.0 * (expected @ expected[0]))
+
+
+def test_a_head_without_layers_has_the_width_that_it_is_given() -> None:
+    with pytest.raises(ValueError, match="expected out_dim=6, got 4"):
+        HeadMLP(6, None, 4)

@@ -1,0 +1,94 @@
+"""What the MTMH paper claims, as differences of measured figures, and whether they hold here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mtmh.evaluation.papers.figures import Measured
+from mtmh.evaluation.papers.intervals import Interval
+from mtmh.evaluation.papers.models import BASELINES, MTMH, Part, weight_name
+from mtmh.evaluation.papers.published import CONTENT, H1, H2, SHARED
+
+Verdict = Literal["holds", "the contrary", "not told"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``more`` is above ``less`` in a column."""
+
+    part: Part
+    more: str
+    less: str
+    column: str
+
+
+class Judged(BaseModel):
+    """A claim and its measurement.
+
+    Attributes:
+        part: table or figure that makes it.
+        text: in words.
+        difference: paired by user and seed, percentage points of the column.
+        verdict: ``holds`` and ``the contrary``: the 95 % interval of the difference leaves out 0.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    part: Part
+    text: str
+    difference: Interval
+    verdict: Verdict
+
+
+_RECALL, _MATCH = "recall@500", "L2 match"
+
+CLAIMS: tuple[Claim, ...] = (
+    *(Claim("table1", MTMH, other, column) for other in (*BASELINES, "HSTU") for column in (_RECALL, _MATCH)),
+    Claim("table1", "NeuCF", "ItemCF", _RECALL),
+    Claim("table1", "MoL", "NeuCF", _MATCH),
+    Claim("table1", "HLLM", "NeuCF", _MATCH),
+    Claim("table1", "NeuCF", "MoL", _RECALL),
+    Claim("table1", "NeuCF", "HLLM", _RECALL),
+    Claim("table2", MTMH, H1, _RECALL),
+    Claim("table2", MTMH, H1, _MATCH),
+    Claim("table2", H2, MTMH, _MATCH),
+    Claim("table2", H1, H2, _RECALL),
+    Claim("table2", MTMH, "MTSH", _RECALL),
+    Claim("table2", "MTSH", MTMH, _MATCH),
+    Claim("table2", MTMH, "STMH", _RECALL),
+    Claim("table2", MTMH, SHARED, _MATCH),
+    Claim("table4", MTMH, weight_name(0.0), _RECALL),
+    Claim("table4", MTMH, weight_name(0.0), _MATCH),
+    Claim("table4", weight_name(5.0), MTMH, _MATCH),
+    Claim("table4", MTMH, weight_name(5.0), _RECALL),
+    Claim("figure1", CONTENT, "NeuCF", _MATCH),
+    Claim("figure1", "NeuCF", CONTENT, _RECALL),
+    Claim("figure2", "MTSH", "NeuCF", _MATCH),
+    Claim("figure2", "NeuCF", "MTSH", _RECALL),
+    Claim("figure6", f"{MTMH}, alpha = 30", f"{MTMH}, alpha = 70", _MATCH),
+    Claim("figure6", MTMH, f"{MTMH}, alpha = 100", _RECALL),
+    Claim("figure6", MTMH, f"{MTMH}, alpha = 0", _RECALL),
+)
+
+
+def judge(rows: Mapping[str, Measured], parts: tuple[Part, ...]) -> list[Judged]:
+    """All claims of some parts that can be measured."""
+    found = []
+    for claim in CLAIMS:
+        if claim.part not in parts or not {claim.more, claim.less} <= rows.keys():
+            continue
+        difference = rows[claim.more].above(rows[claim.less], claim.column)
+        if difference is not None:
+            text = f"{claim.more} is above {claim.less} in {claim.column}"
+            found.append(Judged(part=claim.part, text=text, difference=difference, verdict=_verdict(difference)))
+    return found
+
+
+def _verdict(difference: Interval) -> Verdict:
+    if abs(difference.value) <= difference.half:
+        return "not told"
+    return "holds" if difference.value > 0 else "the contrary"

@@ -1,0 +1,110 @@
+"""Figures of models over seeds: a row of each evaluation, and differences that are paired by user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mtmh.evaluation.metrics import Bootstrap, Estimate
+from mtmh.evaluation.papers.intervals import Interval
+from mtmh.evaluation.papers.models import MTMH
+from mtmh.evaluation.papers.published import CONTENT, H1, H2, SHARED
+from mtmh.evaluation.papers.runs import Run
+from mtmh.evaluation.results import Evaluation, Row, load_evaluation, user_values
+from mtmh.evaluation.user_values import UserValues
+
+Find = Callable[[Evaluation], Row | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of the tables under every seed that was run.
+
+    Attributes:
+        rows: one a seed.
+        users: the values behind each, of the same users in every row.
+        command: that measured it, of the first seed.
+    """
+
+    rows: list[Row]
+    users: list[UserValues]
+    command: str
+
+    def interval(self, column: str) -> Interval | None:
+        """The mean of a column of the papers' tables over users and seeds; None: not measured."""
+        return Interval.of([value_of(row, column) for row in self.rows])
+
+    def above(self, other: Measured, column: str) -> Interval | None:
+        """The mean of this minus another's, paired by user and seed; None: not measured in both."""
+        found = []
+        for own, theirs in zip(self.users, other.users, strict=False):
+            bootstrap = Bootstrap(len(own.user_index))
+            parts = own.parts(column), theirs.parts(column)
+            if parts[0] is not None and parts[1] is not None:
+                found.append(bootstrap.difference(parts[0], parts[1]))
+        return Interval.of(found)
+
+
+def value_of(row: Row, column: str) -> Estimate | None:
+    """A figure by the name of its column: ``recall@500``, ``L2 match``, ``young``, ``coverage``, ``interests@20``.
+
+    Coverage is of all users together, so that it has no interval over them.
+    """
+    if column in ("L1 match", "L2 match"):
+        return row.match_l1 if column == "L1 match" else row.match_l2
+    if column == "young":
+        return row.young
+    if column == "coverage":
+        return Estimate(value=row.coverage, standard_error=0.0, low=row.coverage, high=row.coverage)
+    name, _, cut_off = column.partition("@")
+    by_cut_off: Mapping[int, Estimate | None] = getattr(row, name.replace(" ", "_"))
+    return by_cut_off.get(int(cut_off))
+
+
+def measured_rows(by_model: Mapping[str, Sequence[Run]]) -> dict[str, Measured]:
+    """Everything that the tables draw on, by the papers' names.
+
+    A model stands for what it answers by its own settings; MTMH also for each of its heads alone, for its heads under
+    one shared preranking, for every alpha (``MTMH, alpha = 30``), and for the yardsticks beside it.
+    """
+    found: dict[str, Measured] = {}
+    for name, runs in by_model.items():
+        evaluations = [load_evaluation(run.evaluation) for run in runs]
+        wanted: dict[str, Find] = {name: lambda evaluation: evaluation.merged}
+        if name == MTMH:
+            wanted |= _more_of_mtmh(evaluations[0])
+        for label, find in wanted.items():
+            rows, users = [], []
+            for run, evaluation in zip(runs, evaluations, strict=True):
+                row = find(evaluation)
+                if row is not None:
+                    rows.append(row)
+                    users.append(user_values(run.evaluation, evaluation, row))
+            if rows:
+                found[label] = Measured(rows, users, runs[0].command)
+    return found
+
+
+def _more_of_mtmh(evaluation: Evaluation) -> dict[str, Find]:
+    def named(name: str) -> Find:
+        def find(of_seed: Evaluation) -> Row | None:
+            # Names of rows begin with the model's, which has the seed in it.
+            ends = name.removeprefix(evaluation.model)
+            return next((row for row in of_seed.rows if row.name.removeprefix(of_seed.model) == ends), None)
+
+        return find
+
+    more: dict[str, Find] = {}
+    for label, row in zip((H1, H2), evaluation.of_kind("head"), strict=False):
+        more[label] = named(row.name)
+    for row in evaluation.of_kind("preranking"):
+        if row.name.endswith(", shared preranking") or row.name.endswith(", learned preranker, shared"):
+            more[SHARED] = named(row.name)
+    for row in evaluation.sweep():
+        more[f"{MTMH}, alpha = {row.alpha:g}"] = named(row.name)
+    for row in evaluation.of_kind("yardstick"):
+        if row.name == "content (teacher), best trigger":
+            more[CONTENT] = named(row.name)
+        elif not row.name.endswith(", best trigger"):
+            more[row.name] = named(row.name)
+    return more

@@ -1,0 +1,106 @@
+"""The models of the papers' tables, as settings over a recipe, and which of them each table or figure needs."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from mtmh.config import Config, load_config
+
+Part = Literal["table1", "table2", "table4", "figure1", "figure2", "figure6", "table5"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+MTMH = "MTMH"
+DEFAULTS = "MTMH, defaults"  # the recipe's own settings, not the paper's
+WEIGHTS = (0.0, 0.25, 0.5, 1.0, 5.0)  # w_r of table 4
+
+
+@dataclass(frozen=True)
+class PaperModel:
+    """A model of a table.
+
+    Attributes:
+        name: as the papers call it.
+        variants: laid over the recipe, one after another.
+        num_heads: the candidates of a trigger are divided among them.
+        settings: by dotted key, over all variants.
+        needs_features: id features that describe the items, beside the id itself.
+    """
+
+    name: str
+    variants: tuple[str, ...] = ()
+    num_heads: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    needs_features: bool = False
+
+    @property
+    def folder(self) -> str:
+        """The name as that of a folder."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower())
+
+    def recipe(self, recipe: str) -> str:
+        """The recipe with this model's variants."""
+        return "+".join([recipe, *self.variants])
+
+    def overrides(self, recipe: str, shared: list[str]) -> list[str]:
+        """``KEY=VALUE`` of this model over those of all; each of its heads finds an equal share of the candidates.
+
+        A recipe says how many candidates each of two heads finds.
+        """
+        settings = dict(self.settings)
+        if self.num_heads != 2:
+            settings["retrieval.k_ann"] = 2 * self._config(recipe, shared).retrieval.k_ann // self.num_heads
+        return [*shared, *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
+
+    def _config(self, recipe: str, shared: list[str]) -> Config:
+        return load_config(self.recipe(recipe), shared)
+
+
+def _paper(name: str, *variants: str, heads: int = 1, needs_features: bool = False, **settings: Any) -> PaperModel:
+    """A model by the paper's settings; the yardsticks and exact search stand in the table of MTMH alone."""
+    alone = {"evaluation.yardsticks": [], "evaluation.exact_search": False, "evaluation.alphas": []}
+    dotted = alone | {key.replace("__", "."): value for key, value in settings.items()}
+    return PaperModel(name, ("paper", *variants), heads, dotted, needs_features)
+
+
+def _weighted(weight: float) -> PaperModel:
+    heads = [
+        {"name": "engagement"},
+        {"name": "relevance", "engagement_weight": 1.0, "relevance_weight": weight},
+    ]
+    return _paper(weight_name(weight), heads=2, model__heads=heads)
+
+
+def weight_name(weight: float) -> str:
+    """The name of MTMH with another weight of the relevance loss; the paper's own is MTMH itself."""
+    return MTMH if weight == 0.5 else f"MTMH, w_r = {weight:g}"
+
+
+MODELS: dict[str, PaperModel] = {
+    model.name: model
+    for model in (
+        PaperModel(MTMH, ("paper",), 2, {"evaluation.rank_all": True}),
+        PaperModel(DEFAULTS, (), 2),
+        _paper("ItemCF", "itemcf"),
+        _paper("NeuCF", "neucf"),
+        _paper("MoL", "mol", needs_features=True),
+        _paper("HLLM", "hllm"),
+        _paper("MTSH", "mtsh"),
+        _paper("STMH", "stmh", heads=2),
+        *(_weighted(weight) for weight in WEIGHTS if weight != 0.5),
+    )
+}
+
+BASELINES = ("ItemCF", "NeuCF", "MoL", "HLLM")
+
+NEEDED: dict[Part, tuple[str, ...]] = {
+    "table1": (MTMH, *BASELINES, DEFAULTS),
+    "table2": (MTMH, "MTSH", "STMH"),
+    "table4": tuple(dict.fromkeys([MTMH, *map(weight_name, WEIGHTS)])),
+    "figure1": (MTMH, "NeuCF"),
+    "figure2": (MTMH, "NeuCF", "MTSH"),
+    "figure6": (MTMH, *BASELINES, "MTSH", "STMH"),
+    "table5": (MTMH, *BASELINES),
+}

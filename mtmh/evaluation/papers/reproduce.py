@@ -1,0 +1,133 @@
+"""The story of a reproduction: the models that its tables need, what was measured of them, one page."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic_core import to_json
+
+from mtmh.artifacts import write_atomically
+from mtmh.config import Config, load_config
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.evaluation.papers.claims import judge
+from mtmh.evaluation.papers.figures import measured_rows
+from mtmh.evaluation.papers.models import MODELS, NEEDED, Part
+from mtmh.evaluation.papers.page import Page, html, markdown
+from mtmh.evaluation.papers.runs import Runs, Say, do_runs, plan_runs
+from mtmh.evaluation.papers.tables import make_figures, make_tables
+
+PAGE = Path("papers.html")
+TEXT = Path("papers.md")
+RESULTS = Path("papers.json")
+
+# Small enough for half an hour on two cores. Two heads of 50 find a twentieth of the catalogue, where two of 1000 would
+# find all of it.
+QUICK: dict[str, Any] = {
+    "pairs.window": 5,
+    "model.embedding_dim": 32,
+    "model.head_dim": 32,
+    "loss.num_uniform_negatives": 256,
+    "training.batch_size": 600,
+    "training.epochs": 3,
+    "preranker.training.epochs": 2,
+    "preranker.check_users": 100,
+    "preranker.linear_items": 2000,
+    "retrieval.k_ann": 50,
+    "evaluation.num_users": 400,
+}
+QUICK_CATALOGUE = {
+    "data.options.num_users": 1200,
+    "data.options.num_items": 2000,
+    "data.options.num_events": 48_000,
+}
+
+
+def reproduce(
+    recipe: str,
+    parts: Sequence[Part],
+    seeds: Sequence[int],
+    say: Say,
+    *,
+    quick: bool = False,
+    jobs: int = 1,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Measures tables and figures of the papers on the data of a recipe; what is there and unchanged stays.
+
+    Args:
+        recipe: name or file.
+        parts: tables and figures.
+        seeds: of training; more can be added later.
+        say: takes a line about each run.
+        quick: with small sizes; of the recipe ``synthetic`` the catalogue is small too.
+        jobs: runs at the same time, one thread each if above 1.
+        overrides: ``KEY=VALUE`` of the recipe, for all models.
+
+    Returns:
+        The page; beside it the same as Markdown and JSON.
+
+    Raises:
+        ValueError: the recipe does not fit, or the first model could not be trained.
+    """
+    shared = list(_shared(recipe, quick=quick, overrides=overrides))
+    base = load_config(recipe, shared)
+    wanted = dict.fromkeys(name for part in parts for name in NEEDED[part])
+    runs = do_runs(plan_runs(recipe, [MODELS[name] for name in wanted], seeds, shared), jobs, say)
+    rows = measured_rows(runs.by_model)
+    dataset = open_dataset(base.dataset_dir)
+    words = ["mtmh", "reproduce", recipe, *(["--quick"] if quick else []), "--only", ",".join(parts)]
+    words += ["--seeds", ",".join(map(str, seeds)), *(word for override in overrides for word in ("--set", override))]
+    page = Page(
+        title=f"The papers' tables on {dataset.summary.source}",
+        facts=_facts(base, dataset, seeds, runs),
+        command=shlex.join(words),
+        tables=make_tables(rows, parts),
+        figures=make_figures(rows, parts),
+        claims=judge(rows, tuple(parts)),
+        failed=runs.failed,
+    )
+    folder = base.paths.root
+    write_atomically(folder / TEXT, markdown(page))
+    write_atomically(folder / RESULTS, _as_json(page, runs))
+    write_atomically(folder / PAGE, html(page))
+    return folder / PAGE
+
+
+def _shared(recipe: str, *, quick: bool, overrides: Sequence[str]) -> list[str]:
+    """Overrides of all models: the user's own over those of a quick look, in a folder of their own."""
+    config = load_config(recipe, list(overrides))
+    root = config.paths.root / ("papers-quick" if quick else "papers")
+    small = dict(QUICK) if quick else {}
+    if quick and config.data.source == "synthetic":
+        small |= QUICK_CATALOGUE
+    return [*(f"{key}={value}" for key, value in small.items()), *overrides, f"paths.root={root}"]
+
+
+def _facts(config: Config, dataset: Dataset, seeds: Sequence[int], runs: Runs) -> list[str]:
+    summary = dataset.summary
+    num_seeds = {name: len(of_model) for name, of_model in runs.by_model.items()}
+    fewer = {name: number for name, number in num_seeds.items() if number < len(seeds)}
+    return [
+        f"{summary.source}: {summary.num_items:,} items, {summary.num_users:,} users,"
+        f" {summary.num_train_events:,} events in T1, {summary.num_test_events:,} in T2;"
+        f" at most {config.evaluation.num_users:,} users are asked.",
+        f"Seeds {', '.join(map(str, seeds))}: of weights and of the order of pairs. Percent, ± half of a 95 % interval"
+        " over users (bootstrap) and seeds; differences are paired by user and seed.",
+        *(f"{name} has {number} of {len(seeds)} seeds." for name, number in fewer.items()),
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()};"
+        f" {sum(runs.seconds.values()) / 60:.0f} minutes of runs in this call.",
+    ]
+
+
+def _as_json(page: Page, runs: Runs) -> str:
+    content = {
+        **asdict(page),
+        "commands": {name: [run.command for run in found] for name, found in runs.by_model.items()},
+    }
+    return to_json(content, indent=2).decode()

@@ -1,0 +1,173 @@
+"""Trains and evaluates the models that a page needs, each as ``mtmh run`` does; what is unchanged is not done again."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mtmh.config import Config, load_config
+from mtmh.evaluation.papers.models import PaperModel
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A model under one seed.
+
+    Attributes:
+        model: that is trained.
+        seed: of its weights and of the order of its pairs. Data, split and evaluated users are the same for all.
+        recipe: with the model's variants.
+        overrides: of that recipe.
+    """
+
+    model: PaperModel
+    seed: int
+    recipe: str
+    overrides: list[str]
+
+    @property
+    def config(self) -> Config:
+        """All settings."""
+        return load_config(self.recipe, self.overrides)
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of the evaluation artifact."""
+        return self.config.model_dir("evaluation")
+
+    @property
+    def command(self) -> str:
+        """The command that makes the artifacts of this run."""
+        return shlex.join(["mtmh", *self._words])
+
+    @property
+    def _words(self) -> list[str]:
+        return ["run", self.recipe, *(word for override in self.overrides for word in ("--set", override))]
+
+    def start(self, threads: int | None) -> None:
+        """Runs the stages that are missing or outdated, in a process of its own; output goes to a log.
+
+        Args:
+            threads: of the process; None: as many as it takes.
+
+        Raises:
+            ValueError: a stage has failed; the message has its last line.
+        """
+        environment = dict(os.environ)
+        if threads is not None:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        log = self.config.paths.root / f"{self.config.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as file:
+            done = subprocess.run(
+                [sys.executable, "-m", "mtmh.cli", *self._words],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                check=False,
+            )
+        if done.returncode:
+            last = log.read_text().strip().splitlines()[-1:]
+            raise ValueError(f"{''.join(last) or 'no output'} ({log})")
+
+
+@dataclass
+class Runs:
+    """All runs of a page.
+
+    Attributes:
+        by_model: name of a model -> its runs, one a seed, those that came to their end.
+        failed: name of a run -> the reason.
+        seconds: name of a run -> how long it took; little where all was there.
+    """
+
+    by_model: dict[str, list[Run]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def plan_runs(recipe: str, models: Iterable[PaperModel], seeds: Sequence[int], shared: list[str]) -> list[Run]:
+    """The runs of models and seeds, all seeds of a model one after another.
+
+    Args:
+        recipe: name or file.
+        models: that are needed.
+        seeds: of training.
+        shared: overrides of all runs.
+    """
+    runs = []
+    for model in models:
+        overrides = model.overrides(recipe, shared)
+        runs += [
+            Run(
+                model,
+                seed,
+                model.recipe(recipe),
+                [*overrides, f"training.seed={seed}", f"name={model.folder}-seed{seed}"],
+            )
+            for seed in seeds
+        ]
+    return _sharing_a_preranker(runs)
+
+
+def do_runs(runs: list[Run], jobs: int, say: Say) -> Runs:
+    """Does the first run, which makes what all share, then the others.
+
+    Args:
+        runs: of `plan_runs`.
+        jobs: at the same time; one thread each if above 1.
+        say: takes a line about each run.
+
+    Returns:
+        The runs that came to their end, and why the others did not.
+
+    Raises:
+        ValueError: the first one has failed, and with it what the others need.
+    """
+    done = Runs()
+
+    def do(run: Run) -> None:
+        name, started = run.config.name, time.monotonic()
+        try:
+            run.start(1 if jobs > 1 else None)
+        except ValueError as error:
+            done.failed[name] = str(error)
+            say(f"{name}: failed, {error}")
+            return
+        done.seconds[name] = round(time.monotonic() - started, 1)
+        say(f"{name}: {done.seconds[name]:.0f} s")
+
+    first, *others = runs
+    do(first)
+    if done.failed:
+        raise ValueError(f"{first.config.name}: {done.failed[first.config.name]}")
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(do, others))
+    for run in runs:
+        if run.config.name not in done.failed:
+            done.by_model.setdefault(run.model.name, []).append(run)
+    return done
+
+
+def _sharing_a_preranker(runs: list[Run]) -> list[Run]:
+    """The runs, where the preranker knows nothing of a model with that of the first such run."""
+    shared, home = [], ""
+    for run in runs:
+        config = run.config
+        if config.preranker.head_embeddings or not config.retrieval.needs_preranker:
+            shared.append(run)
+        elif not home:
+            home = f"paths.preranker={config.paths.root / config.name}"
+            shared.append(run)
+        else:
+            shared.append(Run(run.model, run.seed, run.recipe, [*run.overrides, home]))
+    return shared

@@ -1,0 +1,218 @@
+"""The papers' tables beside ours, as rows of text, and the points of their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mtmh.evaluation.papers.figures import Measured
+from mtmh.evaluation.papers.intervals import Interval
+from mtmh.evaluation.papers.models import BASELINES, DEFAULTS, MTMH, Part, weight_name
+from mtmh.evaluation.papers.published import (
+    CO_ENGAGEMENT,
+    COLUMNS,
+    CONTENT,
+    FIGURE_1,
+    H1,
+    H2,
+    SHARED,
+    TABLE_1,
+    TABLE_2,
+    TABLE_4,
+)
+
+YARDSTICKS = ("item-item cosine", "EASE", "implicit ALS", "content (teacher)", "popularity")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the papers beside ours; lines of the paper and of ours take turns.
+
+    Attributes:
+        part: of the page.
+        title: for people.
+        headings: of the columns behind the first.
+        lines: the cells of each line, the name first.
+        commands: that measured our lines.
+    """
+
+    part: Part
+    title: str
+    headings: Sequence[str]
+    lines: list[list[str]] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of a figure under one name: (x, y) with half intervals; a curve of one point is a mark."""
+
+    name: str
+    x: list[Interval]
+    y: list[Interval]
+    labels: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the papers, drawn from our measurements.
+
+    Attributes:
+        part: of the page.
+        title: for people.
+        axes: names of x and y.
+        curves: of it.
+        log_x: whether x is a cut-off, on a logarithmic axis.
+    """
+
+    part: Part
+    title: str
+    axes: tuple[str, str]
+    curves: list[Curve]
+    log_x: bool = False
+
+
+def make_tables(rows: Mapping[str, Measured], parts: Sequence[Part]) -> list[Table]:
+    """The tables of some parts, as far as they are measured."""
+    makers = {"table1": _table_1, "table2": _table_2, "table4": _table_4, "figure1": _figure_1, "table5": _table_5}
+    tables = [makers[part](rows) for part in parts if part in makers]
+    return [table for table in tables if table.commands]
+
+
+def make_figures(rows: Mapping[str, Measured], parts: Sequence[Part]) -> list[Figure]:
+    """The figures of some parts, as far as they are measured."""
+    makers = {"figure1": _drawing_1, "figure2": _drawings_2, "figure6": _drawings_6}
+    figures = [figure for part in parts if part in makers for figure in makers[part](rows)]
+    return [figure for figure in figures if figure.curves]
+
+
+def _beside(
+    table: Table, rows: Mapping[str, Measured], names: Sequence[str], paper: Mapping[str, Sequence[float]]
+) -> None:
+    """Adds the paper's line of each name, and ours."""
+    for name in names:
+        if name in paper:
+            table.lines.append([f"{name}, paper", *(f"{figure:.2f}" for figure in paper[name])])
+        if name in rows:
+            own = rows[name]
+            table.lines.append([f"{name}, here", *(_shown(own.interval(column)) for column in table.headings)])
+            _add_command(table, own)
+
+
+def _add_command(table: Table, own: Measured) -> None:
+    if own.command not in table.commands:
+        table.commands.append(own.command)
+
+
+def _shown(interval: Interval | None) -> str:
+    return "–" if interval is None else str(interval)
+
+
+def _table_1(rows: Mapping[str, Measured]) -> Table:
+    table = Table("table1", "Table 1: MTMH and baselines", COLUMNS)
+    _beside(table, rows, [*BASELINES, "HSTU", MTMH, DEFAULTS, *YARDSTICKS], TABLE_1)
+    return table
+
+
+def _table_2(rows: Mapping[str, Measured]) -> Table:
+    table = Table("table2", "Table 2: what heads and losses do", COLUMNS)
+    _beside(table, rows, [MTMH, H1, H2, "MTSH", "STMH", SHARED], TABLE_2)
+    return table
+
+
+def _table_4(rows: Mapping[str, Measured]) -> Table:
+    """Changes against w_r = 0.5, relative to it."""
+    columns = ("recall@500", "L1 match", "L2 match")
+    table = Table("table4", "Table 4: the weight of the relevance loss, relative to w_r = 0.5", columns)
+    base = rows.get(MTMH)
+    for name, paper in TABLE_4.items():
+        if base is None or name not in rows:
+            continue
+        table.lines.append([f"{name}, paper", *(f"{figure:+.2f} %" for figure in paper)])
+        table.lines.append([f"{name}, here", *(_relative(rows[name], base, column) for column in columns)])
+        _add_command(table, rows[name])
+    if table.commands and base is not None:
+        table.lines.append([f"{weight_name(0.5)}, w_r = 0.5, here", *(_shown(base.interval(c)) for c in columns)])
+        _add_command(table, base)
+    return table
+
+
+def _relative(own: Measured, base: Measured, column: str) -> str:
+    difference, whole = own.above(base, column), base.interval(column)
+    if difference is None or whole is None or whole.value == 0.0:
+        return "–"
+    return f"{100 * difference.value / whole.value:+.2f} ±{100 * difference.half / whole.value:.2f} %"
+
+
+def _figure_1(rows: Mapping[str, Measured]) -> Table:
+    table = Table("figure1", "Figure 1: co-engagement, content and both", ("recall@500", "L2 match"))
+    named = {CO_ENGAGEMENT: "NeuCF", CONTENT: CONTENT, MTMH: MTMH}
+    known = {label: rows[name] for label, name in named.items() if name in rows}
+    _beside(table, known, list(named), FIGURE_1)
+    return table
+
+
+def _table_5(rows: Mapping[str, Measured]) -> Table:
+    columns = ("coverage", "young", "novel interests@20", "interests@20", "diversity@20")
+    table = Table("table5", "Table 5 offline: what a list does for users, in place of its online figures", columns)
+    _beside(table, rows, [*BASELINES, "HSTU", H1, H2, MTMH, *YARDSTICKS], {})
+    return table
+
+
+def _points(measured: Measured) -> tuple[Interval, Interval] | None:
+    match, recall = measured.interval("L2 match"), measured.interval("recall@500")
+    return None if match is None or recall is None else (match, recall)
+
+
+def _marks(rows: Mapping[str, Measured], names: Sequence[str]) -> Iterator[Curve]:
+    for name in names:
+        point = _points(rows[name]) if name in rows else None
+        if point is not None:
+            yield Curve(name, [point[0]], [point[1]])
+
+
+_AXES = ("L2 topic match, percent", "recall@500, percent")
+
+
+def _drawing_1(rows: Mapping[str, Measured]) -> list[Figure]:
+    return [Figure("figure1", "Figure 1", _AXES, list(_marks(rows, ["NeuCF", CONTENT, MTMH])))]
+
+
+def _drawings_2(rows: Mapping[str, Measured]) -> list[Figure]:
+    """2a and 2b: match and recall over the length of the list; the merge, which 2c sketches, is drawn beside."""
+    found = []
+    for letter, column, name in (("a", "match", "L2 topic match"), ("b", "recall", "recall")):
+        curves = []
+        for model in ("NeuCF", "MTSH", MTMH):
+            if model not in rows:
+                continue
+            cut_offs = sorted(rows[model].rows[0].recall)
+            values = {k: rows[model].interval(f"{column}@{k}") for k in cut_offs}
+            known = {k: value for k, value in values.items() if value is not None}
+            if known:
+                x = [Interval(value=k / 100, half=0.0, num_seeds=1) for k in known]
+                curves.append(Curve(model, x, list(known.values())))
+        found.append(
+            Figure("figure2", f"Figure 2{letter}", ("items of the list, K", f"{name}, percent"), curves, log_x=True)
+        )
+    return found
+
+
+def _drawings_6(rows: Mapping[str, Measured]) -> list[Figure]:
+    sweep = {}
+    for name, measured in rows.items():
+        alpha = name.removeprefix(f"{MTMH}, alpha = ")
+        point = _points(measured)
+        if alpha != name and point is not None:
+            sweep[float(alpha)] = point
+    curve = Curve(
+        MTMH,
+        [sweep[a][0] for a in sorted(sweep)],
+        [sweep[a][1] for a in sorted(sweep)],
+        [f"{a:g}" for a in sorted(sweep)],
+    )
+    marks = list(_marks(rows, [*BASELINES, "HSTU", "MTSH", "STMH", MTMH]))
+    return [
+        Figure("figure6", "Figure 6a: all models, alpha = 50", _AXES, marks),
+        Figure("figure6", "Figure 6b: MTMH by alpha", _AXES, [curve] if sweep else []),
+    ]
