@@ -158,5 +158,6 @@ class DatasetSummary(BaseModel):
     train_end: int | None = None  # first instant after all events of T1; None: no clock
     test_begin: int | None = None  # first instant of T2; None: no clock
     user_test_fraction: float | None = None  # split by user: share of each user's events in T2
+    topic_separator: str | None = None  # between the coarse topics in topic_l2, where items may have several
     timestamp_is_date: bool = False  # timestamps came from dates, as seconds since 1970
     lake_tables: dict[str, str] = {}  # events and items from a lake: the table at the version that was read

@@ -24,6 +24,7 @@ from mtmh.evaluation.metrics import (
     popular_items,
     recall_at,
     topic_matches,
+    topic_sets,
 )
 from mtmh.evaluation.protocol import Answers
 from mtmh.evaluation.results import Row, RowKind
@@ -61,6 +62,9 @@ class Measure:
             minlength=cohort.num_users,
         ).astype(np.float64)
         self._topics = [_topic_codes(dataset, name) for name in ("topic_l1", "topic_l2")]
+        self._coarse_sets = None
+        if separator := dataset.summary.topic_separator:
+            self._coarse_sets = topic_sets(dataset.items(["topic_l2"]).column("topic_l2").to_pylist(), separator)
         self._interests = Interests(self._topics[1], cohort.histories, cohort.truth)
         self._young = _young(dataset)
 
@@ -90,7 +94,8 @@ class Measure:
         values = UserValues(
             cohort.user_index,
             {k: recall[:, place] for place, k in enumerate(self._ks)},
-            *(self._matches(answers, topics) for topics in self._topics),
+            self._matches(answers, self._topics[0], self._coarse_sets),
+            self._matches(answers, self._topics[1]),
         )
         row = Row(
             name=name,
@@ -122,8 +127,9 @@ class Measure:
     def _ratios(self, of_users: Mapping[int, Ratio]) -> dict[int, Estimate | None]:
         return {k: self.bootstrap.ratio(*ratio) for k, ratio in of_users.items()}
 
-    def _matches(self, answers: Answers, topics: Indices) -> tuple[Values, Values]:
-        matches, pairs = topic_matches(answers.triggers, answers.items, topics)
+    def _matches(self, answers: Answers, topics: Indices, sets: Indices | None = None) -> tuple[Values, Values]:
+        wanted = topics if sets is None else sets
+        matches, pairs = topic_matches(answers.triggers, answers.items, wanted, sets=sets is not None)
         return self._of_users(answers, matches), self._of_users(answers, pairs)
 
     def _of_users(self, answers: Answers, counts: npt.NDArray[np.int64]) -> Values:

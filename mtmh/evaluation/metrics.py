@@ -128,8 +128,25 @@ def ndcg_at(hits: npt.NDArray[np.bool_], sizes: Indices, ks: Sequence[int]) -> V
     return np.stack([hits[:, :k] @ gains[: min(k, hits.shape[1])] / ideal[np.minimum(sizes, k)] for k in ks], axis=1)
 
 
+def topic_sets(labels: Sequence[str | None], separator: str) -> npt.NDArray[np.int64]:
+    """Sets of topics as bits, -1: none.
+
+    Args:
+        labels: [I] the topics of each item in one text.
+        separator: that stands between them.
+
+    Raises:
+        ValueError: more than 62 topics, which a set has no room for.
+    """
+    sets = [label.split(separator) if label else [] for label in labels]
+    bits = {topic: 1 << place for place, topic in enumerate(sorted({topic for of_item in sets for topic in of_item}))}
+    if len(bits) > 62:
+        raise ValueError(f"topics: expected at most 62 between separators {separator!r}, got {len(bits)}")
+    return np.array([sum(bits[topic] for topic in set(of_item)) or -1 for of_item in sets], np.int64)
+
+
 def topic_matches(
-    triggers: Indices, items: Indices, topics: Indices
+    triggers: Indices, items: Indices, topics: Indices, *, sets: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Counts the <trigger, candidate> pairs of equal topic.
 
@@ -137,6 +154,7 @@ def topic_matches(
         triggers: [P] item indices.
         items: [P, K] the trigger's candidates, -1: none.
         topics: [I] topic codes, -1: the item has none and its pairs do not count.
+        sets: ``topics`` are of `topic_sets`; a pair matches if it has any topic in common.
 
     Returns:
         matching pairs [P] and counted pairs [P].
@@ -144,7 +162,8 @@ def topic_matches(
     own = topics[triggers][:, None]
     theirs = np.where(items >= 0, topics[items], -1)
     counted = (own >= 0) & (theirs >= 0)
-    return (counted & (own == theirs)).sum(axis=1), counted.sum(axis=1)
+    same = (own & theirs) != 0 if sets else own == theirs
+    return (counted & same).sum(axis=1), counted.sum(axis=1)
 
 
 def coverage(lists: Indices, num_items: int) -> float:

@@ -270,6 +270,7 @@ def write_item_files(
         cutoff=None if cutoff is None else cutoff.timestamp + cutoff.fraction,
         features=features,
         has_topics=has_topics,
+        topic_separator=source.topic_separator,
         content_embedding_dim=embedding_dim,
         event_kinds=facts.event_kinds,
         has_values="value" in source.event_columns,

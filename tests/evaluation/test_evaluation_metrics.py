@@ -12,6 +12,7 @@ from mtmh.evaluation.metrics import (
     popular_items,
     recall_at,
     topic_matches,
+    topic_sets,
 )
 
 LISTS = np.array([[4, 2, 7, 1], [3, 0, -1, -1]])
@@ -45,6 +46,18 @@ def test_topic_match_leaves_out_items_without_topic() -> None:
     matches, pairs = topic_matches(np.array([0, 2, 3]), np.array([[1, 2, 3], [4, -1, 0], [0, 1, 2]]), topics)
     assert matches.tolist() == [1, 1, 0]
     assert pairs.tolist() == [2, 2, 0]
+
+
+def test_topic_sets_match_by_any_topic_in_common() -> None:
+    sets = topic_sets(["Comedy|Action", "Action", "Drama", None, "Comedy|Drama", "Drama|Drama"], "|")
+    assert sets[3] == -1
+    items = np.array([[1, 2, 4], [3, 4, -1], [4, 5, 0]])
+    matches, pairs = topic_matches(np.array([0, 1, 2]), items, sets, sets=True)
+    # Action, nothing, Comedy; no topics, nothing, no item; Drama, Drama, nothing.
+    assert matches.tolist() == [2, 0, 2]
+    assert pairs.tolist() == [3, 1, 3]
+    with pytest.raises(ValueError, match="at most 62"):
+        topic_sets([str(number) for number in range(63)], "|")
 
 
 def test_coverage() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mtmh.evaluation.metrics import Bootstrap, Estimate
 from mtmh.evaluation.papers.intervals import Interval
 from mtmh.evaluation.papers.models import MTMH
-from mtmh.evaluation.papers.published import CONTENT, H1, H2, SHARED
+from mtmh.evaluation.papers.published import H1, H2, SHARED
 from mtmh.evaluation.papers.runs import Run
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation, user_values
 from mtmh.evaluation.user_values import UserValues
@@ -103,8 +103,6 @@ def _more_of_mtmh(evaluation: Evaluation) -> dict[str, Find]:
     for row in evaluation.sweep():
         more[f"{MTMH}, alpha = {row.alpha:g}"] = named(row.name)
     for row in evaluation.of_kind("yardstick"):
-        if row.name == "content (teacher), best trigger":
-            more[CONTENT] = named(row.name)
-        elif not row.name.endswith(", best trigger"):
+        if not row.name.endswith(", best trigger"):
             more[row.name] = named(row.name)
     return more

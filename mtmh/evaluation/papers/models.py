@@ -13,6 +13,7 @@ Part = Literal["table1", "table2", "table4", "figure1", "figure2", "figure6", "t
 PARTS: tuple[Part, ...] = get_args(Part)
 
 MTMH = "MTMH"
+CONTENT = "content encoder"
 DEFAULTS = "MTMH, defaults"  # the recipe's own settings, not the paper's
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 5.0)  # w_r of table 4
 
@@ -26,14 +27,14 @@ class PaperModel:
         variants: laid over the recipe, one after another.
         num_heads: the candidates of a trigger are divided among them.
         settings: by dotted key, over all variants.
-        needs_features: id features that describe the items, beside the id itself.
+        vectors: of a model that is no tower of ours, where its item embeddings come from (`vectors.Source`).
     """
 
     name: str
     variants: tuple[str, ...] = ()
     num_heads: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
-    needs_features: bool = False
+    vectors: str = ""
 
     @property
     def folder(self) -> str:
@@ -58,11 +59,11 @@ class PaperModel:
         return load_config(self.recipe(recipe), shared)
 
 
-def _paper(name: str, *variants: str, heads: int = 1, needs_features: bool = False, **settings: Any) -> PaperModel:
+def _paper(name: str, *variants: str, heads: int = 1, vectors: str = "", **settings: Any) -> PaperModel:
     """A model by the paper's settings; the yardsticks and exact search stand in the table of MTMH alone."""
     alone = {"evaluation.yardsticks": [], "evaluation.exact_search": False, "evaluation.alphas": []}
     dotted = alone | {key.replace("__", "."): value for key, value in settings.items()}
-    return PaperModel(name, ("paper", *variants), heads, dotted, needs_features)
+    return PaperModel(name, ("paper", *variants), heads, dotted, vectors)
 
 
 def _weighted(weight: float) -> PaperModel:
@@ -85,21 +86,23 @@ MODELS: dict[str, PaperModel] = {
         PaperModel(DEFAULTS, (), 2),
         _paper("ItemCF", "itemcf"),
         _paper("NeuCF", "neucf"),
-        _paper("MoL", "mol", needs_features=True),
+        _paper("MoL", "mol"),
         _paper("HLLM", "hllm"),
+        _paper("HSTU", vectors="hstu"),
+        _paper(CONTENT, vectors="content"),
         _paper("MTSH", "mtsh"),
         _paper("STMH", "stmh", heads=2),
         *(_weighted(weight) for weight in WEIGHTS if weight != 0.5),
     )
 }
 
-BASELINES = ("ItemCF", "NeuCF", "MoL", "HLLM")
+BASELINES = ("ItemCF", "NeuCF", "MoL", "HLLM", "HSTU")
 
 NEEDED: dict[Part, tuple[str, ...]] = {
     "table1": (MTMH, *BASELINES, DEFAULTS),
     "table2": (MTMH, "MTSH", "STMH"),
     "table4": tuple(dict.fromkeys([MTMH, *map(weight_name, WEIGHTS)])),
-    "figure1": (MTMH, "NeuCF"),
+    "figure1": (MTMH, "NeuCF", CONTENT),
     "figure2": (MTMH, "NeuCF", "MTSH"),
     "figure6": (MTMH, *BASELINES, "MTSH", "STMH"),
     "table5": (MTMH, *BASELINES),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mtmh.evaluation.papers.models import MTMH, weight_name
+from mtmh.evaluation.papers.models import CONTENT, MTMH, weight_name
 
 COLUMNS = ("recall@5", "recall@20", "recall@100", "recall@500", "L1 match", "L2 match")
 
 H1, H2, SHARED = "MTMH-H1", "MTMH-H2", "MTMH, shared preranking"
-CO_ENGAGEMENT, CONTENT = "co-engagement", "content encoder"
+CO_ENGAGEMENT = "co-engagement"
 
 TABLE_1: dict[str, tuple[float, ...]] = {
     "ItemCF": (1.01, 2.50, 6.89, 14.88, 21.31, 17.90),

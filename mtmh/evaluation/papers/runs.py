@@ -47,11 +47,15 @@ class Run:
     @property
     def command(self) -> str:
         """The command that makes the artifacts of this run."""
-        return shlex.join(["mtmh", *self._words])
+        return shlex.join(["python", "-m", *self._words] if self.model.vectors else ["mtmh", *self._words[1:]])
 
     @property
     def _words(self) -> list[str]:
-        return ["run", self.recipe, *(word for override in self.overrides for word in ("--set", override))]
+        """A module and its arguments."""
+        settings = [word for override in self.overrides for word in ("--set", override)]
+        if self.model.vectors:
+            return ["mtmh.evaluation.papers.vectors", self.model.vectors, self.recipe, *settings]
+        return ["mtmh.cli", "run", self.recipe, *settings]
 
     def start(self, threads: int | None) -> None:
         """Runs the stages that are missing or outdated, in a process of its own; output goes to a log.
@@ -69,7 +73,7 @@ class Run:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
             done = subprocess.run(
-                [sys.executable, "-m", "mtmh.cli", *self._words],
+                [sys.executable, "-m", *self._words],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=environment,

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 from mtmh.evaluation.papers.figures import Measured
 from mtmh.evaluation.papers.intervals import Interval
-from mtmh.evaluation.papers.models import BASELINES, DEFAULTS, MTMH, Part, weight_name
+from mtmh.evaluation.papers.models import BASELINES, CONTENT, DEFAULTS, MTMH, Part, weight_name
 from mtmh.evaluation.papers.published import (
     CO_ENGAGEMENT,
     COLUMNS,
-    CONTENT,
     FIGURE_1,
     H1,
     H2,
@@ -110,7 +109,7 @@ def _shown(interval: Interval | None) -> str:
 
 def _table_1(rows: Mapping[str, Measured]) -> Table:
     table = Table("table1", "Table 1: MTMH and baselines", COLUMNS)
-    _beside(table, rows, [*BASELINES, "HSTU", MTMH, DEFAULTS, *YARDSTICKS], TABLE_1)
+    _beside(table, rows, [*BASELINES, MTMH, DEFAULTS, *YARDSTICKS], TABLE_1)
     return table
 
 
@@ -155,7 +154,7 @@ def _figure_1(rows: Mapping[str, Measured]) -> Table:
 def _table_5(rows: Mapping[str, Measured]) -> Table:
     columns = ("coverage", "young", "novel interests@20", "interests@20", "diversity@20")
     table = Table("table5", "Table 5 offline: what a list does for users, in place of its online figures", columns)
-    _beside(table, rows, [*BASELINES, "HSTU", H1, H2, MTMH, *YARDSTICKS], {})
+    _beside(table, rows, [*BASELINES, H1, H2, MTMH, *YARDSTICKS], {})
     return table
 
 
@@ -211,7 +210,7 @@ def _drawings_6(rows: Mapping[str, Measured]) -> list[Figure]:
         [sweep[a][1] for a in sorted(sweep)],
         [f"{a:g}" for a in sorted(sweep)],
     )
-    marks = list(_marks(rows, [*BASELINES, "HSTU", "MTSH", "STMH", MTMH]))
+    marks = list(_marks(rows, [*BASELINES, "MTSH", "STMH", MTMH]))
     return [
         Figure("figure6", "Figure 6a: all models, alpha = 50", _AXES, marks),
         Figure("figure6", "Figure 6b: MTMH by alpha", _AXES, [curve] if sweep else []),

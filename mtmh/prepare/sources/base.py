@@ -39,6 +39,8 @@ class SourceTables:
         has_fractions: whether ``events`` offer ``fraction`` DOUBLE, what ``timestamp`` leaves of a finer clock: from 0
             to below 1 of its unit. It orders events and cuts them, and is not kept.
         lake_tables: ``events`` and ``items`` that come from a lake, at the version that was read.
+        topic_separator: what stands between the coarse topics in ``topic_l2``, where an item may have several; None:
+            it has one at most.
     """
 
     events: str
@@ -52,6 +54,7 @@ class SourceTables:
     event_columns: tuple[str, ...] = ()
     has_fractions: bool = False
     lake_tables: Mapping[str, str] = field(default_factory=dict)
+    topic_separator: str | None = None
 
 
 @dataclass(frozen=True)

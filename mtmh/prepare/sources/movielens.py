@@ -2,8 +2,9 @@
 
 A rating of at least ``min_rating`` is an engagement, with the rating as its value; lower ones are counted as
 ``low_rating``. Text is the title
-without its year, which becomes the float feature ``year``. Genres are labels for evaluation only: the first listed one
-is the coarse topic, the whole set the fine one. User tags are left out: they are written at any time, also after the
+without its year, which becomes the float feature ``year``. Genres are labels for evaluation only: the first
+listed one is shown as the coarse topic, the whole set as the fine one; two films match in the coarse topic if they share
+any genre. User tags are left out: they are written at any time, also after the
 cut.
 
 Users rate in bursts, so a cut in time leaves few users with both a past and a future: cut per user.
@@ -60,5 +61,10 @@ def movielens_tables(context: SourceContext) -> SourceTables:
             NULL::VARCHAR AS drop_reason
         FROM (SELECT *, nullif(nullif(genres, '{NO_GENRES}'), '') AS labels FROM {movies.sql})"""
     return SourceTables(
-        events, items, float_features=("year",), files=ratings.files + movies.files, event_columns=("value",)
+        events,
+        items,
+        float_features=("year",),
+        files=ratings.files + movies.files,
+        event_columns=("value",),
+        topic_separator="|",
     )

@@ -1,0 +1,92 @@
+"""``mtmh reproduce --quick`` from nothing to the page, on a catalogue of a few hundred items."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mtmh.evaluation.papers.models import MODELS, NEEDED, PARTS
+from mtmh.evaluation.papers.reproduce import PAGE, RESULTS, TEXT, reproduce
+from mtmh.evaluation.papers.runs import plan_runs
+
+TINY = [
+    "data.options.num_users=150",
+    "data.options.num_items=300",
+    "data.options.num_events=5000",
+    "training.epochs=1",
+    "training.max_steps=4",
+    "preranker.training.epochs=1",
+    "preranker.check_users=20",
+    "evaluation.num_users=40",
+    "evaluation.recall_at=[5, 20, 100, 250]",
+    "retrieval.k_ann=60",
+]
+
+
+def test_every_part_draws_on_models_that_there_are() -> None:
+    assert NEEDED.keys() == set(PARTS)
+    assert {name for names in NEEDED.values() for name in names} == MODELS.keys()
+    assert len({model.folder for model in MODELS.values()}) == len(MODELS)
+
+
+def test_models_share_data_users_and_candidates() -> None:
+    runs = {run.config.name: run.config for run in plan_runs("synthetic", MODELS.values(), [0, 1], [])}
+    assert len(runs) == 2 * len(MODELS)
+    first = runs["mtmh-seed0"]
+    for name, config in runs.items():
+        assert (config.seed, config.dataset_dir, config.evaluation.num_users) == (0, first.dataset_dir, 2000), name
+        assert str(config.training.seed) == name[-1]
+        if name.startswith("mtmh-defaults"):
+            continue
+        num_heads = 1 if name.startswith(("hstu", "content")) else len(config.model.heads)
+        assert num_heads * config.retrieval.k_ann == 2000, name
+        assert (config.retrieval.preranker, config.retrieval.k, config.evaluation.num_triggers) == ("learned", 30, 50)
+        assert config.training.optimizer == "adagrad"
+        assert config.loss.propensity is not None
+        assert config.model_dir("preranker") == first.model_dir("preranker"), name
+        assert config.model.content_dim == (128 if name.startswith("hllm") else 0)
+    assert runs["mol-seed0"].model.id_features is None
+    assert runs["neucf-seed0"].model.id_features == ["item_id"]
+
+
+@pytest.fixture(name="root", scope="module")
+def fixture_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reproduce")
+
+
+def test_a_page_from_nothing_and_again_without_training(root: Path) -> None:
+    said: list[str] = []
+    overrides = [*TINY, f"paths.root={root}"]
+    page = reproduce("synthetic", ["figure1"], [0], said.append, quick=True, overrides=overrides)
+    assert page == root / "papers-quick" / PAGE
+    assert [line.split(":")[0] for line in said] == ["mtmh-seed0", "neucf-seed0", "content-encoder-seed0"]
+    results = json.loads((page.parent / RESULTS).read_text())
+    assert not results["failed"]
+    (table,) = results["tables"]
+    names = [line[0] for line in table["lines"]]
+    assert [name for name in names if name.endswith("here")] == [
+        "co-engagement, here", "content encoder, here", "MTMH, here"
+    ]  # fmt: skip
+    assert "content encoder, paper" in names
+    assert len(results["figures"][0]["curves"]) == 3
+    assert {claim["text"] for claim in results["claims"]} == {
+        "content encoder is above NeuCF in L2 match", "NeuCF is above content encoder in recall@500"
+    }  # fmt: skip
+    text = (page.parent / TEXT).read_text()
+    assert "mtmh reproduce synthetic --quick --only figure1 --seeds 0" in text
+    assert "python -m mtmh.evaluation.papers.vectors content synthetic+paper" in text
+    assert page.read_text().count("<svg") == 1
+
+    made = {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")}
+    reproduce("synthetic", ["figure1"], [0], said.append, quick=True, overrides=overrides)
+    assert {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")} == made
+    assert json.loads((page.parent / RESULTS).read_text())["tables"] == results["tables"]
+
+
+def test_a_run_that_fails_is_named_with_its_reason(root: Path) -> None:
+    with pytest.raises(ValueError, match=r"mtmh-seed0: .*no such setting"):
+        reproduce(
+            "synthetic", ["figure1"], [0], lambda _: None, overrides=["data.options.wrong=1", f"paths.root={root}"]
+        )
