@@ -30,6 +30,6 @@ def reproduce(
     numbers = seeds.replace(",", " ").split()
     if not numbers or not all(number.isdigit() for number in numbers):
         raise ValueError(f"--seeds {seeds!r}: expected whole numbers with commas between them")
-    parts = [part for part in PARTS if part in named or not named]
+    parts = [part for part in PARTS if part in named]
     page = run(recipe, parts, list(map(int, numbers)), say, quick=quick, jobs=jobs, overrides=overrides or [])
     done("page", page)

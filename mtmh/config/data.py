@@ -14,17 +14,21 @@ class SplitConfig(Settings):
     """The cut of events into the training period T1 and the test period T2.
 
     ``time``: one global cut, at ``cutoff`` (same unit as the events' timestamp) or, without it, where
-    ``test_fraction`` of the events lie behind. ``user``: the last ``test_fraction`` of each user's events.
+    ``test_fraction`` of the events lie behind. ``user``: the last ``test_fraction`` of each user's events, or its last
+    ``test_events``.
     """
 
     kind: Literal["time", "user"] = "time"
     test_fraction: Fraction = 0.2
+    test_events: Positive | None = None
     cutoff: float | str | None = None
 
     @model_validator(mode="after")
-    def _cutoff_is_for_time(self) -> Self:
+    def _cut_is_of_this_kind(self) -> Self:
         if self.cutoff is not None and self.kind != "time":
             raise ValueError("split.cutoff is a point in time: it needs split.kind = time")
+        if self.test_events is not None and self.kind != "user":
+            raise ValueError("split.test_events counts events of each user: it needs split.kind = user")
         return self
 
 

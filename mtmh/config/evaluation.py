@@ -28,4 +28,7 @@ class EvaluationConfig(Settings):
     rank_all: bool = False  # rows of learned preranking that score every candidate of every trigger: minutes
     exact_search: bool = True  # a row that tells the index's loss from the model's
     yardsticks: list[Yardstick] = ["item-item", "ease", "als", "teacher", "popularity"]  # those that there are
+    # Events of the test period that a user has had already when it is asked: input, neither answers nor ground truth. 1
+    # with data.split.test_events = 2: trained on all but the last two items, tested on the last.
+    given_events: Annotated[int, Field(ge=0)] = 0
     exclude_seen: bool = True  # items of the user's training history are neither answers nor ground truth

@@ -42,17 +42,20 @@ class Cohort:
         return Cohort(self.user_index[rows], *lists, self.num_without_truth)
 
 
-def make_cohort(users: EvaluationUsers, *, num_triggers: int, exclude_seen: bool) -> Cohort:
+def make_cohort(users: EvaluationUsers, *, num_triggers: int, exclude_seen: bool, num_given: int = 0) -> Cohort:
     """Chooses triggers and ground truth.
 
     Args:
         users: with training history and test items.
+        num_given: the first test items of a user that count as its history.
         num_triggers: the last distinct items of the history that become triggers.
         exclude_seen: items of the history are neither answers nor ground truth.
 
     Raises:
         ValueError: no user has a test item that counts.
     """
+    if num_given:
+        users = _with_given(users, num_given)
     triggers = last_distinct(users.histories, num_triggers)
     if not exclude_seen:
         nothing = Histories(np.empty(0, np.int32), np.zeros(len(users.user_index) + 1, np.int64))
@@ -69,6 +72,17 @@ def make_cohort(users: EvaluationUsers, *, num_triggers: int, exclude_seen: bool
     seen = _filter(users.histories, np.repeat(kept, np.diff(users.histories.offsets)), kept)
     truth = _filter(truth, np.ones(len(truth.items), dtype=bool), kept)
     return Cohort(users.user_index[kept], seen, triggers[kept], seen, truth, int((~kept).sum()))
+
+
+def _with_given(users: EvaluationUsers, num_given: int) -> EvaluationUsers:
+    """The users that have test items beyond the first ``num_given``, which are at the end of their histories."""
+    left = np.maximum(np.diff(users.test.offsets) - num_given, 0)
+    rows = np.flatnonzero(left > 0)
+    test, histories = users.test.select(rows), users.histories.select(rows)
+    given = test.before(test.offsets[:-1] + num_given, np.full(len(rows), num_given, np.int64))
+    items = np.insert(histories.items, np.repeat(histories.offsets[1:], num_given), given.items)
+    longer = Histories(items, histories.offsets + given.offsets)
+    return EvaluationUsers(users.user_index[rows], longer, test.before(test.offsets[1:], left[rows]))
 
 
 def _keys(lists: Histories, width: int) -> npt.NDArray[np.int64]:

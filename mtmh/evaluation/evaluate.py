@@ -71,6 +71,7 @@ def evaluate(
         dataset.evaluation_users(settings.num_users, config.seed),
         num_triggers=settings.num_triggers,
         exclude_seen=settings.exclude_seen,
+        num_given=settings.given_events,
     )
     recall_at = sorted({min(k, dataset.num_items) for k in settings.recall_at})
     measure = Measure(dataset, cohort, recall_at, config.seed)
@@ -107,6 +108,7 @@ def evaluate(
             k=config.retrieval.k,
             recall_at=recall_at,
             exclude_seen=settings.exclude_seen,
+            given_events=settings.given_events,
         ),
         rows=[],
     )

@@ -81,6 +81,7 @@ class Protocol(BaseModel):
     k: int
     recall_at: list[int]
     exclude_seen: bool
+    given_events: int = 0
 
 
 class Against(BaseModel):

@@ -189,7 +189,7 @@ def split(config: SplitConfig, cutoff: Instant | None, first_user: int, last_use
     if cutoff is not None:
         is_test = cutoff.since
     else:
-        share = f"floor(num_events * {config.test_fraction!r}::DOUBLE + 0.5)"
+        share = str(config.test_events or f"floor(num_events * {config.test_fraction!r}::DOUBLE + 0.5)")
         is_test = f"position > num_events - least(num_events - 1, greatest(1, {share}))"
     source = "events"
     if labels:

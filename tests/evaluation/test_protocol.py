@@ -40,6 +40,15 @@ def test_seen_items_are_no_ground_truth() -> None:
     assert len(everything.seen.items) == 0
 
 
+def test_given_events_are_input_and_no_ground_truth() -> None:
+    users = EvaluationUsers(np.array([10, 11, 12]), ragged([[1, 2], [3], [4, 4]]), ragged([[5, 6], [7], [8, 9, 4]]))
+    cohort = make_cohort(users, num_triggers=5, exclude_seen=True, num_given=1)
+    assert cohort.user_index.tolist() == [10, 12]  # the other has nothing left to be asked about
+    assert (cohort.histories.items.tolist(), cohort.histories.offsets.tolist()) == ([1, 2, 5, 4, 4, 8], [0, 3, 6])
+    assert cohort.triggers[:, :3].tolist() == [[5, 2, 1], [8, 4, -1]]
+    assert (cohort.truth.items.tolist(), cohort.truth.offsets.tolist()) == ([6, 9], [0, 1, 2])
+
+
 def test_nothing_new_to_find_is_said() -> None:
     users = EvaluationUsers(np.array([10]), ragged([[1, 2]]), ragged([[2]]))
     with pytest.raises(ValueError, match="exclude_seen"):

@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 
 from mtmh.config import Config, load_config
 
-Part = Literal["table1", "table2", "table4", "figure1", "figure2", "figure6", "table5"]
+Part = Literal["table1", "table2", "table4", "figure1", "figure2", "figure6", "table5", "leave-one-out"]
 PARTS: tuple[Part, ...] = get_args(Part)
+NEXT_ITEM: Part = "leave-one-out"  # the one part of recipes that ask for a user's next item
 
 MTMH = "MTMH"
 CONTENT = "content encoder"
@@ -106,4 +107,5 @@ NEEDED: dict[Part, tuple[str, ...]] = {
     "figure2": (MTMH, "NeuCF", "MTSH"),
     "figure6": (MTMH, *BASELINES, "MTSH", "STMH"),
     "table5": (MTMH, *BASELINES),
+    "leave-one-out": (DEFAULTS,),
 }

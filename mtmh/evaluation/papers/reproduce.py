@@ -17,7 +17,7 @@ from mtmh.config import Config, load_config
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.papers.claims import judge
 from mtmh.evaluation.papers.figures import measured_rows
-from mtmh.evaluation.papers.models import MODELS, NEEDED, Part
+from mtmh.evaluation.papers.models import MODELS, NEEDED, NEXT_ITEM, PARTS, Part
 from mtmh.evaluation.papers.page import Page, html, markdown
 from mtmh.evaluation.papers.runs import Runs, Say, do_runs, plan_runs
 from mtmh.evaluation.papers.tables import make_figures, make_tables
@@ -26,7 +26,7 @@ PAGE = Path("papers.html")
 TEXT = Path("papers.md")
 RESULTS = Path("papers.json")
 
-# Small enough for half an hour on two cores. Of 2,000 items two heads of 1,000 would find all, whatever they have learned.
+# Small enough for half an hour on two cores. Two heads of 1,000 would find all of 2,000 items, whatever they learned.
 QUICK: dict[str, Any] = {
     "pairs.window": 5,
     "model.embedding_dim": 32,
@@ -61,7 +61,7 @@ def reproduce(
 
     Args:
         recipe: name or file.
-        parts: tables and figures.
+        parts: tables and figures; none: all that the recipe's protocol is for.
         seeds: of training; more can be added later.
         say: takes a line about each run.
         quick: with small sizes; of the recipe ``synthetic`` the catalogue is small too.
@@ -76,6 +76,7 @@ def reproduce(
     """
     shared = list(_shared(recipe, quick=quick, overrides=overrides))
     base = load_config(recipe, shared)
+    parts = parts or [part for part in PARTS if (part == NEXT_ITEM) == (base.evaluation.given_events > 0)]
     wanted = dict.fromkeys(name for part in parts for name in NEEDED[part])
     runs = do_runs(plan_runs(recipe, [MODELS[name] for name in wanted], seeds, shared), jobs, say)
     rows = measured_rows(runs.by_model)

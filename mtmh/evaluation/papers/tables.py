@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mtmh.evaluation.papers.figures import Measured
 from mtmh.evaluation.papers.intervals import Interval
-from mtmh.evaluation.papers.models import BASELINES, CONTENT, DEFAULTS, MTMH, Part, weight_name
+from mtmh.evaluation.papers.models import BASELINES, CONTENT, DEFAULTS, MTMH, NEXT_ITEM, Part, weight_name
 from mtmh.evaluation.papers.published import (
     CO_ENGAGEMENT,
     COLUMNS,
     FIGURE_1,
     H1,
     H2,
+    LEAVE_ONE_OUT,
     SHARED,
     TABLE_1,
     TABLE_2,
@@ -73,14 +74,25 @@ class Figure:
 
 def make_tables(rows: Mapping[str, Measured], parts: Sequence[Part]) -> list[Table]:
     """The tables of some parts, as far as they are measured."""
-    makers = {"table1": _table_1, "table2": _table_2, "table4": _table_4, "figure1": _figure_1, "table5": _table_5}
+    makers: dict[Part, Callable[[Mapping[str, Measured]], Table]] = {
+        "table1": _table_1,
+        "table2": _table_2,
+        "table4": _table_4,
+        "figure1": _figure_1,
+        "table5": _table_5,
+        NEXT_ITEM: _leave_one_out,
+    }
     tables = [makers[part](rows) for part in parts if part in makers]
     return [table for table in tables if table.commands]
 
 
 def make_figures(rows: Mapping[str, Measured], parts: Sequence[Part]) -> list[Figure]:
     """The figures of some parts, as far as they are measured."""
-    makers = {"figure1": _drawing_1, "figure2": _drawings_2, "figure6": _drawings_6}
+    makers: dict[Part, Callable[[Mapping[str, Measured]], list[Figure]]] = {
+        "figure1": _drawing_1,
+        "figure2": _drawings_2,
+        "figure6": _drawings_6,
+    }
     figures = [figure for part in parts if part in makers for figure in makers[part](rows)]
     return [figure for figure in figures if figure.curves]
 
@@ -155,6 +167,13 @@ def _table_5(rows: Mapping[str, Measured]) -> Table:
     columns = ("coverage", "young", "novel interests@20", "interests@20", "diversity@20")
     table = Table("table5", "Table 5 offline: what a list does for users, in place of its online figures", columns)
     _beside(table, rows, [*BASELINES, H1, H2, MTMH, *YARDSTICKS], {})
+    return table
+
+
+def _leave_one_out(rows: Mapping[str, Measured]) -> Table:
+    columns = ("recall@10", "ndcg@10")
+    table = Table(NEXT_ITEM, "The next item of each user, full ranking: published figures and ours", columns)
+    _beside(table, rows, [*LEAVE_ONE_OUT, DEFAULTS], LEAVE_ONE_OUT)
     return table
 
 

@@ -1,11 +1,9 @@
 """MovieLens as GroupLens ships it: ``ratings.csv`` and ``movies.csv``.
 
 A rating of at least ``min_rating`` is an engagement, with the rating as its value; lower ones are counted as
-``low_rating``. Text is the title
-without its year, which becomes the float feature ``year``. Genres are labels for evaluation only: the first
-listed one is shown as the coarse topic, the whole set as the fine one; two films match in the coarse topic if they share
-any genre. User tags are left out: they are written at any time, also after the
-cut.
+``low_rating``. Text is the title without its year, which becomes the float feature ``year``. Genres are labels for
+evaluation only: the first listed one is shown as the coarse topic, the whole set as the fine one; two films match in
+the coarse topic if they share any genre. User tags are left out: they are written at any time, also after the cut.
 
 Users rate in bursts, so a cut in time leaves few users with both a past and a future: cut per user.
 """
