@@ -9,9 +9,11 @@ from typing import Any, Literal, get_args
 
 from mtmh.config import Config, load_config
 
-Part = Literal["table1", "table2", "table4", "figure1", "figure2", "figure6", "table5", "leave-one-out"]
+Part = Literal["table1", "table2", "table4", "figure1", "figure2", "figure6", "figure7", "table5", "leave-one-out"]
 PARTS: tuple[Part, ...] = get_args(Part)
 NEXT_ITEM: Part = "leave-one-out"  # the one part of recipes that ask for a user's next item
+
+Source = Literal["hstu", "content"]  # of item embeddings that no tower of ours makes
 
 MTMH = "MTMH"
 CONTENT = "content encoder"
@@ -28,14 +30,14 @@ class PaperModel:
         variants: laid over the recipe, one after another.
         num_heads: the candidates of a trigger are divided among them.
         settings: by dotted key, over all variants.
-        vectors: of a model that is no tower of ours, where its item embeddings come from (`vectors.Source`).
+        entry: the module that makes its artifacts, and its first arguments.
     """
 
     name: str
     variants: tuple[str, ...] = ()
     num_heads: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
-    vectors: str = ""
+    entry: tuple[str, ...] = ("mtmh.cli", "run")
 
     @property
     def folder(self) -> str:
@@ -60,11 +62,12 @@ class PaperModel:
         return load_config(self.recipe(recipe), shared)
 
 
-def _paper(name: str, *variants: str, heads: int = 1, vectors: str = "", **settings: Any) -> PaperModel:
+def _paper(name: str, *variants: str, heads: int = 1, vectors: Source | None = None, **settings: Any) -> PaperModel:
     """A model by the paper's settings; the yardsticks and exact search stand in the table of MTMH alone."""
     alone = {"evaluation.yardsticks": [], "evaluation.exact_search": False, "evaluation.alphas": []}
     dotted = alone | {key.replace("__", "."): value for key, value in settings.items()}
-    return PaperModel(name, ("paper", *variants), heads, dotted, vectors)
+    entry = ("mtmh.cli", "run") if vectors is None else ("mtmh.evaluation.papers.vectors", vectors)
+    return PaperModel(name, ("paper", *variants), heads, dotted, entry)
 
 
 def _weighted(weight: float) -> PaperModel:
@@ -99,6 +102,18 @@ MODELS: dict[str, PaperModel] = {
 
 BASELINES = ("ItemCF", "NeuCF", "MoL", "HLLM", "HSTU")
 
+# Training runs of figure 7, whose embeddings are watched on their way.
+WATCHED: dict[str, PaperModel] = {
+    name: PaperModel(
+        f"figure 7, {name}",
+        ("paper", *variants),
+        num_heads,
+        {"training.epochs": 3},
+        ("mtmh.evaluation.papers.convergence",),
+    )
+    for name, variants, num_heads in ((MTMH, (), 2), ("NeuCF", ("neucf",), 1))
+}
+
 NEEDED: dict[Part, tuple[str, ...]] = {
     "table1": (MTMH, *BASELINES, DEFAULTS),
     "table2": (MTMH, "MTSH", "STMH"),
@@ -106,6 +121,7 @@ NEEDED: dict[Part, tuple[str, ...]] = {
     "figure1": (MTMH, "NeuCF", CONTENT),
     "figure2": (MTMH, "NeuCF", "MTSH"),
     "figure6": (MTMH, *BASELINES, "MTSH", "STMH"),
+    "figure7": (MTMH, "NeuCF"),
     "table5": (MTMH, *BASELINES),
     "leave-one-out": (DEFAULTS,),
 }

@@ -16,11 +16,12 @@ from mtmh.artifacts import write_atomically
 from mtmh.config import Config, load_config
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.papers.claims import judge
+from mtmh.evaluation.papers.convergence import CONVERGENCE, read_drifts
 from mtmh.evaluation.papers.figures import measured_rows
-from mtmh.evaluation.papers.models import MODELS, NEEDED, NEXT_ITEM, PARTS, Part
+from mtmh.evaluation.papers.models import MODELS, NEEDED, NEXT_ITEM, PARTS, WATCHED, Part
 from mtmh.evaluation.papers.page import Page, html, markdown
 from mtmh.evaluation.papers.runs import Runs, Say, do_runs, plan_runs
-from mtmh.evaluation.papers.tables import make_figures, make_tables
+from mtmh.evaluation.papers.tables import drawing_7, make_figures, make_tables
 
 PAGE = Path("papers.html")
 TEXT = Path("papers.md")
@@ -78,8 +79,15 @@ def reproduce(
     base = load_config(recipe, shared)
     parts = parts or [part for part in PARTS if (part == NEXT_ITEM) == (base.evaluation.given_events > 0)]
     wanted = dict.fromkeys(name for part in parts for name in NEEDED[part])
-    runs = do_runs(plan_runs(recipe, [MODELS[name] for name in wanted], seeds, shared), jobs, say)
-    rows = measured_rows(runs.by_model)
+    models = [MODELS[name] for name in wanted]
+    watched = list(WATCHED.values()) if "figure7" in parts else []
+    runs = do_runs(plan_runs(recipe, [*models, *watched], seeds, shared), jobs, say)
+    rows = measured_rows({name: found for name, found in runs.by_model.items() if name in wanted})
+    drifts = {
+        name: [read_drifts(run.config.paths.root / run.config.name / CONVERGENCE) for run in found]
+        for name, model in WATCHED.items()
+        if (found := runs.by_model.get(model.name))
+    }
     dataset = open_dataset(base.dataset_dir)
     words = ["mtmh", "reproduce", recipe, *(["--quick"] if quick else []), "--only", ",".join(parts)]
     words += ["--seeds", ",".join(map(str, seeds)), *(word for override in overrides for word in ("--set", override))]
@@ -88,7 +96,7 @@ def reproduce(
         facts=_facts(base, dataset, seeds, runs),
         command=shlex.join(words),
         tables=make_tables(rows, parts),
-        figures=make_figures(rows, parts),
+        figures=[*make_figures(rows, parts), *([drawing_7(drifts)] if drifts else [])],
         claims=judge(rows, tuple(parts)),
         failed=runs.failed,
     )

@@ -47,15 +47,14 @@ class Run:
     @property
     def command(self) -> str:
         """The command that makes the artifacts of this run."""
-        return shlex.join(["python", "-m", *self._words] if self.model.vectors else ["mtmh", *self._words[1:]])
+        module, *words = self._words
+        return shlex.join(["mtmh", *words] if module == "mtmh.cli" else ["python", "-m", module, *words])
 
     @property
     def _words(self) -> list[str]:
         """A module and its arguments."""
         settings = [word for override in self.overrides for word in ("--set", override)]
-        if self.model.vectors:
-            return ["mtmh.evaluation.papers.vectors", self.model.vectors, self.recipe, *settings]
-        return ["mtmh.cli", "run", self.recipe, *settings]
+        return [*self.model.entry, self.recipe, *settings]
 
     def start(self, threads: int | None) -> None:
         """Runs the stages that are missing or outdated, in a process of its own; output goes to a log.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mtmh.evaluation.papers.convergence import Drift
 from mtmh.evaluation.papers.figures import Measured
 from mtmh.evaluation.papers.intervals import Interval
 from mtmh.evaluation.papers.models import BASELINES, CONTENT, DEFAULTS, MTMH, NEXT_ITEM, Part, weight_name
@@ -79,6 +80,7 @@ def make_tables(rows: Mapping[str, Measured], parts: Sequence[Part]) -> list[Tab
         "table2": _table_2,
         "table4": _table_4,
         "figure1": _figure_1,
+        "figure7": _figure_7,
         "table5": _table_5,
         NEXT_ITEM: _leave_one_out,
     }
@@ -168,6 +170,33 @@ def _table_5(rows: Mapping[str, Measured]) -> Table:
     table = Table("table5", "Table 5 offline: what a list does for users, in place of its online figures", columns)
     _beside(table, rows, [*BASELINES, H1, H2, MTMH, *YARDSTICKS], {})
     return table
+
+
+def _figure_7(rows: Mapping[str, Measured]) -> Table:
+    columns = ("fresh recall@20", "fresh recall@100", "fresh recall@500")
+    table = Table("figure7", "Figure 7: what is found of the items without a training event, by head", columns)
+    _beside(table, rows, [MTMH, H1, H2, "NeuCF"], {})
+    return table
+
+
+def drawing_7(drifts: Mapping[str, Sequence[Sequence[Drift]]]) -> Figure:
+    """Distance to the final embedding by number of updates, of the first seed.
+
+    Args:
+        drifts: model -> seeds -> heads.
+    """
+    curves = []
+    for model, of_seeds in drifts.items():
+        for of_head in of_seeds[0]:
+            name = model if len(of_seeds[0]) == 1 else f"{model}, {of_head.head} head"
+            x = [Interval(value=max(updates, 0.5) / 100, half=0.0, num_seeds=1) for updates in of_head.updates]
+            y = [
+                Interval(value=distance / 100, half=half / 100, num_seeds=1)
+                for distance, half in zip(of_head.distance, of_head.half, strict=True)
+            ]
+            curves.append(Curve(name, x, y))
+    axes = ("updates so far", "L2 distance to the last step's embedding")
+    return Figure("figure7", "Figure 7: items with few events, first seed", axes, curves, log_x=True)
 
 
 def _leave_one_out(rows: Mapping[str, Measured]) -> Table:

@@ -22,11 +22,10 @@ from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.evaluation.papers.hstu import HstuSettings, train_hstu
+from mtmh.evaluation.papers.models import Source
 from mtmh.index.build import build_version
 from mtmh.index.versions import current_version
 from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
-
-Source = Literal["hstu", "content"]
 
 HEAD = "engagement"
 
