@@ -66,7 +66,10 @@ def test_overrides_are_yaml_values(tmp_path: Path) -> None:
         ("training.batchsize=5", r"training\.batchsize: no such setting; did you mean batch_size\?"),
         ("alpha=70", r"m\.yaml: alpha: no such setting; did you mean retrieval\.alpha\?"),
         ("model.heads=[{name: a, weight: 1}]", r"model\.heads\.0\.weight: no such setting"),
-        ("data.split={kind: user, colour: 5}", r"data\.split\.colour: .* may stand cutoff, kind, test_fraction"),
+        (
+            "data.split={kind: user, colour: 5}",
+            r"data\.split\.colour: .* may stand cutoff, kind, test_events, test_fraction",
+        ),
         ("training.batch_size=50", "multiple of training.num_shards"),
         ("training.batch_size", "expected dotted.key=value"),
         ("name.first=a", "name is a value, not a section"),
@@ -128,7 +131,38 @@ def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "a.yaml")
 
 
-@pytest.mark.parametrize("variant", [name for name in variant_names() if not name.startswith("teacher-")])
+BASELINES = {
+    "hllm": {"content_dim", "heads", "id_features"},
+    "itemcf": {
+        "content_dim", "embedding_dim", "float_features", "head_hidden", "heads", "id_features"
+    },
+    "mol": {"content_dim", "heads"},
+    "neucf": {"content_dim", "heads", "id_features"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", BASELINES)
+def test_a_baseline_changes_the_model_alone(tmp_path: Path, variant: str) -> None:
+    recipe = write(tmp_path / "m.yaml", MINIMAL)
+    plain, varied = load_config(recipe).model_dump(), load_config(f"{recipe}+{variant}").model_dump()
+    assert varied.pop("name") == variant != plain.pop("name")
+    before, after = plain.pop("model"), varied.pop("model")
+    assert varied == plain
+    assert {key for key in before if before[key] != after[key]} == BASELINES[variant]
+
+
+def test_the_paper_keeps_data_and_evaluated_users(tmp_path: Path) -> None:
+    recipe = write(tmp_path / "m.yaml", MINIMAL)
+    plain, varied = load_config(recipe), load_config(f"{recipe}+paper")
+    assert (varied.data, varied.seed, varied.content) == (plain.data, plain.seed, plain.content)
+    assert varied.evaluation.num_users == plain.evaluation.num_users
+    assert varied.model.heads == plain.model.heads
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [name for name in variant_names() if not name.startswith("teacher-") and name not in {*BASELINES, "paper"}],
+)
 def test_a_variant_of_the_model_changes_name_and_one_part_only(tmp_path: Path, variant: str) -> None:
     parts = {"hash-zch": ("model", "id_tables"), "streaming": ("loss", "log_q")}
     section, part = parts.get(variant, ("model", "heads"))
