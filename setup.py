@@ -50,7 +50,7 @@ setup(
             "prepare/sources/*.yaml",
             "evaluation/*.html",
             "serving/static/*",
-            "chain/*.html",
+            "pages/*.html",
         ]
     },
     # What mtmh.modules needs: the oldest release that `mtmh doctor` accepts. Builds of fbgemm for CPU and CUDA exclude

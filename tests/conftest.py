@@ -32,6 +32,7 @@ SLOW = [
         "content/test_content_cli.py",
         "content/test_content_train.py",
         "live/test_learned_preranker.py",
+        "pages/test_in_browser.py",
         "prepare/test_lake.py",
         "prepare/test_nothing_is_altered.py",
         "prepare/test_remote_files.py",

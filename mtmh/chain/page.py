@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 from mtmh.artifacts import write_atomically
 from mtmh.chain.record import PAGE, RECORD, ChainRecord, Outcome, StageRecord
+from mtmh.pages.page import Tone, callout, cell, facts, note, page, row, section, table
 
 _HEADLINES: dict[Outcome, str] = {
     "running": "Running",
@@ -18,8 +17,10 @@ _HEADLINES: dict[Outcome, str] = {
     "failed": "Failed",
     "cancelled": "Cancelled",
 }
-_GOOD, _BAD, _QUIET = "good", "bad", "quiet"
-_TONES = {
+_GOOD: Tone = "good"
+_BAD: Tone = "bad"
+_QUIET: Tone = "quiet"
+_TONES: dict[str, Tone] = {
     "published": _GOOD, "ran": _GOOD, "unchanged": _QUIET, "waiting": _QUIET, "running": _QUIET,
     "stopped": _BAD, "failed": _BAD, "cancelled": _BAD,
 }  # fmt: skip
@@ -33,17 +34,19 @@ def save(record: ChainRecord, folder: Path) -> None:
 
 def page_of(record: ChainRecord) -> str:
     """The page, whatever has happened so far; it loads itself again while the chain runs."""
-    template = Template((resources.files("mtmh.chain") / "page.html").read_text(encoding="utf-8"))
-    return template.substitute(
-        refresh='<meta http-equiv="refresh" content="3">' if record.outcome == "running" else "",
-        title=escape(f"Chain of {record.recipe}"),
-        tone=_TONES[record.outcome],
-        headline=_HEADLINES[record.outcome],
-        message=escape(record.message or _what_runs(record)),
-        facts=_facts(record),
-        stages="".join(_stage(line, record) for line in record.stages),
-        gates=_gates(record),
-        tails="".join(_tail(line) for line in record.stages if line.tail),
+    stages = table(["stage", "result", "took", "why it ran", "where"], [_stage(line, record) for line in record.stages])
+    return page(
+        f"Chain of {record.recipe}",
+        callout(_HEADLINES[record.outcome], [record.message or _what_runs(record)], _TONES[record.outcome]),
+        facts(_facts(record)),
+        section("Stages", stages),
+        section("Gates", _gates(record)),
+        *(
+            section(f"Last lines of {line.stage}", f"<pre>{escape(line.tail)}</pre>")
+            for line in record.stages
+            if line.tail
+        ),
+        refresh=3 if record.outcome == "running" else None,
     )
 
 
@@ -60,9 +63,9 @@ def _what_runs(record: ChainRecord) -> str:
     return ", ".join(line.stage for line in record.stages if line.result == "running") or "starting"
 
 
-def _facts(record: ChainRecord) -> str:
+def _facts(record: ChainRecord) -> dict[str, str]:
     results = [line.result for line in record.stages]
-    facts = {
+    shown = {
         "took": duration(record.seconds),
         "stages ran": str(results.count("ran")),
         "unchanged": str(results.count("unchanged")),
@@ -72,35 +75,37 @@ def _facts(record: ChainRecord) -> str:
         "mtmh": record.mtmh_version,
     }
     if record.overrides:
-        facts["settings changed"] = ", ".join(record.overrides)
+        shown["settings changed"] = ", ".join(record.overrides)
     if record.continued_from:
-        facts["continued from"] = record.continued_from
-    return "".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for name, value in facts.items())
+        shown["continued from"] = record.continued_from
+    return shown
 
 
 def _stage(line: StageRecord, record: ChainRecord) -> str:
     shown = "not reached" if line.result == "waiting" and record.outcome != "running" else line.result
     longest = max((other.seconds for other in record.stages), default=0.0)
-    bar = f'<i style="width:{100 * line.seconds / longest:.1f}%"></i>' if line.seconds and longest else ""
+    share = line.seconds / longest if longest else 0.0
+    bar = f'<i class="bar" style="width:{100 * share:.1f}%"></i>' if line.job and share else ""
     where = [("artifact", line.output), ("job", line.job.handle if line.job else ""), ("logs", line.logs)]
     places = "".join(f"<div><span>{name}</span> <code>{escape(place)}</code></div>" for name, place in where if place)
-    return (
-        f'<tr><td>{escape(line.stage)}</td><td class="{_TONES[line.result]}">{shown}</td>'
-        f'<td class="time">{duration(line.seconds) if line.job else ""}{bar}</td>'
-        f"<td>{'<br>'.join(map(escape, line.reasons))}</td><td>{places}</td></tr>"
-    )
+    return row([
+        cell(line.stage),
+        cell(shown, _TONES[line.result]),
+        f"<td>{duration(line.seconds) if line.job else ''}{bar}</td>",
+        f"<td>{'<br>'.join(map(escape, line.reasons))}</td>",
+        f"<td>{places}</td>",
+    ])  # fmt: skip
 
 
 def _gates(record: ChainRecord) -> str:
     if not record.gates:
-        return '<p class="quiet">None was reached.</p>'
-    rows = "".join(
-        f'<tr><td>{escape(gate.gate)}</td><td class="{_GOOD if gate.passed else _BAD}">'
-        f"{'passed' if gate.passed else 'missed'}</td><td>{'<br>'.join(map(escape, gate.figures))}</td></tr>"
+        return note("None was reached.")
+    rows = [
+        row([
+            cell(gate.gate),
+            cell("passed" if gate.passed else "missed", _GOOD if gate.passed else _BAD),
+            f"<td>{'<br>'.join(map(escape, gate.figures))}</td>",
+        ])
         for gate in record.gates
-    )
-    return f"<table><thead><tr><th>gate</th><th></th><th>figures</th></tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _tail(line: StageRecord) -> str:
-    return f"<h2>Last lines of {escape(line.stage)}</h2><pre>{escape(line.tail)}</pre>"
+    ]  # fmt: skip
+    return table(["gate", "", "figures"], rows)

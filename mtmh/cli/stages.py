@@ -174,3 +174,39 @@ def evaluate(
     for line in [*verdict(evaluations[0]), *evaluations[0].notes]:
         Console().print(escape(line), highlight=False)
     done("report", artifact.path / "report.html")
+
+
+def report(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="Recipes, or folders of evaluations; several are compared."),
+    ],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="One page with all models beside each other; so with several anyway.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page; default: beside the first model's evaluation.")
+    ] = None,
+) -> None:
+    """Writes the report of a model that `mtmh evaluate` has measured, or one page that compares several."""
+    from mtmh.artifacts import write_atomically
+    from mtmh.evaluation.comparison import Comparison, evaluation_folder
+    from mtmh.evaluation.report import report_page
+    from mtmh.evaluation.results import load_evaluation
+    from mtmh.evaluation.tables import results_table
+    from mtmh.evaluation.verdict import verdict
+
+    folders = [evaluation_folder(model) for model in models]
+    if compare or len(folders) > 1:
+        comparison = Comparison.of(folders)
+        evaluations, lines, page = comparison.evaluations, comparison.verdict(), comparison.page()
+        out = out or folders[0].with_name("comparison.html")
+    else:
+        evaluations = [load_evaluation(folders[0])]
+        lines, page = verdict(evaluations[0]), report_page(evaluations[0])
+        out = out or folders[0].with_name("report.html")
+    write_atomically(out, page)
+    Console().print(results_table(evaluations))
+    for line in lines:
+        Console().print(escape(line), highlight=False)
+    done("comparison" if len(folders) > 1 else "report", out)

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mtmh.artifacts import MANIFEST, Artifact, open_artifact
 from mtmh.config.base import leaves
 from mtmh.evaluation.measure import Measure
 from mtmh.evaluation.metrics import Bootstrap
 from mtmh.evaluation.results import Against, Difference, Evaluation, load_evaluation
 from mtmh.evaluation.user_values import UserValues
-from mtmh.training.checkpoint import latest_checkpoint
 
 # Sections that say nothing about how a model was made or what it answers.
 _APART = ("name", "description", "paths", "service", "chain", "plan")
@@ -82,16 +80,3 @@ def differing(settings: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str
                         for recipe in (settings, other))  # fmt: skip
     keys = dict.fromkeys([*flat, *flat_other])
     return {key: (flat.get(key), flat_other.get(key)) for key in keys if flat.get(key) != flat_other.get(key)}
-
-
-def trained_steps(index: Artifact, embeddings: Path, checkpoints: Path) -> int | None:
-    """Steps of the checkpoint that an index goes back to; None if its artifacts are not there any more."""
-    if not (embeddings / MANIFEST).is_file():
-        return None
-    made = open_artifact(embeddings, "embeddings").manifest
-    try:
-        trained = open_artifact(latest_checkpoint(checkpoints), "checkpoint")
-    except ValueError:
-        return None
-    same = index.manifest.inputs.get("embeddings") == made.digest
-    return int(trained.summary["step"]) if same and made.inputs.get("checkpoint") == trained.manifest.digest else None

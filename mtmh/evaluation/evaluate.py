@@ -14,9 +14,11 @@ from mtmh.config import Config, MilvusConfig, decisive
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.cohort import make_cohort
-from mtmh.evaluation.compare import against_yardsticks, difference, load_comparable, trained_steps
+from mtmh.evaluation.compare import against_yardsticks, difference, load_comparable
+from mtmh.evaluation.examples import find_examples
 from mtmh.evaluation.measure import Measure
 from mtmh.evaluation.model_rows import ModelRows
+from mtmh.evaluation.origin import origin_of
 from mtmh.evaluation.published import rank_published
 from mtmh.evaluation.report import write_report
 from mtmh.evaluation.results import METRICS, REPORT, USERS, Evaluation, Protocol, Published, users_file
@@ -87,6 +89,7 @@ def evaluate(
     content = None
     if "teacher" in settings.yardsticks and (config.content_dir / MANIFEST).is_file():
         content = np.asarray(open_content(config.content_dir, dataset).embeddings, dtype=np.float32)
+    origin = origin_of(opened, dataset, config.model_dir("embeddings"), config.model_dir("checkpoints"))
     found = Evaluation(
         model=config.name,
         description=config.description,
@@ -100,9 +103,11 @@ def evaluate(
         num_probes=retriever.num_probes,
         alpha=config.retrieval.alpha,
         seed=config.seed,
-        preranker=type(retriever.preranker).__name__,
-        sorter=type(retriever.sorter).__name__,
-        steps=trained_steps(opened, config.model_dir("embeddings"), config.model_dir("checkpoints")),
+        preranker=subject.ranked_by[0],
+        sorter=subject.ranked_by[1],
+        steps=origin.steps,
+        origin=origin,
+        examples=find_examples(retriever),
         protocol=Protocol(
             num_triggers=settings.num_triggers,
             k=config.retrieval.k,

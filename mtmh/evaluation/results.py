@@ -135,6 +135,82 @@ class Published(BaseModel):
     unmeasured: str = ""
 
 
+class ValidationPoint(BaseModel):
+    """The figures that training measured after some steps.
+
+    Attributes:
+        step: finished steps.
+        epoch: the same in passes over the pairs.
+        measured: figures by name, the ``score`` that decides among them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: int
+    epoch: float
+    measured: dict[str, float]
+
+
+class Origin(BaseModel):
+    """The making of the index that was evaluated; empty or None: not known.
+
+    Attributes:
+        mtmh_version: that evaluated.
+        index: name of the version, or of the folder.
+        index_built: date and time, UTC.
+        data_read: when the dataset was prepared.
+        train_events: of the training period.
+        test_events: of the test period.
+        train_until: first date after the training period; empty without a clock.
+        steps: of training.
+        best_step: of the run that found how long to train.
+        validation: what that run measured on the end of the training period.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    mtmh_version: str = ""
+    index: str = ""
+    index_built: str = ""
+    data_read: str = ""
+    train_events: int | None = None
+    test_events: int | None = None
+    train_until: str = ""
+    steps: int | None = None
+    best_step: int | None = None
+    validation: list[ValidationPoint] = []
+
+
+class ShownItem(BaseModel):
+    """An item for people to look at.
+
+    Attributes:
+        item: its id, as text.
+        text: empty where there is none.
+        topics: coarse, then fine; those that there are.
+        head: that brought it; empty for a trigger.
+        own_topic: it has the trigger's coarse topic; None: one of the two has none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    item: str
+    text: str
+    topics: list[str]
+    head: str = ""
+    own_topic: bool | None = None
+
+
+class Example(BaseModel):
+    """The first answers to a trigger: of each head alone, and merged; one head has no merge."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    trigger: ShownItem
+    heads: dict[str, list[ShownItem]]
+    merged: list[ShownItem]
+
+
 class Evaluation(BaseModel):
     """The content of ``metrics.json``."""
 
@@ -152,7 +228,7 @@ class Evaluation(BaseModel):
     num_probes: int
     alpha: float
     seed: int
-    preranker: str
+    preranker: str  # as the settings name it
     sorter: str
     protocol: Protocol
     rows: list[Row]
@@ -160,6 +236,8 @@ class Evaluation(BaseModel):
     against: list[Against] = []  # by cut-off, the best yardstick at each; empty: none was measured
     differences: dict[str, Difference] = {}  # by name of the other model
     steps: int | None  # of training; None: not known
+    origin: Origin = Origin()
+    examples: list[Example] = []
     notes: list[str] = []  # cut-offs that were capped, yardsticks that were left out
 
     def row(self, kind: RowKind) -> Row:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from mtmh.evaluation.metrics import Estimate
-from mtmh.evaluation.results import Against, Evaluation
+from mtmh.evaluation.results import Against, Evaluation, Row
 
 _FULL = 0.95  # share of a list below which it counts as short
 _NOTABLE = 0.03  # relative gain in recall that is worth a sentence
 
 
 def verdict(evaluation: Evaluation) -> list[str]:
-    """Sentences: the outcome first, then each cut-off, then topic match, and what to try."""
-    return [*_outcome(evaluation), *_relevance(evaluation), *(f"Try: {hint}" for hint in _hints(evaluation))]
+    """Sentences: the outcome first, then each cut-off, topic match, the best alpha, and what to try."""
+    hints = [f"Try: {hint}" for hint in _hints(evaluation)]
+    return [*_outcome(evaluation), *_relevance(evaluation), *_best_alpha(evaluation), *hints]
 
 
 def _outcome(evaluation: Evaluation) -> list[str]:
@@ -48,6 +49,27 @@ def _relevance(evaluation: Evaluation) -> list[str]:
     return [f"L2 topic match: {100 * match.value:.2f} %, item-item cosine {100 * counted.match_l2.value:.2f} %"]
 
 
+def _best_alpha(evaluation: Evaluation) -> list[str]:
+    """The merge of most recall, heads alone among them."""
+    sweep, largest = evaluation.sweep(), evaluation.protocol.recall_at[-1]
+    if len(sweep) < 2:
+        return []
+    best = max(sweep, key=lambda row: row.recall[largest].value)
+    return [
+        f"Best alpha for recall@{largest}: {best.alpha:g}, {_alpha_figures(best, largest)}"
+        + "".join(
+            f"; the recipe's {row.alpha:g}: {_alpha_figures(row, largest)}"
+            for row in sweep
+            if row.alpha == evaluation.alpha != best.alpha
+        )
+    ]
+
+
+def _alpha_figures(row: Row, largest: int) -> str:
+    topic = "" if row.match_l2 is None else f" and L2 match {100 * row.match_l2.value:.2f} %"
+    return f"{100 * row.recall[largest].value:.2f} %{topic}"
+
+
 def _hints(evaluation: Evaluation) -> list[str]:
     """Advice on settings to try, by what the rows show."""
     merged, largest = evaluation.merged, evaluation.protocol.recall_at[-1]
@@ -71,7 +93,7 @@ def _hints(evaluation: Evaluation) -> list[str]:
     if best.alpha is not None and _gain(best.recall[largest], merged.recall[largest]) > _NOTABLE:
         hints.append(f"retrieval.alpha: {best.alpha:g}, which has {_better(best.recall[largest], largest)}.")
     behind = [found for found in evaluation.against if found.side == "behind"]
-    if behind and evaluation.sorter != "LearnedPreranker" and not evaluation.of_kind("preranking"):
+    if behind and evaluation.sorter != "learned" and not evaluation.of_kind("preranking"):
         hints.append("mtmh train-preranker and retrieval.sorter: learned: similarity alone sorts the lists.")
     if behind:
         hints.append("longer training (training.epochs) or a higher learning rate: counting is still ahead.")

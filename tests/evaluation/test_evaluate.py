@@ -14,13 +14,17 @@ import pytest
 from rich.console import Console
 from small_world import NUM_ITEMS, make_model, make_world, random_unit
 
+from mtmh import __version__
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.evaluation.evaluate import evaluate
-from mtmh.evaluation.results import Row, load_evaluation
+from mtmh.evaluation.report import report_page
+from mtmh.evaluation.results import Row, ValidationPoint, load_evaluation
 from mtmh.evaluation.tables import results_table
 from mtmh.index.versions import current_version
+from mtmh.retrieval.query import Query
+from mtmh.retrieval.retriever import Retriever
 
 HEADS = ["engagement", "relevance"]
 HAS_IMPLICIT = find_spec("implicit") is not None
@@ -179,6 +183,46 @@ def test_report_is_one_sound_file(tmp_path: Path, topics: bool) -> None:
     assert not re.search(r"\$\w+", page), "no placeholder is left"
     assert ("<svg" in page) == topics
     assert ("has no topics" in page) != topics
+
+
+def test_report_shows_examples_and_where_it_comes_from(two: Config, tmp_path: Path) -> None:
+    evaluation = load_evaluation(evaluate(two, tmp_path / "evaluation").path)
+    assert len(evaluation.examples) == 10
+    retriever = Retriever.load(current_version(two.model_dir("index")), two.retrieval)
+    for example in evaluation.examples:
+        asked = retriever.retrieve_side_by_side(Query([int(example.trigger.item)], k=two.retrieval.k))
+        assert {head: [item.item for item in items] for head, items in example.heads.items()} == {
+            head: [str(answer.item) for answer in answers] for head, answers in asked.heads.items()
+        }
+        assert [(item.item, item.head) for item in example.merged] == [
+            (str(answer.item), answer.head) for answer in asked.merged
+        ]
+        topics = [asked.descriptions[answer.item].topic_l1 for answer in asked.merged]
+        own = example.trigger.topics[0] if example.trigger.topics else ""
+        assert [item.own_topic for item in example.merged] == [
+            topic == own if own and topic else None for topic in topics
+        ]
+    page = (tmp_path / "evaluation/report.html").read_text()
+    assert page.count("<details open>") == 10
+    assert f"{evaluation.origin.index}, built {evaluation.origin.index_built}" in page
+    assert f"<td>mtmh</td><td>{__version__}</td>" in page
+    assert "Best alpha for recall@15: " in page.partition("<h2>")[0]
+    assert "similarity to the trigger" in page
+    assert not re.search(
+        r"\b[A-Z][a-z]+[A-Z][a-z]+\b", re.sub(r"<style>.*?</style>|<svg.*?</svg>|MovieLens", "", page, flags=re.S)
+    )
+
+
+def test_report_draws_what_training_went_by(two: Config, tmp_path: Path) -> None:
+    evaluation = load_evaluation(evaluate(two, tmp_path / "evaluation").path)
+    assert "How long it was trained" not in report_page(evaluation)
+    points = [
+        ValidationPoint(step=step, epoch=step / 10, measured={"score": score}) for step, score in ((5, 0.1), (10, 0.3))
+    ]
+    evaluation.origin.validation, evaluation.origin.best_step = points, 10
+    page = report_page(evaluation)
+    assert "How long it was trained" in page
+    assert "two: 1.00 epochs" in page
 
 
 def test_tables_for_terminal_and_docs(two: Config, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def evaluation(rows: list[Row], against: list[Against]) -> Evaluation:
     return Evaluation(
         model="mine", description="", dataset="test", dataset_digest="0", num_items=100, num_users=10,
         num_users_without_truth=0, num_pairs=20, k_ann=30, num_probes=3, alpha=50, seed=0,
-        preranker="HeadScorePreranker", sorter="HeadScorePreranker", steps=7, rows=rows, against=against,
+        preranker="head-score", sorter="head-score", steps=7, rows=rows, against=against,
         protocol=Protocol(num_triggers=5, k=4, recall_at=[5, 20], exclude_seen=True),
     )  # fmt: skip
 
@@ -63,6 +63,10 @@ def test_behind_and_level_with_what_to_try() -> None:
     lines = verdict(evaluation(rows, [beside(5, 0.005), beside(20, -0.05)]))
     assert lines[0] == "mine is level with the best yardstick at recall@5, behind the best yardstick at recall@20."
     assert "L2 topic match: 40.00 %, item-item cosine 40.00 %" in lines
+    assert (
+        "Best alpha for recall@20: 30, 22.00 % and L2 match 40.00 %; the recipe's 50: 20.00 % and L2 match 40.00 %"
+        in lines
+    )
     hints = [line for line in lines if line.startswith("Try: ")]
     assert [hint.split(",")[0].split(":")[1].strip() for hint in hints] == [
         "a larger retrieval.k_ann or num_probes", "a larger retrieval.num_probes", "retrieval.sorter",
