@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from rich.table import Table
 
 from mtmh.artifacts import Artifact
 from mtmh.data.schema import DatasetSummary
+
+_YEAR_2000, _YEAR_2100 = 946_684_800, 4_102_444_800
 
 
 def summary_table(artifact: Artifact) -> Table:
@@ -40,9 +44,16 @@ def summary_table(artifact: Artifact) -> Table:
         topics="yes" if summary.has_topics else "no",
     )
     if summary.cutoff is not None:
-        section(first_instant_of_the_test_period=f"{summary.cutoff:.0f}")
+        section(first_instant_of_the_test_period=_instant(summary.cutoff, is_date=summary.timestamp_is_date))
     for what, dropped in (("events", summary.dropped_events), ("items", summary.dropped_items)):
         for reason, rows in dropped.items():
             table.add_row(f"dropped {what}: {reason.replace('_', ' ')}", f"{rows:,}")
         table.add_section()
     return table
+
+
+def _instant(cutoff: float, *, is_date: bool) -> str:
+    """Of dates, and of seconds since 1970 as far as one can tell, the date and time; of an order the number."""
+    if is_date or _YEAR_2000 <= cutoff < _YEAR_2100:
+        return f"{datetime.fromtimestamp(cutoff, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{cutoff:.0f}"

@@ -25,7 +25,10 @@ ITEMS = _names(
     "item_id item product_id product sku article_id article parent_asin asin movie_id video_id track_id song_id book_id"
     " isbn stock_code content_id listing_id post_id id"
 )
-TIMES = _names("timestamp event_time time datetime date ts created_at event_date unix_time invoice_date order day")
+TIMES = _names(
+    "timestamp event_time time datetime date ts t created_at event_date unix_time unix_review_time review_time"
+    " invoice_date order sequence seq position day"
+)
 EVENTS = _names("event event_type action interaction behavior behaviour kind type")
 VALUES = _names("rating stars score value watch_ratio")
 TEXTS = _names("title product_name item_name name text headline description summary")

@@ -239,14 +239,16 @@ def _split(data: _Tables, columns: Mapping[str, Any], guess: Guess) -> dict[str,
     if not data.event_facts[time].is_time and data.number(f"SELECT median(timestamp) FROM {events}") < _EPOCH:
         guess.note("split", f"{each}, because {time} is an order and no clock")
         return {"kind": "user", "test_fraction": 0.2}
-    cut = int(data.number(f"SELECT quantile_disc(timestamp, 0.8) FROM {events}"))
+    last = data.number(f"SELECT quantile_disc(timestamp, 0.8) FROM {events}")
+    # The first instant that leaves a fifth of the events behind it at most, as prepare will cut.
+    cut = int(data.number(f"SELECT coalesce(min(timestamp) FILTER (WHERE timestamp > {last}), {last}) FROM {events}"))
     users = f"(SELECT max(timestamp) >= {cut} AS after, min(timestamp) < {cut} AS before FROM {events} GROUP BY u)"
     after = data.number(f"SELECT count(*) FILTER (WHERE after) FROM {users}")
     known = data.number(f"SELECT count(*) FILTER (WHERE after AND before) FROM {users}")
     if known < _RETURNING * after:
         guess.note("split", f"{each}, because few users come back ({known:,} of {after:,} after the cut)")
         return {"kind": "user", "test_fraction": 0.2}
-    since = f", from {datetime.fromtimestamp(cut, UTC):%Y-%m-%d}" if table.is_date(time) else ""
+    since = f", from {datetime.fromtimestamp(cut, UTC):%Y-%m-%d} on," if table.is_date(time) else ""
     guess.note(
         "split",
         f"the last fifth of the events{since} is the test period; {known:,} of its {after:,} users were there before",
@@ -380,8 +382,8 @@ def _there(name: str, role: str, facts: Mapping[str, Any], table: TableFile) -> 
 
 def _no_guess(table: TableFile, role: str, what: str, names: Any) -> ValueError:
     return ValueError(
-        f"{table.name}: cannot tell which column is {what}; name it ({role}=COLUMN). Found"
-        f" {', '.join(map(repr, names))}"
+        f"{table.name}: cannot tell which column is {what}; name it: --column {role}=NAME, in Python"
+        f" columns={{'{role}': NAME}}. Found {', '.join(map(repr, names))}"
     )
 
 

@@ -50,6 +50,8 @@ def quiet_libraries() -> Iterator[None]:
                 ".*torch.distributed.* is deprecated.*",
             ):
                 warnings.filterwarnings("ignore", message=text, category=FutureWarning)
+            # Of a gradient with a single row, whose strides mean nothing.
+            warnings.filterwarnings("ignore", message="Grad strides do not match", category=UserWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
@@ -102,11 +104,13 @@ class RunSize:
         num_steps: of the whole run.
         steps_per_epoch: of one pass over the data.
         batch_size: pairs or examples of a global step.
+        at_most: the run may end before, when it has got no better for long.
     """
 
     num_steps: int
     steps_per_epoch: int
     batch_size: int
+    at_most: bool = False
 
 
 class TrainingLog:
@@ -143,7 +147,7 @@ class TrainingLog:
         self._waited = 0.0
         self._step = start_step
         self._gauges: dict[str, Callable[[], Mapping[str, float]]] = {}
-        self._view = _View(folder, size.num_steps, start_step) if ranks.is_first else None
+        self._view = _View(folder, size, start_step) if ranks.is_first else None
         self._began = time.perf_counter()
 
     def __enter__(self) -> Self:
@@ -250,10 +254,10 @@ def first_triggers(dataset: Dataset, batch: ItemBatch) -> list[str]:
 class _View:
     """Rank 0's outlets: console, metrics.jsonl, TensorBoard."""
 
-    def __init__(self, folder: Path, num_steps: int, start_step: int) -> None:
+    def __init__(self, folder: Path, size: RunSize, start_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.console = Console()
-        self._num_steps = num_steps
+        self._size = size
         self._last = (start_step, time.perf_counter())
         _drop_lines_after(folder / STEP_METRICS, start_step)
         self._file = (folder / STEP_METRICS).open("a")
@@ -264,11 +268,14 @@ class _View:
                 TextColumn("training"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                # Of a run that ends by itself, nobody knows how long it takes.
+                *([] if size.at_most else [TimeRemainingColumn()]),
                 TextColumn("{task.fields[text]}"),
                 console=self.console,
             )
-            self._task = self._progress.add_task("", total=num_steps, completed=start_step, text="")
+            self._task = self._progress.add_task(
+                "", total=None if size.at_most else size.num_steps, completed=start_step, text=""
+            )
             self._progress.start()
 
     def write(self, line: dict[str, Any]) -> None:
@@ -288,13 +295,18 @@ class _View:
         if self._progress is not None:
             self._progress.update(self._task, completed=line["step"], text=text)
             return
-        step, now = line["step"], time.perf_counter()
-        seconds = (now - self._last[1]) / (step - self._last[0]) * (self._num_steps - step)
-        self._last = (step, now)
-        eta = timedelta(seconds=round(seconds))
         self.console.print(
-            f"step {step}/{self._num_steps}  epoch {line['epoch']}  {text}  eta {eta}", highlight=False, soft_wrap=True
+            f"{self._place(line['step'])}  epoch {line['epoch']}  {text}", highlight=False, soft_wrap=True
         )
+
+    def _place(self, step: int) -> str:
+        """How far the run is, and the time that it still takes where that is known."""
+        if self._size.at_most:
+            return f"step {step}"
+        now = time.perf_counter()
+        seconds = (now - self._last[1]) / (step - self._last[0]) * (self._size.num_steps - step)
+        self._last = (step, now)
+        return f"step {step}/{self._size.num_steps}  eta {timedelta(seconds=round(seconds))}"
 
     def close(self) -> None:
         if self._progress is not None:

@@ -200,7 +200,7 @@ def _train(
 
     log = TrainingLog(
         root,
-        RunSize(loader.num_steps, loader.steps_per_epoch, training.batch_size),
+        RunSize(loader.num_steps, loader.steps_per_epoch, training.batch_size, at_most=view is not None),
         LossNames.of_heads(run.model.heads),
         lambda step: first_triggers(dataset, next(loader.iterate(step))),
         ranks,

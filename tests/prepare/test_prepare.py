@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -384,6 +385,16 @@ def test_summary_table_names_every_reason(tmp_path: Path) -> None:
     for reason in ("no user", "no item", "no timestamp", "unknown item", "consecutive repeat", "short history"):
         assert f"dropped events: {reason}" in text
     assert "dropped items: no item" in text
+
+
+@pytest.mark.parametrize(
+    ("first", "shown"), [(1_700_000_000, "2023-11-14 22:13:20 UTC"), (100, "first instant of the test period │ 100")]
+)
+def test_summary_table_shows_a_date_as_a_date_and_an_order_as_a_number(first: int, shown: str, tmp_path: Path) -> None:
+    events = [(user, item, first - 8 + item) for user in range(5) for item in range(10)]
+    artifact = prepare_tables(tmp_path, events, {"item_id": list(range(10))}, split={"kind": "time"})
+    Console(file=(screen := io.StringIO()), width=120).print(summary_table(artifact))
+    assert re.sub(" +", " ", shown) in re.sub(" +", " ", screen.getvalue())
 
 
 def test_memory_limit_too_small_is_named(tmp_path: Path) -> None:

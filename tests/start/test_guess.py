@@ -103,11 +103,12 @@ def test_csv_files_of_a_folder(tmp_path: Path) -> None:
     assert said(guess, "events") == "2,400 rows of a.csv and 1 more"
 
 
-def test_an_order_is_no_clock(tmp_path: Path) -> None:
-    events = pa.table({"user": [1, 1, 1, 2, 2, 2], "item": [5, 6, 7, 5, 6, 8], "order": [0, 1, 2, 0, 1, 2]})
+@pytest.mark.parametrize("name", ["order", "sequence", "t"])
+def test_an_order_is_no_clock(name: str, tmp_path: Path) -> None:
+    events = pa.table({"user": [1, 1, 1, 2, 2, 2], "item": [5, 6, 7, 5, 6, 8], name: [0, 1, 2, 0, 1, 2]})
     guess = guessed(tmp_path, events)
     assert guess.tree["data"]["split"] == {"kind": "user", "test_fraction": 0.2}
-    assert "order is an order and no clock" in said(guess, "split")
+    assert f"{name} is an order and no clock" in said(guess, "split")
     assert guess.tree["model"] == {"heads": [{"name": "engagement"}]}
     assert "items" not in guess.tree["data"]
 
@@ -160,7 +161,7 @@ def test_the_teacher_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("events", "items", "message"),
     [
-        (["a", "sku", "ts"], None, "cannot tell which column is the user of an event; name it"),
+        (["a", "sku", "ts"], None, "cannot tell which column is the user of an event; name it: --column user_id=NAME"),
         (["customer", "b", "ts"], None, "cannot tell which column is the item of an event"),
         (["customer", "sku", "c"], None, "cannot tell which column is the time of an event"),
         (["customer", "sku", "ts"], ["product"], "of the same name in both tables"),

@@ -79,6 +79,22 @@ def test_a_part_is_saved_and_restored_by_name(config: Config) -> None:
             without.restore(saved, trained())
 
 
+@pytest.mark.parametrize("at_most", [True, False])
+def test_only_a_run_of_known_length_says_how_long_it_takes(
+    at_most: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = LossNames(("engagement",), ("head",), ((1.0,),))
+    size = RunSize(18_800, 470, 8, at_most=at_most)
+    with (
+        join_ranks("cpu") as ranks,
+        TrainingLog(tmp_path, size, names, lambda _: [], ranks, log_every=1, start_step=0) as log,
+    ):
+        log.record(1, torch.zeros(1, 1), report=False)
+    shown = capsys.readouterr().out
+    assert "step 1" in shown
+    assert ("18800" in shown, "eta" in shown) == ((False, False) if at_most else (True, True))
+
+
 def test_a_gauge_is_written_with_every_window(tmp_path: Path) -> None:
     names = LossNames(("engagement",), ("head",), ((1.0,),))
     calls = iter((0.25, 0.5))
