@@ -53,6 +53,7 @@ SLOW = [
         "test_extras.py",
         "test_import.py",
         "test_python_blocks.py",
+        "test_site.py",
         "test_transfer.py",
         "tower/test_delta.py",
         "training/test_auto_length.py",

@@ -124,7 +124,9 @@ def _database(data: DataConfig, scratch: Path) -> Iterator[Any]:
     }
     connection = duckdb.connect(str(scratch / DATABASE), config=settings)
     try:
-        connection.execute("SET enable_progress_bar = false")
+        # In a notebook without ipywidgets there is none, and it cannot be set.
+        if connection.sql("SELECT current_setting('enable_progress_bar')").fetchall()[0][0]:
+            connection.execute("SET enable_progress_bar = false")
         connection.execute("SET TimeZone = 'UTC'")  # of times without a zone
         yield connection
     except duckdb.OutOfMemoryException as error:
