@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from mtmh.artifacts import write_atomically
+from mtmh.chain.duration import duration
 from mtmh.chain.record import PAGE, RECORD, ChainRecord, Outcome, StageRecord
 from mtmh.pages.page import Tone, callout, cell, facts, note, page, row, section, table
 
@@ -48,15 +49,6 @@ def page_of(record: ChainRecord) -> str:
         ),
         refresh=3 if record.outcome == "running" else None,
     )
-
-
-def duration(seconds: float) -> str:
-    """``8 s``, ``3 min 20 s`` or ``2 h 5 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _what_runs(record: ChainRecord) -> str:

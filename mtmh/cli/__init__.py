@@ -62,6 +62,13 @@ app.command()(about.recipes)
 app.command()(about.show)
 
 
+class _Lines(logging.Formatter):
+    """``warning: what is wrong``, as errors are shown."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
 def main() -> None:
     """Runs the command line; an error that the user can mend ends in one line and exit code 2."""
     # OpenMP threads spin at the end of a parallel region; where another process holds the core they wait for, a step
@@ -69,6 +76,12 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Importing torchrec makes torch.fx warn about an API that this program does not call.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    # Ours are for the user: a word and the message, whatever a library has set up for the root.
+    ours = logging.getLogger("mtmh")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Lines())
+    ours.addHandler(handler)
+    ours.propagate = False
     try:
         app()
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -25,12 +26,17 @@ def list_versions(recipe: Recipe, overrides: Overrides = None) -> None:
 
     from mtmh.index.versions import list_versions as run
 
-    table = Table("version", "state", "built", "items", "ANN recall")
+    table = Table("version", "state", "built (UTC)", "items", "ANN recall")
     for version in run(load_config(recipe, overrides).model_dir("index")):
-        recall = ", ".join(f"{head} {value:.4f}" for head, value in (version.recall or {}).items())
+        recall = ", ".join(f"{head} {value:.3f}" for head, value in (version.recall or {}).items())
         items = f"{version.num_items:,}" if version.num_items else ""
-        table.add_row(version.name, version.state, version.created_at, items, recall)
+        table.add_row(version.name, version.state, _minute(version.created_at), items, recall)
     Console().print(table)
+
+
+def _minute(instant: str) -> str:
+    """``2026-11-28 08:15`` of an ISO time, UTC."""
+    return f"{datetime.fromisoformat(instant).astimezone(UTC):%Y-%m-%d %H:%M}" if instant else ""
 
 
 @index_app.command("verify")

@@ -205,6 +205,7 @@ def report(
         evaluations = [load_evaluation(folders[0])]
         lines, page = verdict(evaluations[0]), report_page(evaluations[0])
         out = out or folders[0].with_name("report.html")
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, page)
     Console().print(results_table(evaluations))
     for line in lines:

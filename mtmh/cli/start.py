@@ -36,6 +36,7 @@ def init(
         raise ValueError(f"{out}: there already; give another --out, or --force to replace it")
     guess = guess_recipe(events, items, _roles(column or []), None if teacher == "none" else teacher)
     text = recipe_text(guess, root=f"runs/{out.stem}", description=f"Made by mtmh init from {events.name}.")
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text)
     load_config(out)  # what was written is a recipe
     table = Table.grid(padding=(0, 2))

@@ -22,6 +22,7 @@ from mtmh.evaluation.tables import columns, figures, percent
 from mtmh.evaluation.verdict import verdict
 from mtmh.pages.page import callout, cell, facts, note, page, pairs, row, section, table
 
+_OPEN = 3  # examples that are unfolded
 PERCENT = "Percent; the small line is half the width of the 95 % interval."
 # Rankers by the names of their settings.
 _RANKED_BY = {
@@ -134,10 +135,11 @@ def _examples(examples: Sequence[Example]) -> str:
     if any(found.trigger.topics for found in examples):
         words += " A number in green: of the trigger's own coarse topic."
     words += f" In the merge, {initials}." if len(heads) > 1 else ""
-    return section("Ten triggers" if len(examples) == 10 else "Triggers", note(words), *map(_example, examples))
+    shown = [_example(found, is_open=place < _OPEN) for place, found in enumerate(examples)]
+    return section("Ten triggers" if len(examples) == 10 else "Triggers", note(words), *shown)
 
 
-def _example(example: Example) -> str:
+def _example(example: Example, *, is_open: bool) -> str:
     lists = [(f"{head} head", found, False) for head, found in example.heads.items()]
     if example.merged:
         lists.append(("merged", example.merged, True))
@@ -147,7 +149,7 @@ def _example(example: Example) -> str:
         answers = "".join(_answer(item, heads if initial else []) for item in found)
         shown.append(f"<div><h4>{escape(name)}</h4><ol>{answers}</ol></div>")
     summary = f"<summary>{_described(example.trigger)}</summary>"
-    return f'<details open>{summary}<div class="lists">{"".join(shown)}</div></details>'
+    return f'<details{" open" if is_open else ""}>{summary}<div class="lists">{"".join(shown)}</div></details>'
 
 
 def _answer(item: ShownItem, heads: Sequence[str]) -> str:

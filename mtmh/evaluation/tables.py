@@ -37,13 +37,14 @@ def percent(figure: Estimate | float | None) -> str:
 def results_table(evaluations: Sequence[Evaluation]) -> Table:
     """Rows of the first evaluation and the merged row of the others, for the terminal; fits 80 columns.
 
-    Other alphas, and yardsticks' candidates sorted as the model sorts, are in the report only.
+    Recall at the smallest and the two largest cut-offs. The others, other alphas, and yardsticks' candidates sorted as
+    the model sorts, are in the report only.
     """
     first = evaluations[0]
-    recall_at = first.protocol.recall_at
+    recall_at = _shown_cut_offs(first.protocol.recall_at)
     table = Table(
         title=f"{first.model} on {first.dataset}: {first.num_users:,} users, percent",
-        caption="intervals, NDCG, hit rate and other alphas are in the report",
+        caption="intervals, other cut-offs and alphas, NDCG and hit rate are in the report",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -51,22 +52,24 @@ def results_table(evaluations: Sequence[Evaluation]) -> Table:
     )
     table.add_column("")
     table.add_column(f"recall\n@{recall_at[0]}", justify="right", no_wrap=True)
-    for heading in [*(f"@{k}" for k in recall_at[1:]), "L1", "L2", "fresh", "full"]:
+    for heading in [*(f"@{k}" for k in recall_at[1:]), "L1", "L2", "fresh"]:
         table.add_column(f"\n{heading}", justify="right", no_wrap=True)
     for row in first.rows:
         if row.kind not in _REPORT_ONLY:
             style = {"merged": "bold", "yardstick": "dim"}.get(row.kind)
-            table.add_row(escape(row.name.removeprefix(f"{first.model}, ")), *_short(row), style=style)
+            table.add_row(escape(row.name.removeprefix(f"{first.model}, ")), *_short(row, recall_at), style=style)
     if len(evaluations) > 1:
         table.add_section()
         for other in evaluations[1:]:
-            table.add_row(escape(other.merged.name), *_short(other.merged))
+            table.add_row(escape(other.merged.name), *_short(other.merged, recall_at))
     return table
 
 
-def _short(row: Row) -> list[str]:
-    """Recalls, matches, recall of fresh items and share of full lists."""
-    shown = figures(row)
-    num_recalls = len(row.recall)
-    cells = [percent(figure) for figure in shown[: num_recalls + 3]]
-    return [*cells, f"{100 * row.list_length / max(row.recall):.0f}"]
+def _shown_cut_offs(recall_at: Sequence[int]) -> list[int]:
+    return list(dict.fromkeys([recall_at[0], *recall_at[-2:]]))
+
+
+def _short(row: Row, recall_at: Sequence[int]) -> list[str]:
+    """Recalls, matches and recall of fresh items."""
+    fresh = row.fresh_recall[max(row.recall)]
+    return [percent(figure) for figure in (*(row.recall[k] for k in recall_at), row.match_l1, row.match_l2, fresh)]

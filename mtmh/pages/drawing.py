@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 # Stand-ins in a drawing for the page's colours.
 INK, SOFT, LINE = "#010101", "#020202", "#030303"
 SERIES = ["#100000", "#100001", "#100002", "#100003", "#100004", "#100005"]
-MARKERS = ["s", "D", "^", "v", "P", "X"]
+MARKERS = ["s", "D", "^", "v", "P", "X", "p", "<"]
 _THEME = {INK: "var(--ink)", SOFT: "var(--soft)", LINE: "var(--line)"} | {
     color: f"var(--c{place})" for place, color in enumerate(SERIES)
 }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 
 from mtmh.artifacts import Artifact
+from mtmh.chain.duration import duration
 from mtmh.chain.gates import GATES, published_index
 from mtmh.chain.stages import Say, examine, set_checkpoints_aside, stages_of
 from mtmh.chain.state import ChainState, StageState, only_chain
@@ -46,6 +48,7 @@ def _run(config: Config, say: Say, until: StageName) -> dict[StageName, Artifact
             if aside is not None:
                 say(f"{stage.name}: another run; the checkpoints of the one before are in {aside}")
             files = stamp(stage.files(config))
+            begun = perf_counter()
             if stage.name == "evaluate":
                 _evaluate(config, found["build_index"])
             else:
@@ -53,6 +56,7 @@ def _run(config: Config, say: Say, until: StageName) -> dict[StageName, Artifact
             finding = examine(stage, config, inputs, state, just_ran=True)
             if finding.reasons:
                 raise ValueError(f"{stage.name} has run, but {'; '.join(finding.reasons)}")
+            say(f"{stage.name}: took {duration(perf_counter() - begun)}")
         else:
             files = stamp(stage.files(config))
             say(f"{stage.name}: unchanged")

@@ -131,6 +131,10 @@ class Trainer(Generic[Batch]):
                     checkpoint = self.checkpoints.save(step, self.trained(), behind=self.save_behind and not is_over)
             if checkpoint is not None:
                 self.log.show(f"Trained {step} steps; checkpoint {checkpoint}")
+            elif step > num_steps:
+                self.log.show(f"Already trained {step:,} steps, the recipe asks for {num_steps:,}; nothing was done")
+            else:
+                self.log.show(f"Already trained {step:,} steps; nothing is left to do")
         return checkpoint
 
     def _next_stop(self, step: int, num_steps: int) -> int:
