@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import httpx2
 
@@ -39,6 +39,7 @@ class Found:
         text: for people.
         topic_l1: coarse topic.
         topic_l2: fine topic.
+        image: address of its picture.
     """
 
     item: ItemId
@@ -49,6 +50,7 @@ class Found:
     text: str
     topic_l1: str
     topic_l2: str
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,29 @@ class FoundList:
         items: the answers.
         ignored: items of the history that the service does not know.
         version: of the index that answered.
+        notes: what the service says beside the answers: conditions that no item meets, unknown ids.
     """
 
     items: list[Found]
     ignored: list[ItemId]
     version: str
+    notes: list[str] = field(default_factory=list)
+
+
+class RequestFields(TypedDict, total=False):
+    """Further fields of a request, as the page of the service's API (/docs) tells them."""
+
+    k_ann: int
+    num_probes: int
+    shares: Mapping[str, float]
+    features: Mapping[str, Mapping[str, Any]]
+    filters: Mapping[str, Any]
+    max_per: Mapping[str, int]
+    diversity: float
+    boosts: Mapping[str, Mapping[str, float]]
+    away_from: Sequence[ItemId]
+    unknown: Literal["error", "popular"]
+    timeout_ms: int
 
 
 class Client:
@@ -94,7 +114,7 @@ class Client:
         self._http.close()
 
     def similar_items(
-        self, item: ItemId, *, k: int | None = None, alpha: float | None = None, **more: Any
+        self, item: ItemId, *, k: int | None = None, alpha: float | None = None, **more: Unpack[RequestFields]
     ) -> FoundList:
         """Items that go with an item.
 
@@ -102,7 +122,7 @@ class Client:
             item: its id.
             k: answers; None: as many as the service gives by default.
             alpha: percent from the engagement head; None: likewise.
-            more: other fields of the request, such as ``filters={"exclude": [4]}``.
+            more: other fields of the request, such as ``filters={"where": {"price": {"max": 20}}}``.
 
         Raises:
             ServiceError: an unknown item, or a field that does not fit.
@@ -111,7 +131,12 @@ class Client:
         return self._retrieve({"triggers": [item], "k": k, "alpha": alpha, **more})
 
     def recommend(
-        self, history: Sequence[ItemId], *, k: int | None = None, alpha: float | None = None, **more: Any
+        self,
+        history: Sequence[ItemId],
+        *,
+        k: int | None = None,
+        alpha: float | None = None,
+        **more: Unpack[RequestFields],
     ) -> FoundList:
         """Items for a user, by what the user engaged with, the latest last; arguments and errors as `similar_items`."""
         return self._retrieve({"history": list(history), "k": k, "alpha": alpha, **more})
@@ -131,7 +156,7 @@ class Client:
         described = {text.pop("item"): text for text in answer["descriptions"]}
         (found,) = answer["answers"]
         items = [Found(**item, **described[item["item"]]) for item in found["items"]]
-        return FoundList(items, found.get("ignored") or [], answer["version"])
+        return FoundList(items, found.get("ignored") or [], answer["version"], answer["notes"])
 
     def _read(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         answer = self._http.request(method, path, **options)

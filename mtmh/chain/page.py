@@ -100,4 +100,4 @@ def _gates(record: ChainRecord) -> str:
         ])
         for gate in record.gates
     ]  # fmt: skip
-    return table(["gate", "", "figures"], rows)
+    return table(["gate", "result", "figures"], rows)

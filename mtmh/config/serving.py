@@ -39,4 +39,7 @@ class ServiceConfig(Settings):
     reload_seconds: Annotated[float, Field(gt=0.0)] = 2.0  # how often a new index version is looked for
     drain_seconds: NonNegative = 3.0  # after SIGTERM: /readyz says 503, requests are still answered
     api_keys_file: Path | None = None  # a key a line, for the routes that write; beside those of MTMH_API_KEYS
+    # Pictures of the items for the explorer page: a folder or an address (https://...) in which the items' `image` is
+    # looked up, or a Parquet file with item_id and image (bytes). None: those of mtmh content simulate, if it ran.
+    images: str | None = None
     access_log: bool = False  # a JSON line a request on stdout

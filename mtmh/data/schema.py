@@ -4,6 +4,9 @@
                               item_id (int64 or string), text, image, topic_l1, topic_l2 (string, null: none),
                               train_count int64 (events in T1), first_seen int64 (first of them, in the events' unit;
                               null: none), content_embedding fixed-size list<float32> (if any)
+    item_features.parquet     the features as the source has them, in item-index order, for filters (if there are any):
+                              id features list<int64 or string> (distinct, ascending; null: none), float features
+                              double (null: none)
     item_table/               the model's inputs of every item, memory-mapped by the loader:
       float_features.npy        [I, num_floats] float32, standardised with T1 statistics, missing = 0
       <feature>.values.npy      [N] int32 rows of the feature's vocabulary, items one after another; 0 = unknown
@@ -37,6 +40,7 @@ from pydantic import BaseModel, ConfigDict, Field
 ITEM_ID = "item_id"
 
 ITEMS = Path("items.parquet")
+ITEM_FEATURES = Path("item_features.parquet")
 ITEM_TABLE = Path("item_table")
 RAW_IDS = ITEM_TABLE / f"{ITEM_ID}.raw.npy"
 HISTORIES = Path("histories.parquet")

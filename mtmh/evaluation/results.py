@@ -271,9 +271,14 @@ class Evaluation(BaseModel):
         for row in sweep:
             match = row.match_l2 if fine else row.match_l1
             assert row.alpha is not None
+            recall = row.recall[largest]
             points.append(
                 CurvePoint(
-                    alpha=row.alpha, recall=row.recall[largest].value, match=match.value if match is not None else None
+                    alpha=row.alpha,
+                    recall=recall.value,
+                    match=match.value if match is not None else None,
+                    recall_interval=(recall.low, recall.high),
+                    match_interval=(match.low, match.high) if match is not None else None,
                 )
             )
         return Curve(recall_at=largest, topic="topic_l2" if fine else "topic_l1", points=points)

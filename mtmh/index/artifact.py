@@ -11,10 +11,11 @@ from mtmh.config.model import HeadName
 from mtmh.tower.artifact import TowerFacts
 
 PRERANKER = Path("preranker")  # in an index: the learned preranker that ranks its answers, a whole artifact
-# item_id, text, topic_l1, topic_l2, train_count; row number = item index. Of a compacted version REMOVED tells the rows
-# that are triggers and no answers.
+# item_id, display columns, train_count, first_seen; row number = item index. Of a compacted version REMOVED tells the
+# rows that are triggers and no answers.
 ITEMS = Path("items.parquet")
 REMOVED = "removed"
+ITEM_FEATURES = Path("item_features.parquet")  # raw features for filters, likewise; a compacted index has them in ITEMS
 
 
 def index_file(head: str) -> Path:

@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtmh.artifacts import MANIFEST, Artifact, link_folder, open_artifact
+from mtmh.artifacts import MANIFEST, Artifact, link_file, link_folder, open_artifact
 from mtmh.config import Config, RetrievalConfig, decisive
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks, on_first
 from mtmh.index import versions
-from mtmh.index.artifact import ITEMS, PRERANKER, RankedBy
+from mtmh.index.artifact import ITEM_FEATURES, ITEMS, PRERANKER, RankedBy
 from mtmh.index.write import IndexRecord, Source, write_index
 from mtmh.tower.artifact import EmbeddingsSummary
 from mtmh.tower.export import write_tower
 
 logger = logging.getLogger(__name__)
 
-DISPLAY_COLUMNS = ["item_id", "text", "topic_l1", "topic_l2", "train_count", "first_seen"]
+DISPLAY_COLUMNS = ["item_id", "text", "image", "topic_l1", "topic_l2", "train_count", "first_seen"]
 
 
 def build_index(config: Config, out: Path) -> Artifact:
@@ -52,6 +52,8 @@ def build_index(config: Config, out: Path) -> Artifact:
 
         def finish(folder: Path) -> dict[str, Any]:
             dataset.copy_items(DISPLAY_COLUMNS, folder / ITEMS)
+            if (dataset.artifact.path / ITEM_FEATURES).is_file():
+                link_file(dataset.artifact.path / ITEM_FEATURES, folder / ITEM_FEATURES)
             if preranker is not None:  # its own: the recipe's is replaced when it is trained again
                 preranker.verify()
                 link_folder(preranker.path, folder / PRERANKER)

@@ -22,7 +22,7 @@ none), and ``split`` kinds (mask of bits, 0: none) and value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from mtmh.config import SplitConfig
@@ -320,6 +320,22 @@ def items() -> str:
         ORDER BY f.item_index"""
 
 
+def item_features(id_features: Mapping[str, bool], float_features: Sequence[str]) -> str:
+    """Raw features in item-index order: distinct values of id features (name -> whether it is a list), and floats."""
+    columns = [
+        f"list_sort(list_distinct({f's.{quoted(name)}' if is_list else f'[s.{quoted(name)}]'})) AS {quoted(name)}"
+        for name, is_list in id_features.items()
+    ]
+    columns += [f"{_finite(name)} AS {quoted(name)}" for name in float_features]
+    return f"""
+        SELECT {", ".join(columns)}
+        FROM item_facts AS f
+        JOIN catalogue AS c ON f.item_code = c.item_code
+        JOIN source_items AS s ON c.item_id = s.item_id
+        WHERE s.drop_reason IS NULL
+        ORDER BY f.item_index"""
+
+
 def select_raw_ids(is_string: bool) -> str:
     """Raw ids in item-index order."""
     return f"""
@@ -348,7 +364,7 @@ def broken_embedding() -> str:
 def float_feature(name: str) -> str:
     """One float feature: item_index, value (NULL: missing)."""
     return f"""
-        SELECT f.item_index, CASE WHEN isfinite(s.{quoted(name)}::DOUBLE) THEN s.{quoted(name)}::DOUBLE END AS value
+        SELECT f.item_index, {_finite(name)} AS value
         FROM item_facts AS f
         JOIN catalogue AS c ON f.item_code = c.item_code
         JOIN source_items AS s ON c.item_id = s.item_id
@@ -400,6 +416,11 @@ def _values(name: str, is_list: bool) -> str:
             JOIN source_items AS s ON c.item_id = s.item_id
             WHERE s.drop_reason IS NULL
         ) WHERE value IS NOT NULL"""
+
+
+def _finite(name: str) -> str:
+    value = f"s.{quoted(name)}::DOUBLE"
+    return f"CASE WHEN isfinite({value}) THEN {value} END"
 
 
 def _train(first_user: int, last_user: int) -> str:

@@ -18,7 +18,14 @@ from mtmh.prepare.sources.base import SourceContext, SourceTables
 from mtmh.prepare.statements import Instant
 from mtmh.prepare.table_file import readable
 from mtmh.prepare.write_histories import HistoryFacts, write_histories
-from mtmh.prepare.write_items import check_embeddings, choose_features, item_facts, write_item_rows, write_item_table
+from mtmh.prepare.write_items import (
+    check_embeddings,
+    choose_features,
+    item_facts,
+    write_item_features,
+    write_item_rows,
+    write_item_table,
+)
 
 MAX_EVENT_KINDS = 31  # bits of an int32 that is never negative
 FAULTS = ("no_user", "no_item", "no_timestamp", "unknown_item")  # reasons that nobody asked for
@@ -228,6 +235,7 @@ def write_item_files(
     work.connection.unregister("item_fact_rows")
 
     has_topics = write_item_rows(work.connection, work.folder, embedding_dim)
+    write_item_features(work.connection, work.folder, source.id_features, source.float_features)
     seen = facts.train_count > 0
     # Without a common cut, ages run to the end of T1; standardising removes the difference.
     now = int(facts.first_seen[seen].max()) if cutoff is None else cutoff.timestamp

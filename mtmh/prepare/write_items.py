@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mtmh.data.row_file import create_array
 from mtmh.data.schema import (
     FLOAT_SCALES,
+    ITEM_FEATURES,
     ITEM_ID,
     ITEM_TABLE,
     ITEMS,
@@ -88,6 +89,26 @@ def write_item_rows(connection: Any, folder: Path, embedding_dim: int | None) ->
             topics = batch.column("topic_l1")
             has_topics = has_topics or topics.null_count < len(topics)
     return has_topics
+
+
+def write_item_features(
+    connection: Any, folder: Path, id_features: tuple[str, ...], float_features: tuple[str, ...]
+) -> None:
+    """Writes item_features.parquet from ``item_facts``; nothing where there is no feature."""
+    if not (id_features or float_features):
+        return
+    types = dict(row[:2] for row in connection.sql("DESCRIBE source_items").fetchall())
+    lists = {name: types[name].endswith("]") for name in id_features}
+    reader = connection.sql(statements.item_features(lists, float_features)).to_arrow_reader(BATCH_ITEMS)
+    kinds = {
+        name: pa.list_(pa.int64() if pa.types.is_integer(reader.schema.field(name).type.value_type) else pa.string())
+        for name in id_features
+    } | dict.fromkeys(float_features, pa.float64())
+    schema = pa.schema(list(kinds.items()))
+    with pq.ParquetWriter(folder / ITEM_FEATURES, schema, compression="zstd") as writer:
+        for batch in reader:
+            columns = [batch.column(name).cast(kind) for name, kind in kinds.items()]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 def write_item_table(

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.arrays import ItemId, Mask, Scores
+from mtmh.data.arrays import Indices, ItemId, Scores
 from mtmh.retrieval.catalogue import Catalogue, ItemDescription
 from mtmh.retrieval.merge import quota_merge
 from mtmh.retrieval.ranking import Candidates, Ranker, Requests
 from mtmh.retrieval.user_list import UserList
 
+TOGETHER = "together"  # in the place of a head: plain co-occurrence
 POPULAR = "popular"  # in the place of a head: what most users engaged with, for triggers of which nothing is known
 
 
@@ -39,12 +40,22 @@ class RetrievedItem:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """Answers of each head alone and of the merge to one trigger, with the columns that a person wants to see."""
+    """Answers of each head alone and of the merge to one trigger, with the columns that a person wants to see.
+
+    Attributes:
+        trigger: its id.
+        alpha: of the merge.
+        heads: answers of each head alone.
+        merged: the merge.
+        together: items by plain co-occurrence, to compare with; None: the index has no table of it.
+        descriptions: of all items of the answers.
+    """
 
     trigger: ItemId
     alpha: float
     heads: dict[str, list[RetrievedItem]]
     merged: list[RetrievedItem]
+    together: list[RetrievedItem] | None
     descriptions: dict[ItemId, ItemDescription]
 
 
@@ -121,9 +132,8 @@ def user_answers(found: UserList, heads: Sequence[str], catalogue: Catalogue) ->
     ]
 
 
-def popular_answers(catalogue: Catalogue, k: int, allowed: Mask | None, trigger: ItemId | None) -> list[RetrievedItem]:
-    """The most popular allowed items, marked as such."""
-    items = catalogue.popular(k, allowed)
+def popular_answers(catalogue: Catalogue, items: Indices, trigger: ItemId | None) -> list[RetrievedItem]:
+    """Popular items, marked as such."""
     shares = catalogue.popularity(items).tolist()
     return [
         RetrievedItem(item, share, None, POPULAR, trigger)

@@ -14,10 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtmh.data.arrays import Indices, ItemId, Mask
-from mtmh.errors import RequestError
+from mtmh.errors import RequestError, meant
 from mtmh.index.artifact import REMOVED
+from mtmh.retrieval.item_column import Condition, ItemColumn, Value, is_filterable
+from mtmh.retrieval.text_search import ItemTexts
 
 TOPICS = ("topic_l1", "topic_l2")
+DISPLAY_COLUMNS = ("text", *TOPICS, "image")
 
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 _ALWAYS_NEW = np.iinfo(np.int64).max  # first_seen of items that no event of the training period has
@@ -29,11 +32,19 @@ class UnknownItemError(RequestError):
 
 @dataclass(frozen=True)
 class ItemDescription:
-    """Display columns of an item; an empty string where there is none."""
+    """Display columns of an item; an empty string where there is none.
+
+    Attributes:
+        text: title or description.
+        topic_l1: coarse topic.
+        topic_l2: fine topic.
+        image: file name or address of its picture.
+    """
 
     text: str
     topic_l1: str
     topic_l2: str
+    image: str = ""
 
 
 class Catalogue:
@@ -101,24 +112,25 @@ class Catalogue:
             changed.answerable[indices] = True
         return changed
 
-    def find(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:
+    def find(self, ids: Sequence[ItemId], role: str, field: str = "") -> npt.NDArray[np.int64]:
         """Item indices of ids, -1: not in the index; digits in a string are an id of an int64 catalogue.
 
         Args:
             ids: item ids.
             role: what they are, for the message.
+            field: of the request, likewise.
 
         Raises:
             RequestError: an id of the wrong type, or one string in the place of a list.
         """
         if isinstance(ids, (str, bytes)):  # would be taken for a list of its characters
-            raise RequestError(f"{role}: expected a list of ids, got {ids!r}")
+            raise RequestError(f"{role}: expected a list of ids, got {ids!r}", field)
         plain = int if self.id_type == "int64" else str
         # A list of plain ids is checked at once, however long; what is wrong with others the slow path names.
         simple = set(map(type, ids)) <= {plain}
         if simple and plain is int and len(ids):
             simple = -(2**63) <= min(map(int, ids)) <= max(map(int, ids)) < 2**63
-        typed = ids if simple else [self.typed(item, role) for item in ids]
+        typed = ids if simple else [self.typed(item, role, field) for item in ids]
         found = self._base.find(typed)
         if self._added_at:
             for place, item in enumerate(typed):
@@ -147,16 +159,24 @@ class Catalogue:
             RequestError: an id of the wrong type.
         """
         found = self.find(ids, role)
+        self.check_known(ids, found, role)
+        return found
+
+    def check_known(self, ids: Sequence[ItemId], found: Indices, role: str) -> None:
+        """Checks that ids were found.
+
+        Raises:
+            UnknownItemError: one was not; the message names it.
+        """
         if len(found) and found.min() < 0:
             raise self.unknown([ids[place] for place in np.flatnonzero(found < 0).tolist()], role)
-        return found
 
     def unknown(self, ids: Sequence[ItemId], role: str) -> UnknownItemError:
         """The error that says which ids the index does not hold."""
         shown = ", ".join(repr(item) for item in ids[:5]) + (", ..." if len(ids) > 5 else "")
         return UnknownItemError(f"unknown {role} {shown}: not among the {len(self)} items of this index")
 
-    def typed(self, item: ItemId, role: str) -> ItemId:
+    def typed(self, item: ItemId, role: str, field: str = "") -> ItemId:
         """An id in the type of this catalogue.
 
         Raises:
@@ -170,8 +190,8 @@ class Catalogue:
             if -(2**63) <= item < 2**63:
                 return int(item)
         if isinstance(item, str) and _DIGITS.fullmatch(item):
-            return self.typed(int(item), role)
-        raise RequestError(f"{role} {item!r}: item ids of this index are of type {self.id_type}")
+            return self.typed(int(item), role, field)
+        raise RequestError(f"{role} {item!r}: item ids of this index are of type {self.id_type}", field)
 
     def ids(self, indices: Indices) -> list[ItemId]:
         """Ids of item indices."""
@@ -190,13 +210,14 @@ class Catalogue:
         places = np.asarray(indices)
         base, added = places < len(self._base.items), places >= len(self._base.items)
         described = [ItemDescription("", "", "")] * len(places)
+        shown = [name for name in DISPLAY_COLUMNS if name in self._base.items.column_names]
         for table, chosen, start in (
             (self._base.items, base & (places >= 0), 0),
             (self._added, added, len(self._base.items)),
         ):
             where = np.flatnonzero(chosen)
             if len(where):
-                rows = table.select(["text", *TOPICS]).take(pa.array(places[where] - start)).to_pylist()
+                rows = table.select(shown).take(pa.array(places[where] - start)).to_pylist()
                 for place, row in zip(where.tolist(), rows, strict=True):
                     described[place] = ItemDescription(**{name: value or "" for name, value in row.items()})
         return described
@@ -210,13 +231,47 @@ class Catalogue:
         """The I + F items; row number = item index."""
         return pa.concat_tables([self._base.items, self._added]) if len(self._added) else self._base.items
 
-    def with_topic(self, level: str, topics: Sequence[str]) -> Mask:
-        """[I + F] which items have one of the topics."""
-        base = self._base.with_topic(level, topics)
+    def meeting(self, name: str, condition: Condition, field: str) -> Mask:
+        """[I + F] which items have a value in a column that meets a condition; as ``ItemColumn.meets``.
+
+        Raises:
+            RequestError: no such column, or a condition that does not fit it.
+        """
+        met = self.column(name, field).meets(condition, field)
         if not len(self._added):
-            return base
-        added = pc.is_in(self._added.column(level), value_set=pa.array(topics, pa.string()))
-        return np.concatenate([base, pc.fill_null(added, False).to_numpy()])
+            return met
+        return np.concatenate([met, ItemColumn(self._added.column(name)).meets(condition, field)])
+
+    def absent(self, name: str, values: Value | Sequence[Value], field: str) -> list[str]:
+        """A line for each of some values that no item has in a column.
+
+        Raises:
+            RequestError: no such column, or values of another type.
+        """
+        column = self.column(name, field)
+        return [
+            f"{field}: no item has {value!r}{column.meant(value)}"
+            for value in column.absent(column.checked(values, field))
+            if not self.meeting(name, value, field).any()  # nor one that was added
+        ]
+
+    def column(self, name: str, field: str) -> ItemColumn:
+        """A column of the I items of the version.
+
+        Raises:
+            RequestError: there is none.
+        """
+        if name not in self.column_names:
+            names = ", ".join(self.column_names)
+            raise RequestError(
+                f"no column {name!r} of the items{meant(name, self.column_names)}; there are {names}", field
+            )
+        return self._base.column(name)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The columns that conditions, caps and boosts may name."""
+        return [field.name for field in self._base.items.schema if is_filterable(field.type)]
 
     def seen_since(self, instant: int) -> Mask:
         """[I + F] which items were first seen at ``instant`` or later; items never seen count as the newest."""
@@ -239,6 +294,15 @@ class Catalogue:
         """The items that may be answers, with all columns."""
         items = self._all
         return items if self.answerable is None else items.filter(pa.array(self.answerable))
+
+    def find_by_text(self, query: str, limit: int) -> Indices:
+        """Items that may be answers, by words of their text or by their id; as ``ItemTexts.search``."""
+        rows = self._texts.search(query, limit)
+        return rows if self.answerable is None else np.flatnonzero(self.answerable)[rows]
+
+    @cached_property
+    def _texts(self) -> ItemTexts:
+        return ItemTexts(self.table)
 
     @cached_property
     def latest(self) -> npt.NDArray[np.int64]:
@@ -283,11 +347,7 @@ class _Base:
         self.ids = ids if self.id_type == "int64" else ids.astype(np.dtypes.StringDType())
         self._order = np.argsort(self.ids, kind="stable")
         self._sorted = self.ids[self._order]
-        self._topics = {level: items.column(level).combine_chunks().dictionary_encode() for level in TOPICS}
-        self._codes = {
-            level: pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-            for level, encoded in self._topics.items()
-        }
+        self._columns: dict[str, ItemColumn] = {}
         self.first_seen = _first_seen(items)
         self.train_count = items.column("train_count").to_numpy()
 
@@ -299,13 +359,11 @@ class _Base:
         places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         return np.where(self._sorted[places] == wanted, self._order[places], -1)
 
-    def with_topic(self, level: str, topics: Sequence[str]) -> Mask:
-        """[I]."""
-        labels = self._topics[level].dictionary
-        codes = pc.index_in(pa.array(topics, pa.string()), value_set=labels.cast(pa.string())).drop_null().to_numpy()
-        if len(codes) == 1:
-            return np.asarray(self._codes[level] == codes[0])
-        return np.isin(self._codes[level], codes)
+    def column(self, name: str) -> ItemColumn:
+        """One that is there; kept, for its first use takes a pass over all items."""
+        if name not in self._columns:
+            self._columns[name] = ItemColumn(self.items.column(name))
+        return self._columns[name]
 
     @cached_property
     def by_popularity(self) -> npt.NDArray[np.int64]:

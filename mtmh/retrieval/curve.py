@@ -17,13 +17,23 @@ CURVE_FILE = Path("curve.json")  # in an evaluation artifact
 
 
 class CurvePoint(BaseModel):
-    """One alpha of the evaluation."""
+    """One alpha of the evaluation; intervals are 95 % ones over users, None where the evaluation kept none.
+
+    Attributes:
+        alpha: percent from the engagement head.
+        recall: mean.
+        match: mean topic match; None: no topics.
+        recall_interval: of the recall.
+        match_interval: of the match.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     alpha: float
     recall: float
     match: float | None
+    recall_interval: tuple[float, float] | None = None
+    match_interval: tuple[float, float] | None = None
 
 
 class Curve(BaseModel):

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtmh.data.arrays import Indices
-from mtmh.errors import RequestError
+from mtmh.errors import RequestError, meant
 
 _COMPARISONS = 16_777_216  # of item ids at a time: bounds the memory of one block of triggers
 
@@ -67,7 +67,9 @@ def named_shares(shares: Mapping[str, float], heads: Sequence[str]) -> list[floa
     """
     unknown = sorted(set(shares) - set(heads))
     if unknown:
-        raise RequestError(f"shares: no head {', '.join(unknown)}; the heads are {', '.join(heads)}")
+        raise RequestError(
+            f"no head {', '.join(unknown)}; the heads are {', '.join(heads)}{meant(unknown[0], heads)}", "shares"
+        )
     return [shares.get(head, 0.0) for head in heads]
 
 

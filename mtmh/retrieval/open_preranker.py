@@ -84,6 +84,14 @@ class LearnedPreranker:
         proposed = Candidates(USER, placed, np.where(placed >= 0, similar, np.float32(-np.inf)))
         return proposed, _Judged(items, own)
 
+    def engaged_with(self, item: int) -> tuple[npt.NDArray[np.int64], Scores]:
+        """As ``CoOccurrence.engaged_with``; none of an item that is newer than the table."""
+        table = self.ranker.evidence.cosines
+        if item >= len(table.items):
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        present = table.items[item] >= 0
+        return table.items[item][present].astype(np.int64), table.weights[item][present].astype(np.float32)
+
     def with_added(
         self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
     ) -> LearnedPreranker:

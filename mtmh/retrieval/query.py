@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
+from typing import Literal
 
 from mtmh.config import RetrievalConfig
 from mtmh.data.arrays import ItemId
 from mtmh.errors import RequestError
+from mtmh.retrieval.adjustment import Boosts, check_boosts
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.merge import head_quotas, head_shares, named_shares
+from mtmh.retrieval.variety import TRIGGER, Variety
 from mtmh.tower.item_features import RawFeatures
 
 
@@ -30,6 +33,14 @@ class Query:
             None leaves ``retrieval.user_share`` of the list to the learned preranker, whichever head found an item.
         shares: share of each head instead, summing to 1; heads that are not named have none.
         filters: what may be an answer; a trigger is never in its own.
+        max_per: column -> answers of a list with one value of it, at most, as in ``{"brand": 3}``; ``trigger``: answers
+            to one item of the history.
+        diversity: 0 .. 1, how much an answer's likeness to those before it counts against it; see `variety`.
+        boosts: column -> value -> factor on the scores of candidates, as in ``{"brand": {"acme": 1.5}}`` or
+            ``{"item_id": {17: 0.5}}``; the factors of all values of an item are multiplied.
+        away_from: items that answers should be unlike, such as those that the user turned down: a candidate's score is
+            multiplied by 1 less its largest cosine to one of them; unknown ones are passed over.
+        unknown: answer to a trigger that the index does not know, or to a history of such alone.
         features: features of triggers that the index may not know, by id; they are embedded on the fly. What the index
             knows it answers from its own vectors.
 
@@ -51,6 +62,11 @@ class Query:
     alpha: float | None = None
     shares: Mapping[str, float] | None = None
     filters: Filters = field(default_factory=Filters)
+    max_per: Mapping[str, int] = field(default_factory=dict)
+    diversity: float = 0.0
+    boosts: Boosts = field(default_factory=dict)
+    away_from: Sequence[ItemId] = ()
+    unknown: Literal["error", "popular"] | None = None
     features: Mapping[ItemId, RawFeatures] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -66,6 +82,19 @@ class Query:
             raise RequestError(f"alpha is {self.alpha}, expected a percentage from 0 to 100")
         if self.alpha is not None and self.shares is not None:
             raise RequestError("alpha and shares both divide the answers among the heads: give one of them")
+        if not 0.0 <= self.diversity <= 1.0:
+            raise RequestError(f"{self.diversity}, expected a number from 0 to 1", "diversity")
+        for name, most in self.max_per.items():
+            if most < 1:
+                raise RequestError(f"{most}, expected at least 1", f"max_per.{name}")
+        if TRIGGER in self.max_per and self.history is None:
+            raise RequestError("only the list of a history has several triggers", f"max_per.{TRIGGER}")
+        check_boosts(self.boosts)
+
+    @property
+    def variety(self) -> Variety:
+        """Caps and diversity."""
+        return Variety(self.max_per, self.diversity)
 
     @property
     def ids(self) -> Sequence[ItemId]:

@@ -36,6 +36,14 @@ class Candidates:
     items: Indices
     scores: Scores
 
+    def beside(self, others: Candidates) -> Candidates:
+        """These and others of the same triggers and head, which come after them."""
+        return Candidates(
+            self.head,
+            np.concatenate([self.items, others.items], axis=1),
+            np.concatenate([self.scores, others.scores], axis=1),
+        )
+
 
 @dataclass(frozen=True)
 class Requests:
@@ -100,8 +108,8 @@ class UserListSource(Protocol):
 
 
 @runtime_checkable
-class UserSource(UserListSource, Protocol):
-    """One that serves as well: it finds candidates for one user, and keeps what it has scored."""
+class UserSource(Ranker, Protocol):
+    """A preranker that finds candidates for one user, and keeps what it has scored."""
 
     def propose(
         self, requests: Requests, found: Sequence[Candidates], k: int, allowed: Mask | None
@@ -132,6 +140,14 @@ class Extensible(Protocol):
             added: head -> [N, D] float32 embeddings of them.
             vectors: head -> embeddings of all items, these included.
         """
+
+
+@runtime_checkable
+class CoOccurrence(Protocol):
+    """A preranker that holds a table of what users engage with together."""
+
+    def engaged_with(self, item: int) -> tuple[npt.NDArray[np.int64], Scores]:
+        """Items by their cosine to one, the largest first: users of both over the geometric mean of those of each."""
 
 
 class HeadScorePreranker:

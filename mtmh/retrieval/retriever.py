@@ -16,16 +16,18 @@ import pyarrow as pa
 from mtmh.artifacts import open_artifact
 from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.config.recorded import recorded_section
-from mtmh.data.arrays import Indices, ItemId, Mask
+from mtmh.data.arrays import Indices, ItemId, Mask, Scores
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.data.parquet import read_whole
 from mtmh.errors import RequestError
-from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
+from mtmh.index.artifact import ITEM_FEATURES, ITEMS, PRERANKER, IndexSummary
 from mtmh.index.files_in_use import FilesInUse
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
+from mtmh.retrieval.adjustment import Adjustment, adjusted, boost_notes
 from mtmh.retrieval.answers import (
+    TOGETHER,
     AnswerRows,
     RetrievedItem,
     SideBySide,
@@ -44,6 +46,7 @@ from mtmh.retrieval.query import Query, QueryPlan, fixed_probes
 from mtmh.retrieval.ranking import (
     USER,
     Candidates,
+    CoOccurrence,
     Extensible,
     Ranker,
     Requests,
@@ -51,7 +54,8 @@ from mtmh.retrieval.ranking import (
     prerank,
 )
 from mtmh.retrieval.timings import Timings
-from mtmh.retrieval.user_list import UserList, distinct_latest_first, trigger_widths, user_list
+from mtmh.retrieval.user_list import UserList, by_score, distinct_latest_first, trigger_widths, user_list
+from mtmh.retrieval.variety import Pool, Variety, choose, full_values, varied_list
 from mtmh.signing import verify_signed
 from mtmh.tower.export import TOWER, Tower
 from mtmh.tower.item_features import RawFeatures
@@ -59,6 +63,8 @@ from mtmh.tower.item_features import RawFeatures
 logger = logging.getLogger(__name__)
 
 _NOBODY = np.empty(0, np.int64)
+_SEARCHES_AGAIN = 4  # of a head whose candidates the caps used up
+_MORE_KEPT = 4  # times as many candidates a trigger of a user, where caps and diversity choose among them
 
 
 class Retriever:
@@ -133,7 +139,7 @@ class Retriever:
         opened = {head: open_head(index_dir, head, summary, milvus) for head in summary.heads}
         indexes = {head: index for head, (index, _) in opened.items()}
         vectors = {head: stored for head, (_, stored) in opened.items()}
-        items = read_whole(index_dir / ITEMS)
+        items = _read_items(index_dir)
         if len(items) != summary.num_items:
             raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
         built = summary.ranked_by
@@ -232,16 +238,13 @@ class Retriever:
         knowing = self._knowing(query, timings)
         plan = query.plan(self.defaults, self.heads)
         with timings.stage("embed"):
-            indices = knowing._triggers(query.ids)
+            indices = knowing._triggers(query)
             known = indices >= 0
-            allowed = query.filters.allowed(knowing.catalogue, _NOBODY)
-        requests = Requests.anonymous(indices[known])
-        kept = knowing._keep(_taking_part(plan), requests, plan, allowed, timings)
-        with timings.stage("merge"):
-            answers = iter(trigger_answers(requests, kept, plan.quotas, knowing.sorter, knowing.catalogue))
+            allowed = knowing._allowed(query, _NOBODY)
+        answers = iter(knowing._lists(query, indices[known], plan, allowed, timings))
         with timings.stage("describe"):
             return [
-                next(answers) if is_known else popular_answers(knowing.catalogue, plan.k, allowed, trigger)
+                next(answers) if is_known else knowing._popular(query, plan, allowed, trigger)
                 for trigger, is_known in zip(query.ids, known.tolist(), strict=True)
             ]
 
@@ -280,16 +283,19 @@ class Retriever:
         knowing = self._knowing(query, timings)
         plan = query.plan(self.defaults, self.heads, user_source=isinstance(self.sorter, UserSource))
         with timings.stage("embed"):
-            indices = distinct_latest_first(knowing.catalogue.find(query.ids, "item of the history"))
-            if not len(indices) and self.defaults.unknown == "error":
+            indices = distinct_latest_first(knowing.catalogue.find(query.ids, "item of the history", "history"))
+            if not len(indices) and (query.unknown or self.defaults.unknown) == "error":
                 raise self.catalogue.unknown(query.ids, "history:")
-            allowed = query.filters.allowed(knowing.catalogue, indices)
+            allowed = knowing._allowed(query, indices)
         if not len(indices):
             with timings.stage("describe"):
-                return popular_answers(knowing.catalogue, plan.k, allowed, None)
+                return knowing._popular(query, plan, allowed, None)
         requests = Requests(indices, np.zeros(len(indices), np.int64), indices[None, :])
-        for kept in trigger_widths(query.k_trigger or self.defaults.k, plan.k, len(indices)):
-            found = knowing._pooled(requests, replace(plan, kept=kept), allowed, timings)
+        kept_first = query.k_trigger or self.defaults.k
+        if query.variety:  # which passes over many
+            kept_first = min(plan.k_ann, _MORE_KEPT * kept_first)
+        for kept in trigger_widths(kept_first, plan.k, len(indices)):
+            found = knowing._pooled(requests, replace(plan, kept=kept), allowed, query.variety, timings)
             if len(found.items) == plan.k:
                 break
         with timings.stage("describe"):
@@ -304,21 +310,20 @@ class Retriever:
         plan = query.plan(self.defaults, self.heads)
         with timings.stage("embed"):
             index = knowing.catalogue.indices(query.ids, "trigger")
-            allowed = query.filters.allowed(knowing.catalogue, _NOBODY)
-        requests = Requests.anonymous(index)
-        kept = knowing._keep(self.heads, requests, plan, allowed, timings)
+            allowed = knowing._allowed(query, _NOBODY)
 
-        def merged(lists: Sequence[Candidates], quotas: Mapping[str, int]) -> list[RetrievedItem]:
-            return trigger_answers(requests, lists, quotas, knowing.sorter, knowing.catalogue)[0]
+        def merged(quotas: Mapping[str, int]) -> list[RetrievedItem]:
+            return knowing._lists(query, index, replace(plan, quotas=quotas), allowed, timings)[0]
 
-        with timings.stage("merge"):
-            alone = {candidates.head: merged([candidates], {candidates.head: plan.k}) for candidates in kept}
-            together = merged(kept, plan.quotas)
+        alone = {head: merged({head: plan.k}) for head in self.heads}
+        merge = merged(plan.quotas)
+        together = self._together(int(index[0]), knowing.catalogue.ids(index)[0], plan.k, allowed)
         with timings.stage("describe"):
-            shown = [knowing.catalogue.ids(index)[0], *(answer.item for found in alone.values() for answer in found)]
+            lists = [*alone.values(), merge, together or []]
+            shown = [knowing.catalogue.ids(index)[0], *(answer.item for found in lists for answer in found)]
             shown = list(dict.fromkeys(shown))
             described = dict(zip(shown, knowing.describe(shown), strict=True))
-        return SideBySide(shown[0], plan.alpha, alone, together, described)
+        return SideBySide(shown[0], plan.alpha, alone, merge, together, described)
 
     def describe(self, ids: Sequence[ItemId]) -> list[ItemDescription]:
         """Display columns of items; empty ones for ids that the index does not know."""
@@ -330,6 +335,14 @@ class Retriever:
         known = {self.catalogue.typed(item, "item") for item in query.features}
         places = self.catalogue.find(list(typed), "item")
         return [item for item, place in zip(typed, places.tolist(), strict=True) if place < 0 and item not in known]
+
+    def notes(self, query: Query) -> list[str]:
+        """What is to be said about a query beside its answers: conditions that nothing meets, unknown ids."""
+        away = dict.fromkeys(self.catalogue.typed(item, "item") for item in query.away_from)
+        places = self.catalogue.find(list(away), "item").tolist()
+        gone = ", ".join(repr(item) for item, place in zip(away, places, strict=True) if place < 0)
+        unmet = query.filters.notes(self.catalogue) + boost_notes(query.boosts, self.catalogue)
+        return unmet + ([f"away_from: the index does not know {gone}"] if gone else [])
 
     def search(
         self,
@@ -363,35 +376,139 @@ class Retriever:
         with timings.stage("prerank"):
             return [prerank(self.preranker, requests, candidates, plan.kept) for candidates in found]
 
-    def _pooled(self, requests: Requests, plan: QueryPlan, allowed: Mask | None, timings: Timings) -> UserList:
-        kept = self._keep(_taking_part(plan), requests, plan, allowed, timings)
+    def _lists(
+        self, query: Query, triggers: Indices, plan: QueryPlan, allowed: Mask | None, timings: Timings
+    ) -> list[list[RetrievedItem]]:
+        """One list for each of [T] item indices."""
+        requests, heads = Requests.anonymous(triggers), _taking_part(plan)
+        if not query.variety:
+            kept = self._keep(heads, requests, plan, allowed, timings)
+            with timings.stage("merge"):
+                return trigger_answers(requests, kept, plan.quotas, self.sorter, self.catalogue)
+        wide, quotas = replace(plan, kept=plan.k_ann), [plan.quotas[head] for head in heads]
+        lists = []
+        for trigger in triggers:
+            alone = Requests.anonymous(np.array([trigger]))
+            kept = self._supplied(heads, alone, wide, allowed, query.variety, timings)
+            rankings = [self.preranker.score(alone, candidates) for candidates in kept]
+            with timings.stage("merge"):
+                found = self._varied(alone, kept, rankings, quotas, self.sorter, query.variety)
+                lists.append(user_answers(found, heads, self.catalogue))
+        return lists
+
+    def _supplied(
+        self,
+        heads: Sequence[str],
+        requests: Requests,
+        plan: QueryPlan,
+        allowed: Mask | None,
+        variety: Variety,
+        timings: Timings,
+    ) -> list[Candidates]:
+        """As ``_keep``; where the caps of columns leave a head too few, it searches again among what they leave."""
+        kept = self._keep(heads, requests, plan, allowed, timings)
+        for place, candidates in enumerate(kept):
+            for _ in range(_SEARCHES_AGAIN if variety.capped_columns else 0):
+                full = full_values(candidates, variety, self.catalogue, plan.k)
+                if not any(full.values()):
+                    break
+                left = np.ones(len(self.catalogue), bool) if allowed is None else allowed.copy()
+                left[candidates.items[candidates.items >= 0]] = False
+                for name, values in full.items():
+                    left &= ~self.catalogue.meeting(name, values, f"max_per.{name}")
+                if not left.any():
+                    break
+                (more,) = self._keep([candidates.head], requests, plan, left, timings)
+                candidates = candidates.beside(more)
+            kept[place] = candidates
+        return kept
+
+    def _varied(
+        self,
+        requests: Requests,
+        kept: Sequence[Candidates],
+        rankings: Sequence[Scores],
+        quotas: Sequence[int],
+        sorter: Ranker,
+        variety: Variety,
+    ) -> UserList:
+        return varied_list(requests, kept, rankings, quotas, sorter, variety, self.catalogue, self._likeness)
+
+    def _together(self, index: int, trigger: ItemId, k: int, allowed: Mask | None) -> list[RetrievedItem] | None:
+        """The ``k`` items that go with one by plain co-occurrence; None: no ranker of the index has a table of it."""
+        rankers = (self.sorter, self.preranker)
+        table = next((ranker for ranker in rankers if isinstance(ranker, CoOccurrence)), None)
+        if table is None:
+            return None
+        items, cosines = table.engaged_with(index)
+        if allowed is not None:
+            items, cosines = items[allowed[items]], cosines[allowed[items]]
+        found = zip(self.catalogue.ids(items[:k]), cosines[:k].tolist(), strict=True)
+        return [RetrievedItem(item, cosine, cosine, TOGETHER, trigger) for item, cosine in found]
+
+    def _popular(
+        self, query: Query, plan: QueryPlan, allowed: Mask | None, trigger: ItemId | None
+    ) -> list[RetrievedItem]:
+        if not query.variety:
+            return popular_answers(self.catalogue, self.catalogue.popular(plan.k, allowed), trigger)
+        items = self.catalogue.popular(max(plan.k_ann, plan.k), allowed)
+        caps = {name: query.max_per[name] for name in query.variety.capped_columns}
+        pool = Pool(items, self.catalogue.popularity(items).astype(np.float32), np.full(len(items), -1))
+        chosen = choose([pool], [plan.k], replace(query.variety, max_per=caps), self.catalogue, self._likeness)
+        return popular_answers(self.catalogue, items[[place for _, place in chosen]], trigger)
+
+    def _allowed(self, query: Query, history: Indices) -> Mask | None:
+        """Which items may be answers; those to move away from may not."""
+        gone = [*query.filters.exclude, *query.away_from] if len(query.away_from) else query.filters.exclude
+        return replace(query.filters, exclude=gone).allowed(self.catalogue, history)
+
+    @property
+    def _likeness(self) -> ItemVectors:
+        """Embeddings by which answers are alike: of the relevance head, where there is one."""
+        return self.vectors.get("relevance", self.vectors[self.heads[0]])
+
+    def _pooled(
+        self, requests: Requests, plan: QueryPlan, allowed: Mask | None, variety: Variety, timings: Timings
+    ) -> UserList:
+        kept = self._supplied(_taking_part(plan), requests, plan, allowed, variety, timings)
         quotas = [plan.quotas[candidates.head] for candidates in kept]
         with timings.stage("prerank"):
             ranker, sorter = self.preranker, self.sorter
             if isinstance(sorter, UserSource):  # what speaks of the user chooses from the pools, too
-                own, sorter = sorter.propose(requests, kept, plan.k, allowed)
+                own, sorter = sorter.propose(requests, kept, (_MORE_KEPT if variety else 1) * plan.k, allowed)
                 ranker = sorter
                 if plan.of_user:
                     kept.append(own)
                     quotas.append(plan.of_user)
             rankings = [ranker.score(requests, candidates) for candidates in kept]
         with timings.stage("merge"):
+            if variety:
+                return by_score(self._varied(requests, kept, rankings, quotas, sorter, variety))
             return user_list(requests, kept, rankings, quotas, sorter)
 
     def _knowing(self, query: Query, timings: Timings) -> Retriever:
-        """A retriever for one request that knows the unknown triggers by their features; without any, this one.
+        """A retriever for one request: it knows unknown triggers by their features, and its rankers go by the boosts.
 
         Raises:
-            RequestError: features that do not fit.
+            RequestError: features or boosts that do not fit.
             DamagedArtifactError: a file in use was cut off.
             ValueError: there is no tower.
         """
         if self.files is not None:
             self.files.check()
-        if not query.features:
-            return self
+        knowing = self
         with timings.stage("embed"):
-            return self._with_triggers(query.ids, query.features)
+            if query.features:
+                knowing = self._with_triggers(query.ids, query.features)
+            away = knowing.catalogue.find(query.away_from, "item", "away_from")
+            away = away[away >= 0]
+            if not query.boosts and not len(away):
+                return knowing
+            knowing = knowing._changed(knowing.catalogue, knowing.vectors)
+            adjustment = Adjustment(knowing.catalogue, knowing._likeness, query.boosts, away)
+            knowing.preranker = adjusted(knowing.preranker, adjustment)
+            knowing.sorter = adjusted(knowing.sorter, adjustment)
+            return knowing
 
     def _with_triggers(self, triggers: Sequence[ItemId], features: Mapping[ItemId, RawFeatures]) -> Retriever:
         typed = {self.catalogue.typed(item, "trigger"): row for item, row in features.items()}
@@ -407,11 +524,12 @@ class Retriever:
         table = self.tower.features.table(rows)
         return self.with_added(table, self.tower.embed(table), answerable=False)
 
-    def _triggers(self, ids: Sequence[ItemId]) -> npt.NDArray[np.int64]:
+    def _triggers(self, query: Query) -> npt.NDArray[np.int64]:
         """Item indices; -1: unknown, where that is answered with popular items."""
-        if self.defaults.unknown == "error":
-            return self.catalogue.indices(ids, "trigger")
-        return self.catalogue.find(ids, "trigger")
+        found = self.catalogue.find(query.ids, "trigger", "triggers")
+        if (query.unknown or self.defaults.unknown) == "error":
+            self.catalogue.check_known(query.ids, found, "trigger")
+        return found
 
     def _changed(
         self,
@@ -433,6 +551,20 @@ class Retriever:
             threads=self._searches.threads,
             cores=self._searches.cores,
         )
+
+
+def _read_items(index_dir: Path) -> pa.Table:
+    """The items of an index with all columns; an index that was built before it had features has none."""
+    items = read_whole(index_dir / ITEMS)
+    if not (index_dir / ITEM_FEATURES).is_file():
+        return items
+    features = read_whole(index_dir / ITEM_FEATURES)
+    if len(features) != len(items):
+        raise ValueError(f"{index_dir / ITEM_FEATURES}: {len(features)} items, {ITEMS} has {len(items)}")
+    for name in features.column_names:
+        if name not in items.column_names:
+            items = items.append_column(name, features.column(name))
+    return items
 
 
 def _taking_part(plan: QueryPlan) -> list[str]:

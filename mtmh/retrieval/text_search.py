@@ -1,67 +1,80 @@
-"""Finds items by the words of their text, for people: the explorer page and GET /v1/items."""
+"""Finds items by the words of their text or by their id, for people: the explorer page and GET /v1/items."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtmh.data.arrays import ItemId
-
 MOST_WORDS = 8  # each is one pass over the texts
 
-
-@dataclass(frozen=True)
-class FoundItem:
-    """An item with its display columns; an empty string where there is none.
-
-    Attributes:
-        item: its id.
-        text: title or description.
-        topic_l1: coarse topic.
-        topic_l2: fine topic.
-    """
-
-    item: ItemId
-    text: str
-    topic_l1: str
-    topic_l2: str
+_MARKS = r"\p{Mn}"  # accents, once letters are taken apart
 
 
-def search_items(items: pa.Table, query: str, limit: int) -> list[FoundItem]:
-    """Items whose text holds every word of the query, upper and lower case alike; or whose id is the query.
-
-    Order: the item whose id it is, texts that begin with the query, the others; within each the items with most
-    training events first. An empty query gives the most popular items. One pass over the catalogue a word, no index.
+class ItemTexts:
+    """The texts and ids of a catalogue, looked through without regard to case and accents.
 
     Args:
-        items: columns item_id, text, topic_l1, topic_l2, train_count.
-        query: words, of which the caller allows ``MOST_WORDS``.
-        limit: most items to return.
+        items: columns item_id, text, train_count; row number = place in the answers.
     """
-    words = query.split()
-    text = items.column("text")
-    named = pc.equal(items.column("item_id").cast(pa.string()), query.strip())
-    found = pa.chunked_array([pa.repeat(True, len(items))]) if not words else None
-    for word in words:
-        has = pc.match_substring(text, word, ignore_case=True)
-        found = has if found is None else pc.and_kleene(found, has)
-    rows = np.flatnonzero(pc.fill_null(pc.or_kleene(found, named), False).to_numpy())
-    counts = items.column("train_count").take(pa.array(rows)).to_numpy()
-    if len(rows) > limit and not words:
-        best = np.argsort(-counts, kind="stable")[:limit]
-        return _described(items, rows[best])
-    begins = np.zeros(len(rows), bool)
-    if words:
-        lowered = pc.utf8_lower(text.take(pa.array(rows)))
-        begins = pc.fill_null(pc.starts_with(lowered, query.strip().lower()), False).to_numpy(zero_copy_only=False)
-    is_named = pc.fill_null(named, False).to_numpy()[rows]
-    order = np.lexsort((-counts, ~begins, ~is_named))[:limit]
-    return _described(items, rows[order])
+
+    def __init__(self, items: pa.Table) -> None:
+        self._text = pc.fill_null(items.column("text").cast(pa.string()), "")
+        self._ids = items.column("item_id")
+        self._counts = items.column("train_count").to_numpy()
+
+    def search(self, query: str, limit: int) -> npt.NDArray[np.int64]:
+        """Rows of the items whose text holds every word of the query, or whose id begins with the query.
+
+        Order: the item whose id it is, ids and texts that begin with the query, the others; within each the items with
+        most training events first. An empty query gives the most popular items. One pass over the texts a word.
+
+        Args:
+            query: words, of which the caller allows ``MOST_WORDS``.
+            limit: most rows to return.
+        """
+        words = folded(query).split()
+        if not words:
+            return np.argsort(-self._counts, kind="stable")[:limit]
+        whole = " ".join(words)
+        holds = np.ones(len(self._counts), bool)
+        for word in words:
+            holds &= self._matches(word, pc.match_substring)
+        by_id = _mask(pc.starts_with(self._lowered_ids, query.strip().lower()))
+        rows = np.flatnonzero(holds | by_id)
+        is_named = _mask(pc.equal(self._lowered_ids, query.strip().lower()))[rows]
+        begins = (self._matches(whole, pc.starts_with) | by_id)[rows]
+        return rows[np.lexsort((-self._counts[rows], ~begins, ~is_named))[:limit]]
+
+    def _matches(self, text: str, match: Callable[..., pa.ChunkedArray]) -> npt.NDArray[np.bool_]:
+        """[I] of the texts as they are, and of those with letters beyond ASCII also without their accents."""
+        found = _mask(match(self._text, text, ignore_case=True))
+        rows, plain = self._plain
+        found[rows] |= _mask(match(plain, text))
+        return found
+
+    @cached_property
+    def _plain(self) -> tuple[npt.NDArray[np.int64], pa.Array]:
+        """Rows of the texts with other letters than those of ASCII, and these texts folded."""
+        rows = np.flatnonzero(~_mask(pc.string_is_ascii(self._text)))
+        apart = pc.utf8_normalize(self._text.take(pa.array(rows)), "NFKD")
+        return rows, pc.utf8_lower(pc.replace_substring_regex(apart, _MARKS, ""))
+
+    @cached_property
+    def _lowered_ids(self) -> pa.ChunkedArray:
+        return pc.utf8_lower(self._ids.cast(pa.string()))
 
 
-def _described(items: pa.Table, rows: np.typing.NDArray[np.int64]) -> list[FoundItem]:
-    taken = items.select(["item_id", "text", "topic_l1", "topic_l2"]).take(pa.array(rows)).to_pylist()
-    return [FoundItem(row["item_id"], *(row[name] or "" for name in ("text", "topic_l1", "topic_l2"))) for row in taken]
+def folded(text: str) -> str:
+    """Text in lower case and without accents."""
+    apart = unicodedata.normalize("NFKD", text)
+    return "".join(letter for letter in apart if unicodedata.category(letter) != "Mn").lower()
+
+
+def _mask(hits: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    return np.array(pc.fill_null(hits, False).to_numpy(zero_copy_only=False))

@@ -15,7 +15,7 @@ from mtmh.retrieval.ranking import USER, Candidates, Ranker, Requests
 
 @dataclass(frozen=True)
 class UserList:
-    """N answers, best first by score.
+    """N answers, best first by score where nothing else is said.
 
     Attributes:
         items: [N] item indices.
@@ -60,7 +60,28 @@ def user_list(
     for head, pool in enumerate(pools):
         places[heads == head] = pool[ranks[heads == head]]
     if kept and kept[-1].head == USER:
-        heads, places = _first_found(items, heads, places, kept)
+        heads, places = first_found(items, heads, places, kept)
+    return by_score(scored(requests, kept, items, heads, places, sorter))
+
+
+def scored(
+    requests: Requests,
+    kept: Sequence[Candidates],
+    items: npt.NDArray[np.int64],
+    heads: npt.NDArray[np.int8],
+    places: npt.NDArray[np.intp],
+    sorter: Ranker,
+) -> UserList:
+    """Answers with what the sorter says of them, in the order in which they come.
+
+    Args:
+        requests: the T triggers of one user.
+        kept: candidates [T, C] of each head.
+        items: [N] answers.
+        heads: [N] that brought them.
+        places: [N] in the flattened candidates of that head.
+        sorter: scores them.
+    """
     scores, similarities = np.empty(len(items), np.float32), np.empty(len(items), np.float32)
     triggers = np.empty(len(items), np.int64)
     for head, candidates in enumerate(kept):
@@ -72,11 +93,18 @@ def user_list(
         repeated = Requests(requests.triggers[rows], requests.users[rows], requests.histories)
         single = Candidates(candidates.head, items[brought][:, None], similarities[brought][:, None])
         scores[brought] = sorter.score(repeated, single)[:, 0]
-    order = np.argsort(-scores, kind="stable")
-    return UserList(items[order], scores[order], similarities[order], heads[order], triggers[order])
+    return UserList(items, scores, similarities, heads, triggers)
 
 
-def _first_found(
+def by_score(found: UserList) -> UserList:
+    """The list with the best score first."""
+    order = np.argsort(-found.scores, kind="stable")
+    return UserList(
+        found.items[order], found.scores[order], found.similarities[order], found.heads[order], found.triggers[order]
+    )
+
+
+def first_found(
     items: npt.NDArray[np.int64], heads: npt.NDArray[np.int8], places: npt.NDArray[np.intp], kept: Sequence[Candidates]
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]]:
     """Puts heads in the place of the user's own candidates, where they found them too: a person sees why.

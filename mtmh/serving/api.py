@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, model_validator
 
@@ -11,6 +11,7 @@ from mtmh.config import ServiceConfig
 from mtmh.retrieval.curve import MeasuredCurve
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.query import Query
+from mtmh.retrieval.text_search import MOST_WORDS
 from mtmh.serving.http_errors import FieldProblem
 
 JsonId = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[StrictStr, Field(min_length=1, max_length=256)]
@@ -25,6 +26,9 @@ Value = (
     | Annotated[StrictStr, Field(max_length=4096)]
     | None
 )
+Number = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Scalar = Number | Annotated[StrictStr, Field(max_length=256)]
+Factor = Annotated[float, Field(gt=0.0, le=1000.0, allow_inf_nan=False)]
 FeatureRow = dict[Name, Value | Annotated[list[Value], Field(max_length=1000)]]
 
 
@@ -32,6 +36,41 @@ class Message(BaseModel):
     """Base of all messages: a misspelt field is an error, not silently ignored."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Range(Message):
+    """Numbers from ``min`` to ``max``, both included; one of them may be left out."""
+
+    min: Number | None = None
+    max: Number | None = None
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Range:
+        if self.min is None and self.max is None:
+            raise ValueError("expected min, max or both")
+        return self
+
+
+Condition = Scalar | Annotated[list[Scalar], Field(min_length=1, max_length=1000)] | Range
+
+
+class FindParameters(Message):
+    """Of GET /v1/items."""
+
+    query: Annotated[
+        str,
+        Field(max_length=200, description=f"At most {MOST_WORDS} words of the text, or an id; empty: popular items."),
+    ] = ""
+    limit: Annotated[int, Field(ge=1, le=100)] = 10
+
+
+class SimilarParameters(Message):
+    """Of GET /v1/items/{item_id}/similar."""
+
+    k: Annotated[int | None, Field(ge=1, description="Answers; default: that of GET /v1/index.")] = None
+    alpha: Annotated[
+        float | None, Field(ge=0, le=100, allow_inf_nan=False, description="Percent from the engagement head.")
+    ] = None
 
 
 class RequestFilters(Message):
@@ -45,6 +84,14 @@ class RequestFilters(Message):
     ] = None
     topic_l1: Annotated[Topics | None, Field(description="Only items of these coarse topics.")] = None
     topic_l2: Annotated[Topics | None, Field(description="Only items of these fine topics.")] = None
+    where: Annotated[
+        dict[Name, Condition],
+        Field(
+            max_length=20,
+            description="By column (GET /v1/index lists them), what an item must have: a value, one of a list, or a"
+            " range of numbers.",
+        ),
+    ] = {}
 
 
 class RetrieveRequest(Message):
@@ -56,6 +103,8 @@ class RetrieveRequest(Message):
                 {"triggers": [17], "k": 10, "alpha": 50},
                 {"history": [17, 4, 23], "k": 20, "filters": {"exclude": [99]}},
                 {"triggers": [17], "shares": {"engagement": 0.7, "relevance": 0.3}},
+                {"history": [17, 4], "k": 20, "max_per": {"topic_l2": 5, "trigger": 12}, "diversity": 0.2},
+                {"triggers": [17], "filters": {"where": {"train_count": {"min": 1}}}, "away_from": [4]},
             ]
         }
     )
@@ -87,6 +136,41 @@ class RetrieveRequest(Message):
         ),
     ] = None
     filters: RequestFilters = RequestFilters()
+    max_per: Annotated[
+        dict[Name, Count],
+        Field(
+            max_length=10,
+            description="By column, answers of a list with the same value, at most; trigger: answers to one item of the"
+            " history.",
+        ),
+    ] = {}
+    diversity: Annotated[
+        float,
+        Field(
+            ge=0.0,
+            le=1.0,
+            allow_inf_nan=False,
+            description="How much an item's likeness to answers before it counts against it: maximal marginal"
+            " relevance.",
+        ),
+    ] = 0.0
+    boosts: Annotated[
+        dict[Name, Annotated[dict[Name, Factor], Field(max_length=100)]],
+        Field(
+            max_length=10, description="By column and value, factors on the scores of candidates; item_id is a column."
+        ),
+    ] = {}
+    away_from: Annotated[
+        list[JsonId],
+        Field(max_length=50, description="Items that answers should be unlike, and that are no answers themselves."),
+    ] = []
+    unknown: Annotated[
+        Literal["error", "popular"] | None,
+        Field(
+            description="For an unknown trigger, or a history of nothing known: 404, or popular items. Default: that of"
+            " the recipe."
+        ),
+    ] = None
     side_by_side: Annotated[bool, Field(description="With one trigger: also what each head alone answers.")] = False
     describe: Annotated[bool, Field(description="Also text and topics of all items of the answer.")] = False
     timeout_ms: Annotated[Count | None, Field(description="Time budget; at most the service's own.")] = None
@@ -109,9 +193,24 @@ class RetrieveRequest(Message):
 
     def query(self) -> Query:
         """The request as the retriever takes it."""
-        own = {name: getattr(self, name) for name in ("triggers", "history", "k", "k_ann", "num_probes", "alpha")}
         features: dict[int | str, Any] = dict((self.features or {}).items())
-        return Query(**own, shares=self.shares, filters=Filters(**dict(self.filters)), features=features)
+        filters = dict(self.filters) | {"where": self.filters.model_dump(include={"where"})["where"]}
+        return Query(
+            self.triggers,
+            history=self.history,
+            k=self.k,
+            k_ann=self.k_ann,
+            num_probes=self.num_probes,
+            alpha=self.alpha,
+            shares=self.shares,
+            filters=Filters(**filters),
+            max_per=self.max_per,
+            diversity=self.diversity,
+            boosts={name: dict[str | int | float, float](by_value.items()) for name, by_value in self.boosts.items()},
+            away_from=self.away_from,
+            unknown=self.unknown,
+            features=features,
+        )
 
 
 class AnsweredItem(BaseModel):
@@ -139,6 +238,13 @@ class Answer(BaseModel):
     heads: Annotated[dict[str, list[AnsweredItem]] | None, Field(description="With side_by_side: each head alone.")] = (
         None
     )
+    together: Annotated[
+        list[AnsweredItem] | None,
+        Field(
+            description="With side_by_side: what users engage with who engage with the trigger, by plain co-occurrence"
+            " (cosine); null: the index has no table of it."
+        ),
+    ] = None
 
 
 class ItemText(BaseModel):
@@ -148,6 +254,7 @@ class ItemText(BaseModel):
     text: str
     topic_l1: str
     topic_l2: str
+    image: Annotated[str, Field(description="Address of its picture.")] = ""
 
 
 class RetrieveResponse(BaseModel):
@@ -156,6 +263,10 @@ class RetrieveResponse(BaseModel):
     version: Annotated[str, Field(description="Of the index that answered.")]
     alpha: Annotated[float | None, Field(description="null: the request gave shares.")]
     answers: list[Answer]
+    notes: Annotated[
+        list[str],
+        Field(description="What is to be said beside the answers: conditions that no item meets, unknown ids."),
+    ] = []
     descriptions: Annotated[list[ItemText] | None, Field(description="With describe: each item once.")] = None
 
 
@@ -211,10 +322,13 @@ class IndexResponse(BaseModel):
     alpha: float
     max_k: int
     max_history: int
+    columns: Annotated[list[str], Field(description="Columns for filters.where, max_per and boosts.")]
     features: Annotated[list[str], Field(description="Fields that a new item must have beside item_id; may be null.")]
     writes: Annotated[bool, Field(description="Whether a key for the routes that write is configured.")]
     curve: MeasuredCurve | None
 
+
+_SHAPED_COSTS = 10  # times as much as other lists
 
 # Field of RetrieveRequest -> the setting that bounds its value or its length.
 _LIMITS = {
@@ -244,10 +358,24 @@ def beyond_limits(request: RetrieveRequest, limits: ServiceConfig, default_k_ann
             found.append(FieldProblem(field=".".join(("body", *path)), expected=f"{what}, not {size}"))
     num_triggers = len(request.triggers or request.history or ())
     k_ann = request.k_ann or max(default_k_ann, request.k or 0)
-    if not found and num_triggers * k_ann > limits.max_candidates:
-        expected = f"at most {limits.max_candidates // num_triggers} for {num_triggers} triggers, not {k_ann}"
+    shaped = request.triggers is not None and bool(request.max_per or request.diversity)
+    # Lists under caps or with diversity are chosen one by one.
+    most = limits.max_candidates // (_SHAPED_COSTS if shaped else 1)
+    if not found and num_triggers * k_ann > most:
+        expected = f"at most {most // num_triggers} for {num_triggers} triggers, not {k_ann}"
         found.append(FieldProblem(field="body.k_ann", expected=expected))
     return found
+
+
+def names_at(message: type[BaseModel], place: Sequence[int | str]) -> list[str]:
+    """The fields that a message may have at a place of it, as at ``("filters",)``; none where it is no message."""
+    for name in place:
+        field = message.model_fields.get(str(name))
+        kind = field.annotation if field is not None else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        message = kind
+    return list(message.model_fields)
 
 
 def document_limits(schemas: dict[str, Any], limits: ServiceConfig, features: Sequence[str]) -> None:

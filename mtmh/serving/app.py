@@ -16,6 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -24,13 +25,17 @@ from mtmh import __version__
 from mtmh.artifacts import DamagedArtifactError
 from mtmh.errors import RequestError
 from mtmh.retrieval.catalogue import UnknownItemError
-from mtmh.retrieval.text_search import MOST_WORDS, search_items
+from mtmh.retrieval.text_search import MOST_WORDS
 from mtmh.serving.api import (
+    FindParameters,
     IndexResponse,
     ItemsResponse,
+    NewItems,
     RetrieveRequest,
     RetrieveResponse,
+    SimilarParameters,
     document_limits,
+    names_at,
 )
 from mtmh.serving.guard import Guard
 from mtmh.serving.http_errors import FieldProblem, ProblemDetails, Refused, documented, invalid_request, problem
@@ -63,6 +68,7 @@ def create_app(service: Service) -> FastAPI:
         body_seconds=service.limits.timeout_ms / 1000,
         draining=lambda: service.draining,
         overloaded=lambda: service.overloaded,
+        image_origin=service.pictures.origin,
     )
     _add_error_handlers(app, service)
     _add_reading_routes(app, service)
@@ -110,24 +116,22 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
         return await service.retrieve(body)
 
     @app.get("/v1/items", response_model=ItemsResponse, responses=documented(422, 429, 504), tags=["items"])
-    async def find_items(
-        query: Annotated[
-            str,
-            Query(
-                max_length=200, description=f"At most {MOST_WORDS} words of the text, or an id; empty: popular items."
-            ),
-        ] = "",
-        limit: Annotated[int, Query(ge=1, le=100)] = 10,
-    ) -> Response:
-        """Items whose text holds every word of the query."""
+    async def find_items(parameters: Annotated[FindParameters, Query()]) -> Response:
+        """Items whose text holds every word of the query, or whose id begins so; case and accents do not matter."""
+        query = parameters.query
         if (words := len(query.split())) > MOST_WORDS:
             expected = f"at most {MOST_WORDS} words, not {words}"
             raise Refused(
                 422, f"query.query: {expected}", fields=[FieldProblem(field="query.query", expected=expected)]
             )
         snapshot = service.current.snapshot
-        found = await service.look_up(lambda: search_items(snapshot.retriever.catalogue.table, query, limit))
-        return _json({"version": snapshot.version, "items": found})
+        catalogue = snapshot.retriever.catalogue
+
+        def find() -> list[dict[str, Any]]:
+            found = catalogue.find_by_text(query, parameters.limit)
+            return service.shown(catalogue.ids(found), catalogue.describe(found))
+
+        return _json({"version": snapshot.version, "items": await service.look_up(find)})
 
     @app.get("/v1/index", response_model=IndexResponse, responses=documented(429, 504), tags=["items"])
     async def index() -> Response:
@@ -143,6 +147,7 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
             num_probes=retriever.num_probes,
             max_k=service.limits.max_k,
             max_history=service.limits.max_history,
+            columns=retriever.catalogue.column_names,
             features=service.features,
             writes=bool(service.api_keys),
             curve=curve,
@@ -181,8 +186,11 @@ def _add_operating_routes(app: FastAPI, service: Service) -> None:
 def _add_error_handlers(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        del request
-        return invalid_request(error)
+        path = request.url.path
+        message: type[BaseModel] = RetrieveRequest if path == "/v1/retrieve" else NewItems
+        if request.method == "GET":
+            message = SimilarParameters if path.endswith("/similar") else FindParameters
+        return invalid_request(error, lambda place: names_at(message, place))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> Response:
@@ -206,8 +214,10 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(RequestError)
     async def not_fitting(request: Request, error: RequestError) -> Response:
-        del request
-        return problem(422, str(error))
+        if not error.field:
+            return problem(422, str(error))
+        field = f"{'query' if request.method == 'GET' else 'body'}.{error.field}"
+        return problem(422, f"{field}: {error.expected}", fields=[FieldProblem(field=field, expected=error.expected)])
 
     @app.exception_handler(QueueFull)
     async def full(request: Request, error: QueueFull) -> Response:

@@ -26,12 +26,12 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a proxy or a client; anything el
 _QUESTIONS = "/v1/retrieve"
 _OPERATING = frozenset({"/healthz", "/readyz", "/metrics"})
 
-# The page needs its own script and style and nothing else; the API needs nothing.
+# The page needs its own script and style, pictures of items and nothing else; the API needs nothing.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'{images}; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
-        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
@@ -52,6 +52,7 @@ class Guard:
         body_seconds: a body that takes longer to arrive is answered 408.
         draining: whether the service is about to end; then clients are asked to close their connections.
         overloaded: whether questions are to be refused.
+        image_origin: scheme and host from which the page may show pictures; empty: its own alone.
     """
 
     def __init__(
@@ -64,7 +65,10 @@ class Guard:
         body_seconds: float,
         draining: Callable[[], bool],
         overloaded: Callable[[], bool],
+        image_origin: str = "",
     ) -> None:
+        images = f" {image_origin}" if image_origin else ""
+        self._headers = {**_HEADERS, "Content-Security-Policy": _POLICY.format(images=images)}
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -91,7 +95,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
+                headers.update(self._headers)
                 headers[REQUEST_ID] = request_id
                 headers.setdefault("Cache-Control", "no-store")
                 if self._draining():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.responses import Response
+
+from mtmh.errors import meant
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -73,20 +75,27 @@ def problem(
     return Response(body, status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
-def invalid_request(error: RequestValidationError) -> Response:
-    """422 that names each field and what was expected; what the client sent is not repeated."""
+def invalid_request(error: RequestValidationError, names_at: Callable[[Sequence[int | str]], list[str]]) -> Response:
+    """422 that names each field and what was expected; what the client sent is not repeated.
+
+    Args:
+        error: of the request.
+        names_at: the fields that its body may have at a place.
+    """
     problems = [
-        FieldProblem(field=".".join(map(str, fault["loc"])), expected=_expected(fault)) for fault in error.errors()[:20]
+        FieldProblem(field=".".join(map(str, fault["loc"])), expected=_expected(fault, names_at))
+        for fault in error.errors()[:20]
     ]
     first = problems[0]
     return problem(422, f"{first.field}: {first.expected}", fields=problems)
 
 
-def _expected(error: Mapping[str, Any]) -> str:
+def _expected(error: Mapping[str, Any], names_at: Callable[[Sequence[int | str]], list[str]]) -> str:
     if error["type"] == "json_invalid":
         return f"valid JSON; {error.get('ctx', {}).get('error', 'it is not')}"
     if error["type"] == "extra_forbidden":
-        return "no field of this name"
+        *place, name = error["loc"][1:]
+        return f"no field of this name{meant(str(name), names_at(place))}"
     if error["type"] == "model_attributes_type" and tuple(error["loc"]) == ("body",):
         return "a JSON object, sent with the header Content-Type: application/json"
     return str(error["msg"]).removeprefix("Value error, ")

@@ -1,22 +1,24 @@
-"""Routes of one item for a browser or curl: what it is, and what goes with it."""
+"""Routes of one item for a browser or curl: what it is, what goes with it, and its picture."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from mtmh.serving.api import ItemResponse, RetrieveRequest, RetrieveResponse
+from mtmh.serving.api import ItemResponse, RetrieveRequest, RetrieveResponse, SimilarParameters
 from mtmh.serving.http_errors import FieldProblem, Refused, documented
+from mtmh.serving.pictures import ROUTE, kind_of
 from mtmh.serving.service import Service
 
 PathId = Annotated[str, Path(min_length=1, max_length=256, description="Id of an item; may hold slashes.")]
 
 
 def add_item_routes(app: FastAPI, service: Service) -> None:
-    """Adds both; an item whose id ends in ``/similar`` is asked for by POST."""
+    """Adds them; an item whose id ends in ``/similar`` is asked for by POST."""
 
     @app.get(
         "/v1/items/{item_id:path}/similar",
@@ -24,16 +26,10 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         responses=documented(404, 422, 429, 503, 504),
         tags=["retrieve"],
     )
-    async def similar(
-        item_id: PathId,
-        k: Annotated[int | None, Query(ge=1, description="Answers; default: that of GET /v1/index.")] = None,
-        alpha: Annotated[
-            float | None, Query(ge=0, le=100, allow_inf_nan=False, description="Percent from the engagement head.")
-        ] = None,
-    ) -> Response:
+    async def similar(item_id: PathId, parameters: Annotated[SimilarParameters, Query()]) -> Response:
         """Items that go with one item, described; as POST /v1/retrieve answers with one trigger."""
         try:
-            return await service.retrieve(RetrieveRequest(triggers=[item_id], k=k, alpha=alpha, describe=True))
+            return await service.retrieve(RetrieveRequest(triggers=[item_id], describe=True, **dict(parameters)))
         except Refused as error:
             fields = [
                 FieldProblem(field=found.field.replace("body.", "query.", 1), expected=found.expected)
@@ -53,18 +49,20 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         snapshot = service.current.snapshot
         retriever = snapshot.retriever
 
-        def describe() -> ItemResponse:
+        def describe() -> dict[str, Any]:
             found = retriever.catalogue.find_answerable([item_id], "item")
             if found[0] < 0:
                 raise retriever.catalogue.unknown([item_id], "item")
-            (described,) = retriever.catalogue.describe(found)
-            typed = retriever.catalogue.typed(item_id, "item")
-            return ItemResponse(
-                version=snapshot.version,
-                item=typed,
-                text=described.text,
-                topic_l1=described.topic_l1,
-                topic_l2=described.topic_l2,
-            )
+            (shown,) = service.shown([retriever.catalogue.typed(item_id, "item")], retriever.catalogue.describe(found))
+            return {"version": snapshot.version, **shown}
 
         return Response(to_json(await service.compute(describe)), media_type="application/json")
+
+    @app.get(ROUTE + "{name:path}", include_in_schema=False)
+    async def picture(name: str) -> Response:
+        # In a thread of its own: a slow disk must not hold up questions.
+        file = await asyncio.to_thread(service.pictures.read, name)
+        kind = kind_of(file) if file is not None else None
+        if kind is None:
+            raise Refused(404, "no such picture")
+        return Response(file, media_type=kind, headers={"Cache-Control": "max-age=3600"})

@@ -17,6 +17,7 @@ from mtmh.config import Config
 from mtmh.serving.api_keys import read_api_keys
 from mtmh.serving.app import create_app
 from mtmh.serving.connections import limited_protocol, most_connections
+from mtmh.serving.pictures import open_pictures
 from mtmh.serving.service import Service
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # The event loop gives the interpreter away at every read and write of a socket, and gets it back from a computing
 # thread after at most this time. With Python's 5 ms a few busy threads leave the loop some dozens of requests a second.
 _SWITCH_SECONDS = 0.0005
+_SIMULATED = "images.parquet"  # of mtmh content simulate
 
 
 class DrainingServer(uvicorn.Server):
@@ -88,6 +90,7 @@ def serve(config: Config) -> None:
         config.retrieval,
         config.index.milvus,
         _teacher(config) if read_api_keys(config.service) else None,
+        open_pictures(config.service.images, config.media_dir / _SIMULATED),
     )
     server = DrainingServer(
         # No limit_concurrency: it counts connections that a proxy keeps for later, too, and answers even /healthz 503.

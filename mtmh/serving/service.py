@@ -15,7 +15,9 @@ from starlette.responses import Response
 
 from mtmh.artifacts import DamagedArtifactError
 from mtmh.config import MilvusConfig, RetrievalConfig, ServiceConfig
+from mtmh.data.arrays import ItemId
 from mtmh.live.segments import ChangesLostError
+from mtmh.retrieval.catalogue import ItemDescription
 from mtmh.retrieval.cpu_cores import compute_with, usable_cores
 from mtmh.retrieval.curve import read_curve
 from mtmh.retrieval.timings import Timings
@@ -24,6 +26,7 @@ from mtmh.serving.api_keys import read_api_keys
 from mtmh.serving.current_index import CurrentIndex, Snapshot
 from mtmh.serving.http_errors import FieldProblem, Refused
 from mtmh.serving.loop_lag import LoopLag
+from mtmh.serving.pictures import NO_PICTURES, Pictures
 from mtmh.serving.prometheus import ServiceMetrics
 from mtmh.serving.work_queue import WorkQueue
 
@@ -48,9 +51,11 @@ class Service:
         defaults: of a request.
         milvus: ``index.milvus`` of the recipe; a version on another Milvus is refused.
         content: the teacher, for added items without a content embedding.
+        pictures: of the items.
 
     Attributes:
         name: of the model.
+        pictures: of the items.
         limits: what the service takes on.
         metrics: of this service.
         current: the index that answers.
@@ -71,8 +76,10 @@ class Service:
         defaults: RetrievalConfig,
         milvus: MilvusConfig | None = None,
         content: FreshContent | None = None,
+        pictures: Pictures = NO_PICTURES,
     ) -> None:
         self.name = name
+        self.pictures = pictures
         self.limits = limits
         self.measured_curve = partial(read_curve, evaluation_dir, index_dir)
         self.metrics = ServiceMetrics()
@@ -165,6 +172,13 @@ class Service:
         timing = ", ".join(f"{stage};dur={1000 * spent:.2f}" for stage, spent in stages.items())
         return Response(body, media_type="application/json", headers={"Server-Timing": timing})
 
+    def shown(self, items: Sequence[ItemId], descriptions: Sequence[ItemDescription]) -> list[dict[str, Any]]:
+        """Display columns of items, as ``ItemText`` has them."""
+        return [
+            {"item": item, **asdict(described), "image": self.pictures.address(item, described.image)}
+            for item, described in zip(items, descriptions, strict=True)
+        ]
+
     def close(self) -> None:
         """Finishes what waits, and ends the threads."""
         self.queue.close()
@@ -183,10 +197,28 @@ class Service:
         encoded = []
         for request, lists in zip(requests, answers, strict=True):
             with timings.stage("encode"):
-                encoded.append(_encode(snapshot, request, lists, timings))
+                encoded.append(self._encode(snapshot, request, lists, timings))
         for stage, seconds in timings.seconds.items():
             self.metrics.stages.labels(stage).observe(seconds)
         return [(snapshot, body, timings.seconds) for body in encoded]
+
+    def _encode(
+        self, snapshot: Snapshot, request: RetrieveRequest, answers: list[dict[str, Any]], timings: Timings
+    ) -> bytes:
+        """A ``RetrieveResponse`` as JSON."""
+        default = snapshot.retriever.defaults.alpha if request.shares is None else None
+        alpha = request.alpha if request.alpha is not None else default
+        notes = snapshot.retriever.notes(request.query())
+        response: dict[str, Any] = {"version": snapshot.version, "alpha": alpha, "answers": answers, "notes": notes}
+        if request.describe:
+            with timings.stage("describe"):
+                typed = snapshot.retriever.catalogue.typed
+                items = dict.fromkeys(typed(item, "item") for item in request.triggers or request.history or ())
+                for answer in answers:
+                    lists = [answer["items"], *answer.get("heads", {}).values(), answer.get("together") or []]
+                    items.update(dict.fromkeys(found.item for found_items in lists for found in found_items))
+                response["descriptions"] = self.shown(list(items), snapshot.retriever.describe(list(items)))
+        return to_json(response, inf_nan_mode="null")
 
 
 def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: Timings) -> list[list[dict[str, Any]]]:
@@ -197,7 +229,8 @@ def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: T
         return [[{"trigger": None, "items": items, "ignored": retriever.unknown(query)}]]
     if requests[0].side_by_side:
         shown = retriever.retrieve_side_by_side(query, timings)
-        return [[{"trigger": shown.trigger, "items": shown.merged, "heads": shown.heads}]]
+        answer = {"trigger": shown.trigger, "items": shown.merged, "heads": shown.heads, "together": shown.together}
+        return [[answer]]
     typed = retriever.catalogue.typed
     triggers = [trigger for request in requests for trigger in request.triggers or ()]
     lists = iter(retriever.retrieve(replace(query, triggers=triggers), timings))
@@ -205,22 +238,3 @@ def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: T
         [{"trigger": typed(trigger, "trigger"), "items": next(lists)} for trigger in request.triggers or ()]
         for request in requests
     ]
-
-
-def _encode(snapshot: Snapshot, request: RetrieveRequest, answers: list[dict[str, Any]], timings: Timings) -> bytes:
-    """A ``RetrieveResponse`` as JSON."""
-    default = snapshot.retriever.defaults.alpha if request.shares is None else None
-    alpha = request.alpha if request.alpha is not None else default
-    response: dict[str, Any] = {"version": snapshot.version, "alpha": alpha, "answers": answers}
-    if request.describe:
-        with timings.stage("describe"):
-            typed = snapshot.retriever.catalogue.typed
-            items = dict.fromkeys(typed(item, "item") for item in request.triggers or request.history or ())
-            for answer in answers:
-                lists = [answer["items"], *answer.get("heads", {}).values()]
-                items.update(dict.fromkeys(found.item for found_items in lists for found in found_items))
-            descriptions = snapshot.retriever.describe(list(items))
-            response["descriptions"] = [
-                {"item": item, **asdict(described)} for item, described in zip(items, descriptions, strict=True)
-            ]
-    return to_json(response, inf_nan_mode="null")

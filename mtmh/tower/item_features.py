@@ -32,7 +32,13 @@ from mtmh.errors import RequestError
 
 FEATURES = "features.json"
 # Columns of a row that are no features: for display and for filters.
-DISPLAY = {"text": pa.string(), "topic_l1": pa.string(), "topic_l2": pa.string(), "first_seen": pa.int64()}
+DISPLAY = {
+    "text": pa.string(),
+    "image": pa.string(),
+    "topic_l1": pa.string(),
+    "topic_l2": pa.string(),
+    "first_seen": pa.int64(),
+}
 
 CONTENT = "content_embedding"  # the teacher's, of a row that has one
 

@@ -172,7 +172,7 @@ def write_dataset(
         items = {
             "item_id": ids,
             "text": texts,
-            **{level: pa.nulls(num_items, pa.string()) for level in ("topic_l1", "topic_l2")},
+            **{level: pa.nulls(num_items, pa.string()) for level in ("image", "topic_l1", "topic_l2")},
             "train_count": train_count,
             "first_seen": first_seen,
         }

@@ -34,7 +34,7 @@ def test_cells_that_look_like_numbers_are_strings_where_the_model_has_strings(tm
     (tmp_path / "items.csv").write_text("item_id,brand,size,text\n007,0012,40,2024-01-01\n008,,,\n")
     features = ItemFeatures(tmp_path)
     rows = features.table(read_rows(tmp_path / "items.csv", features.strings)).to_pylist()
-    shown = {"topic_l1": None, "topic_l2": None, "first_seen": None}
+    shown = {"image": None, "topic_l1": None, "topic_l2": None, "first_seen": None}
     assert rows == [
         {"item_id": "007", "text": "2024-01-01", "brand": ["0012"], "size": [40], **shown},
         {"item_id": "008", "text": None, "brand": None, "size": None, **shown},

@@ -528,5 +528,6 @@ def test_the_teacher_embeds_added_items_that_bring_no_embedding(tmp_path: Path) 
     assert live.add(rows, content=teacher) == [9001, 9002, 9003], "an addition may be repeated"
     with pytest.raises(ValueError, match="teacher makes content embeddings of width 3, the published index takes"):
         live.add([row(9005, text="red")], content=FreshContent(embed, 3, ("text",)))
-    with pytest.raises(RequestError, match="image is no field of an item"):
-        live.add([row(9006, image="blue")])
+    with pytest.raises(RequestError, match="picture is no field of an item"):
+        live.add([row(9006, picture="blue")])
+    assert [found.image for found in live.retriever.describe([9001, 9002])] == ["", "blue"]

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
+AXE = Path(__file__).parent / "axe-core-4.12.1.min.js"  # unchanged, as Deque Systems publish it (MPL 2.0)
+
 _KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
 
 
@@ -89,6 +91,23 @@ class Browser:
     def type(self, text: str) -> None:
         """Types into what has the focus."""
         self.command("Input.insertText", text=text)
+
+    def show_as(self, width: int, scheme: str = "light", height: int = 900) -> None:
+        """Sizes the page, and shows it in the light or dark scheme."""
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+        )
+        self.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def breaches(self) -> list[str]:
+        """Breaches of the rules of accessibility that axe-core finds on the page: rule, element and what is amiss."""
+        self.command("Runtime.evaluate", expression=AXE.read_text())
+        found = self.evaluate(
+            "axe.run(document, {resultTypes: ['violations']}).then((run) => run.violations.flatMap((rule) =>"
+            " rule.nodes.map((node) => `${rule.id}: ${node.target.join(' ')}: ${node.failureSummary}`)))"
+        )
+        assert isinstance(found, list)
+        return found
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.command("Page.captureScreenshot")["data"]))

@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from prepare_helpers import Event, Feature, Written, files_of, make_config, naive_prepare, prepare_tables
 from rich.console import Console
 
-from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS, ITEM_TABLE, ITEMS, USERS, DatasetSummary, vocabulary_file
+from mtmh.data.schema import (
+    HISTORIES,
+    HISTORY_LENGTHS,
+    ITEM_FEATURES,
+    ITEM_TABLE,
+    ITEMS,
+    USERS,
+    DatasetSummary,
+    vocabulary_file,
+)
 from mtmh.prepare.prepare import prepare
 from mtmh.prepare.report import summary_table
 
@@ -273,6 +282,44 @@ def test_float_features_are_standardised_with_training_items(tmp_path: Path) -> 
         mean, deviation = np.nanmean(value[seen]), np.nanstd(value[seen])
         expected = np.where(np.isnan(value), 0.0, (value - mean) / deviation)
         np.testing.assert_allclose(floats[:, column], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_features_are_kept_as_the_source_has_them(tmp_path: Path) -> None:
+    """For filters: a value that is too rare for the vocabulary, or of an item that only the test period knows, too."""
+    table = pa.table(
+        {
+            "item_id": ["a", "b", "c"],
+            "brand": ["Zoë", None, "acme"],
+            "tags": pa.array([["x", "w", "x", None], [], None], pa.list_(pa.string())),
+            "size": pa.array([40, 41, None], pa.int32()),
+            "price": [1.1, float("nan"), 3.0],
+        }
+    )
+    events = [(user, item, step) for user in range(3) for step, item in enumerate(["a", "b", "a", "c"])]
+    artifact = prepare_tables(
+        tmp_path,
+        events,
+        table,
+        split={"kind": "time", "cutoff": 3},
+        min_feature_count=2,
+        id_features=["brand", "tags", "size"],
+        float_features=["price"],
+    )
+    kept = pq.read_table(artifact.path / ITEM_FEATURES)
+    assert [str(kind).replace("item: ", "element: ") for kind in kept.schema.types] == [
+        "list<element: string>",
+        "list<element: string>",
+        "list<element: int64>",
+        "double",
+    ]
+    rows = dict(zip(Written.read(artifact.path).item_ids, kept.to_pylist(), strict=True))
+    assert rows == {
+        "a": {"brand": ["Zoë"], "tags": ["w", "x"], "size": [40], "price": 1.1},
+        "b": {"brand": [], "tags": [], "size": [41], "price": None},
+        "c": {"brand": ["acme"], "tags": None, "size": [], "price": 3.0},
+    }
+    bare = prepare_tables(tmp_path, events, table, split={"kind": "user"}, popularity_features=False)
+    assert not (bare.path / ITEM_FEATURES).exists()
 
 
 def test_constant_and_absent_floats(tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from ivf_in_memory import build_ivf
 from mtmh.modules import UserTower
 
 from mtmh.config import RetrievalConfig
@@ -17,8 +20,12 @@ from mtmh.preranking.neighbours import Neighbours
 from mtmh.preranking.scorer import Scorer
 from mtmh.preranking.stacking import logits_alone
 from mtmh.preranking.user_ranker import UserRanker
+from mtmh.retrieval.catalogue import Catalogue
+from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.open_preranker import LearnedPreranker, open_prerankers
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, HistoryPreranker, Requests, prerank
+from mtmh.retrieval.retriever import Retriever
 
 TASKS = [TaskSummary(name="click", label=None, weight=1.0), TaskSummary(name="like", label=0, weight=0.5)]
 
@@ -141,3 +148,82 @@ def test_it_proposes_the_best_of_what_was_found_what_goes_with_the_history_and_w
     )
     assert best_items[0].tolist() == best.items.max(axis=0).tolist()
     np.testing.assert_allclose(ranked[0], np.sort(scores)[::-1][:6], rtol=1e-5)
+
+
+def learned_retriever() -> Retriever:
+    """Of 40 items, whose sorter is the learned model with a table of what goes with items 5, 6 and 7."""
+    ranker = ranker_of(40)
+    items = np.full((40, 3), -1, np.int32)
+    weights = np.zeros((40, 3), np.float16)
+    for item in (5, 6, 7):
+        items[item], weights[item] = (item + 10, 9, item + 20), (0.5, 0.25, 0.125)
+    cosines = Neighbours(items, weights)
+    popularity = StackedVectors(np.ones((40, 2), np.float32))
+    linear = Neighbours(items, np.zeros((40, 3), np.float16))
+    evidence = Evidence(ranker.evidence.vectors, cosines, linear, popularity, 20)
+    vectors = ranker.evidence.vectors["engagement"][:]
+    table = pa.table(
+        {
+            "item_id": np.arange(40),
+            "text": [f"item {item}" for item in range(40)],
+            "topic_l1": [f"t{item % 4}" for item in range(40)],
+            "topic_l2": pa.nulls(40, pa.string()),
+            "train_count": np.ones(40, np.int64),
+        }
+    )
+    return Retriever(
+        {"engagement": build_ivf(vectors, num_clusters=2)},
+        {"engagement": vectors},
+        Catalogue(table),
+        RetrievalConfig(k=6, k_ann=40, num_probes=2),
+        preranker=HeadScorePreranker(),
+        sorter=LearnedPreranker(UserRanker(ranker.scorer, evidence, ranker.combination)),
+    )
+
+
+def test_what_is_engaged_with_together_stands_beside_the_heads() -> None:
+    retriever = learned_retriever()
+    together = retriever.retrieve_side_by_side(Query([6], k=6)).together
+    assert together is not None
+    assert [(found.item, found.score, found.head) for found in together] == [
+        (16, 0.5, "together"),
+        (9, 0.25, "together"),
+        (26, 0.125, "together"),
+    ]
+    filtered = retriever.retrieve_side_by_side(Query([6], k=1, filters=Filters(exclude=[16])))
+    assert [found.item for found in filtered.together or []] == [9]
+    assert 9 in filtered.descriptions
+    assert retriever.retrieve_side_by_side(Query([8])).together == []
+    assert isinstance(retriever.sorter, LearnedPreranker)
+    items, cosines = retriever.sorter.engaged_with(40)  # newer than the table
+    assert len(items) == len(cosines) == 0
+
+
+def test_caps_boosts_and_turned_down_items_hold_for_a_list_of_the_user_source() -> None:
+    retriever = learned_retriever()
+    history = [5, 6, 7]
+    plain = retriever.retrieve_user(Query(history=history, k=9))
+    assert len(plain) == 9
+    capped = retriever.retrieve_user(Query(history=history, k=9, max_per={"topic_l1": 3, "trigger": 3}))
+    assert len(capped) == 9
+    for counts in (
+        Counter(int(found.item) % 4 for found in capped),
+        Counter(found.trigger for found in capped),
+    ):
+        assert max(counts.values()) <= 3
+    assert capped[0].item == plain[0].item
+    scores = [found.score for found in capped]
+    assert scores == sorted(scores, reverse=True)
+    last = plain[-1].item
+    boosted = retriever.retrieve_user(Query(history=history, k=9, boosts={"item_id": {last: 1000.0}}))
+    assert boosted[0].item == last
+    assert boosted[0].score == pytest.approx(1000.0 * plain[-1].score, rel=1e-4)
+    turned_down = plain[0].item
+    away = retriever.retrieve_user(Query(history=history, k=9, away_from=[turned_down]))
+    assert turned_down not in [found.item for found in away]
+    vectors = retriever.vectors["engagement"]
+    before = {found.item: found.score for found in plain}
+    for found in away:
+        if found.item in before:
+            nearness = max(0.0, float(vectors[np.array([turned_down])][0] @ vectors[np.array([found.item])][0]))
+            assert found.score == pytest.approx(before[found.item] * (1.0 - nearness), rel=1e-3, abs=1e-6)

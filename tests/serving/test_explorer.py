@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -87,11 +90,13 @@ def test_ids_beyond_the_numbers_of_javascript_stay_themselves(browser: Browser, 
     open_page(browser, service)
     ids = [17, -5, 2**53 + 1, 2**63 - 1, -(2**63)]
     items = [{"item": item, "score": -0.5, "trigger": ids[0], "text": '"item":7, "trigger": 8'} for item in ids]
-    answer = {"version": "000001", "answers": [{"trigger": None, "items": items}], "descriptions": [{"item": "B01"}]}
+    answer: dict[str, Any] = {"version": "000001", "descriptions": [{"item": "B01"}]}
+    answer["answers"] = [{"trigger": None, "items": items, "ignored": ids}]
     for text in (json.dumps(answer), json.dumps(answer, separators=(",", ":"))):
         found = browser.evaluate(f"import('/static/ids.js').then(({{parseAnswer}}) => parseAnswer({json.dumps(text)}))")
         shown = found["answers"][0]["items"]
         assert [item["item"] for item in shown] == list(map(str, ids))
+        assert found["answers"][0]["ignored"] == list(map(str, ids))
         assert [item | {"item": 0, "trigger": 0} for item in shown] == [
             item | {"item": 0, "trigger": 0} for item in items
         ]
@@ -157,7 +162,8 @@ def test_a_user_view_from_a_history(browser: Browser, service: ServiceProcess) -
     open_page(browser, service, f"#view=user&{address}&k=8&alpha=30")
 
     def expected(history: list[int], alpha: int) -> list[int]:
-        answer = service.retrieve(history=history, k=8, alpha=alpha).json["answers"][0]
+        cap = {"trigger": math.ceil(1.5 * 8 / len(history))}
+        answer = service.retrieve(history=history, k=8, alpha=alpha, max_per=cap).json["answers"][0]
         return [item["item"] for item in answer["items"]]
 
     assert items_of(browser, "merged") == expected(popular, 30)
@@ -170,6 +176,18 @@ def test_a_user_view_from_a_history(browser: Browser, service: ServiceProcess) -
     browser.wait(f"document.querySelectorAll('.chips li').length === 2 && {READY}")
     assert browser.evaluate("location.hash.split('history=').length") == 3
     wait_for_items(browser, expected(popular[1:], 90))
+    reasons = "[...document.querySelectorAll('#column-merged .because b')].map((one) => one.textContent)"
+    told = Counter(browser.evaluate(reasons))
+    names = [item["text"] for item in service.call("GET", "/v1/items?limit=3").json["items"]]
+    assert set(told) <= set(names[1:])
+    assert max(told.values()) <= 6
+    browser.evaluate(
+        "{const cap = document.getElementById('cap'); cap.value = 4; cap.dispatchEvent(new Event('input'))}"
+    )
+    browser.wait(f"location.hash.includes('cap=4') && {READY} && Object.is({reasons}.length, 8)")
+    four = service.retrieve(history=popular[1:], k=8, alpha=90, max_per={"trigger": 4}).json["answers"][0]
+    wait_for_items(browser, [item["item"] for item in four["items"]])
+    assert set(Counter(browser.evaluate(reasons)).values()) == {4}
 
 
 def test_tabs_by_keyboard(browser: Browser, service: ServiceProcess) -> None:
@@ -206,12 +224,51 @@ def test_errors_are_shown(browser: Browser, service: ServiceProcess) -> None:
     browser.open(f"{service.url}/#item=99999999")
     browser.wait("document.getElementById('status').classList.contains('error')")
     assert "99999999" in browser.evaluate("document.getElementById('status').textContent")
-    assert "Search for another item" in browser.evaluate("document.getElementById('results').textContent")
+    results = browser.evaluate("document.getElementById('results').textContent")
+    assert results.startswith("Not found")
+    assert "Search for another item" in results
     assert browser.evaluate("document.getElementById('facts').childElementCount") == 0
     # The browser itself notes the answer 404 as an error; that one is wanted.
-    browser.problems[:] = [
-        problem for problem in browser.problems if "the server responded with a status of 4" not in problem
-    ]
+    forget(browser, "the server responded with a status of 4")
+
+
+def forget(browser: Browser, wanted: str) -> None:
+    browser.problems[:] = [problem for problem in browser.problems if wanted not in problem]
+
+
+def test_what_is_missing_is_said_in_words(browser: Browser, service: ServiceProcess) -> None:
+    open_page(browser, service, "#view=user&history=17&history=99999999&k=5")
+    assert "passed over: 99999999" in browser.evaluate("document.getElementById('status').textContent")
+    browser.open(f"{service.url}/#view=user")
+    browser.wait("document.querySelector('.nothing') !== null")
+    assert "No history yet" in browser.evaluate("document.getElementById('results').textContent")
+    browser.evaluate("document.getElementById('query').focus()")
+    browser.type("no such words")
+    browser.wait("document.getElementById('status').textContent.includes('No item has all the words')")
+    browser.evaluate("{const k = document.getElementById('k'); k.value = ''; k.dispatchEvent(new Event('input'))}")
+    assert "expected a whole number from 1" in browser.evaluate("document.getElementById('status').textContent")
+    assert browser.evaluate("document.getElementById('k').getAttribute('aria-invalid')") == "true"
+
+
+def test_a_service_that_ends_is_said(tmp_path: Path, served_recipe: Path) -> None:
+    with Browser(tmp_path / "profile") as browser:
+        with ServiceProcess(served_recipe) as ending:
+            open_page(browser, ending, "#item=17&k=5")
+        browser.evaluate("document.querySelector('#column-merged .answer').click()")
+        browser.wait("document.querySelector('.nothing h2')?.textContent === 'No answer'")
+        assert "Is mtmh serve still running?" in browser.evaluate("document.getElementById('status').textContent")
+        assert browser.evaluate("document.querySelector('.nothing button').textContent") == "Try again"
+        assert browser.breaches() == []
+
+
+def test_an_item_is_found_in_any_case_and_without_accents(service: ServiceProcess) -> None:
+    item = service.call("GET", "/v1/items?limit=1").json["items"][0]
+    shouted = quote(item["text"].upper().replace("A", "Á").replace("E", "È"))
+    found = service.call("GET", f"/v1/items?query={shouted}").json["items"]
+    assert item in found
+    by_id = service.call("GET", "/v1/items?query=17").json["items"]
+    assert by_id[0]["item"] == 17
+    assert all("17" in str(one["item"])[:2] or "17" in one["text"] for one in by_id)
 
 
 def test_it_opens_on_an_example_and_shows_more(browser: Browser, service: ServiceProcess) -> None:
@@ -220,8 +277,8 @@ def test_it_opens_on_an_example_and_shows_more(browser: Browser, service: Servic
     opened = browser.evaluate(r"document.querySelector('#asked .id').textContent.replace(/\D/g, '')")
     assert int(opened) in popular
     columns = "[...document.querySelectorAll('#results > section')].map((column) => column.id)"
-    # As the slider: relevance on the left, engagement on the right.
-    assert browser.evaluate(columns) == ["column-relevance", "column-merged", "column-engagement"]
+    # As the slider and the chart: engagement on the left, relevance on the right.
+    assert browser.evaluate(columns) == ["column-engagement", "column-merged", "column-relevance"]
     assert browser.evaluate("document.querySelectorAll('#examples button').length") == 5
     before = browser.evaluate("document.querySelector('#asked h2').textContent")
     browser.evaluate("document.querySelectorAll('#examples button')[1].click()")
@@ -258,6 +315,88 @@ def test_nothing_comes_from_elsewhere(browser: Browser, service: ServiceProcess)
     loaded = browser.evaluate("performance.getEntriesByType('resource').map((one) => one.name)")
     assert loaded
     assert all(name.startswith(f"{service.url}/") for name in loaded)
+
+
+ADDRESSES = {
+    "item": "#item=17",
+    "user": "#view=user&history=17&history=4&history=23",
+    "nothing": "#view=user",
+    "missing": "#item=99999999",
+}
+SETTLED = f"({READY} || document.querySelector('.nothing') !== null) && !document.getElementById('examples').hidden"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing_and_nothing_scrolls_sideways(
+    browser: Browser, service: ServiceProcess, tmp_path: Path, width: int, scheme: str
+) -> None:
+    shots = Path(os.environ.get("MTMH_SCREENSHOTS", tmp_path))
+    browser.show_as(width, scheme)
+    for name, address in ADDRESSES.items():
+        browser.open(f"{service.url}/{address}")
+        browser.wait(SETTLED)
+        assert browser.breaches() == [], name
+        assert browser.evaluate("document.documentElement.scrollWidth") <= width, name
+        browser.screenshot(shots / f"explorer-{name}-{scheme}-{width}.png")
+    browser.open(f"{service.url}/docs")
+    browser.wait("document.querySelectorAll('#routes section').length > 5")
+    assert browser.breaches() == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width, "docs"
+    browser.command("Emulation.clearDeviceMetricsOverride")
+    forget(browser, "the server responded with a status of 4")
+
+
+def test_the_focus_ring_of_every_control_is_whole(browser: Browser, service: ServiceProcess) -> None:
+    """No ancestor cuts it off, and no neighbour lies over it: all of it is within what is shown of the page."""
+    browser.show_as(1280)
+    open_page(browser, service, "#item=17&k=3")
+    cut = browser.evaluate(
+        """(() => [...document.querySelectorAll('button, input')].filter((one) => one.offsetParent).filter((one) => {
+          one.focus({focusVisible: true});
+          const style = getComputedStyle(one);
+          if (style.outlineStyle === 'none') return true;
+          const reach = parseFloat(style.outlineOffset) + parseFloat(style.outlineWidth);
+          const box = one.getBoundingClientRect();
+          for (let above = one.parentElement; above && above !== document.body; above = above.parentElement) {
+            if (getComputedStyle(above).overflow === 'visible') continue;
+            const room = above.getBoundingClientRect();
+            if (box.left - reach < room.left || box.right + reach > room.right) return true;
+            if (box.top - reach < room.top || box.bottom + reach > room.bottom) return true;
+          }
+          return false;
+        }).map((one) => one.id || one.className))()"""
+    )
+    assert cut == []
+
+
+def test_arrow_keys_on_the_slider_go_the_way_of_the_columns(browser: Browser, service: ServiceProcess) -> None:
+    """Right is towards relevance, which stands on the right."""
+    open_page(browser, service, "#item=17&alpha=50")
+    browser.evaluate("document.getElementById('alpha').focus()")
+    browser.key("ArrowRight")
+    browser.wait("location.hash.includes('alpha=49')")
+    ends = browser.evaluate("[...document.querySelectorAll('.ends span')].map((one) => one.textContent)")
+    assert ends == ["engagement only", "relevance only"]
+    xs = browser.evaluate(
+        "[...document.querySelectorAll('#curve .end')].sort((a, b) => a.getAttribute('x') - b.getAttribute('x'))"
+        ".map((one) => one.textContent)"
+    )
+    curve = service.call("GET", "/v1/index").json["curve"]["points"]
+    assert xs == (ends if curve[0]["match"] > curve[-1]["match"] else ends[::-1])
+    assert browser.evaluate("document.querySelectorAll('#curve .interval').length") == 2 * len(curve)
+
+
+def test_signs_are_explained(browser: Browser, service: ServiceProcess) -> None:
+    open_page(browser, service, "#item=17&alpha=100&k=5")
+    legend = browser.evaluate("document.getElementById('legend').textContent")
+    for words in ("Engagement head: the stripe", "Green", "Grey, dashed", "not in the merge", "brought it into"):
+        assert words in legend
+    signs = "[...document.querySelectorAll('.answer, .answer .tag, .topics .same, .column h2')]"
+    assert browser.evaluate(f"{signs}.length") > 10
+    assert browser.evaluate(f"{signs}.filter((one) => !one.title).map((one) => one.textContent)") == []
+    left_out = "[...document.querySelectorAll('#column-relevance .left-out')].map((one) => one.title)"
+    assert all(title.startswith("Not in the merge at this alpha") for title in browser.evaluate(left_out))
 
 
 def test_narrow_and_dark_pages_fit(browser: Browser, service: ServiceProcess, tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ def test_what_does_not_fit_names_the_field(service: ServiceProcess) -> None:
         assert refused.status == 422, query
         assert refused.json["detail"].startswith(f"{field}: ")
         assert refused.json["fields"][0]["field"] == field
+    for path, field in (("/v1/items/17/similar?alfa=3", "alpha"), ("/v1/items?lmit=3", "limit")):
+        refused = service.call("GET", path)
+        assert refused.status == 422
+        assert f"no field of this name; did you mean '{field}'?" in refused.json["detail"]
     assert service.call("GET", "/v1/items/999999/similar").status == 404
     assert service.call("GET", f"/v1/items/{quote('x' * 300)}").json["fields"][0]["field"] == "path.item_id"
 

@@ -30,7 +30,7 @@ function limitsOf(schema) {
 
 function table(rows) {
   const head = element("tr");
-  head.append(...["field", "type", "default", ""].map((name) => element("th", name)));
+  head.append(...["field", "type", "default", "meaning"].map((name) => element("th", name)));
   const made = element("table", "", head);
   for (const cells of rows) {
     const row = element("tr");
@@ -67,7 +67,9 @@ function section(path, method, route, schemas) {
     made.append(element("h3", "Body"), table(rowsOf(message, schemas)));
     for (const example of message.examples ?? []) {
       const command = `curl -s ${location.origin}${path} -H 'Content-Type: application/json' -d '${JSON.stringify(example)}'`;
-      made.append(element("pre", method === "post" ? command : JSON.stringify(example, null, 1)));
+      const shown = element("pre", method === "post" ? command : JSON.stringify(example, null, 1));
+      shown.tabIndex = 0; // it scrolls, by keys too
+      made.append(shown);
     }
   }
   const statuses = Object.entries(route.responses).map(([status, answer]) => `${status} ${answer.description}`);

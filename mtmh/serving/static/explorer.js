@@ -1,45 +1,16 @@
 // The explorer page. Text of items reaches the page through textContent only.
 
+import { column, factsOf, legendOf, pictureOf, topicsOf } from "./answers.js";
 import { drawCurve } from "./curve.js";
-import { parseAnswer } from "./ids.js";
 import { mergeAt } from "./merge.js";
+import { ask, call, capital, find, make, nameOf, say } from "./page.js";
+import { searchBox } from "./search_box.js";
 
-const find = (id) => document.getElementById(id);
-const state = { view: "item", item: null, history: [], alpha: 50, k: 10 };
+// cap: most answers to one item of a history; null: as many as leave room for the others.
+const state = { view: "item", item: null, history: [], alpha: 50, k: 10, cap: null };
 let index; // of GET /v1/index
 let shown = null; // the last answer, from which the slider merges
 let markAlpha = () => null;
-
-/** An element with attributes, classes and children; strings become text. */
-function make(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value !== null && value !== false) element.setAttribute(key, value === true ? "" : value);
-  }
-  element.append(...children);
-  return element;
-}
-
-async function call(path, options) {
-  let answer;
-  try {
-    answer = await fetch(path, options);
-  } catch {
-    throw new Error("The service does not answer. Is mtmh serve still running?");
-  }
-  const content = parseAnswer(await answer.text());
-  if (!answer.ok) throw new Error(content.detail ?? answer.statusText);
-  return content;
-}
-
-const ask = (question) =>
-  call("/v1/retrieve", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question) });
-
-function say(text, isError = false) {
-  find("status").textContent = text;
-  find("status").classList.toggle("error", isError);
-}
 
 // ---- what is in the address: views can be linked to, and Back works
 
@@ -54,130 +25,110 @@ function readAddress() {
   state.history = given.getAll("history").slice(0, index.max_history);
   state.alpha = Math.round(number("alpha", index.alpha, 0, 100));
   state.k = Math.round(number("k", Math.min(10, index.max_k), 1, index.max_k));
+  state.cap = given.has("cap") ? Math.round(number("cap", 1, 1, index.max_k)) : null;
 }
 
 function writeAddress(push) {
   const parts = new URLSearchParams({ view: state.view, alpha: state.alpha, k: state.k });
   if (state.item !== null) parts.set("item", state.item);
   for (const item of state.history) parts.append("history", item);
+  if (state.cap !== null) parts.set("cap", state.cap);
   history[push ? "pushState" : "replaceState"](null, "", `#${parts}`);
 }
 
+/** Most answers to one item of the history: half as many again as an even share, so that none fills the list. */
+function cap() {
+  const { length } = state.history;
+  return state.cap ?? Math.min(state.k, length > 1 ? Math.ceil((1.5 * state.k) / length) : state.k);
+}
+
 // ---- answers
-
-function topicsOf(text, wanted) {
-  const line = make("span", { class: "topics" });
-  const topics = [text.topic_l1, text.topic_l2].filter((topic, place, all) => topic && all.indexOf(topic) === place);
-  topics.forEach((topic, place) => {
-    if (place) line.append(" / ");
-    line.append(make("span", wanted.has(topic) ? { class: "same", title: "the trigger's own topic" } : {}, topic));
-  });
-  return line;
-}
-
-function answerRow(answer, place, { texts, wanted, leftOut = false, showHead = false, because = null, highest = null }) {
-  const text = texts.get(answer.item) ?? { text: "", topic_l1: "", topic_l2: "" };
-  const head = index.heads.indexOf(answer.head);
-  // A user's list is sorted by score, which has no scale of its own: bars are parts of the highest.
-  const value = highest === null ? answer.similarity ?? answer.score : answer.score;
-  const part = highest === null ? value : highest > 0 ? value / highest : 0;
-  const topics = topicsOf(text, wanted);
-  if (showHead) topics.prepend(make("span", { class: "tag" }, answer.head), " ");
-  if (because !== null) topics.append(` · because of ${because}`);
-  const bar = make("i");
-  bar.style.width = `${Math.max(0, Math.min(1, part)) * 100}%`;
-  const button = make(
-    "button",
-    {
-      class: `answer head-${head}${leftOut ? " left-out" : ""}`,
-      title: `item ${answer.item}: similarity ${answer.similarity?.toFixed(4) ?? "unknown"} under ${answer.head}, score ${answer.score.toFixed(4)}`,
-      "data-item": answer.item,
-      "data-head": answer.head,
-      onclick: () => openItem(answer.item),
-    },
-    make("span", { class: "place" }, String(place + 1)),
-    make("span", { class: "text" }, text.text || `item ${answer.item}`),
-    make("span", { class: "number" }, highest === null ? value.toFixed(2) : value.toPrecision(3)),
-    topics,
-    make("span", { class: "bar", "aria-hidden": "true" }, bar),
-  );
-  return make("li", {}, button);
-}
-
-function column(id, title, note, answers, options) {
-  const list = answers.length
-    ? make("ol", {}, ...answers.map((answer, place) => answerRow(answer, place, {
-        ...options,
-        leftOut: options.taken !== undefined && !options.taken.has(answer.item),
-      })))
-    : make("p", { class: "empty" }, "Nothing found.");
-  return make("section", { class: `column ${id}`, id: `column-${id}`, "aria-label": title }, make("h2", {}, title, make("small", {}, note)), list);
-}
-
-const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);
-const percent = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "–");
-
-function fillFacts(answers, texts, wanted) {
-  const facts = [];
-  for (const head of index.heads) {
-    const count = answers.filter((answer) => answer.head === head).length;
-    facts.push([`from the ${head} head`, `${count} of ${answers.length}`]);
-  }
-  if (wanted.size) {
-    const match = (level) => answers.filter((answer) => wanted.has(texts.get(answer.item)?.[level])).length;
-    facts.push(["of its coarse topic", percent(match("topic_l1"), answers.length)]);
-    facts.push(["of its fine topic", percent(match("topic_l2"), answers.length)]);
-  }
-  find("facts").replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
-}
 
 function showItem() {
   const { answer, texts } = shown;
   const trigger = texts.get(answer.trigger);
   const wanted = new Set([trigger?.topic_l1, trigger?.topic_l2].filter(Boolean));
   find("asked").replaceChildren(
-    make("h2", {}, trigger?.text || `item ${answer.trigger}`, make("span", { class: "soft id" }, `  · ${answer.trigger}`)),
-    topicsOf(trigger ?? {}, new Set()),
+    ...pictureOf(trigger),
+    make("div", {},
+      make("h2", {}, nameOf(texts, answer.trigger), make("span", { class: "soft id" }, `  · ${answer.trigger}`)),
+      topicsOf(trigger ?? {}, new Set())),
   );
   const merged = mergeAt(answer.heads, state.alpha, state.k);
   const taken = new Set(merged.map((one) => one.item));
-  // As the slider runs: relevance on the left, engagement on the right.
-  const columns = Object.entries(answer.heads).reverse().map(([head, answers]) =>
-    column(head, `${capital(head)} head`, "similarity", answers, { texts, wanted, taken }));
+  const options = { texts, wanted, heads: index.heads, open: openItem };
+  // From engagement to relevance, as the slider and the chart run.
+  const columns = Object.entries(answer.heads).map(([head, answers]) => column(
+    head,
+    `${capital(head)} head`,
+    { text: "similarity", title: `Cosine of the two items' embeddings under the ${head} head` },
+    answers,
+    { ...options, taken },
+  ));
   if (columns.length > 1) {
-    columns.splice(-1, 0, column("merged", "Merged", `alpha ${state.alpha}`, merged, { texts, wanted, showHead: true }));
+    const note = { text: `alpha ${state.alpha}`, title: `${state.alpha} % of the places go to the ${index.heads[0]} head` };
+    columns.splice(1, 0, column("merged", "Merged", note, merged, { ...options, showHead: true }));
+  }
+  if (answer.together) {
+    const note = { text: "co-occurrence", title: "Nothing learned: users who engaged with both items, over the geometric mean of the users of each" };
+    const empty = "Nobody who engaged with it engaged with anything else, or it is newer than the table.";
+    columns.push(column("together", "Bought together", note, answer.together, { ...options, empty }));
   }
   find("results").replaceChildren(...columns);
-  fillFacts(merged, texts, wanted);
+  find("facts").replaceChildren(...factsOf(merged, texts, wanted, index.heads));
 }
 
 function showUser() {
   const { answer, texts } = shown;
-  const name = (item) => texts.get(item)?.text || `item ${item}`;
   const highest = Math.max(...answer.items.map((one) => one.score));
-  const options = { texts, wanted: new Set(), showHead: true, highest };
-  const rows = answer.items.map((one, place) => answerRow(one, place, { ...options, because: name(one.trigger) }));
-  const list = rows.length ? make("ol", {}, ...rows) : make("p", { class: "empty" }, "Nothing found.");
-  find("results").replaceChildren(
-    make("section", { class: "column merged", id: "column-merged", "aria-label": "Answers" }, make("h2", {}, "For this user", make("small", {}, `alpha ${state.alpha}, by score`)), list),
-  );
-  fillFacts(answer.items, texts, new Set());
+  const note = { text: `by score, at most ${cap()} because of one item`, title: "The score sorts the list; bars are parts of the highest" };
+  find("results").replaceChildren(column("merged", "For this user", note, answer.items, {
+    texts,
+    wanted: new Set(),
+    heads: index.heads,
+    open: openItem,
+    showHead: true,
+    highest,
+    because: (one) => (one.trigger === null ? null : nameOf(texts, one.trigger)),
+  }));
+  find("facts").replaceChildren(...factsOf(answer.items, texts, new Set(), index.heads));
 }
 
 function showHistory(texts) {
   const chips = state.history.map((item) => {
-    const name = texts?.get(item)?.text || `item ${item}`;
+    const name = nameOf(texts, item);
     const remove = () => {
       state.history = state.history.filter((other) => other !== item);
       writeAddress(true);
       find("query").focus();
       load();
     };
-    return make("li", {}, name, make("button", { "aria-label": `Remove ${name} from the history`, onclick: remove }, "×"));
+    return make("li", {}, make("span", {}, name), make("button", { "aria-label": `Remove ${name} from the history`, title: "Remove", onclick: remove }, "×"));
   });
-  const title = make("h2", {}, "A user who engaged with");
-  const hint = make("p", { class: "soft" }, "Add items with the search above; the latest comes last.");
-  find("asked").replaceChildren(title, chips.length ? make("ul", { class: "chips" }, ...chips) : hint);
+  const hint = make("p", { class: "soft" }, "Nothing yet. Add items with the search above; the latest comes last.");
+  find("asked").replaceChildren(
+    make("div", {}, make("h2", {}, "A user who engaged with"), chips.length ? make("ul", { class: "chips" }, ...chips) : hint),
+  );
+}
+
+/** Clears the columns and says in words what there is instead, with a way on. */
+function showNothing(title, words, ...more) {
+  shown = null;
+  find("results").replaceChildren(make("div", { class: "nothing" }, make("h2", {}, title), make("p", {}, words), ...more));
+  find("facts").replaceChildren();
+  if (state.view === "item") find("asked").replaceChildren();
+}
+
+function showError(error, again) {
+  say(error.message, true);
+  const retry = make("button", { class: "plain", onclick: again }, "Try again");
+  if (error.status === 404) {
+    showNothing("Not found", `${error.message}. Search for another item by its text or its id, or pick an example above.`);
+  } else if (error.status === 0 || error.status >= 500) {
+    showNothing("No answer", `${error.message} What was shown before is gone; nothing is lost.`, retry);
+  } else if (error.status === 429) {
+    showNothing("Busy", "The service has more questions than it can answer in time.", retry);
+  } else showNothing("That did not work", error.message, retry);
 }
 
 let asked = 0; // so that a slow answer does not overwrite a later one
@@ -185,34 +136,33 @@ let asked = 0; // so that a slow answer does not overwrite a later one
 async function load() {
   const number = ++asked;
   const isUser = state.view === "user";
-  const question = isUser ? { history: state.history, alpha: state.alpha } : { triggers: [state.item], side_by_side: true };
   if (isUser) showHistory(shown?.view === "user" ? shown.texts : null);
   if (isUser ? !state.history.length : state.item === null) {
-    shown = null;
-    find("results").replaceChildren();
-    find("facts").replaceChildren();
-    if (!isUser) find("asked").replaceChildren();
-    say(isUser ? "" : "Search for an item to begin.");
+    showNothing(
+      isUser ? "No history yet" : "Nothing asked yet",
+      isUser ? "Add the items that a user engaged with: one list comes back, best first." : "Search for an item to begin.",
+    );
+    say("");
     return;
   }
+  const question = isUser
+    ? { history: state.history, alpha: state.alpha, max_per: { trigger: cap() } }
+    : { triggers: [state.item], side_by_side: true };
   const start = performance.now();
   try {
     const response = await ask({ ...question, k: state.k, describe: true });
     if (number !== asked) return;
     const texts = new Map(response.descriptions.map((text) => [text.item, text]));
-    shown = { view: state.view, answer: response.answers[0], texts };
+    const [answer] = response.answers;
+    shown = { view: state.view, answer, texts };
     if (isUser) {
       showHistory(texts);
       showUser();
     } else showItem();
-    say(`Index version ${response.version} answered in ${Math.round(performance.now() - start)} ms.`);
+    const ignored = answer.ignored?.length ? ` Not in the index, and passed over: ${answer.ignored.join(", ")}.` : "";
+    say(`Index version ${response.version} answered in ${Math.round(performance.now() - start)} ms.${ignored}`);
   } catch (error) {
-    if (number !== asked) return;
-    shown = null;
-    find("results").replaceChildren(make("p", { class: "empty" }, "Nothing to show. Search for another item, or pick an example."));
-    find("facts").replaceChildren();
-    if (!isUser) find("asked").replaceChildren();
-    say(error.message, true);
+    if (number === asked) showError(error, load);
   }
 }
 
@@ -220,15 +170,21 @@ async function load() {
 
 const EXAMPLES = 5;
 
-/** How well an item shows the point: the share of answers that only one head has, and those of its own topic. */
+/**
+ * How well an item shows the point: heads differ, and both are good. Good is for the engagement head what people engage
+ * with together, where the index can tell, and for the others what is on topic.
+ */
 function telling({ answer, texts }) {
   const lists = Object.values(answer.heads);
   const all = lists.flat();
   if (lists.length < 2 || !all.length) return 0;
-  const differ = new Set(all.map((one) => one.item)).size / all.length;
+  const share = (list, isGood) => list.filter(({ item }) => isGood(item)).length / Math.max(1, list.length);
   const topic = texts.get(answer.trigger)?.topic_l1;
-  const onTopic = all.filter((one) => topic && texts.get(one.item)?.topic_l1 === topic).length / all.length;
-  return differ + onTopic;
+  const onTopic = (item) => topic && texts.get(item)?.topic_l1 === topic;
+  const together = answer.together && new Set(answer.together.map(({ item }) => item));
+  const [engaged, ...others] = lists;
+  const differ = new Set(all.map((one) => one.item)).size / all.length;
+  return differ * (share(engaged, together ? (item) => together.has(item) : onTopic) + share(others.flat(), onTopic));
 }
 
 async function findExamples() {
@@ -238,7 +194,7 @@ async function findExamples() {
     return { item, answer: found.answers[0], texts: new Map(found.descriptions.map((text) => [text.item, text])) };
   }));
   const best = answers.map((found) => ({ ...found, points: telling(found) })).sort((a, b) => b.points - a.points).slice(0, EXAMPLES);
-  const buttons = best.map(({ item, texts }) => make("button", { onclick: () => openItem(item) }, texts.get(item)?.text || `item ${item}`));
+  const buttons = best.map(({ item, texts }) => make("button", { title: `item ${item}`, onclick: () => openItem(item) }, nameOf(texts, item)));
   find("examples").replaceChildren("Examples: ", ...buttons);
   find("examples").hidden = !buttons.length;
   return best.map(({ item }) => item);
@@ -265,7 +221,7 @@ function later(action, milliseconds) {
 function showAlpha() {
   find("alpha").value = state.alpha;
   find("alpha-value").textContent = `${state.alpha} %`;
-  find("alpha").setAttribute("aria-valuetext", `${state.alpha} percent from the engagement head`);
+  find("alpha").setAttribute("aria-valuetext", `${state.alpha} percent engagement, ${100 - state.alpha} percent relevance`);
   markAlpha(state.alpha);
 }
 
@@ -277,13 +233,18 @@ function alphaMoved() {
   else if (shown?.view === "item") showItem(); // both heads' lists are here: merged on this side, at once
 }
 
-function countChanged() {
-  const k = Number.parseInt(find("k").value, 10);
-  if (!(k >= 1 && k <= index.max_k)) {
-    say(`Answers: expected 1 to ${index.max_k}.`, true);
+/** Takes a whole number from a field into the state; an empty field means `empty`, if that is given. */
+function countChanged(id, label, empty) {
+  const text = find(id).value.trim();
+  const count = Number(text);
+  const isEmpty = text === "" && empty !== undefined;
+  if (!isEmpty && !(Number.isInteger(count) && count >= 1 && count <= index.max_k)) {
+    find(id).setAttribute("aria-invalid", "true");
+    say(`${label}: expected a whole number from 1 to ${index.max_k}.`, true);
     return;
   }
-  state.k = k;
+  find(id).removeAttribute("aria-invalid");
+  state[id] = isEmpty ? empty : count;
   writeAddress(false);
   later(load, 150);
 }
@@ -296,6 +257,7 @@ function selectTab() {
   }
   find("view").setAttribute("aria-labelledby", `tab-${state.view}`);
   find("query-label").textContent = state.view === "user" ? "Add an item to the history" : "Find an item";
+  find("cap-control").hidden = state.view !== "user";
 }
 
 function openTab(view) {
@@ -307,84 +269,18 @@ function openTab(view) {
   load();
 }
 
-// ---- search box: a combobox with a list, by mouse or keys
-
-let suggestions = [];
-let chosen = -1;
-let searched = 0;
-
-function showSuggestions(items) {
-  suggestions = items;
-  chosen = -1;
-  const list = find("suggestions");
-  list.replaceChildren(...items.map((item, place) => make(
-    "li",
-    { role: "option", id: `suggestion-${place}`, "aria-selected": "false", onmousedown: (event) => { event.preventDefault(); choose(place); } },
-    make("div", { class: "text" }, item.text || `item ${item.item}`),
-    topicsOf(item, new Set()),
-  )));
-  list.hidden = items.length === 0;
-  find("query").setAttribute("aria-expanded", String(items.length > 0));
-  find("query").removeAttribute("aria-activedescendant");
-}
-
-function highlight(place) {
-  chosen = place;
-  find("suggestions").childNodes.forEach((option, at) => option.setAttribute("aria-selected", String(at === place)));
-  if (place < 0) return;
-  find("query").setAttribute("aria-activedescendant", `suggestion-${place}`);
-  find(`suggestion-${place}`).scrollIntoView({ block: "nearest" });
-}
-
-function choose(place) {
-  const item = suggestions[place].item;
-  find("query").value = "";
-  showSuggestions([]);
+function chosen(item) {
   if (state.view === "item") return openItem(item);
   if (!state.history.includes(item)) state.history = [...state.history, item].slice(-index.max_history);
   writeAddress(true);
   return load();
 }
 
-async function search() {
-  const number = ++searched;
-  try {
-    const found = await call(`/v1/items?${new URLSearchParams({ query: find("query").value.slice(0, 200), limit: 12 })}`);
-    if (number !== searched || document.activeElement !== find("query")) return;
-    showSuggestions(found.items);
-    if (!found.items.length) say("No item has all these words.");
-  } catch (error) {
-    say(error.message, true);
-  }
-}
-
-function searchKey(event) {
-  const open = suggestions.length > 0;
-  if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-    event.preventDefault();
-    if (!open) search();
-    else highlight((chosen + (event.key === "ArrowDown" ? 1 : -1) + suggestions.length + (chosen < 0 && event.key === "ArrowUp" ? 1 : 0)) % suggestions.length);
-  } else if (event.key === "Enter" && open) {
-    event.preventDefault();
-    choose(Math.max(chosen, 0));
-  } else if (event.key === "Escape" && open) {
-    event.preventDefault(); // the browser would empty the field
-    showSuggestions([]);
-  }
-}
-
-let typing;
-function typed() {
-  clearTimeout(typing);
-  typing = setTimeout(search, 90);
-}
-
 function listen() {
+  searchBox(chosen);
   find("alpha").addEventListener("input", alphaMoved);
-  find("k").addEventListener("input", countChanged);
-  find("query").addEventListener("input", typed);
-  find("query").addEventListener("keydown", searchKey);
-  find("query").addEventListener("blur", () => showSuggestions([]));
+  find("k").addEventListener("input", () => countChanged("k", "Answers"));
+  find("cap").addEventListener("input", () => countChanged("cap", "Because of one item", null));
   for (const view of ["item", "user"]) find(`tab-${view}`).addEventListener("click", () => openTab(view));
   document.querySelector(".tabs").addEventListener("keydown", (event) => {
     if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
@@ -401,6 +297,7 @@ function render() {
   shown = null;
   selectTab();
   find("k").value = state.k;
+  find("cap").value = state.cap ?? "";
   showAlpha();
   load();
 }
@@ -409,17 +306,19 @@ async function begin() {
   try {
     index = await call("/v1/index");
   } catch (error) {
-    say(error.message, true);
+    showError(error, () => location.reload());
     return;
   }
   find("about").textContent = `${index.model} · index version ${index.version} · ${index.num_items.toLocaleString("en")} items`;
-  find("k").max = index.max_k;
+  for (const id of ["k", "cap"]) find(id).max = index.max_k;
+  find("alpha-control").hidden = index.heads.length < 2;
+  find("legend").replaceChildren(...legendOf(index.heads));
   if (index.curve !== null && index.curve.points.some((point) => point.match !== null)) {
     find("curve-panel").hidden = false;
     markAlpha = drawCurve(find("curve"), index.curve);
-    find("curve-note").textContent = index.curve.same_index
-      ? "Means over the evaluation's users; between two points, a straight line."
-      : "Measured on another version of the index than the one that answers now.";
+    const measured = index.curve.same_index ? "" : "Measured on another version of the index than the one that answers now. ";
+    const bars = index.curve.points.some((point) => point.recall_interval) ? "Bars: 95 % intervals over users. " : "";
+    find("curve-note").textContent = `${measured}Means over the evaluation's users; between two points, a straight line. ${bars}Axes need not begin at 0.`;
   }
   listen();
   readAddress();

@@ -3,5 +3,6 @@
 /** A JSON answer of the service, its item ids as strings. */
 export function parseAnswer(text) {
   // Within a string of JSON every quote has a backslash before it, so this finds keys alone.
-  return JSON.parse(text.replace(/("(?:item|trigger)"\s*:\s*)(-?\d+)/g, '$1"$2"'));
+  const single = text.replace(/("(?:item|trigger)"\s*:\s*)(-?\d+)/g, '$1"$2"');
+  return JSON.parse(single.replace(/("ignored"\s*:\s*\[)([-\d,\s]+)\]/g, (all, key, ids) => `${key}${ids.replace(/-?\d+/g, '"$&"')}]`));
 }

@@ -1,4 +1,4 @@
-// Quota merge of one trigger's lists, item for item as mtmh/serving/merge.py does it.
+// Quota merge of one trigger's lists, item for item as mtmh/retrieval/merge.py does it.
 
 /** Shares of the heads: alpha percent for the first, the rest in equal parts. */
 export function headShares(alpha, numHeads) {
