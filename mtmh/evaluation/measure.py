@@ -22,12 +22,13 @@ from mtmh.evaluation.metrics import (
     marked_counts,
     ndcg_at,
     popular_items,
+    popularity_bands,
     recall_at,
     topic_matches,
     topic_sets,
 )
 from mtmh.evaluation.protocol import Answers
-from mtmh.evaluation.results import Row, RowKind
+from mtmh.evaluation.results import Band, Row, RowKind
 from mtmh.evaluation.user_values import UserValues
 
 
@@ -67,6 +68,7 @@ class Measure:
             self._coarse_sets = topic_sets(dataset.items(["topic_l2"]).column("topic_l2").to_pylist(), separator)
         self._interests = Interests(self._topics[1], cohort.histories, cohort.truth)
         self._young = _young(dataset)
+        self._bands = popularity_bands(self.train_count)
 
     def add(
         self,
@@ -118,6 +120,7 @@ class Measure:
             interests=self._ratios(self._interests.covered(lists, self._ks)),
             novel_interests=self._ratios(self._interests.discovered(lists, hits, self._ks)),
             diversity=self._ratios(self._interests.diversity(lists, self._ks)),
+            match_by_trigger=self._matches_by_trigger(answers),
             young=None if self._young is None else self.bootstrap.ratio(*marked_counts(lists, self._young)),
         )
         self.rows.append(row)
@@ -131,6 +134,17 @@ class Measure:
         wanted = topics if sets is None else sets
         matches, pairs = topic_matches(answers.triggers, answers.items, wanted, sets=sets is not None)
         return self._of_users(answers, matches), self._of_users(answers, pairs)
+
+    def _matches_by_trigger(self, answers: Answers) -> dict[Band, Estimate | None]:
+        matches, pairs = topic_matches(answers.triggers, answers.items, self._topics[1])
+        band = self._bands[answers.triggers]
+        names: tuple[Band, ...] = ("bottom", "middle", "top")
+        return {
+            name: self.bootstrap.ratio(
+                self._of_users(answers, matches * (band == place)), self._of_users(answers, pairs * (band == place))
+            )
+            for place, name in enumerate(names)
+        }
 
     def _of_users(self, answers: Answers, counts: npt.NDArray[np.int64]) -> Values:
         """Sums [P] over each user's triggers."""

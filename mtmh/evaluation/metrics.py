@@ -181,6 +181,20 @@ def popular_items(train_count: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     return popular
 
 
+def popularity_bands(train_count: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """[I] where an item stands by training count among those that have any, ties to lower indices.
+
+    Returns:
+        0: the least popular tenth; 1: between; 2: the most popular tenth; -1: no training event.
+    """
+    known = np.flatnonzero(train_count > 0)
+    rank = np.empty(len(known), np.int64)
+    rank[np.argsort(train_count[known], kind="stable")] = np.arange(len(known))
+    bands = np.full(len(train_count), -1)
+    bands[known] = np.searchsorted([0.1 * len(known), 0.9 * len(known)], rank, side="right")
+    return bands
+
+
 def marked_counts(lists: Indices, marked: npt.NDArray[np.bool_]) -> tuple[Values, Values]:
     """Recommendations of each user that are in the marked set, and all of them.
 

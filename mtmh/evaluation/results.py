@@ -19,6 +19,9 @@ REPORT = Path("report.html")
 RowKind = Literal["merged", "head", "own-score", "alpha", "preranking", "exact", "published", "yardstick", "candidates"]
 
 
+Band = Literal["bottom", "middle", "top"]  # of triggers by popularity
+
+
 class Row(BaseModel):
     """One line of the table.
 
@@ -46,6 +49,8 @@ class Row(BaseModel):
         novel_interests: by cut-off, share of those of them new to the user that a hit is about (novel interest
             discovery).
         diversity: by cut-off, share of pairs of the list's items that have different fine topics.
+        match_by_trigger: L2 match of triggers of the ``bottom`` tenth by training count, of the ``top`` tenth, and of
+            those between (``middle``).
         young: share of recommendations whose first training event is less than 48 hours before the test period, or
             that have none; None: no cut in time.
     """
@@ -69,6 +74,7 @@ class Row(BaseModel):
     interests: dict[int, Estimate | None] = {}
     novel_interests: dict[int, Estimate | None] = {}
     diversity: dict[int, Estimate | None] = {}
+    match_by_trigger: dict[Band, Estimate | None] = {}
     young: Estimate | None = None
 
 

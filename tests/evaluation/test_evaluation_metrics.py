@@ -10,6 +10,7 @@ from mtmh.evaluation.metrics import (
     marked_counts,
     ndcg_at,
     popular_items,
+    popularity_bands,
     recall_at,
     topic_matches,
     topic_sets,
@@ -72,6 +73,15 @@ def test_popular_items_and_their_share() -> None:
     hits, all_ = marked_counts(LISTS, popular)
     assert (hits.tolist(), all_.tolist()) == ([1, 1], [4, 2])
     assert popular_items(np.array([0, 5])).tolist() == [False, True]
+
+
+def test_triggers_stand_in_bands_of_popularity() -> None:
+    counts = np.array([0, *range(20, 0, -1)])  # 20 items with events, item 20 has one
+    bands = popularity_bands(counts)
+    assert bands[0] == -1
+    assert np.flatnonzero(bands == 2).tolist() == [1, 2]
+    assert np.flatnonzero(bands == 0).tolist() == [19, 20]
+    assert (bands == 1).sum() == 16
 
 
 def test_bootstrap_of_a_mean_has_the_textbook_standard_error() -> None:

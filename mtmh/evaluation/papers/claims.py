@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtmh.evaluation.papers.figures import Measured
 from mtmh.evaluation.papers.intervals import Interval
-from mtmh.evaluation.papers.models import BASELINES, CONTENT, MTMH, Part, weight_name
+from mtmh.evaluation.papers.models import BASELINES, CONTENT, MTMH, Part, semantic_name, weight_name
 from mtmh.evaluation.papers.published import H1, H2, SHARED
 
 Verdict = Literal["holds", "the contrary", "not told"]
@@ -69,6 +69,8 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("figure1", "NeuCF", CONTENT, _RECALL),
     Claim("figure2", "MTSH", "NeuCF", _MATCH),
     Claim("figure2", "NeuCF", "MTSH", _RECALL),
+    Claim("related1", semantic_name(0.5), "NeuCF", _MATCH),
+    Claim("related1", "NeuCF", semantic_name(0.5), _RECALL),
     Claim("figure6", f"{MTMH}, alpha = 30", f"{MTMH}, alpha = 70", _MATCH),
     Claim("figure6", MTMH, f"{MTMH}, alpha = 100", _RECALL),
     Claim("figure6", MTMH, f"{MTMH}, alpha = 0", _RECALL),

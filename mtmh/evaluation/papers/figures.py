@@ -52,8 +52,11 @@ def value_of(row: Row, column: str) -> Estimate | None:
     """
     if column in ("L1 match", "L2 match"):
         return row.match_l1 if column == "L1 match" else row.match_l2
-    if column == "young":
-        return row.young
+    if column in ("young", "popular"):
+        return row.young if column == "young" else row.popular
+    if column.endswith(" triggers"):
+        by_band: Mapping[str, Estimate | None] = row.match_by_trigger
+        return by_band.get(column.removesuffix(" triggers"))
     if column == "coverage":
         return Estimate(value=row.coverage, standard_error=0.0, low=row.coverage, high=row.coverage)
     name, _, cut_off = column.partition("@")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.data.arrays import Vectors
@@ -124,7 +124,7 @@ def train_hstu(dataset: Dataset, settings: HstuSettings) -> Vectors:
             negatives = torch.from_numpy(rng.integers(1, num_rows, settings.num_negatives))
             loss = next_item_loss(model, history, times, negatives, settings.temperature)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             losses.append(loss.item())
         print(f"epoch {epoch + 1}/{settings.epochs}  loss {np.mean(losses):.4f}", flush=True)
@@ -134,12 +134,12 @@ def train_hstu(dataset: Dataset, settings: HstuSettings) -> Vectors:
 
 
 def next_item_loss(
-    model: nn.Module, history: KeyedJaggedTensor, times: Tensor, negatives: Tensor, temperature: float
+    model: Hstu, history: KeyedJaggedTensor, times: Tensor, negatives: Tensor, temperature: float
 ) -> Tensor:
     """The sampled softmax of the next item at each place of each history, a mean over places.
 
     Args:
-        model: an `Hstu`.
+        model: of item vectors and states.
         history: rows of ``B`` histories.
         times: [B, N].
         negatives: [L] rows, shared by all places; where one is the next item it is left out.

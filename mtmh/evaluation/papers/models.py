@@ -9,7 +9,19 @@ from typing import Any, Literal, get_args
 
 from mtmh.config import Config, load_config
 
-Part = Literal["table1", "table2", "table4", "figure1", "figure2", "figure6", "figure7", "table5", "leave-one-out"]
+Part = Literal[
+    "table1",
+    "table2",
+    "table4",
+    "figure1",
+    "figure2",
+    "figure6",
+    "figure7",
+    "table5",
+    "related1",
+    "related3",
+    "leave-one-out",
+]
 PARTS: tuple[Part, ...] = get_args(Part)
 NEXT_ITEM: Part = "leave-one-out"  # the one part of recipes that ask for a user's next item
 
@@ -19,6 +31,8 @@ MTMH = "MTMH"
 CONTENT = "content encoder"
 DEFAULTS = "MTMH, defaults"  # the recipe's own settings, not the paper's
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 5.0)  # w_r of table 4
+# Of the semantic task beside a co-engagement loss of weight 1: a thousandth of the related-video paper's (table I).
+SEMANTIC_WEIGHTS = (0.001, 0.01, 0.1, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,21 @@ def _weighted(weight: float) -> PaperModel:
     return _paper(weight_name(weight), heads=2, model__heads=heads)
 
 
+def _semantic(weight: float) -> PaperModel:
+    heads = [{"name": "multitask", "engagement_weight": 1.0, "semantic_weight": weight}]
+    return _paper(semantic_name(weight), "semantic", model__heads=heads)
+
+
+def semantic_name(weight: float) -> str:
+    """The name of a model of the related-video paper by the weight of its semantic task."""
+    return f"1 to {1000 * weight:g}"
+
+
+def _propensity(count_of: str | None) -> PaperModel:
+    loss = None if count_of is None else {"count_of": count_of}
+    return _paper(f"MTMH, propensity {count_of or 'none'}", heads=2, loss__propensity=loss)
+
+
 def weight_name(weight: float) -> str:
     """The name of MTMH with another weight of the relevance loss; the paper's own is MTMH itself."""
     return MTMH if weight == 0.5 else f"MTMH, w_r = {weight:g}"
@@ -97,8 +126,12 @@ MODELS: dict[str, PaperModel] = {
         _paper("MTSH", "mtsh"),
         _paper("STMH", "stmh", heads=2),
         *(_weighted(weight) for weight in WEIGHTS if weight != 0.5),
+        *map(_semantic, SEMANTIC_WEIGHTS),
+        *map(_propensity, (None, "candidate", "both")),
     )
 }
+
+PROPENSITIES = tuple(name for name in MODELS if "propensity" in name)  # MTMH itself weighs by the trigger
 
 BASELINES = ("ItemCF", "NeuCF", "MoL", "HLLM", "HSTU")
 
@@ -123,5 +156,7 @@ NEEDED: dict[Part, tuple[str, ...]] = {
     "figure6": (MTMH, *BASELINES, "MTSH", "STMH"),
     "figure7": (MTMH, "NeuCF"),
     "table5": (MTMH, *BASELINES),
+    "related1": ("NeuCF", *map(semantic_name, SEMANTIC_WEIGHTS)),
+    "related3": (MTMH, *PROPENSITIES),
     "leave-one-out": (DEFAULTS,),
 }

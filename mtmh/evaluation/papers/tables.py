@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mtmh.evaluation.papers.convergence import Drift
 from mtmh.evaluation.papers.figures import Measured
 from mtmh.evaluation.papers.intervals import Interval
-from mtmh.evaluation.papers.models import BASELINES, CONTENT, DEFAULTS, MTMH, NEXT_ITEM, Part, weight_name
+from mtmh.evaluation.papers.models import (
+    BASELINES,
+    CONTENT,
+    DEFAULTS,
+    MTMH,
+    NEXT_ITEM,
+    PROPENSITIES,
+    SEMANTIC_WEIGHTS,
+    Part,
+    semantic_name,
+    weight_name,
+)
 from mtmh.evaluation.papers.published import (
     CO_ENGAGEMENT,
     COLUMNS,
@@ -16,6 +27,8 @@ from mtmh.evaluation.papers.published import (
     H1,
     H2,
     LEAVE_ONE_OUT,
+    RELATED_1,
+    RELATED_3,
     SHARED,
     TABLE_1,
     TABLE_2,
@@ -82,6 +95,8 @@ def make_tables(rows: Mapping[str, Measured], parts: Sequence[Part]) -> list[Tab
         "figure1": _figure_1,
         "figure7": _figure_7,
         "table5": _table_5,
+        "related1": _related_1,
+        "related3": _related_3,
         NEXT_ITEM: _leave_one_out,
     }
     tables = [makers[part](rows) for part in parts if part in makers]
@@ -197,6 +212,27 @@ def drawing_7(drifts: Mapping[str, Sequence[Sequence[Drift]]]) -> Figure:
             curves.append(Curve(name, x, y))
     axes = ("updates so far", "L2 distance to the last step's embedding")
     return Figure("figure7", "Figure 7: items with few events, first seed", axes, curves, log_x=True)
+
+
+def _related_1(rows: Mapping[str, Measured]) -> Table:
+    title = "Related-video paper, table I: co-engagement to semantic weight, ours times 1/1000"
+    table = Table("related1", title, ("recall@100", "L2 match", "recall@500", "popular"))
+    _beside(table, rows, ["NeuCF", *map(semantic_name, SEMANTIC_WEIGHTS)], RELATED_1)
+    return _of_one_width(table)
+
+
+def _related_3(rows: Mapping[str, Measured]) -> Table:
+    title = "Related-video paper, table III: L2 match by popularity of the trigger, under propensity weights"
+    columns = ("bottom triggers", "middle triggers", "top triggers", "recall@500", "popular")
+    table = Table("related3", title, columns)
+    _beside(table, rows, [MTMH, *PROPENSITIES], RELATED_3)
+    return _of_one_width(table)
+
+
+def _of_one_width(table: Table) -> Table:
+    """The table with empty cells where a paper has fewer columns."""
+    width = 1 + len(table.headings)
+    return replace(table, lines=[line + [""] * (width - len(line)) for line in table.lines])
 
 
 def _leave_one_out(rows: Mapping[str, Measured]) -> Table:
