@@ -182,6 +182,15 @@ def test_later_events_change_nothing_of_the_past_with_a_cut_per_user(tmp_path: P
     assert run("first", 0) == run("second", 5)
 
 
+def test_a_number_of_events_of_each_user_can_be_held_out(tmp_path: Path) -> None:
+    events = [(user, 10 * user + step, step) for user in range(4) for step in range(user + 4)]
+    written = Written.read(prepare_tables(tmp_path, events, split={"kind": "user", "test_events": 2}).path)
+    for user in range(4):
+        items = [10 * user + step for step in range(user + 4)]
+        assert [item for item, _ in written.histories[user]] == items[:-2]
+        assert [item for item, _ in written.test[user]] == items[-2:]
+
+
 def test_items_that_only_the_future_names_come_last(tmp_path: Path) -> None:
     past = [(user, user % 3 + step, step) for user in range(6) for step in range(4)]
     split = {"kind": "time", "cutoff": 4}

@@ -135,6 +135,9 @@ PROPENSITIES = tuple(name for name in MODELS if "propensity" in name)  # MTMH it
 
 BASELINES = ("ItemCF", "NeuCF", "MoL", "HLLM", "HSTU")
 
+# Those that can be had on data without content.
+WITHOUT_CONTENT = ("ItemCF", "NeuCF", "MoL", "HSTU", DEFAULTS)
+
 # Training runs of figure 7, whose embeddings are watched on their way.
 WATCHED: dict[str, PaperModel] = {
     name: PaperModel(

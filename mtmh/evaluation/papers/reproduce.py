@@ -18,7 +18,16 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.papers.claims import judge
 from mtmh.evaluation.papers.convergence import CONVERGENCE, read_drifts
 from mtmh.evaluation.papers.figures import measured_rows
-from mtmh.evaluation.papers.models import MODELS, NEEDED, NEXT_ITEM, PARTS, WATCHED, Part
+from mtmh.evaluation.papers.models import (
+    MODELS,
+    NEEDED,
+    NEXT_ITEM,
+    PARTS,
+    WATCHED,
+    WITHOUT_CONTENT,
+    PaperModel,
+    Part,
+)
 from mtmh.evaluation.papers.page import Page, html, markdown
 from mtmh.evaluation.papers.runs import Runs, Say, do_runs, plan_runs
 from mtmh.evaluation.papers.tables import drawing_7, make_figures, make_tables
@@ -78,9 +87,13 @@ def reproduce(
     shared = list(_shared(recipe, quick=quick, overrides=overrides))
     base = load_config(recipe, shared)
     parts = parts or [part for part in PARTS if (part == NEXT_ITEM) == (base.evaluation.given_events > 0)]
-    wanted = dict.fromkeys(name for part in parts for name in NEEDED[part])
-    models = [MODELS[name] for name in wanted]
-    watched = list(WATCHED.values()) if "figure7" in parts else []
+    models, left_out = _models(parts, has_content=base.model.needs_teacher)
+    if left_out:
+        shared.append("pairs.sim={kind: none}")
+    wanted = [model.name for model in models]
+    watched = [model for model in WATCHED.values() if "figure7" in parts and not left_out]
+    if not models:
+        raise ValueError(f"{recipe}: {left_out[0]} Nothing else of {', '.join(parts)} is left")
     runs = do_runs(plan_runs(recipe, [*models, *watched], seeds, shared), jobs, say)
     rows = measured_rows({name: found for name, found in runs.by_model.items() if name in wanted})
     drifts = {
@@ -93,7 +106,7 @@ def reproduce(
     words += ["--seeds", ",".join(map(str, seeds)), *(word for override in overrides for word in ("--set", override))]
     page = Page(
         title=f"The papers' tables on {dataset.summary.source}",
-        facts=_facts(base, dataset, seeds, runs),
+        facts=[*_facts(base, dataset, seeds, runs), *left_out],
         command=shlex.join(words),
         tables=make_tables(rows, parts),
         figures=[*make_figures(rows, parts), *([drawing_7(drifts)] if drifts else [])],
@@ -105,6 +118,15 @@ def reproduce(
     write_atomically(folder / RESULTS, _as_json(page, runs))
     write_atomically(folder / PAGE, html(page))
     return folder / PAGE
+
+
+def _models(parts: Sequence[Part], *, has_content: bool) -> tuple[list[PaperModel], list[str]]:
+    """The models that some parts need and the data allow, and a line on those that are left out."""
+    wanted = list(dict.fromkeys(name for part in parts for name in NEEDED[part]))
+    known = [name for name in wanted if has_content or name in WITHOUT_CONTENT]
+    left = ", ".join(name for name in wanted if name not in known)
+    lines = [f"The recipe has no teacher, so these are left out: {left}."] if left else []
+    return [MODELS[name] for name in known], lines
 
 
 def _shared(recipe: str, *, quick: bool, overrides: Sequence[str]) -> list[str]:

@@ -44,7 +44,7 @@ def test_models_share_data_users_and_candidates() -> None:
         assert num_heads * config.retrieval.k_ann == 2000, name
         assert (config.retrieval.preranker, config.retrieval.k, config.evaluation.num_triggers) == ("learned", 30, 50)
         assert config.training.optimizer == "adagrad"
-        assert config.loss.propensity is not None
+        assert (config.loss.propensity is None) == (name.startswith("mtmh-propensity-none"))
         assert config.model_dir("preranker") == first.model_dir("preranker"), name
         assert config.model.content_dim == (128 if name.startswith("hllm") else 0)
     assert runs["mol-seed0"].model.id_features is None
