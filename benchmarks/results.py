@@ -28,8 +28,8 @@ from benchmarks.run_folders import run_name, shared_folders
 from mtmh.artifacts import MANIFEST
 from mtmh.config import Config, load_config, variant_names
 from mtmh.evaluation.metrics import Estimate
-from mtmh.evaluation.papers.intervals import cell
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation
+from mtmh.papers.intervals import cell
 
 SETTINGS = ("mtmh", "mtsh", "stmh", "single-task")
 NAMES = {"mtmh": "MTMH", "mtsh": "MTSH", "stmh": "STMH"}  # of the others as they are

@@ -21,7 +21,7 @@ SLOW = [
     for name in (
         "benchmarks",
         "distributed",
-        "evaluation/papers/test_reproduce.py",
+        "papers/test_reproduce.py",
         "slurm",
         "chain/test_chain.py",
         "cli/test_doctor.py",

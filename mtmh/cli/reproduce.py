@@ -20,8 +20,8 @@ def reproduce(
     overrides: Overrides = None,
 ) -> None:
     """Measures the papers' tables and figures, baselines included, and writes one page with theirs beside ours."""
-    from mtmh.evaluation.papers.models import PARTS
-    from mtmh.evaluation.papers.reproduce import reproduce as run
+    from mtmh.papers.models import PARTS
+    from mtmh.papers.reproduce import reproduce as run
 
     named = [word for option in only or [] for word in option.replace(",", " ").split()]
     unknown = [name for name in named if name not in PARTS]

@@ -15,10 +15,10 @@ from pydantic_core import to_json
 from mtmh.artifacts import write_atomically
 from mtmh.config import Config, load_config
 from mtmh.data.dataset import Dataset, open_dataset
-from mtmh.evaluation.papers.claims import judge
-from mtmh.evaluation.papers.convergence import CONVERGENCE, read_drifts
-from mtmh.evaluation.papers.figures import measured_rows
-from mtmh.evaluation.papers.models import (
+from mtmh.papers.claims import judge
+from mtmh.papers.convergence import CONVERGENCE, read_drifts
+from mtmh.papers.figures import measured_rows
+from mtmh.papers.models import (
     MODELS,
     NEEDED,
     NEXT_ITEM,
@@ -28,9 +28,9 @@ from mtmh.evaluation.papers.models import (
     PaperModel,
     Part,
 )
-from mtmh.evaluation.papers.page import Page, html, markdown
-from mtmh.evaluation.papers.runs import Runs, Say, do_runs, plan_runs
-from mtmh.evaluation.papers.tables import drawing_7, make_figures, make_tables
+from mtmh.papers.page import Page, html, markdown
+from mtmh.papers.runs import Runs, Say, do_runs, plan_runs
+from mtmh.papers.tables import drawing_7, make_figures, make_tables
 
 PAGE = Path("papers.html")
 TEXT = Path("papers.md")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mtmh.evaluation.papers.models import MODELS, NEEDED, PARTS
-from mtmh.evaluation.papers.reproduce import PAGE, RESULTS, TEXT, reproduce
-from mtmh.evaluation.papers.runs import plan_runs
+from mtmh.papers.models import MODELS, NEEDED, PARTS
+from mtmh.papers.reproduce import PAGE, RESULTS, TEXT, reproduce
+from mtmh.papers.runs import plan_runs
 
 TINY = [
     "data.options.num_users=150",
@@ -76,7 +76,7 @@ def test_a_page_from_nothing_and_again_without_training(root: Path) -> None:
     }  # fmt: skip
     text = (page.parent / TEXT).read_text()
     assert "mtmh reproduce synthetic --quick --only figure1 --seeds 0" in text
-    assert "python -m mtmh.evaluation.papers.vectors content synthetic+paper" in text
+    assert "python -m mtmh.papers.vectors content synthetic+paper" in text
     assert page.read_text().count("<svg") == 1
 
     made = {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")}

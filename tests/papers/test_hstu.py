@@ -13,7 +13,7 @@ from synthetic_dataset import write_dataset
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.data.dataset import Dataset
-from mtmh.evaluation.papers.hstu import HstuSettings, Pieces, next_item_loss, train_hstu
+from mtmh.papers.hstu import HstuSettings, Pieces, next_item_loss, train_hstu
 
 NUM_ITEMS, SHELF = 100, 20
 

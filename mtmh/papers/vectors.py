@@ -1,6 +1,6 @@
 """Models of the papers that are no tower of ours, as item embeddings that are indexed and evaluated like any.
 
-    python -m mtmh.evaluation.papers.vectors hstu synthetic+paper --set name=hstu
+    python -m mtmh.papers.vectors hstu synthetic+paper --set name=hstu
 
 ``hstu``: HSTU's item embeddings. ``content``: the teacher's embeddings, the paper's content-encoder model. Dataset,
 content embeddings and preranker must be there; what is there and unchanged is not done again.
@@ -21,10 +21,10 @@ from mtmh.config import Config, decisive, load_config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.evaluate import evaluate
-from mtmh.evaluation.papers.hstu import HstuSettings, train_hstu
-from mtmh.evaluation.papers.models import Source
 from mtmh.index.build import build_version
 from mtmh.index.versions import current_version
+from mtmh.papers.hstu import HstuSettings, train_hstu
+from mtmh.papers.models import Source
 from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
 
 HEAD = "engagement"

@@ -27,6 +27,9 @@ NEXT_ITEM: Part = "leave-one-out"  # the one part of recipes that ask for a user
 
 Source = Literal["hstu", "content"]  # of item embeddings that no tower of ours makes
 
+# Modules that make a model's artifacts.
+STAGES, VECTORS, WATCH = "mtmh.cli", "mtmh.papers.vectors", "mtmh.papers.convergence"
+
 MTMH = "MTMH"
 CONTENT = "content encoder"
 DEFAULTS = "MTMH, defaults"  # the recipe's own settings, not the paper's
@@ -51,7 +54,7 @@ class PaperModel:
     variants: tuple[str, ...] = ()
     num_heads: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
-    entry: tuple[str, ...] = ("mtmh.cli", "run")
+    entry: tuple[str, ...] = (STAGES, "run")
 
     @property
     def folder(self) -> str:
@@ -80,7 +83,7 @@ def _paper(name: str, *variants: str, heads: int = 1, vectors: Source | None = N
     """A model by the paper's settings; the yardsticks and exact search stand in the table of MTMH alone."""
     alone = {"evaluation.yardsticks": [], "evaluation.exact_search": False, "evaluation.alphas": []}
     dotted = alone | {key.replace("__", "."): value for key, value in settings.items()}
-    entry = ("mtmh.cli", "run") if vectors is None else ("mtmh.evaluation.papers.vectors", vectors)
+    entry = (STAGES, "run") if vectors is None else (VECTORS, vectors)
     return PaperModel(name, ("paper", *variants), heads, dotted, entry)
 
 
@@ -145,7 +148,7 @@ WATCHED: dict[str, PaperModel] = {
         ("paper", *variants),
         num_heads,
         {"training.epochs": 3},
-        ("mtmh.evaluation.papers.convergence",),
+        (WATCH,),
     )
     for name, variants, num_heads in ((MTMH, (), 2), ("NeuCF", ("neucf",), 1))
 }

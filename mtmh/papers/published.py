@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mtmh.evaluation.papers.models import CONTENT, MTMH, semantic_name, weight_name
+from mtmh.papers.models import CONTENT, MTMH, semantic_name, weight_name
 
 COLUMNS = ("recall@5", "recall@20", "recall@100", "recall@500", "L1 match", "L2 match")
 

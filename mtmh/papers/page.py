@@ -10,9 +10,9 @@ from html import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure as Canvas
 
-from mtmh.evaluation.papers.claims import Judged
-from mtmh.evaluation.papers.models import PARTS, Part
-from mtmh.evaluation.papers.tables import Curve, Figure, Table
+from mtmh.papers.claims import Judged
+from mtmh.papers.models import PARTS, Part
+from mtmh.papers.tables import Curve, Figure, Table
 
 _STYLE = """
 :root { color-scheme: light dark; } body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }

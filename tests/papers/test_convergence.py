@@ -10,7 +10,7 @@ import pytest
 from tiny_run import tiny_config, write_inputs
 
 from mtmh.data.dataset import open_dataset
-from mtmh.evaluation.papers.convergence import drift, measure_convergence, rare_items, read_drifts
+from mtmh.papers.convergence import drift, measure_convergence, rare_items, read_drifts
 
 
 def test_distances_are_grouped_by_updates_so_far() -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mtmh.evaluation.papers.convergence import Drift
-from mtmh.evaluation.papers.figures import Measured
-from mtmh.evaluation.papers.intervals import Interval
-from mtmh.evaluation.papers.models import (
+from mtmh.papers.convergence import Drift
+from mtmh.papers.figures import Measured
+from mtmh.papers.intervals import Interval
+from mtmh.papers.models import (
     BASELINES,
     CONTENT,
     DEFAULTS,
@@ -20,7 +20,7 @@ from mtmh.evaluation.papers.models import (
     semantic_name,
     weight_name,
 )
-from mtmh.evaluation.papers.published import (
+from mtmh.papers.published import (
     CO_ENGAGEMENT,
     COLUMNS,
     FIGURE_1,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mtmh.evaluation.metrics import Estimate
-from mtmh.evaluation.papers.claims import judge
-from mtmh.evaluation.papers.figures import Measured
-from mtmh.evaluation.papers.intervals import cell
 from mtmh.evaluation.user_values import UserValues
+from mtmh.papers.claims import judge
+from mtmh.papers.figures import Measured
+from mtmh.papers.intervals import cell
 
 USERS = 400
 

@@ -1,4 +1,4 @@
-"""Trains and evaluates the models that a page needs, each as ``mtmh run`` does; what is unchanged is not done again."""
+"""Trains and evaluates the models that a page needs, each as ``mtmh run`` does: what is unchanged is not done again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 from mtmh.config import Config, load_config
-from mtmh.evaluation.papers.models import PaperModel
+from mtmh.papers.convergence import measure_convergence
+from mtmh.papers.models import STAGES, VECTORS, PaperModel, Source
+from mtmh.papers.vectors import evaluate_vectors
+from mtmh.start.run import run_stages
 
 Say = Callable[[str], None]
 
@@ -48,7 +52,7 @@ class Run:
     def command(self) -> str:
         """The command that makes the artifacts of this run."""
         module, *words = self._words
-        return shlex.join(["mtmh", *words] if module == "mtmh.cli" else ["python", "-m", module, *words])
+        return shlex.join(["mtmh", *words] if module == STAGES else ["python", "-m", module, *words])
 
     @property
     def _words(self) -> list[str]:
@@ -56,18 +60,26 @@ class Run:
         settings = [word for override in self.overrides for word in ("--set", override)]
         return [*self.model.entry, self.recipe, *settings]
 
-    def start(self, threads: int | None) -> None:
-        """Runs the stages that are missing or outdated, in a process of its own; output goes to a log.
+    def do(self, say: Say) -> None:
+        """Runs the stages that are missing or outdated, in this process.
 
-        Args:
-            threads: of the process; None: as many as it takes.
+        Raises:
+            ValueError: a stage has failed.
+        """
+        module, *arguments = self.model.entry
+        if module == STAGES:
+            run_stages(self.config, say)
+        elif module == VECTORS:
+            evaluate_vectors(cast(Source, arguments[0]), self.config)
+        else:
+            measure_convergence(self.config)
+
+    def do_apart(self) -> None:
+        """The same in a process of its own, with one thread; output goes to a log.
 
         Raises:
             ValueError: a stage has failed; the message has its last line.
         """
-        environment = dict(os.environ)
-        if threads is not None:
-            environment["OMP_NUM_THREADS"] = str(threads)
         log = self.config.paths.root / f"{self.config.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as file:
@@ -75,7 +87,7 @@ class Run:
                 [sys.executable, "-m", *self._words],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
                 check=False,
             )
         if done.returncode:
@@ -127,7 +139,7 @@ def do_runs(runs: list[Run], jobs: int, say: Say) -> Runs:
 
     Args:
         runs: of `plan_runs`.
-        jobs: at the same time; one thread each if above 1.
+        jobs: at the same time; above 1 in processes of one thread each, else in this one, which need not start anew.
         say: takes a line about each run.
 
     Returns:
@@ -141,8 +153,11 @@ def do_runs(runs: list[Run], jobs: int, say: Say) -> Runs:
     def do(run: Run) -> None:
         name, started = run.config.name, time.monotonic()
         try:
-            run.start(1 if jobs > 1 else None)
-        except ValueError as error:
+            if jobs > 1:
+                run.do_apart()
+            else:
+                run.do(lambda line: say(f"{name}: {line}"))
+        except (ValueError, RuntimeError) as error:  # the loss is no number: others may do better
             done.failed[name] = str(error)
             say(f"{name}: failed, {error}")
             return

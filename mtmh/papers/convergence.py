@@ -1,6 +1,6 @@
 """Figure 7: how soon embeddings of items with few events come near to what they end as.
 
-    python -m mtmh.evaluation.papers.convergence synthetic+paper --set training.epochs=3 --set name=drift
+    python -m mtmh.papers.convergence synthetic+paper --set training.epochs=3 --set name=drift
 
 Trains a model by itself, with checkpoints on the way, and measures at each the L2 distance of every rare item's
 unit-length embedding to that of the last step, by how many steps had the item in their batch. What is there and

@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mtmh.evaluation.papers.figures import Measured
-from mtmh.evaluation.papers.intervals import Interval
-from mtmh.evaluation.papers.models import BASELINES, CONTENT, MTMH, Part, semantic_name, weight_name
-from mtmh.evaluation.papers.published import H1, H2, SHARED
+from mtmh.papers.figures import Measured
+from mtmh.papers.intervals import Interval
+from mtmh.papers.models import BASELINES, CONTENT, MTMH, Part, semantic_name, weight_name
+from mtmh.papers.published import H1, H2, SHARED
 
 Verdict = Literal["holds", "the contrary", "not told"]
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mtmh.evaluation.metrics import Bootstrap, Estimate
-from mtmh.evaluation.papers.intervals import Interval
-from mtmh.evaluation.papers.models import MTMH
-from mtmh.evaluation.papers.published import H1, H2, SHARED
-from mtmh.evaluation.papers.runs import Run
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation, user_values
 from mtmh.evaluation.user_values import UserValues
+from mtmh.papers.intervals import Interval
+from mtmh.papers.models import MTMH
+from mtmh.papers.published import H1, H2, SHARED
+from mtmh.papers.runs import Run
 
 Find = Callable[[Evaluation], Row | None]
 
