@@ -13,14 +13,13 @@ from mtmh.papers.runs import plan_runs
 
 TINY = [
     "data.options.num_users=150",
-    "data.options.num_items=300",
+    "data.options.num_items=520",
     "data.options.num_events=5000",
     "training.epochs=1",
     "training.max_steps=4",
     "preranker.training.epochs=1",
     "preranker.check_users=20",
     "evaluation.num_users=40",
-    "evaluation.recall_at=[5, 20, 100, 250]",
     "retrieval.k_ann=60",
 ]
 
@@ -61,7 +60,8 @@ def test_a_page_from_nothing_and_again_without_training(root: Path) -> None:
     overrides = [*TINY, f"paths.root={root}"]
     page = reproduce("synthetic", ["figure1"], [0], said.append, quick=True, overrides=overrides)
     assert page == root / "papers-quick" / PAGE
-    assert [line.split(":")[0] for line in said] == ["mtmh-seed0", "neucf-seed0", "content-encoder-seed0"]
+    models = ["mtmh-seed0", "neucf-seed0", "content-encoder-seed0"]
+    assert list(dict.fromkeys(line.split(":")[0] for line in said)) == models
     results = json.loads((page.parent / RESULTS).read_text())
     assert not results["failed"]
     (table,) = results["tables"]
