@@ -22,6 +22,8 @@ from mtmh.retrieval.text_search import ItemTexts
 TOPICS = ("topic_l1", "topic_l2")
 DISPLAY_COLUMNS = ("text", *TOPICS, "image")
 
+_TOLD = 3  # values that no item has, by name
+
 _DIGITS = re.compile(r"-?[0-9]{1,19}")
 _ALWAYS_NEW = np.iinfo(np.int64).max  # first_seen of items that no event of the training period has
 
@@ -243,17 +245,18 @@ class Catalogue:
         return np.concatenate([met, ItemColumn(self._added.column(name)).meets(condition, field)])
 
     def absent(self, name: str, values: Value | Sequence[Value], field: str) -> list[str]:
-        """A line for each of some values that no item has in a column.
+        """A line for each of some values that no item has in a column, up to a few.
 
         Raises:
             RequestError: no such column, or values of another type.
         """
         column = self.column(name, field)
-        return [
-            f"{field}: no item has {value!r}{column.meant(value)}"
-            for value in column.absent(column.checked(values, field))
-            if not self.meeting(name, value, field).any()  # nor one that was added
-        ]
+        gone = column.absent(column.checked(values, field))
+        if len(self._added):
+            gone = ItemColumn(self._added.column(name)).absent(gone)
+        lines = [f"{field}: no item has {value!r}{column.meant(value)}" for value in gone[:_TOLD]]
+        more = len(gone) - _TOLD
+        return lines + ([f"{field}: nor any of {more} more of these values"] if more > 0 else [])
 
     def column(self, name: str, field: str) -> ItemColumn:
         """A column of the I items of the version.

@@ -16,7 +16,7 @@ from mtmh.errors import RequestError, meant
 Value = str | int | float
 Condition = Value | Sequence[Value] | Mapping[str, float | int | None]
 
-_NEAREST_OF = 20_000  # labels among which the nearest one is looked for
+_NEAREST_OF = 2_000  # labels among which the nearest one is looked for, a comparison each
 
 
 class ItemColumn:
@@ -79,11 +79,13 @@ class ItemColumn:
         return values
 
     def absent(self, values: Sequence[Value]) -> list[Value]:
-        """Those of some values, all of the column's type, that no item has."""
+        """Those of some values, all of the column's type, that no item has; one pass over the column at most."""
         if self.is_text:
             places = pc.index_in(pa.array(values, pa.string()), value_set=self._labels)
             return [value for value, place in zip(values, places.to_pylist(), strict=True) if place is None]
-        return [value for value in values if not self._one_of([value]).any()]
+        wanted = pa.array(values, self._numbers.type)
+        present = set(pc.unique(self._numbers.filter(pc.is_in(self._numbers, value_set=wanted))).to_pylist())
+        return [value for value in values if value not in present]
 
     def meant(self, value: Value) -> str:
         """``; did you mean ...?`` for a text that no item has, where one is near."""

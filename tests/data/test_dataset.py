@@ -25,7 +25,7 @@ HISTORY_LISTS = random_histories(23)
 def test_items_come_in_index_order_with_the_columns_asked_for(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", HISTORY_LISTS)
     assert dataset.items(["text"]).to_pydict() == {"text": [f"item {item}" for item in range(NUM_ITEMS)]}
-    names = ["item_id", "text", "topic_l1", "topic_l2", "train_count", "first_seen"]
+    names = ["item_id", "text", "image", "topic_l1", "topic_l2", "train_count", "first_seen"]
     assert dataset.items().column_names == names
     with pytest.raises(ValueError, match=r"items.parquet: no column colour; it has item_id, text"):
         dataset.items(["colour"])

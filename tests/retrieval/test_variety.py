@@ -143,6 +143,11 @@ def test_conditions_that_nothing_meets_are_told() -> None:
         "boosts.brand: no item has 'acm'; did you mean 'acme'?",
         "boosts.size: no item has 9",
     ]
+    many = Query(["i1"], filters=Filters(where={"size": list(range(100))}))
+    assert RETRIEVER.notes(many) == [
+        *(f"filters.where.size: no item has {size}" for size in (6, 7, 8)),
+        "filters.where.size: nor any of 91 more of these values",
+    ]
     fresh = pa.table({"item_id": ["new"], "brand": pa.array([["nova"]], pa.list_(pa.string()))})
     more = RETRIEVER.with_added(fresh, {head: unit(9)[:1] for head in HEADS})
     nova = Query(["i1"], k=5, filters=Filters(where={"brand": "nova"}))
