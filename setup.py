@@ -58,7 +58,7 @@ setup(
     install_requires=["torch>=2.11", "torchrec>=1.6"],
     extras_require={
         **{name: at_least(name) for name in ("train", "serve", "launch", "report", "tune", "client", "all")},
-        **{name: pins(name) for name in ("dev", "docs", "lake", "lora", "milvus", "sign", "yardsticks")},
+        **{name: pins(name) for name in ("dev", "docs", "lake", "lora", "milvus", "sign", "spark", "yardsticks")},
     },
     entry_points={
         "console_scripts": ["mtmh = mtmh.cli:main"],

@@ -36,6 +36,7 @@ SLOW = [
         "prepare/test_lake.py",
         "prepare/test_nothing_is_altered.py",
         "prepare/test_remote_files.py",
+        "prepare/test_spark.py",
         "preranking/test_train_preranker.py",
         "retrieval/test_similar_items.py",
         "serving/test_client.py",

@@ -34,6 +34,32 @@ def prepare(
     return job.app_def(["prepare"], recipe, overrides, None, h, image, max_retries, env, mounts)
 
 
+def prepare_spark(
+    recipe: str,
+    master: str,
+    *overrides: str,
+    h: str = "cpu_small",
+    image: str = "",
+    max_retries: int = 0,
+    env: Optional[Dict[str, str]] = None,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Turns raw events and items into a dataset on a Spark cluster; this process is the driver of `mtmh prepare`.
+
+    Args:
+        recipe: a recipe that ships with mtmh, or a YAML file that the job can read
+        master: URL of the cluster, such as spark://HOST:7077
+        overrides: settings to change, KEY=VALUE each, after all options
+        h: named resource of the host: cpu_small, a100x8, h100x8, h200x8 or your own
+        image: container image; local_cwd and slurm use none
+        max_retries: times that the scheduler starts a failed job again
+        env: environment variables, NAME=VALUE,NAME=VALUE; they win over those of the component
+        mounts: type=volume,src=CLAIM,dst=/path or type=bind,src=/host,dst=/path (kubernetes, docker)
+    """
+    cluster = ("data.engine=spark", f"data.spark.master={master}")
+    return job.app_def(["prepare"], recipe, (*cluster, *overrides), None, h, image, max_retries, env, mounts)
+
+
 def content_simulate(
     recipe: str,
     *overrides: str,

@@ -15,6 +15,7 @@ from rich.filesize import decimal
 EXTRAS = {
     "PIL": "train",
     "duckdb": "train",
+    "fsspec": "train",
     "tensorboard": "train",
     "transformers": "train",
     "fastapi": "serve",

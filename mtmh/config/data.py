@@ -59,6 +59,13 @@ class TableColumns(Settings):
     separators: dict[str, str] = {}  # id feature -> what stands between its values in one text: {tags: "|"}
 
 
+class SparkConfig(Settings):
+    """The cluster of ``data.engine: spark``. Its workers need mtmh, and the dataset's folder under the same path."""
+
+    master: str | None = None  # spark://HOST:7077, yarn, k8s://..., local[4]; null: that of spark-submit
+    options: dict[str, str] = {}  # settings of Spark: {spark.executor.memory: 8g}
+
+
 class DataConfig(Settings):
     """From raw logs to a dataset artifact."""
 
@@ -95,7 +102,10 @@ class DataConfig(Settings):
     float_features: list[str] | None = None
     min_feature_count: Positive = 1  # rarer values of an id feature share row 0 (unknown)
     popularity_features: bool = True  # adds log training count and item age at the cut, both from T1 only
-    memory_limit_gb: Annotated[float, Field(gt=0.0), Decides()] = 2.0
+    # One machine, or a cluster where it does not suffice; the dataset is the same.
+    engine: Annotated[Literal["duckdb", "spark"], Decides()] = "duckdb"
+    spark: Annotated[SparkConfig, Decides()] = SparkConfig()
+    memory_limit_gb: Annotated[float, Field(gt=0.0), Decides()] = 2.0  # of DuckDB; with spark, in each task too
     threads: Annotated[Positive, Decides()] = 2
 
     @model_validator(mode="after")

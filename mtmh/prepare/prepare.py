@@ -5,7 +5,8 @@ items and users are functions of T1 and of the items table alone. Items that app
 as *fresh* items.
 
 Memory is bounded whatever the number of events: DuckDB holds the working tables in a file beside the output and
-spills beyond ``data.memory_limit_gb``; whatever needs the order of events runs over bounded ranges of users.
+spills beyond ``data.memory_limit_gb``; whatever needs the order of events runs over bounded ranges of users. Where one
+machine does not suffice, Spark runs the same statements (``data.engine``) and the dataset is the same, byte for byte.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from mtmh.config import Config, decisive
 from mtmh.prepare.scratch import open_workspace
 from mtmh.prepare.steps import (
     find_cutoff,
-    index_items,
     load_events,
     load_items,
     open_source,
@@ -59,9 +59,8 @@ def prepare(config: Config, out: Path) -> Artifact:
             load_events(work, source)
             cutoff = find_cutoff(work, source)
             ranges = split_events(work, source, cutoff)
-            item_index = index_items(work, source)
-            histories = write_user_files(work, source, ranges, item_index)
-            summary = write_item_files(work, source, histories, item_index, cutoff, embedding_dim)
+            histories = write_user_files(work, source, ranges)
+            summary = write_item_files(work, source, histories, cutoff, embedding_dim)
             writer.summary = summary.model_dump(mode="json")
         shutil.rmtree(scratch)
     return open_artifact(out, "dataset")

@@ -1,10 +1,10 @@
-"""The workspace of prepare: a DuckDB file in a scratch folder, the counts of dropped rows, and the progress shown."""
+"""The workspace of prepare: engine, scratch folder, the counts of dropped rows, and the progress shown."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from mtmh.config import DataConfig
+from mtmh.prepare.duckdb_engine import DuckDbEngine
+from mtmh.prepare.engine import Engine
+from mtmh.prepare.spark_engine import SparkEngine, spark_session
 from mtmh.prepare.table_file import DATABASE
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,8 @@ class Workspace:
     Attributes:
         data: the settings.
         seed: of every random order.
-        connection: DuckDB with the working tables.
+        connection: DuckDB, which looks at a user's files.
+        engine: holds the working tables.
         folder: where the dataset's files go.
         scratch: a folder that is gone in the end.
         progress: one line a step.
@@ -40,6 +44,7 @@ class Workspace:
     data: DataConfig
     seed: int
     connection: Any
+    engine: Engine
     folder: Path
     scratch: Path
     progress: Progress
@@ -66,13 +71,16 @@ class Workspace:
             if not task.finished:
                 self.progress.update(task.id, total=1, completed=1)
 
-    def run(self, statement: str) -> None:
-        """One statement that makes or fills a working table."""
-        self.connection.execute(statement)
+    def tables(self, name: str, queries: Sequence[str], completed: Sequence[int] = ()) -> None:
+        """Makes a working table of the rows of queries; the bar moves to each of ``completed`` in turn."""
+        for place, query in enumerate(queries):
+            (self.engine.append if place else self.engine.table)(name, query)
+            if completed:
+                self.advance(completed[place])
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """The few rows that a query gives."""
-        return self.connection.sql(query).fetchall()  # type: ignore[no-any-return]
+        return self.engine.rows(query)
 
     def number(self, query: str) -> int:
         """The first number that a query gives."""
@@ -93,10 +101,24 @@ def open_workspace(data: DataConfig, seed: int, folder: Path, scratch: Path) -> 
     """Opens the database and shows progress on the error stream.
 
     Raises:
-        ValueError: ``data.memory_limit_gb`` does not suffice.
+        ValueError: ``data.memory_limit_gb`` does not suffice, or there is no cluster.
     """
-    with _progress() as progress, _without_question_mark(scratch) as path, _database(data, path) as connection:
-        yield Workspace(data, seed, connection, folder, scratch, progress)
+    with (
+        _progress() as progress,
+        _without_question_mark(scratch) as path,
+        _database(data, path) as connection,
+        _engine(data, connection, folder, scratch) as engine,
+    ):
+        yield Workspace(data, seed, connection, engine, folder, scratch, progress)
+
+
+@contextmanager
+def _engine(data: DataConfig, connection: Any, folder: Path, scratch: Path) -> Iterator[Engine]:
+    if data.engine == "duckdb":
+        yield DuckDbEngine(connection, folder)
+        return
+    with spark_session(data) as session:
+        yield SparkEngine(session, data, folder, scratch)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
-"""The SQL of prepare: the same statements for every source, one function a step.
+"""The SQL of prepare: the same statements for every source and every engine, one function a step.
 
-Plain analytic SQL (joins, group-bys, windows, md5), so that it can run on any engine that has those. Working tables:
+The dialect is what DuckDB and Spark both read (names in double quotes, ``CAST``, ``STRING``); where they differ,
+`Dialect` has the word. Nothing needs all rows in one place: ranks come from counts of buckets, and all else is joins,
+group-bys and windows over a user. Working tables:
 
-    source_items  what the adapter gives: item_id, features, text, topics, ..., drop_reason
+    source_events, source_items   what the adapter gives, as `read_events` and `read_items` take it
     catalogue     item_id, item_code          the kept items in seeded hash order
     staged        user_id, item_code, timestamp, fraction, drop_reason     every event that was read
     event_kinds   event, kind                 kinds of kept events, in the order of their names
@@ -10,11 +12,15 @@ Plain analytic SQL (joins, group-bys, windows, md5), so that it can run on any e
     users         user_id, user_code          users of kept events in seeded hash order
     events        user_code, item_code, timestamp, fraction                kept events
     split         user_code, item_code, timestamp, fraction, is_test       without consecutive repeats
+    rare          item_code                   items with too few T1 events
+    history       user_code, item_code, timestamp, fraction                T1 as the dataset has it
+    history_users user_code, user_index, num_events                        users with a history
+    item_order    item_code, item_index       where some items are known to nothing before the cut
+    item_facts    item_code, item_id, item_index, train_count, first_seen
 
 Where the source has kinds or values of events, ``staged`` also holds event and value, ``events`` kind and value (NULL:
-none), and ``split`` kinds (mask of bits, 0: none) and value.
+none), and ``split`` and ``history`` kinds (mask of bits, 0: none) and value.
 
-    item_facts    item_code, item_index, train_count, first_seen
     vocabulary    value, row                  of the id feature at hand
 
 ``fraction`` is what ``timestamp`` leaves of a finer clock; events are ordered and cut by both.
@@ -22,22 +28,35 @@ none), and ``split`` kinds (mask of bits, 0: none) and value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from mtmh.config import SplitConfig
-from mtmh.data.ids import sql_raw_id
 from mtmh.prepare.sql import literal, quoted
 
-ITEM_COLUMNS = {
-    "text": "VARCHAR",
-    "image": "VARCHAR",
-    "topic_l1": "VARCHAR",
-    "topic_l2": "VARCHAR",
-    "content_embedding": "FLOAT[]",
-}
-
+ITEM_COLUMNS = ("text", "image", "topic_l1", "topic_l2", "content_embedding")
 IN_ORDER = "timestamp, fraction, item_code"  # of a user's events
+LARGEST_BUCKET = 16  # bits of a code
+
+Users = tuple[int, int] | None  # codes [first, last); None: all
+
+
+class Dialect(NamedTuple):
+    """The words that the engines do not share.
+
+    Attributes:
+        unnest: the function that makes a row of each entry of a list.
+        floats: the type of lists of FLOAT.
+        hex_number: SQL of the BIGINT that 16 hexadecimal digits below 2^63 write.
+        list_of: SQL of the list of one value.
+        sorted_set: SQL of the distinct values of a list in their order, without NULL.
+    """
+
+    unnest: str
+    floats: str
+    hex_number: Callable[[str], str]
+    list_of: Callable[[str], str]
+    sorted_set: Callable[[str], str]
 
 
 class Instant(NamedTuple):
@@ -51,7 +70,8 @@ class Instant(NamedTuple):
         """SQL: whether an event lies there or later."""
         if not self.fraction:
             return f"timestamp >= {self.timestamp}"
-        return f"(timestamp, fraction) >= ({self.timestamp}, {self.fraction!r}::DOUBLE)"
+        later = f"timestamp = {self.timestamp} AND fraction >= {_double(self.fraction)}"
+        return f"(timestamp > {self.timestamp} OR ({later}))"
 
     @property
     def before(self) -> str:
@@ -59,26 +79,45 @@ class Instant(NamedTuple):
         return f"NOT ({self.since})"
 
 
-def source_items_from_events(events: str) -> str:
-    """``source_items`` where the source has no items table: what the events name."""
-    absent = ", ".join(f"NULL::{kind} AS {name}" for name, kind in ITEM_COLUMNS.items())
-    return f"""
-        CREATE TABLE source_items AS
-        SELECT item_id, {absent}, NULL::VARCHAR AS drop_reason
-        FROM (
-            SELECT DISTINCT item_id FROM ({events})
-            WHERE drop_reason IS NULL AND user_id IS NOT NULL AND item_id IS NOT NULL AND timestamp IS NOT NULL
-        )"""
+def read_events(events: str, event_columns: Sequence[str], *, has_fractions: bool) -> str:
+    """``source_events`` from the adapter's query; DuckDB reads all files, so this is its SQL."""
+    labels = ""
+    if event_columns:
+        kinds = {"event": "VARCHAR", "value": "FLOAT"}
+        offered = [name if name in event_columns else f"NULL::{kind} AS {name}" for name, kind in kinds.items()]
+        labels = ", ".join(offered) + ", "
+    fraction = "fraction" if has_fractions else "0::DOUBLE AS fraction"
+    return f"SELECT user_id, item_id, timestamp, {fraction}, {labels}drop_reason FROM ({events})"
 
 
-def source_items(items: str) -> str:
-    """``source_items`` from the adapter's query."""
+def read_items(items: str, float_features: Sequence[str]) -> str:
+    """``source_items`` from the adapter's query, likewise in DuckDB's SQL.
+
+    ``embedding_width`` and ``embedding_is_sound`` tell of ``content_embedding``; float features are finite or NULL.
+    """
+    finite = [
+        f"CASE WHEN isfinite({quoted(name)}::DOUBLE) THEN {quoted(name)}::DOUBLE END AS {quoted(name)}"
+        for name in float_features
+    ]
+    reason = "coalesce(drop_reason, CASE WHEN item_id IS NULL THEN 'no_item' END) AS drop_reason"
     return f"""
-        CREATE TABLE source_items AS
-        SELECT * REPLACE (
-            coalesce(drop_reason, CASE WHEN item_id IS NULL THEN 'no_item' END) AS drop_reason
-        )
+        SELECT * REPLACE ({", ".join([reason, *finite])}), len(content_embedding)::INTEGER AS embedding_width,
+            isfinite(list_sum(content_embedding)::DOUBLE)
+                AND list_count(content_embedding) = len(content_embedding) AS embedding_is_sound
         FROM ({items})"""
+
+
+def source_items_from_events(dialect: Dialect) -> str:
+    """``source_items`` where the source has no items table: what the events name."""
+    absent = ", ".join(
+        f"CAST(NULL AS {dialect.floats if name == 'content_embedding' else 'STRING'}) AS {name}"
+        for name in ITEM_COLUMNS
+    )
+    return f"""
+        SELECT DISTINCT item_id, {absent}, CAST(NULL AS STRING) AS drop_reason,
+            CAST(NULL AS INTEGER) AS embedding_width, CAST(NULL AS BOOLEAN) AS embedding_is_sound
+        FROM source_events
+        WHERE drop_reason IS NULL AND user_id IS NOT NULL AND item_id IS NOT NULL AND timestamp IS NOT NULL"""
 
 
 def duplicate_item() -> str:
@@ -90,28 +129,19 @@ def duplicate_item() -> str:
 
 def catalogue(seed: int) -> str:
     """``catalogue``: codes in hash order tell nothing of popularity or time."""
-    return f"""
-        CREATE TABLE catalogue AS
-        SELECT item_id, ({_hash_rank(f"{seed}:item", "item_id")})::INTEGER AS item_code
-        FROM source_items WHERE drop_reason IS NULL"""
+    return _hash_ranked(f"{seed}:item", "item_id", "source_items WHERE drop_reason IS NULL", "item_code")
 
 
-def staged(events: str, event_columns: Sequence[str] = (), *, has_fractions: bool = False) -> str:
-    """``staged``: one scan of the adapter's events, each row kept or with the first reason against it."""
-    labels = ""
-    if event_columns:
-        kinds = {"event": "VARCHAR", "value": "FLOAT"}
-        offered = [f"e.{name}" if name in event_columns else f"NULL::{kind} AS {name}" for name, kind in kinds.items()]
-        labels = ", ".join(offered) + ", "
+def staged(event_columns: Sequence[str] = ()) -> str:
+    """``staged``: one scan of the events, each row kept or with the first reason against it."""
+    labels = "e.event, e.value, " if event_columns else ""
     return f"""
-        CREATE TABLE staged AS
-        SELECT e.user_id, c.item_code, e.timestamp, {"e.fraction" if has_fractions else "0::DOUBLE AS fraction"},
-            {labels}coalesce(e.drop_reason, CASE
+        SELECT e.user_id, c.item_code, e.timestamp, e.fraction, {labels}coalesce(e.drop_reason, CASE
             WHEN e.user_id IS NULL THEN 'no_user'
             WHEN e.item_id IS NULL THEN 'no_item'
             WHEN e.timestamp IS NULL THEN 'no_timestamp'
             WHEN c.item_code IS NULL THEN 'unknown_item' END) AS drop_reason
-        FROM ({events}) AS e LEFT JOIN catalogue AS c ON e.item_id = c.item_id"""
+        FROM source_events AS e LEFT JOIN catalogue AS c ON e.item_id = c.item_id"""
 
 
 def drop_counts(table: str) -> str:
@@ -121,17 +151,14 @@ def drop_counts(table: str) -> str:
 
 def users(seed: int) -> str:
     """``users``."""
-    return f"""
-        CREATE TABLE users AS
-        SELECT user_id, ({_hash_rank(f"{seed}:user", "user_id")})::INTEGER AS user_code
-        FROM (SELECT DISTINCT user_id FROM staged WHERE drop_reason IS NULL)"""
+    distinct = "(SELECT DISTINCT user_id FROM staged WHERE drop_reason IS NULL)"
+    return _hash_ranked(f"{seed}:user", "user_id", distinct, "user_code")
 
 
 def event_kinds() -> str:
     """``event_kinds``."""
     return """
-        CREATE TABLE event_kinds AS
-        SELECT event, row_number() OVER (ORDER BY event)::INTEGER AS kind
+        SELECT event, CAST(row_number() OVER (ORDER BY event) AS INTEGER) AS kind
         FROM (SELECT DISTINCT event FROM staged WHERE drop_reason IS NULL AND event IS NOT NULL)"""
 
 
@@ -142,7 +169,6 @@ def events(labels: bool = False) -> str:
         columns = ", k.kind, s.value"
         join = " LEFT JOIN event_kinds AS k ON s.event = k.event"
     return f"""
-        CREATE TABLE events AS
         SELECT u.user_code, s.item_code, s.timestamp, s.fraction{columns}
         FROM staged AS s JOIN users AS u ON s.user_id = u.user_id{join}
         WHERE s.drop_reason IS NULL"""
@@ -152,35 +178,42 @@ def largest_user() -> str:
     """The user with the most events: user_id, num_events, and how many users there are."""
     return """
         SELECT max_by(user_id, num_events), max(num_events), count(*)
-        FROM (SELECT user_code, count(*) AS num_events FROM events GROUP BY user_code)
-        JOIN users USING (user_code)"""
+        FROM (SELECT user_code, count(*) AS num_events FROM events GROUP BY user_code) AS c
+        JOIN users AS u ON c.user_code = u.user_code"""
+
+
+def events_a_user() -> str:
+    """Events of each user: user_code, num_events."""
+    return "SELECT user_code, count(*) AS num_events FROM events GROUP BY user_code ORDER BY user_code"
 
 
 def kept_kinds(cutoff: Instant | None) -> str:
     """``kept_kinds``: kinds that come before the cut; without a common cut, all."""
     period = "" if cutoff is None else f" WHERE {cutoff.before}"
     return f"""
-        CREATE TABLE kept_kinds AS
-        SELECT event, kind, (row_number() OVER (ORDER BY event) - 1)::INTEGER AS bit
+        SELECT event, kind, CAST(row_number() OVER (ORDER BY event) - 1 AS INTEGER) AS bit
         FROM event_kinds WHERE kind IN (SELECT DISTINCT kind FROM events{period})"""
 
 
-def events_since(instant: int) -> str:
-    """The number of events at ``instant`` or later, and the first of those."""
-    return f"SELECT count(*), min(timestamp) FROM events WHERE timestamp >= {instant}"
-
-
-def empty_split(labels: bool = False) -> str:
-    """``split`` without rows."""
-    columns = ", kinds INTEGER, value FLOAT" if labels else ""
+def around(cutoff: Instant) -> str:
+    """The numbers of events before and behind an instant."""
     return f"""
-        CREATE TABLE split (
-            user_code INTEGER, item_code INTEGER, timestamp BIGINT, fraction DOUBLE, is_test BOOLEAN{columns}
-        )"""
+        SELECT count(*) FILTER (WHERE {cutoff.before}), count(*) FILTER (WHERE {cutoff.since}) FROM events"""
 
 
-def split(config: SplitConfig, cutoff: Instant | None, first_user: int, last_user: int, labels: bool = False) -> str:
-    """Fills ``split`` for the users ``[first_user, last_user)``.
+def steps_of_time(first: int, stop: int, width: int) -> str:
+    """The number of events in each step of ``width``, the latest first: beginning of the step, num_events."""
+    return f"""
+        SELECT timestamp - since % {width} AS step, count(*) AS num_events
+        FROM (
+            SELECT timestamp, timestamp - {first} AS since FROM events
+            WHERE timestamp >= {first} AND timestamp < {stop}
+        )
+        GROUP BY timestamp - since % {width} ORDER BY step DESC"""
+
+
+def split(config: SplitConfig, cutoff: Instant | None, of_users: Users, labels: bool = False) -> str:
+    """``split`` for some users.
 
     An event whose item is that of the user's event before it is a repeat and left out: the first of a run stays,
     so what comes later never changes what is kept. The cut falls on what remains. Of a run's kinds and values, the
@@ -189,27 +222,26 @@ def split(config: SplitConfig, cutoff: Instant | None, first_user: int, last_use
     if cutoff is not None:
         is_test = cutoff.since
     else:
-        share = str(config.test_events or f"floor(num_events * {config.test_fraction!r}::DOUBLE + 0.5)")
+        share = str(config.test_events or f"floor(num_events * {_double(config.test_fraction)} + {_double(0.5)})")
         is_test = f"position > num_events - least(num_events - 1, greatest(1, {share}))"
     source = "events"
     if labels:
         source = """(
                     SELECT user_code, item_code, timestamp, fraction,
-                        coalesce(1::INTEGER << k.bit, 0)::INTEGER AS kinds, value
+                        CAST(coalesce(CAST(1 AS INTEGER) << k.bit, 0) AS INTEGER) AS kinds, value
                     FROM events AS e LEFT JOIN kept_kinds AS k ON e.kind = k.kind
-                )"""
+                ) AS e"""
     ordered = f"""
                 SELECT *, lag(item_code) OVER (PARTITION BY user_code ORDER BY {IN_ORDER}) AS previous
-                FROM {source} WHERE user_code >= {first_user} AND user_code < {last_user}"""
-    firsts = f"({ordered}) WHERE previous IS DISTINCT FROM item_code"
+                FROM {source} WHERE {_among("user_code", of_users)}"""
+    kept = f"({_runs(ordered, cutoff)})" if labels else f"({ordered}) WHERE previous IS DISTINCT FROM item_code"
     return f"""
-        INSERT INTO split
         SELECT user_code, item_code, timestamp, fraction, {is_test} AS is_test{", kinds, value" if labels else ""}
         FROM (
             SELECT *,
                 row_number() OVER (PARTITION BY user_code ORDER BY {IN_ORDER}) AS position,
                 count(*) OVER (PARTITION BY user_code) AS num_events
-            FROM {f"({_runs(ordered, cutoff)})" if labels else firsts}
+            FROM {kept}
         )"""
 
 
@@ -225,23 +257,30 @@ def _runs(ordered: str, cutoff: Instant | None) -> str:
         before = f"{aggregate} FILTER (WHERE {cutoff.before})"
         return f"CASE WHEN bool_or({cutoff.before}) THEN {before} ELSE {aggregate} END"
 
+    begins = "previous IS DISTINCT FROM item_code"
     return f"""
         SELECT user_code, any_value(item_code) AS item_code, min(timestamp) AS timestamp,
-            min((timestamp, fraction))[2] AS fraction,
+            min(CASE WHEN begins THEN fraction END) AS fraction,
             {of_period("bit_or(kinds)")} AS kinds, {of_period("max(value)")} AS value
         FROM (
-            SELECT user_code, item_code, timestamp, fraction, kinds, value,
-                sum((previous IS DISTINCT FROM item_code)::INTEGER) OVER (
-                    PARTITION BY user_code ORDER BY {IN_ORDER} RANGE UNBOUNDED PRECEDING
+            SELECT user_code, item_code, timestamp, fraction, kinds, value, {begins} AS begins,
+                sum(CASE WHEN {begins} THEN 1 ELSE 0 END) OVER (
+                    PARTITION BY user_code ORDER BY {IN_ORDER} RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
                 ) AS run
             FROM ({ordered})
         )
         GROUP BY user_code, run"""
 
 
+def split_counts() -> str:
+    """The numbers of events in T1 and T2."""
+    return "SELECT count(*) FILTER (WHERE NOT is_test), count(*) FILTER (WHERE is_test) FROM split"
+
+
 def period_bounds() -> str:
     """The first instant after T1, and the first of T2."""
-    return "SELECT max(timestamp) FILTER (NOT is_test) + 1, min(timestamp) FILTER (is_test) FROM split"
+    return """
+        SELECT max(timestamp) FILTER (WHERE NOT is_test) + 1, min(timestamp) FILTER (WHERE is_test) FROM split"""
 
 
 def train_kinds() -> str:
@@ -249,187 +288,246 @@ def train_kinds() -> str:
     return "SELECT coalesce(bit_or(kinds), 0) FROM split WHERE NOT is_test"
 
 
-def train_item_counts() -> str:
-    """T1 events of each item before the filters: item_code, num_events."""
-    return "SELECT item_code, count(*) AS num_events FROM split WHERE NOT is_test GROUP BY item_code"
-
-
 def rare_items(min_item_events: int) -> str:
     """``rare``: items with fewer T1 events."""
     return f"""
-        CREATE TABLE rare AS
-        SELECT item_code FROM ({train_item_counts()}) WHERE num_events < {min_item_events}"""
+        SELECT item_code FROM split WHERE NOT is_test GROUP BY item_code HAVING count(*) < {min_item_events}"""
 
 
-def histories(min_user_events: int, max_history: int, first_user: int, last_user: int, labels: bool = False) -> str:
-    """T1 of the users ``[first_user, last_user)``, user by user, oldest first: user_code, item_code, timestamp."""
+def rare_events() -> str:
+    """The number of T1 events of rare items."""
+    return "SELECT count(*) FROM split AS s JOIN rare AS r ON s.item_code = r.item_code WHERE NOT s.is_test"
+
+
+def item_order() -> str:
+    """``item_order``: codes in their order, but items without a T1 event behind all others."""
+    known = """
+        SELECT c.item_code, CASE WHEN k.item_code IS NULL THEN 1 ELSE 0 END AS late
+        FROM catalogue AS c
+        LEFT JOIN (SELECT DISTINCT item_code FROM split WHERE NOT is_test) AS k ON c.item_code = k.item_code"""
+    bucket = f"late * {1 << LARGEST_BUCKET} + (item_code >> {LARGEST_BUCKET})"
+    return _ranked(known, bucket, "item_code", "item_code", "item_index")
+
+
+def history(min_user_events: int, max_history: int, of_users: Users, *, rare: bool, labels: bool = False) -> str:
+    """``history`` for some users: those with enough events, and of these the last ones."""
     return f"""
-        SELECT user_code, item_code, timestamp{", kinds, value" if labels else ""}
+        SELECT user_code, item_code, timestamp, fraction{", kinds, value" if labels else ""}
         FROM (
             SELECT *,
                 count(*) OVER (PARTITION BY user_code) AS num_events,
                 row_number() OVER (
                     PARTITION BY user_code ORDER BY timestamp DESC, fraction DESC, item_code DESC
                 ) AS from_end
-            FROM ({_train(first_user, last_user)})
+            FROM ({_train(of_users, rare)})
         )
-        WHERE num_events >= {min_user_events} AND from_end <= {max_history}
-        ORDER BY user_code, {IN_ORDER}"""
+        WHERE num_events >= {min_user_events} AND from_end <= {max_history}"""
 
 
-def history_drops(min_user_events: int, max_history: int, first_user: int, last_user: int) -> str:
-    """Events that ``histories`` leaves out: those of short histories, those beyond ``max_history``."""
+def history_drops(min_user_events: int, max_history: int, *, rare: bool) -> str:
+    """Events that ``history`` leaves out: those of short histories, those beyond ``max_history``."""
     return f"""
         SELECT
-            coalesce(sum(num_events) FILTER (WHERE num_events < {min_user_events}), 0)::BIGINT,
-            coalesce(sum(num_events - {max_history})
-                FILTER (WHERE num_events >= {min_user_events} AND num_events > {max_history}), 0)::BIGINT
+            coalesce(sum(CASE WHEN num_events < {min_user_events} THEN num_events END), 0),
+            coalesce(sum(CASE WHEN num_events >= {min_user_events} AND num_events > {max_history}
+                THEN num_events - {max_history} END), 0)
+        FROM (SELECT user_code, count(*) AS num_events FROM ({_train(None, rare)}) GROUP BY user_code)"""
+
+
+def history_users() -> str:
+    """``history_users``: users keep the order of their codes."""
+    counted = "SELECT user_code, count(*) AS num_events FROM history GROUP BY user_code"
+    bucket = f"user_code >> {LARGEST_BUCKET}"
+    return _ranked(counted, bucket, "user_code", "user_code, num_events", "user_index", "BIGINT")
+
+
+def history_rows(of_users: Users, *, ordered: bool, labels: bool) -> str:
+    """``history`` user by user, oldest first: user_index, item_index, timestamp; ``ordered``: by ``item_order``."""
+    index, join = _item_index("h", ordered)
+    return f"""
+        SELECT u.user_index, {index} AS item_index, h.timestamp{", h.kinds, h.value" if labels else ""}
+        FROM history AS h JOIN history_users AS u ON h.user_code = u.user_code{join}
+        WHERE {_among("h.user_code", of_users)}
+        ORDER BY u.user_index, h.timestamp, h.fraction, h.item_code"""
+
+
+def test_rows(of_users: Users, *, ordered: bool, labels: bool) -> str:
+    """T2 of users with a history, each item at its first engagement; columns as those of `history_rows`."""
+    index, join = _item_index("f", ordered)
+    item = "PARTITION BY user_code, item_code"
+    kinds = f", bit_or(kinds) OVER ({item}) AS kinds, max(value) OVER ({item}) AS value" if labels else ""
+    return f"""
+        SELECT u.user_index, {index} AS item_index, f.timestamp{", f.kinds, f.value" if labels else ""}
         FROM (
-            SELECT user_code, count(*) AS num_events
-            FROM ({_train(first_user, last_user)}) GROUP BY user_code
-        )"""
+            SELECT user_code, item_code, timestamp, fraction,
+                row_number() OVER ({item} ORDER BY timestamp, fraction) AS place{kinds}
+            FROM split WHERE is_test AND {_among("user_code", of_users)}
+        ) AS f JOIN history_users AS u ON f.user_code = u.user_code{join}
+        WHERE f.place = 1
+        ORDER BY u.user_index, f.timestamp, f.fraction, f.item_code"""
 
 
-def test_items(first_user: int, last_user: int, labels: bool) -> str:
-    """T2 of the users ``[first_user, last_user)``, each item at its first engagement, with the number of events."""
+def test_events_with_history() -> str:
+    """The number of T2 events of users with a history."""
+    return """
+        SELECT count(*) FROM split AS s JOIN history_users AS u ON s.user_code = u.user_code WHERE s.is_test"""
+
+
+def user_rows(of_users: Users) -> str:
+    """Users with a history: user_index, user_id."""
     return f"""
-        SELECT user_code, item_code, min(timestamp) AS timestamp, count(*) AS num_events
-            {", bit_or(kinds) AS kinds, max(value) AS value" if labels else ""}
-        FROM split
-        WHERE is_test AND user_code >= {first_user} AND user_code < {last_user}
-        GROUP BY user_code, item_code
-        ORDER BY user_code, min((timestamp, fraction)), item_code"""
+        SELECT h.user_index, u.user_id FROM history_users AS h JOIN users AS u ON h.user_code = u.user_code
+        WHERE {_among("h.user_code", of_users)} ORDER BY h.user_index"""
 
 
-def user_ids(first_user: int, last_user: int) -> str:
-    """The users ``[first_user, last_user)``: user_code, user_id."""
+def item_facts(*, ordered: bool) -> str:
+    """``item_facts``."""
+    index, join = _item_index("c", ordered)
     return f"""
-        SELECT user_code, user_id FROM users
-        WHERE user_code >= {first_user} AND user_code < {last_user} ORDER BY user_code"""
+        SELECT c.item_code, c.item_id, {index} AS item_index, coalesce(h.num_events, 0) AS train_count, h.first_seen
+        FROM catalogue AS c{join} LEFT JOIN (
+            SELECT item_code, count(*) AS num_events, min(timestamp) AS first_seen FROM history GROUP BY item_code
+        ) AS h ON c.item_code = h.item_code"""
 
 
 def items() -> str:
     """The catalogue in item-index order, as items.parquet holds it."""
     columns = ", ".join(f"s.{name}" for name in ITEM_COLUMNS)
-    return f"""
-        SELECT c.item_id, {columns}, f.train_count, f.first_seen
-        FROM item_facts AS f
-        JOIN catalogue AS c ON f.item_code = c.item_code
-        JOIN source_items AS s ON c.item_id = s.item_id
-        WHERE s.drop_reason IS NULL
-        ORDER BY f.item_index"""
+    return f"SELECT f.item_id, {columns}, f.train_count, f.first_seen {_FACTS_AND_ITEMS} ORDER BY f.item_index"
 
 
-def item_features(id_features: Mapping[str, bool], float_features: Sequence[str]) -> str:
+def item_features(dialect: Dialect, id_features: Mapping[str, bool], float_features: Sequence[str]) -> str:
     """Raw features in item-index order: distinct values of id features (name -> whether it is a list), and floats."""
-    columns = [
-        f"list_sort(list_distinct({f's.{quoted(name)}' if is_list else f'[s.{quoted(name)}]'})) AS {quoted(name)}"
-        for name, is_list in id_features.items()
-    ]
-    columns += [f"{_finite(name)} AS {quoted(name)}" for name in float_features]
-    return f"""
-        SELECT {", ".join(columns)}
-        FROM item_facts AS f
-        JOIN catalogue AS c ON f.item_code = c.item_code
-        JOIN source_items AS s ON c.item_id = s.item_id
-        WHERE s.drop_reason IS NULL
-        ORDER BY f.item_index"""
+    columns = []
+    for name, is_list in id_features.items():
+        values = f"s.{quoted(name)}" if is_list else dialect.list_of(f"s.{quoted(name)}")
+        columns.append(f"{dialect.sorted_set(values)} AS {quoted(name)}")
+    columns += [f"s.{quoted(name)} AS {quoted(name)}" for name in float_features]
+    return f"SELECT {', '.join(columns)} {_FACTS_AND_ITEMS} ORDER BY f.item_index"
 
 
-def select_raw_ids(is_string: bool) -> str:
-    """Raw ids in item-index order."""
-    return f"""
-        SELECT {sql_raw_id("c.item_id") if is_string else "c.item_id"} AS raw_id
-        FROM item_facts AS f JOIN catalogue AS c ON f.item_code = c.item_code
-        ORDER BY f.item_index"""
+def item_counts() -> str:
+    """T1 of the items in item-index order: train_count, first_seen."""
+    return "SELECT train_count, first_seen FROM item_facts ORDER BY item_index"
+
+
+def raw_ids(dialect: Dialect, is_string: bool) -> str:
+    """Raw ids in item-index order, as `mtmh.data.ids.raw_ids` has them."""
+    # The first 63 bits of 64, shifted to the end: as the first digit, 8 to f are 0 to 7.
+    digits = "substr(md5(item_id), 1, 16)"
+    below = f"translate(substr({digits}, 1, 1), '89abcdef', '01234567') || substr({digits}, 2, 15)"
+    raw = dialect.hex_number(below) if is_string else "item_id"
+    return f"SELECT {raw} AS raw_id FROM item_facts ORDER BY item_index"
 
 
 def embedding_widths() -> str:
-    """Widths of content embeddings, an item of each and whether all its numbers are finite."""
+    """The two commonest widths of content embeddings, an item of each and how many there are."""
     return """
-        SELECT len(content_embedding) AS width, min(item_id) AS item_id, count(*) AS num_items
-        FROM source_items WHERE drop_reason IS NULL AND content_embedding IS NOT NULL
-        GROUP BY width ORDER BY num_items DESC, width"""
+        SELECT embedding_width, min(item_id) AS item_id, count(*) AS num_items
+        FROM source_items WHERE drop_reason IS NULL AND embedding_width IS NOT NULL
+        GROUP BY embedding_width ORDER BY num_items DESC, embedding_width LIMIT 2"""
 
 
 def broken_embedding() -> str:
-    """An item whose content embedding holds a missing number, NaN or infinity."""
+    """An item whose content embedding holds a missing number, NaN or infinity; NULL: none."""
     return """
-        SELECT item_id FROM source_items
-        WHERE drop_reason IS NULL AND content_embedding IS NOT NULL AND (
-            NOT isfinite(list_sum(content_embedding)::DOUBLE) OR list_count(content_embedding) < len(content_embedding))
-        ORDER BY item_id LIMIT 1"""
+        SELECT min(item_id) FROM source_items
+        WHERE drop_reason IS NULL AND embedding_width > 0 AND NOT coalesce(embedding_is_sound, false)"""
 
 
 def float_feature(name: str) -> str:
-    """One float feature: item_index, value (NULL: missing)."""
-    return f"""
-        SELECT f.item_index, {_finite(name)} AS value
-        FROM item_facts AS f
-        JOIN catalogue AS c ON f.item_code = c.item_code
-        JOIN source_items AS s ON c.item_id = s.item_id
-        WHERE s.drop_reason IS NULL"""
+    """One float feature in item-index order (NULL: missing)."""
+    return f"SELECT s.{quoted(name)} AS value {_FACTS_AND_ITEMS} ORDER BY f.item_index"
 
 
-def vocabulary(name: str, is_list: bool, min_items: int, seed: int) -> str:
+def vocabulary(dialect: Dialect, name: str, is_list: bool, min_items: int, seed: int) -> str:
     """``vocabulary``: values that at least ``min_items`` items with T1 events carry, in hash order from row 1."""
-    return f"""
-        CREATE OR REPLACE TABLE vocabulary AS
-        SELECT value, ({_hash_rank(f"{seed}:{name}", "value")} + 1)::INTEGER AS row
-        FROM (
-            SELECT value FROM ({_values(name, is_list)}) WHERE train_count > 0
+    values = f"""(
+            SELECT value FROM ({_values(dialect, name, is_list)}) WHERE train_count > 0
             GROUP BY value HAVING count(DISTINCT item_index) >= {min_items}
         )"""
+    return _hash_ranked(f"{seed}:{name}", "value", values, "row", first=1)
 
 
 def rows_of_vocabulary() -> str:
-    """``vocabulary`` as it is kept beside the dataset: value, row."""
-    return "SELECT value, row FROM vocabulary ORDER BY row"
+    """``vocabulary`` as it is kept beside the dataset, from row 1 on: value."""
+    return "SELECT value FROM vocabulary ORDER BY row"
 
 
 def item_vocabulary() -> str:
-    """The vocabulary of the item ids: value, row; in the order of the item indices."""
-    return """
-        SELECT c.item_id AS value, row_number() OVER (ORDER BY f.item_index)::INTEGER AS row
-        FROM item_facts AS f JOIN catalogue AS c ON f.item_code = c.item_code
-        WHERE f.train_count > 0 ORDER BY f.item_index"""
+    """The item ids with rows of their own in the order of these, which are 1, 2, ...: value."""
+    return "SELECT item_id AS value FROM item_facts WHERE train_count > 0 ORDER BY item_index"
 
 
-def feature_rows(name: str, is_list: bool) -> str:
+def feature_rows(dialect: Dialect, name: str, is_list: bool) -> str:
     """Rows of one id feature, item by item: item_index, row; row 0 where no value is in the vocabulary."""
     return f"""
-        SELECT f.item_index, coalesce(k.row, 0)::INTEGER AS row
+        SELECT f.item_index, CAST(coalesce(k.row, 0) AS INTEGER) AS row
         FROM item_facts AS f LEFT JOIN (
             SELECT DISTINCT x.item_index, v.row
-            FROM ({_values(name, is_list)}) AS x JOIN vocabulary AS v ON x.value = v.value
+            FROM ({_values(dialect, name, is_list)}) AS x JOIN vocabulary AS v ON x.value = v.value
         ) AS k ON f.item_index = k.item_index
         ORDER BY f.item_index, row"""
 
 
-def _values(name: str, is_list: bool) -> str:
-    value = f"unnest(s.{quoted(name)})" if is_list else f"s.{quoted(name)}"
+_FACTS_AND_ITEMS = """
+        FROM item_facts AS f
+        JOIN (SELECT * FROM source_items WHERE drop_reason IS NULL) AS s ON f.item_id = s.item_id"""
+
+
+def _values(dialect: Dialect, name: str, is_list: bool) -> str:
+    value = f"{dialect.unnest}(s.{quoted(name)})" if is_list else f"s.{quoted(name)}"
     return f"""
-        SELECT item_index, train_count, value FROM (
-            SELECT f.item_index, f.train_count, {value} AS value
-            FROM item_facts AS f
-            JOIN catalogue AS c ON f.item_code = c.item_code
-            JOIN source_items AS s ON c.item_id = s.item_id
-            WHERE s.drop_reason IS NULL
-        ) WHERE value IS NOT NULL"""
+        SELECT item_index, train_count, value
+        FROM (SELECT f.item_index, f.train_count, {value} AS value {_FACTS_AND_ITEMS}) AS x
+        WHERE value IS NOT NULL"""
 
 
-def _finite(name: str) -> str:
-    value = f"s.{quoted(name)}::DOUBLE"
-    return f"CASE WHEN isfinite({value}) THEN {value} END"
-
-
-def _train(first_user: int, last_user: int) -> str:
+def _train(of_users: Users, rare: bool) -> str:
+    join = " LEFT JOIN rare AS r ON s.item_code = r.item_code" if rare else ""
+    frequent = " AND r.item_code IS NULL" if rare else ""
     return f"""
-        SELECT * FROM split
-        WHERE NOT is_test AND user_code >= {first_user} AND user_code < {last_user}
-            AND item_code NOT IN (SELECT item_code FROM rare)"""
+        SELECT s.* FROM split AS s{join} WHERE NOT s.is_test AND {_among("s.user_code", of_users)}{frequent}"""
 
 
-def _hash_rank(salt: str, column: str) -> str:
-    """A seeded random order that needs no common state and is the same on every engine: 0, 1, 2, ..."""
-    return f"row_number() OVER (ORDER BY md5({literal(salt + ':')} || {column}::VARCHAR), {column}) - 1"
+def _item_index(table: str, ordered: bool) -> tuple[str, str]:
+    """SQL of the item's index, and the join that it needs."""
+    if not ordered:
+        return f"{table}.item_code", ""
+    return "o.item_index", f" JOIN item_order AS o ON {table}.item_code = o.item_code"
+
+
+def _among(code: str, of_users: Users) -> str:
+    return "true" if of_users is None else f"{code} >= {of_users[0]} AND {code} < {of_users[1]}"
+
+
+def _double(number: float) -> str:
+    return f"CAST('{number!r}' AS DOUBLE)"
+
+
+def _hash_ranked(salt: str, column: str, source: str, rank: str, *, first: int = 0) -> str:
+    """Distinct values of a column in a seeded random order that is the same on every engine, from ``first`` on."""
+    hashed = f"SELECT {column}, md5({literal(salt + ':')} || CAST({column} AS STRING)) AS hash FROM {source}"
+    return _ranked(hashed, "substr(hash, 1, 3)", f"hash, {column}", column, rank, first=first)
+
+
+def _ranked(
+    rows: str, bucket: str, order: str, columns: str, rank: str, kind: str = "INTEGER", *, first: int = 0
+) -> str:
+    """Rows with their place in the order of (bucket, order): that in the bucket, behind the sizes of those before.
+
+    A window over everything would bring everything to one machine.
+    """
+    chosen = ", ".join(f"r.{name.strip()}" for name in columns.split(","))
+    return f"""
+        WITH ranked_rows AS (SELECT *, {bucket} AS bucket FROM ({rows})),
+        buckets AS (SELECT bucket, count(*) AS num_rows FROM ranked_rows GROUP BY bucket),
+        begins AS (
+            SELECT bucket, sum(num_rows) OVER (ORDER BY bucket ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+                - num_rows AS before
+            FROM buckets
+        )
+        SELECT {chosen}, CAST(
+            b.before + row_number() OVER (PARTITION BY r.bucket ORDER BY {order}) - 1 + {first} AS {kind}
+        ) AS {rank}
+        FROM ranked_rows AS r JOIN begins AS b ON r.bucket = b.bucket"""

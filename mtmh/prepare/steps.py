@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from math import floor
 
-import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
-from mtmh.data.schema import DatasetSummary
-from mtmh.prepare import statements
-from mtmh.prepare.ranges import bounded_ranges
+from mtmh.data.schema import ITEM_ID, TRAIN_AGE, TRAIN_COUNT, DatasetSummary, FeatureSchema, IdFeature
+from mtmh.prepare import statements, write_histories, write_items
+from mtmh.prepare.engine import Reading
 from mtmh.prepare.scratch import Workspace
 from mtmh.prepare.sources import SOURCES
 from mtmh.prepare.sources.base import SourceContext, SourceTables
-from mtmh.prepare.statements import Instant
+from mtmh.prepare.statements import Instant, Users
 from mtmh.prepare.table_file import readable
-from mtmh.prepare.write_histories import HistoryFacts, write_histories
-from mtmh.prepare.write_items import (
-    check_embeddings,
-    choose_features,
-    item_facts,
-    write_item_features,
-    write_item_rows,
-    write_item_table,
-)
 
 MAX_EVENT_KINDS = 31  # bits of an int32 that is never negative
 FAULTS = ("no_user", "no_item", "no_timestamp", "unknown_item")  # reasons that nobody asked for
@@ -33,7 +25,40 @@ MANY = 0.03  # of the events
 UNIQUE = 0.9  # values of an id feature for each item
 NUM_TELLING = 100  # items from which on that tells something
 LARGE_USER = 0.1  # of the events
-RANGE_EVENTS = 2_000_000  # events of a range of users that are sorted together
+STEPS_OF_TIME = 1024  # into which the time is divided to find the cut
+ARROW_TYPES = {"int64": pa.int64(), "string": pa.string()}
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges of users, one after another.
+
+    Attributes:
+        users: the ranges.
+        completed: users up to the end of each, for the bar; empty: one range of all.
+    """
+
+    users: Sequence[Users]
+    completed: Sequence[int] = field(default=())
+
+
+@dataclass(frozen=True)
+class HistoryFacts:
+    """Facts of the written histories.
+
+    Attributes:
+        num_users: rows of histories.parquet.
+        num_events: of the histories.
+        num_test_users: rows of test.parquet.
+        num_test_events: items in test.parquet.
+        event_kinds: names of the bits of ``events``.
+    """
+
+    num_users: int
+    num_events: int
+    num_test_users: int
+    num_test_events: int
+    event_kinds: list[str]
 
 
 def open_source(work: Workspace) -> SourceTables:
@@ -50,52 +75,43 @@ def open_source(work: Workspace) -> SourceTables:
             f"data.split.kind: source {data.source} knows only the order within a user, no clock; expected kind: user"
         )
     # A feature that does not exist should stop the run before the long part of it.
-    id_features = choose_features("id_features", data.id_features, source.id_features)
-    float_features = choose_features("float_features", data.float_features, source.float_features)
+    id_features = write_items.choose_features("id_features", data.id_features, source.id_features)
+    float_features = write_items.choose_features("float_features", data.float_features, source.float_features)
     return replace(source, id_features=id_features, float_features=float_features)
 
 
 def load_items(work: Workspace, source: SourceTables) -> int | None:
-    """Tables ``source_items`` and ``catalogue``; returns the width of the content embeddings."""
+    """Tables ``source_events``, ``source_items`` and ``catalogue``; returns the width of the content embeddings."""
     work.step("load items")
-    with readable(source.files):
-        if source.items is None:
-            work.run(statements.source_items_from_events(source.events))
-        else:
-            work.run(statements.source_items(source.items))
+    _check_ids(work, source)
+    _read(work, source)
     for reason, rows in work.rows(statements.drop_counts("source_items")):
         if reason is not None:
             work.dropped_items[reason] = rows
     for item_id, rows in work.rows(statements.duplicate_item()):
         raise ValueError(f"{_names(source)}: item_id {item_id!r} stands in {rows} rows; expected one")
-    work.run(statements.catalogue(work.seed))
+    work.engine.table("catalogue", statements.catalogue(work.seed))
     num_items = work.number("SELECT count(*) FROM catalogue")
     work.note(f"{num_items:,} items")
     if num_items == 0:
         raise ValueError(f"{_names(source)}: no item is left{_because(work.dropped_items)}")
-    return check_embeddings(work.connection)
+    return _embedding_width(work)
 
 
 def load_events(work: Workspace, source: SourceTables) -> None:
     """Tables ``users`` and ``events``."""
     work.step("load events")
     with readable(source.files):
-        types = [work.rows(f"DESCRIBE {query}") for query in (source.events, "FROM catalogue")]
-        in_events, in_items = (next(row[1] for row in rows if row[0] == "item_id") for rows in types)
-        if in_events != in_items:
-            raise ValueError(
-                f"{_names(source)}: item_id is {in_events} in the events and {in_items} in the items; expected one type"
-            )
-        work.run(statements.staged(source.events, source.event_columns, has_fractions=source.has_fractions))
+        work.engine.table("staged", statements.staged(source.event_columns))
     for reason, rows in work.rows(statements.drop_counts("staged")):
         work.num_events_read += rows
         if reason is not None:
             work.drop_events(reason, rows)
-    work.run(statements.users(work.seed))
+    work.engine.table("users", statements.users(work.seed))
     if source.event_columns:
-        work.run(statements.event_kinds())
-    work.run(statements.events(bool(source.event_columns)))
-    work.run("DROP TABLE staged")
+        work.engine.table("event_kinds", statements.event_kinds())
+    work.engine.table("events", statements.events(bool(source.event_columns)))
+    work.engine.drop("staged")
     num_events = work.number("SELECT count(*) FROM events")
     work.note(f"{num_events:,} of {work.num_events_read:,} events")
     if num_events == 0:
@@ -111,149 +127,136 @@ def find_cutoff(work: Workspace, source: SourceTables) -> Instant | None:
     low, high, total = work.rows("SELECT min(timestamp), max(timestamp), count(*) FROM events")[0]
     if split.cutoff is not None:
         cutoff = _instant(split.cutoff, source)
-        before, behind = work.rows(
-            f"SELECT count(*) FILTER (WHERE {cutoff.before}), count(*) FILTER (WHERE {cutoff.since}) FROM events"
-        )[0]
+        before, behind = work.rows(statements.around(cutoff))[0]
         if not (before and behind):
             raise ValueError(
                 f"data.split.cutoff: {split.cutoff} leaves T1 or T2 empty; events run from {low} to {high}"
             )
         return cutoff
-    # Bisection needs no memory, whatever the number of distinct timestamps.
     allowed = split.test_fraction * total
-    first, last = low, high
-    while first < last:
-        middle = (first + last) // 2
-        if work.number(statements.events_since(middle)) <= allowed:
-            last = middle
-        else:
-            first = middle + 1
-    cutoff = work.rows(statements.events_since(first))[0][1]
-    if cutoff == low or work.number(statements.events_since(cutoff)) > allowed:
+    since = _first_with(work, low, high, allowed)
+    ((behind, found),) = work.rows(f"SELECT count(*), min(timestamp) FROM events WHERE timestamp >= {since}")
+    if behind == 0 or found == low:
         raise ValueError(
             f"data.split.test_fraction: no point in time leaves at most {split.test_fraction:.0%} of the {total} "
             f"events behind it (timestamps {low} to {high}); set split.cutoff or split.kind: user"
         )
-    return Instant(cutoff)
+    return Instant(found)
 
 
-def split_events(work: Workspace, source: SourceTables, cutoff: Instant | None) -> list[tuple[int, int]]:
+def _first_with(work: Workspace, low: int, high: int, allowed: float) -> int:
+    """The first instant from which on there are at most ``allowed`` events; needs no memory for distinct times."""
+    first, stop, behind = low, high + 1, 0
+    while True:
+        width = max(1, -(-(stop - first) // STEPS_OF_TIME))
+        too_many = first
+        for step, num_events in work.rows(statements.steps_of_time(first, stop, width)):
+            if behind + num_events > allowed:
+                too_many = int(step)
+                break
+            behind += num_events
+        if width == 1:
+            return too_many + 1
+        first, stop = too_many, min(too_many + width, stop)
+
+
+def split_events(work: Workspace, source: SourceTables, cutoff: Instant | None) -> Ranges:
     """Table ``split``, and the ranges of users over which the next steps go.
 
     Raises:
         ValueError: more kinds of events than can be kept.
     """
-    users = work.connection.sql(
-        "SELECT user_code, count(*) FROM events GROUP BY user_code ORDER BY user_code"
-    ).to_arrow_table()
-    ranges = bounded_ranges(users.column(1).to_numpy(), RANGE_EVENTS)
-    work.step("split into T1 and T2", total=len(users))
+    users = work.engine.ranges(statements.events_a_user())
+    ranges = Ranges(users, [last for _, last in filter(None, users)])
+    work.step("split into T1 and T2", total=ranges.completed[-1] if ranges.completed else None)
     num_events = work.number("SELECT count(*) FROM events")
     labels = bool(source.event_columns)
     if labels:
         _choose_kinds(work, source, cutoff)
-    work.run(statements.empty_split(labels))
-    for first, last in ranges:
-        work.run(statements.split(work.data.split, cutoff, first, last, labels))
-        work.advance(last)
-    num_train = work.number("SELECT count(*) FROM split WHERE NOT is_test")
-    num_test = work.number("SELECT count(*) FROM split WHERE is_test")
+    split = [statements.split(work.data.split, cutoff, some, labels) for some in ranges.users]
+    work.tables("split", split, ranges.completed)
+    num_train, num_test = work.rows(statements.split_counts())[0]
     work.note(f"{num_train:,} and {num_test:,} events")
     work.drop_events("consecutive_repeat", num_events - num_train - num_test)
-    work.run("DROP TABLE events")
+    work.engine.drop("events")
     return ranges
 
 
-def index_items(work: Workspace, source: SourceTables) -> NDArray[np.int32]:
-    """[I] item code -> item index, and the table ``rare``.
-
-    The order is that of the codes, but for items that nothing before the cut knows: these come last, so that they
-    do not move the others.
-    """
-    counts = work.connection.sql(statements.train_item_counts()).to_arrow_table()
-    known = np.zeros(work.number("SELECT count(*) FROM catalogue"), np.bool_)
-    known[counts["item_code"].to_numpy()] = True
-    if source.items is not None and not source.items_from_events:
-        known[:] = True
-    work.run(statements.rare_items(work.data.min_item_events))
-    work.drop_events(
-        "rare_item",
-        work.number("SELECT count(*) FROM split WHERE NOT is_test AND item_code IN (SELECT item_code FROM rare)"),
-    )
-    return np.where(known, np.cumsum(known), known.sum() + np.cumsum(~known)).astype(np.int32) - 1
-
-
-def write_user_files(
-    work: Workspace, source: SourceTables, ranges: list[tuple[int, int]], item_index: NDArray[np.int32]
-) -> HistoryFacts:
-    """Histories, test lists and users.
+def write_user_files(work: Workspace, source: SourceTables, ranges: Ranges) -> HistoryFacts:
+    """Tables ``history`` and ``history_users``; histories, test lists and users.
 
     Raises:
         ValueError: no history or no test user is left.
     """
-    data = work.data
-    work.step("write histories", total=ranges[-1][1])
-    facts = write_histories(
-        work.connection,
-        work.folder,
-        ranges,
-        item_index,
-        data.min_user_events,
-        data.max_history,
-        work.advance,
-        _train_kinds(work) if source.event_columns else None,
+    data, engine, labels = work.data, work.engine, bool(source.event_columns)
+    work.step("write histories", total=ranges.completed[-1] if ranges.completed else None)
+    rare = data.min_item_events > 1
+    if rare:
+        engine.table("rare", statements.rare_items(data.min_item_events))
+        work.drop_events("rare_item", work.number(statements.rare_events()))
+    # Items that nothing before the cut knows come last, so that they do not move the others.
+    ordered = _is_ordered(source)
+    if ordered:
+        engine.table("item_order", statements.item_order())
+    limits = (data.min_user_events, data.max_history)
+    history = [statements.history(*limits, some, rare=rare, labels=labels) for some in ranges.users]
+    work.tables("history", history, ranges.completed)
+    engine.table("history_users", statements.history_users())
+    for reason, rows in zip(
+        ("short_history", "beyond_max_history"), work.rows(statements.history_drops(*limits, rare=rare))[0], strict=True
+    ):
+        work.drop_events(reason, int(rows))
+
+    kinds = _train_kinds(work) if labels else None
+    bits, size = None if kinds is None else sorted(kinds), write_histories.ROW_GROUP_EVENTS
+    rows = [statements.history_rows(some, ordered=ordered, labels=labels) for some in ranges.users]
+    num_users, num_events = engine.write(
+        partial(write_histories.write_histories, bits=bits, row_group_events=size), {"rows": rows}
     )
-    for reason, rows in facts.dropped.items():
-        work.drop_events(reason, rows)
-    work.note(f"{facts.num_users:,} users")
-    if facts.num_users == 0:
+    rows = [statements.test_rows(some, ordered=ordered, labels=labels) for some in ranges.users]
+    num_test_users, num_test_events = engine.write(
+        partial(write_histories.write_test, bits=bits, row_group_events=size), {"rows": rows}
+    )
+    id_type = ARROW_TYPES[engine.kind("users", "user_id")]
+    user_rows = [statements.user_rows(some) for some in ranges.users]
+    engine.write(partial(write_histories.write_users, id_type=id_type), {"rows": user_rows})
+
+    num_test = work.number("SELECT count(*) FROM split WHERE is_test")
+    with_history = work.number(statements.test_events_with_history())
+    work.drop_events("test_without_history", num_test - with_history)
+    work.drop_events("repeated_in_test", with_history - num_test_events)
+    work.note(f"{num_users:,} users")
+    if num_users == 0:
         raise ValueError(
             f"source {data.source}: no history is left with min_user_events {data.min_user_events} and "
             f"min_item_events {data.min_item_events}{_because(work.dropped_events)}"
         )
-    if facts.num_test_users == 0:
+    if num_test_users == 0:
         raise ValueError(
             f"source {data.source}: no user has events both before and after the cut{_because(work.dropped_events)}"
         )
-    return facts
+    names = [] if kinds is None else [kinds[bit] for bit in sorted(kinds)]
+    return HistoryFacts(num_users, num_events, num_test_users, num_test_events, names)
 
 
 def write_item_files(
-    work: Workspace,
-    source: SourceTables,
-    facts: HistoryFacts,
-    item_index: NDArray[np.int32],
-    cutoff: Instant | None,
-    embedding_dim: int | None,
+    work: Workspace, source: SourceTables, facts: HistoryFacts, cutoff: Instant | None, embedding_dim: int | None
 ) -> DatasetSummary:
-    """Items and the item table; returns the summary of the whole."""
-    data = work.data
+    """Table ``item_facts``; items and the item table; returns the summary of the whole."""
+    data, engine = work.data, work.engine
     work.step("write items")
-    rows = item_facts(item_index, facts)
-    work.connection.register("item_fact_rows", rows)
-    work.run("CREATE TABLE item_facts AS SELECT * FROM item_fact_rows")
-    work.connection.unregister("item_fact_rows")
-
-    has_topics = write_item_rows(work.connection, work.folder, embedding_dim)
-    write_item_features(work.connection, work.folder, source.id_features, source.float_features)
-    seen = facts.train_count > 0
-    # Without a common cut, ages run to the end of T1; standardising removes the difference.
-    now = int(facts.first_seen[seen].max()) if cutoff is None else cutoff.timestamp
-    features = write_item_table(
-        work.connection,
-        work.folder,
-        facts,
-        source.id_features,
-        source.float_features,
-        now=now if source.has_clock else None,
-        popularity=data.popularity_features,
-        min_feature_count=data.min_feature_count,
-        seed=work.seed,
-    )
+    engine.table("item_facts", statements.item_facts(ordered=_is_ordered(source)))
+    id_kind = engine.kind("item_facts", "item_id")
+    write_rows = partial(write_items.write_item_rows, id_type=ARROW_TYPES[id_kind], embedding_dim=embedding_dim)
+    has_topics = engine.write(write_rows, {"rows": [statements.items()]})
+    if source.id_features or source.float_features:
+        _write_raw_features(work, source)
+    num_items = work.number("SELECT count(*) FROM item_facts")
+    features, num_seen = _write_features(work, source, cutoff, num_items)
     for feature in features.id_features[1:]:
-        if int(seen.sum()) >= NUM_TELLING and feature.num_rows - 1 >= UNIQUE * int(seen.sum()):
+        if num_seen >= NUM_TELLING and feature.num_rows - 1 >= UNIQUE * num_seen:
             work.warn(
-                f"id feature {feature.name}: {feature.num_rows - 1:,} values for {int(seen.sum()):,} items of the "
+                f"id feature {feature.name}: {feature.num_rows - 1:,} values for {num_seen:,} items of the "
                 "training period: nearly every item has its own, as item_id has"
             )
     train_end = test_begin = None
@@ -261,15 +264,14 @@ def write_item_files(
         train_end, test_begin = cutoff.timestamp + (cutoff.fraction > 0.0), cutoff.timestamp
     elif source.has_clock:
         train_end, test_begin = work.rows(statements.period_bounds())[0]
-    id_type = work.rows("SELECT typeof(item_id) FROM catalogue LIMIT 1")[0][0]
     work.end_step()
     return DatasetSummary(
         source=data.source,
-        id_type="int64" if id_type == "BIGINT" else "string",
-        num_items=len(item_index),
-        num_fresh_items=int((~seen).sum()),
+        id_type="int64" if id_kind == "int64" else "string",
+        num_items=num_items,
+        num_fresh_items=num_items - num_seen,
         num_users=facts.num_users,
-        num_train_events=int(facts.train_count.sum()),
+        num_train_events=facts.num_events,
         num_test_users=facts.num_test_users,
         num_test_events=facts.num_test_events,
         num_events_read=work.num_events_read,
@@ -290,6 +292,115 @@ def write_item_files(
     )
 
 
+def _write_raw_features(work: Workspace, source: SourceTables) -> None:
+    kinds = {name: work.engine.kind("source_items", name) for name in source.id_features}
+    id_types = {name: ARROW_TYPES[kind.removesuffix("[]")] for name, kind in kinds.items()}
+    lists = {name: kind.endswith("[]") for name, kind in kinds.items()}
+    work.engine.write(
+        partial(write_items.write_item_features, id_types=id_types, float_features=source.float_features),
+        {"rows": [statements.item_features(work.engine.dialect, lists, source.float_features)]},
+    )
+
+
+def _write_features(
+    work: Workspace, source: SourceTables, cutoff: Instant | None, num_items: int
+) -> tuple[FeatureSchema, int]:
+    """Folders ``item_table`` and ``vocabulary``; returns the features and the number of items with a T1 event."""
+    data, engine, dialect = work.data, work.engine, work.engine.dialect
+    id_kind = engine.kind("item_facts", "item_id")
+    counts = [statements.item_counts()]
+    num_seen = engine.write(
+        partial(write_items.write_item_ids, id_type=ARROW_TYPES[id_kind]),
+        {
+            "counts": counts,
+            "values": [statements.item_vocabulary()],
+            "raw_ids": [statements.raw_ids(dialect, id_kind == "string")],
+        },
+    )
+    ids = [IdFeature(name=ITEM_ID, num_rows=num_seen + 1)]
+    for name in source.id_features:
+        kind = engine.kind("source_items", name)
+        is_list = kind.endswith("[]")
+        engine.table("vocabulary", statements.vocabulary(dialect, name, is_list, data.min_feature_count, work.seed))
+        write = partial(
+            write_items.write_id_feature,
+            name=name,
+            value_type=ARROW_TYPES[kind.removesuffix("[]")],
+            num_items=num_items,
+        )
+        rows = [statements.feature_rows(dialect, name, is_list)]
+        num_values = engine.write(write, {"rows": rows, "values": [statements.rows_of_vocabulary()]})
+        ids.append(IdFeature(name=name, num_rows=num_values + 1))
+
+    now, popularity = None, []
+    if data.popularity_features:
+        popularity = [TRAIN_COUNT, *([TRAIN_AGE] if source.has_clock else [])]
+        # Without a common cut, ages run to the end of T1; standardising removes the difference.
+        now = work.number("SELECT max(first_seen) FROM item_facts") if cutoff is None else cutoff.timestamp
+    engine.write(
+        partial(write_items.write_float_features, names=source.float_features, popularity=popularity, now=now),
+        {"counts": counts, **{f"feature_{name}": [statements.float_feature(name)] for name in source.float_features}},
+    )
+    return FeatureSchema(id_features=ids, float_features=[*source.float_features, *popularity]), num_seen
+
+
+def _check_ids(work: Workspace, source: SourceTables) -> None:
+    """Refuses ids of two types."""
+    if source.items is None:
+        return
+    with readable(source.files):
+        types = [
+            dict(row[:2] for row in work.connection.sql(f"DESCRIBE {query}").fetchall())
+            for query in (source.events, source.items)
+        ]
+    in_events, in_items = (columns[ITEM_ID] for columns in types)
+    if in_events != in_items:
+        raise ValueError(
+            f"{_names(source)}: item_id is {in_events} in the events and {in_items} in the items; expected one type"
+        )
+
+
+def _read(work: Workspace, source: SourceTables) -> None:
+    """Tables ``source_events`` and ``source_items``."""
+    scans = tuple(table.scan for table in source.tables)
+    events = statements.read_events(source.events, source.event_columns, has_fractions=source.has_fractions)
+    by_file = source.events_by_file
+    work.engine.read("source_events", Reading(events, scans, by_file.scan if by_file else None), copied=False)
+    if source.items is None:
+        with readable(source.files):
+            work.engine.table("source_items", statements.source_items_from_events(work.engine.dialect))
+        return
+    items = statements.read_items(source.items, source.float_features)
+    by_file = source.items_by_file
+    work.engine.read("source_items", Reading(items, scans, by_file.scan if by_file else None), copied=True)
+
+
+def _is_ordered(source: SourceTables) -> bool:
+    """Whether there may be items that only the test period knows."""
+    return source.items is None or source.items_from_events
+
+
+def _embedding_width(work: Workspace) -> int | None:
+    """The one width of all content embeddings; ``None``: there are none.
+
+    Raises:
+        ValueError: widths differ, or an embedding holds something that is no finite number; names an item.
+    """
+    widths = work.rows(statements.embedding_widths())
+    if not widths:
+        return None
+    if len(widths) > 1:
+        (width, _, num_items), (other, item_id, _) = widths
+        raise ValueError(
+            f"content_embedding: item {item_id!r} has {other} numbers, but {num_items} items have {width}: "
+            "expected one width"
+        )
+    ((broken,),) = work.rows(statements.broken_embedding())
+    if broken is not None:
+        raise ValueError(f"content_embedding: item {broken!r} holds NaN, infinity or a missing number")
+    return int(widths[0][0]) or None
+
+
 def _warn_of_events(work: Workspace, num_events: int) -> None:
     """Says what is rarely meant: many events that cannot be used, or a user who is none."""
     for reason in FAULTS:
@@ -306,7 +417,7 @@ def _warn_of_events(work: Workspace, num_events: int) -> None:
 
 def _choose_kinds(work: Workspace, source: SourceTables, cutoff: Instant | None) -> None:
     """Table ``kept_kinds``."""
-    work.run(statements.kept_kinds(cutoff))
+    work.engine.table("kept_kinds", statements.kept_kinds(cutoff))
     num_kinds = work.number("SELECT count(*) FROM kept_kinds")
     if num_kinds > MAX_EVENT_KINDS:
         where = "" if cutoff is None else " before the cut"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import itertools
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -46,6 +47,7 @@ HEAD_BYTES = 1 << 20
 FILE_NAME = "mtmh file name"  # column with the name of the file that a row is from
 EXACT_BELOW = {"DOUBLE": 1 << 53, "FLOAT": 1 << 24}  # all integers below these
 NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+_NUMBERS = itertools.count(1)
 _ZONE = r":\d{2}(\.\d+)?\s*([zZ]|[+-]\d{2}(:?\d{2})?|[A-Za-z]+(/\w+)*)$"
 
 
@@ -88,12 +90,63 @@ class IdExpression:
 
 
 @dataclass(frozen=True)
+class Read:
+    """Files of one schema.
+
+    Attributes:
+        sql: SELECT with ``{files}`` in the place of their names.
+        files: the files.
+        names: of the columns.
+    """
+
+    sql: str
+    files: tuple[AnyPath, ...]
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A table's files as a view of DuckDB: of all of them, or of some as they are read among all.
+
+    Attributes:
+        name: of the view.
+        reads: one a schema.
+        kinds: types that hold the values of all files, by column, where schemas differ.
+        around: SELECT with ``{rows}`` in the place of what is read.
+    """
+
+    name: str
+    reads: tuple[Read, ...]
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    around: str = "SELECT * FROM {rows}"
+
+    @property
+    def files(self) -> tuple[AnyPath, ...]:
+        """All files."""
+        return tuple(file for read in self.reads for file in read.files)
+
+    def sql(self, files: Collection[AnyPath] | None = None) -> str:
+        """SELECT of the rows of some of the files; ``None``: of all."""
+        some = [(read, [file for file in read.files if files is None or file in files]) for read in self.reads]
+        rows = " UNION ALL BY NAME ".join(self._cast(read, _list(chosen)) for read, chosen in some if chosen)
+        return self.around.replace("{rows}", f"({rows})")
+
+    def _cast(self, read: Read, files: str) -> str:
+        sql = read.sql.replace("{files}", files)
+        casts = [f"{quoted(name)}::{kind} AS {quoted(name)}" for name, kind in self.kinds.items() if name in read.names]
+        return f"SELECT * REPLACE ({', '.join(casts)}) FROM ({sql})" if casts else sql
+
+    def make_view(self, connection: Any, files: Collection[AnyPath] | None = None) -> None:
+        """Makes the view, of some of the files or of all."""
+        connection.execute(f"CREATE OR REPLACE TEMP VIEW {self.name} AS {self.sql(files)}")
+
+
+@dataclass(frozen=True)
 class TableFile:
     """Files of one format that are read as one table.
 
     Attributes:
-        files: the files.
-        sql: what stands behind FROM.
+        scan: how they are read.
         columns: by their names in the files.
         connection: DuckDB, to look at values where the type does not tell.
         absent: column -> a file that lacks it, while others have it.
@@ -102,14 +155,23 @@ class TableFile:
         title: its name in messages, where that is not the files'.
     """
 
-    files: tuple[AnyPath, ...]
-    sql: str
+    scan: Scan
     columns: Mapping[str, Column]
     connection: Any
     absent: Mapping[str, AnyPath]
     ambiguous: frozenset[str] = frozenset()
     missing_words: tuple[str, ...] = ()
     title: str = ""
+
+    @property
+    def files(self) -> tuple[AnyPath, ...]:
+        """The files."""
+        return self.scan.files
+
+    @property
+    def sql(self) -> str:
+        """What stands behind FROM."""
+        return self.scan.name
 
     @property
     def name(self) -> str:
@@ -336,6 +398,7 @@ def table_file(
         table = replace(table, missing_words=tuple(missing_words))
         if partitions:
             table = _with_partitions(table, partitions)
+        table.scan.make_view(connection)
         return table if types is not None else _infer_types(table, typed)
 
 
@@ -419,39 +482,40 @@ def _parquet(connection: Any, files: Sequence[AnyPath], name_files: bool) -> Tab
         except (OSError, pa.ArrowException) as error:
             raise ValueError(f"{file}: cannot be read: {error}") from None
         groups.setdefault(schema, []).append(file)
-    reads: list[str] = []
+    reads: list[Read] = []
     found: dict[str, dict[str, AnyPath]] = {}
     absent: dict[str, AnyPath] = {}
     ambiguous: set[str] = set()
     for schema, group in groups.items():
         ambiguous |= {name for name, count in Counter(map(str.lower, schema.names)).items() if count > 1}
-        read = f"read_parquet({_list(group)}, hive_partitioning = false, union_by_name = false"
-        read += f", filename = {literal(FILE_NAME)})" if name_files else ")"
-        kinds = [str(row[1]) for row in connection.sql(f"DESCRIBE SELECT * FROM {read}").fetchall()]
+        sql = "SELECT * FROM read_parquet({files}, hive_partitioning = false, union_by_name = false"
+        read = Read(
+            sql + (f", filename = {literal(FILE_NAME)})" if name_files else ")"), tuple(group), (*schema.names,)
+        )
+        kinds = _kinds(connection, Scan("", (read,)).sql())
         reads.append(read)
-        for name, kind in zip(schema.names, kinds, strict=False):
+        for name, kind in zip(schema.names, kinds.values(), strict=False):
             found.setdefault(name, {}).setdefault(kind, group[0])
     for name in found:
         for schema, group in groups.items():
             if name not in schema.names:
                 absent.setdefault(name, group[0])
-    sql = reads[0]
-    if len(groups) > 1:
-        # FLOAT would be the common type of itself and any integers, which it does not hold.
-        doubles = [name for name, kinds in found.items() if len(kinds) > 1 and "FLOAT" in kinds]
-        sql = " UNION ALL BY NAME ".join(
-            f"SELECT * {_replaced([name for name in doubles if name in schema.names])} FROM {read}"
-            for schema, read in zip(groups, reads, strict=True)
-        )
-        sql = f"({sql})"
-    whole = dict(row[:2] for row in connection.sql(f"DESCRIBE SELECT * FROM {sql}").fetchall())
-    columns = {name: Column(str(whole.get(name, NOTHING)), found_in=kinds) for name, kinds in found.items()}
-    return TableFile(tuple(files), sql, columns, connection, absent, frozenset(ambiguous))
+    many = {column: kinds for column, kinds in found.items() if len(kinds) > 1 and column.lower() not in ambiguous}
+    # FLOAT would be the common type of itself and any integers, which it does not hold.
+    doubles = {column: "DOUBLE" for column, kinds in many.items() if "FLOAT" in kinds}
+    name = _new_name()
+    whole = _kinds(connection, Scan(name, tuple(reads), doubles).sql())
+    columns = {column: Column(whole.get(column, NOTHING), found_in=kinds) for column, kinds in found.items()}
+    common = {column: whole[column] for column in many if whole.get(column, NOTHING) != NOTHING}
+    return TableFile(Scan(name, tuple(reads), common), columns, connection, absent, frozenset(ambiguous))
 
 
-def _replaced(names: Sequence[str]) -> str:
-    doubles = ", ".join(f"{quoted(name)}::DOUBLE AS {quoted(name)}" for name in names)
-    return f"REPLACE ({doubles})" if names else ""
+def _kinds(connection: Any, select: str) -> dict[str, str]:
+    return {str(row[0]): str(row[1]) for row in connection.sql(f"DESCRIBE {select}").fetchall()}
+
+
+def _new_name() -> str:
+    return f"files_{next(_NUMBERS)}"
 
 
 def _csv(
@@ -472,12 +536,13 @@ def _csv(
     # Strict mode refuses lines with too many fields, but also line ends that change.
     strict = "false" if mixed_newlines else "true"
     sql = (
-        f"read_csv({_list(files)}, auto_detect = false, header = true, delim = {literal(delimiter)}, quote = '\"', "
+        f"SELECT * FROM read_csv({{files}}, auto_detect = false, header = true, delim = {literal(delimiter)}, "
+        "quote = '\"', "
         f"escape = '\"', strict_mode = {strict}, columns = {{{columns}}}, compression = {literal(packed_as)}, "
         "hive_partitioning = false" + (f", filename = {literal(FILE_NAME)})" if name_files else ")")
     )
     found = {name: Column(kind, is_text=types is None) for name, kind in kinds.items()}
-    return TableFile(tuple(files), sql, found, connection, {})
+    return TableFile(Scan(_new_name(), (Read(sql, tuple(files), (*header,)),)), found, connection, {})
 
 
 def _with_partitions(table: TableFile, names: Sequence[str]) -> TableFile:
@@ -490,9 +555,11 @@ def _with_partitions(table: TableFile, names: Sequence[str]) -> TableFile:
             partition_of(file, name)
         found = f"regexp_extract({quoted(FILE_NAME)}, {literal(f'^.*/{re.escape(name)}=([^/]*)/')}, 1)"
         columns.append(f"nullif(url_decode({found}), {literal(NO_PARTITION)}) AS {quoted(name)}")
-    sql = f"(SELECT * EXCLUDE ({quoted(FILE_NAME)}), {', '.join(columns)} FROM {table.sql})"
+    around = f"SELECT * EXCLUDE ({quoted(FILE_NAME)}), {', '.join(columns)} FROM {{rows}}"
     return replace(
-        table, sql=sql, columns={**table.columns, **{name: Column("VARCHAR", is_text=True) for name in names}}
+        table,
+        scan=replace(table.scan, around=around),
+        columns={**table.columns, **{name: Column("VARCHAR", is_text=True) for name in names}},
     )
 
 

@@ -18,6 +18,7 @@ from torchx.specs import AppState, BindMount, Role, VolumeMount, named_resources
 from torchx.specs.finder import get_component, get_components
 
 from mtmh.cli import app
+from mtmh.config import load_config
 
 COMPONENTS = Path(__file__).parents[2] / "torchx_apps" / "components.py"
 RANKS = {
@@ -105,9 +106,18 @@ def test_a_verb_of_one_process_runs_plainly(runner: Runner, component: str, verb
     assert role.env["OMP_NUM_THREADS"] == ("1" if component == "serve" else "2")
 
 
+def test_prepare_on_spark_is_the_same_verb_with_a_cluster(runner: Runner) -> None:
+    master = "spark://master:7077"
+    role = role_of(runner, "mtmh.prepare_spark", "--recipe", "demo", "--master", master, "data.threads=1")
+    said = parsed(verb_of(words_of(role)))
+    assert said["recipe"] == "demo"
+    data = load_config("demo", said["overrides"]).data
+    assert (data.engine, data.spark.master, data.threads) == ("spark", master, 1)
+
+
 def test_every_heavy_verb_has_a_component_that_explains_its_arguments() -> None:
     found = {name: c for name, c in get_components().items() if name.startswith("mtmh.")}
-    assert set(found) == {f"mtmh.{name}" for name in RANKS | ALONE}
+    assert set(found) == {f"mtmh.{name}" for name in [*RANKS, *ALONE, "prepare_spark"]}
     for component in found.values():
         assert component.description.startswith(
             ("Turns", "Trains", "Embeds", "Builds", "Measures", "Draws", "Runs", "Serves", "Writes")

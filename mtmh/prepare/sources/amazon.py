@@ -46,5 +46,7 @@ def amazon_tables(context: SourceContext) -> SourceTables:
         FROM {products.sql}""",
         id_features=("brand",),
         has_clock=False,
-        files=interactions.files + products.files,
+        tables=(interactions, products),
+        events_by_file=interactions,
+        items_by_file=products,
     )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from mtmh.config import DataConfig
 from mtmh.config.messages import describe_problems
 from mtmh.places import AnyPath
+from mtmh.prepare.table_file import TableFile
 
 OptionsT = TypeVar("OptionsT", bound=BaseModel)
 
@@ -33,7 +34,9 @@ class SourceTables:
         float_features: names of the float features that ``items`` offers.
         items_from_events: whether ``items`` is drawn from the events, so that later events can add items.
         has_clock: whether timestamps of different users can be compared.
-        files: the files behind the queries, for messages.
+        tables: the files behind the queries.
+        events_by_file: that of ``tables`` whose rows are the events, one by one; ``None``: it is not so simple.
+        items_by_file: likewise of the items.
         timestamp_is_date: whether ``timestamp`` came from dates, as seconds since 1970.
         event_columns: which of ``event`` VARCHAR (its kind) and ``value`` FLOAT the ``events`` offer; NULL: none.
         has_fractions: whether ``events`` offer ``fraction`` DOUBLE, what ``timestamp`` leaves of a finer clock: from 0
@@ -49,12 +52,19 @@ class SourceTables:
     float_features: tuple[str, ...] = ()
     items_from_events: bool = False
     has_clock: bool = True
-    files: tuple[AnyPath, ...] = ()
+    tables: tuple[TableFile, ...] = ()
+    events_by_file: TableFile | None = None
+    items_by_file: TableFile | None = None
     timestamp_is_date: bool = False
     event_columns: tuple[str, ...] = ()
     has_fractions: bool = False
     lake_tables: Mapping[str, str] = field(default_factory=dict)
     topic_separator: str | None = None
+
+    @property
+    def files(self) -> tuple[AnyPath, ...]:
+        """The files, for messages."""
+        return tuple(file for table in self.tables for file in table.files)
 
 
 @dataclass(frozen=True)

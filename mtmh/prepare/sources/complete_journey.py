@@ -87,6 +87,7 @@ def complete_journey_tables(context: SourceContext) -> SourceTables:
         events,
         items,
         id_features=("manufacturer_id" if options.group == "product" else "manufacturers", "brand"),
-        files=transactions.files + products.files,
+        tables=(transactions, products),
+        events_by_file=transactions,
         timestamp_is_date=True,
     )

@@ -62,7 +62,9 @@ def movielens_tables(context: SourceContext) -> SourceTables:
         events,
         items,
         float_features=("year",),
-        files=ratings.files + movies.files,
+        tables=(ratings, movies),
+        events_by_file=ratings,
+        items_by_file=movies,
         event_columns=("value",),
         topic_separator="|",
     )

@@ -70,6 +70,7 @@ def online_retail_tables(context: SourceContext) -> SourceTables:
         id_features=("family",),
         float_features=("price",),
         items_from_events=True,
-        files=lines.files,
+        tables=(lines,),
+        events_by_file=lines,
         timestamp_is_date=True,
     )

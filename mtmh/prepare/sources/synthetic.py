@@ -139,6 +139,9 @@ def synthetic_tables(context: SourceContext) -> SourceTables:
         id_features=("creator", "styles"),
         float_features=("duration", "price", "quality"),
         event_columns=("event", "value"),
+        tables=(events, items),
+        events_by_file=events,
+        items_by_file=items,
     )
 
 
