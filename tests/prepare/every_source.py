@@ -119,6 +119,7 @@ def _labelled_tables(folder: Path, rng: np.random.Generator) -> dict[str, dict[s
     return {
         "labels by user": {**shop, "split": USER, **FILTERS},
         "labels by time": {**shop, "split": {"kind": "time", "cutoff": 55.5}},
+        "labels but the last": {**shop, "split": {"kind": "user", "test_events": 1}},
     }
 
 

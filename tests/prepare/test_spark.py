@@ -37,6 +37,7 @@ NAMES = [
     "tables without items",
     "labels by user",
     "labels by time",
+    "labels but the last",
     "movielens by user",
     "movielens by time",
     "journey by user",
