@@ -14,6 +14,7 @@ function typeOf(schema, schemas) {
   if (schema.$ref) return schema.$ref.split("/").pop();
   if (schema.anyOf) return schema.anyOf.map((choice) => typeOf(choice, schemas)).join(" or ");
   if (schema.type === "array") return `list of ${typeOf(schema.items ?? {}, schemas)}`;
+  if (typeof schema.additionalProperties === "object") return `map to ${typeOf(schema.additionalProperties, schemas)}`;
   return schema.type ?? "any";
 }
 
