@@ -44,7 +44,7 @@ def prepare_spark(
     env: Optional[Dict[str, str]] = None,
     mounts: Optional[List[str]] = None,
 ) -> specs.AppDef:
-    """Turns raw events and items into a dataset on a Spark cluster; this process is the driver of `mtmh prepare`.
+    """Turns raw events and items into a dataset on a Spark cluster; the verb is `mtmh prepare`, its driver.
 
     Args:
         recipe: a recipe that ships with mtmh, or a YAML file that the job can read
