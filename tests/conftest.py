@@ -55,6 +55,7 @@ SLOW = [
         "test_end_to_end.py",
         "test_extras.py",
         "test_import.py",
+        "test_notebooks.py",
         "test_python_blocks.py",
         "test_site.py",
         "test_transfer.py",
