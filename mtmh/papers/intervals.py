@@ -40,8 +40,8 @@ class Interval(BaseModel):
         return cls(value=statistics.mean(values), half=half, num_seeds=len(values))
 
     def __str__(self) -> str:
-        """In percent: ``12.34 ±0.45``."""
-        return f"{100 * self.value:.2f} ±{100 * self.half:.2f}"
+        """In percent: ``12.34 ±0.45``; without the half where there is none, as of one seed's coverage."""
+        return f"{100 * self.value:.2f}" + (f" ±{100 * self.half:.2f}" if self.half else "")
 
 
 def cell(estimates: Sequence[Estimate | None]) -> str:
