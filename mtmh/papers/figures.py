@@ -55,8 +55,8 @@ def value_of(row: Row, column: str) -> Estimate | None:
     if column in ("young", "popular"):
         return row.young if column == "young" else row.popular
     if column.endswith(" triggers"):
-        by_band: Mapping[str, Estimate | None] = row.match_by_trigger
-        return by_band.get(column.removesuffix(" triggers"))
+        wanted = column.removesuffix(" triggers")
+        return next((estimate for band, estimate in row.match_by_trigger.items() if band == wanted), None)
     if column == "coverage":
         return Estimate(value=row.coverage, standard_error=0.0, low=row.coverage, high=row.coverage)
     name, _, cut_off = column.partition("@")
