@@ -37,6 +37,7 @@ from mtmh.serving.api import (
     document_limits,
     names_at,
 )
+from mtmh.serving.connections import arrival
 from mtmh.serving.guard import Guard
 from mtmh.serving.http_errors import FieldProblem, ProblemDetails, Refused, documented, invalid_request, problem
 from mtmh.serving.item_routes import add_item_routes
@@ -89,6 +90,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         while not ended.wait(service.limits.reload_seconds):
             try:
                 service.current.refresh()
+                if service.holds_files:
+                    service.current.hold_files()
             except Exception:  # the watch goes on: the next version may be whole
                 log.exception("looking for a new index version failed")
 
@@ -111,9 +114,9 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
         responses=documented(400, 404, 408, 413, 415, 422, 429, 503, 504),
         tags=["retrieve"],
     )
-    async def retrieve(body: RetrieveRequest) -> Response:
+    async def retrieve(body: RetrieveRequest, request: Request) -> Response:
         """Items for each trigger, or for a user's history. `alpha` percent come from the engagement head."""
-        return await service.retrieve(body)
+        return await service.retrieve(body, arrival(request.scope))
 
     @app.get("/v1/items", response_model=ItemsResponse, responses=documented(422, 429, 504), tags=["items"])
     async def find_items(parameters: Annotated[FindParameters, Query()]) -> Response:

@@ -6,7 +6,10 @@ import asyncio
 import logging
 import resource
 import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 log = logging.getLogger("mtmh.serve")
@@ -25,12 +28,27 @@ def most_connections(wanted: int) -> int:
     return max(1, min(wanted, soft - _OTHER_FILES))
 
 
-def limited_protocol(*, max_connections: int, idle_seconds: float, header_seconds: float) -> type[H11Protocol]:
+def arrival(scope: Mapping[str, Any]) -> float:
+    """When a request came, of ``time.monotonic()``: its wait for the event loop counts."""
+    arrived: float = scope.get("state", {}).get("arrived", time.monotonic())
+    return arrived
+
+
+def limited_protocol(
+    *,
+    max_connections: int,
+    idle_seconds: float,
+    header_seconds: float,
+    lag: Callable[[], float],
+    refuse: Callable[[bytes, Iterable[tuple[bytes, bytes]]], bytes | None],
+) -> type[H11Protocol]:
     """The protocol of a uvicorn server that closes connections beyond a number, and those that send no whole header.
 
     Between two requests uvicorn's own ``timeout_keep_alive`` counts; a body has the time that `Guard` gives it.
 
     Args:
+        lag: seconds by which the event loop is late.
+        refuse: as `EarlyRefusal`.
         max_connections: one more is answered 503 and closed, with one line a minute in the log.
         idle_seconds: from the beginning of a connection to its first byte.
         header_seconds: from the first byte of a request to the end of its header.
@@ -60,11 +78,20 @@ def limited_protocol(*, max_connections: int, idle_seconds: float, header_second
 
         def data_received(self, data: bytes) -> None:
             is_between = self.cycle is None or self.cycle.response_complete
-            if is_between and not self._in_header:  # the first byte ends uvicorn's own wait
+            if is_between and not self._in_header:
+                is_idle = self.conn.our_state is h11.IDLE and not self.conn.trailing_data[0]
+                refusal = refuse(data, self.server_state.default_headers) if is_idle else None
+                if refusal is not None:
+                    self.transport.write(refusal)
+                    self._unset_keepalive_if_required()
+                    self._wait(idle_seconds)
+                    return
                 self._in_header = True
-                self._wait(header_seconds)
+                self._wait(header_seconds)  # the first byte ends uvicorn's own wait
+            arrived = time.monotonic() - lag()
             super().data_received(data)
             if self.cycle is not self._last_cycle:  # a header was whole, and its request has begun
+                self.cycle.scope["state"]["arrived"] = arrived
                 self._last_cycle = self.cycle
                 self._in_header = False
                 self._wait(None)

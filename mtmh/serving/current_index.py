@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 import numpy as np
 
 from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.data.arrays import ItemId
+from mtmh.index.files_in_use import FilesInUse
 from mtmh.live.live_index import LiveIndex
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
@@ -104,6 +106,7 @@ class CurrentIndex:
         self._metrics = metrics
         self._cache_bytes = cache_bytes
         self._swapping = threading.Lock()
+        self._held: WeakSet[FilesInUse] = WeakSet()
         self._refused = ""
         _warm(self._live.retriever)
         self.snapshot = Snapshot(self._live.retriever, cache_bytes)
@@ -113,6 +116,22 @@ class CurrentIndex:
     def has_versions(self) -> bool:
         """True if changes have a place."""
         return self._live.has_versions
+
+    def hold_files(self) -> None:
+        """Makes writers of the mapped files wait until `give_way`; the process must have a handler of SIGIO."""
+        if (files := self.snapshot.retriever.files) is not None:
+            self._held.add(files)
+            files.hold()
+
+    def give_way(self, idle: Callable[[], bool]) -> None:
+        """Lets waiting writers at the files, once nobody reads them."""
+        for files in list(self._held):
+            files.give_way(idle)
+
+    def release_files(self) -> None:
+        """Holds no files any more."""
+        for files in list(self._held):
+            files.release()
 
     def refresh(self) -> None:
         """Takes a new version or items of other processes into use; a bad one is refused and the old one stays."""

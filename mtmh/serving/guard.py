@@ -21,9 +21,10 @@ log = logging.getLogger("mtmh.serve")
 access_log = logging.getLogger("mtmh.access")
 
 REQUEST_ID = "X-Request-ID"
+QUESTIONS = "/v1/retrieve"
+OVERLOADED = "the service is overloaded"
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")  # of a proxy or a client; anything else would let it write lines of the log
-_QUESTIONS = "/v1/retrieve"
 _OPERATING = frozenset({"/healthz", "/readyz", "/metrics"})
 
 # The page needs its own script and style, pictures of items and nothing else; the API needs nothing.
@@ -36,6 +37,12 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+
+
+def security_headers(image_origin: str = "") -> dict[str, str]:
+    """Headers of every answer; ``image_origin`` as of `Guard`."""
+    images = f" {image_origin}" if image_origin else ""
+    return {**_HEADERS, "Content-Security-Policy": _POLICY.format(images=images)}
 
 
 class Guard:
@@ -67,8 +74,7 @@ class Guard:
         overloaded: Callable[[], bool],
         image_origin: str = "",
     ) -> None:
-        images = f" {image_origin}" if image_origin else ""
-        self._headers = {**_HEADERS, "Content-Security-Policy": _POLICY.format(images=images)}
+        self._headers = security_headers(image_origin)
         self._app = app
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
@@ -136,9 +142,9 @@ class Guard:
         if scope["method"] == "GET":
             await self._app(scope, receive, send)
             return
-        if scope["path"] == _QUESTIONS and self._overloaded():
+        if scope["path"] == QUESTIONS and self._overloaded():
             self._metrics.rejected.labels("overloaded").inc()
-            await problem(429, "the service is overloaded", headers={"Retry-After": "1"})(scope, receive, send)
+            await problem(429, OVERLOADED, headers={"Retry-After": "1"})(scope, receive, send)
             return
         encoding = Headers(scope=scope).get("content-encoding", "identity")
         if encoding.lower() != "identity":

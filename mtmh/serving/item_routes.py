@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Path, Query
+from fastapi import FastAPI, Path, Query, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from mtmh.serving.api import ItemResponse, RetrieveRequest, RetrieveResponse, SimilarParameters
+from mtmh.serving.connections import arrival
 from mtmh.serving.http_errors import FieldProblem, Refused, documented
 from mtmh.serving.pictures import ROUTE, kind_of
 from mtmh.serving.service import Service
@@ -26,10 +27,11 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         responses=documented(404, 422, 429, 503, 504),
         tags=["retrieve"],
     )
-    async def similar(item_id: PathId, parameters: Annotated[SimilarParameters, Query()]) -> Response:
+    async def similar(item_id: PathId, parameters: Annotated[SimilarParameters, Query()], request: Request) -> Response:
         """Items that go with one item, described; as POST /v1/retrieve answers with one trigger."""
         try:
-            return await service.retrieve(RetrieveRequest(triggers=[item_id], describe=True, **dict(parameters)))
+            question = RetrieveRequest(triggers=[item_id], describe=True, **dict(parameters))
+            return await service.retrieve(question, arrival(request.scope))
         except Refused as error:
             fields = [
                 FieldProblem(field=found.field.replace("body.", "query.", 1), expected=found.expected)

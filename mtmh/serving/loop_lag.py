@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 _PERIOD = 0.02
 
 
 class LoopLag:
-    """Measures the lag of the running event loop.
-
-    Attributes:
-        seconds: by how much a timer was late the last time; without load some microseconds.
-    """
+    """Measures the lag of the running event loop, by a timer that should go off fifty times a second."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self._last = 0.0
+        self._due = float("inf")
+
+    @property
+    def seconds(self) -> float:
+        """By how much the timer was late the last time, or is by now; without load some microseconds."""
+        return max(self._last, time.monotonic() - self._due)
 
     async def watch(self) -> None:
         """Measures until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _PERIOD
+            self._due = time.monotonic() + _PERIOD
             await asyncio.sleep(_PERIOD)
-            self.seconds = max(0.0, loop.time() - due)
+            self._last = max(0.0, time.monotonic() - self._due)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+import threading
 import time
 from socket import AF_INET, AF_INET6, IPPROTO_TCP, SO_REUSEADDR, SOL_SOCKET, TCP_NODELAY, socket
 from types import FrameType
@@ -17,6 +18,7 @@ from mtmh.config import Config
 from mtmh.serving.api_keys import read_api_keys
 from mtmh.serving.app import create_app
 from mtmh.serving.connections import limited_protocol, most_connections
+from mtmh.serving.early_refusal import EarlyRefusal
 from mtmh.serving.pictures import open_pictures
 from mtmh.serving.service import Service
 
@@ -42,7 +44,7 @@ class DrainingServer(uvicorn.Server):
         self._end_at = float("inf")
 
     async def startup(self, sockets: list[socket] | None = None) -> None:
-        """Begins to listen, and says where.
+        """Begins to listen, and says where. Who would cut off an index file in use has to wait from now on.
 
         Raises:
             ValueError: the address is taken.
@@ -52,10 +54,17 @@ class DrainingServer(uvicorn.Server):
         except OSError as error:  # bound by us, but another has begun to listen there meanwhile
             limits = self._service.limits
             raise cannot_listen(limits.host, limits.port, error) from None
+        if threading.current_thread() is threading.main_thread():  # signals come to it alone
+            asyncio.get_running_loop().add_signal_handler(signal.SIGIO, self._give_way)
+            self._service.holds_files = True
+            self._service.current.hold_files()
         for listening in sockets or []:
             host, port = listening.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
             print(f"serving http://{shown}:{port} (index version {self._service.current.snapshot.version})", flush=True)
+
+    def _give_way(self) -> None:
+        threading.Thread(target=self._service.give_way, name="index-writers", daemon=True).start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles a signal."""
@@ -103,6 +112,10 @@ def serve(config: Config) -> None:
                 max_connections=most_connections(service.limits.max_connections),
                 idle_seconds=service.limits.idle_seconds,
                 header_seconds=service.limits.header_seconds,
+                lag=lambda: service.lag.seconds,
+                refuse=EarlyRefusal(
+                    service.metrics, overloaded=lambda: service.overloaded, draining=lambda: service.draining
+                ),
             ),
             timeout_keep_alive=service.limits.idle_seconds,
             timeout_graceful_shutdown=service.limits.timeout_ms // 1000 + 5,

@@ -60,6 +60,7 @@ class Service:
         metrics: of this service.
         current: the index that answers.
         draining: whether the service is about to end.
+        holds_files: whether writers of files in use have to wait; set by who handles SIGIO.
         lag: of the event loop.
         api_keys: for the routes that write.
 
@@ -84,6 +85,7 @@ class Service:
         self.measured_curve = partial(read_curve, evaluation_dir, index_dir)
         self.metrics = ServiceMetrics()
         self.draining = False
+        self.holds_files = False
         self.lag = LoopLag()
         self.api_keys = read_api_keys(limits)
         self.current = CurrentIndex(index_dir, self.metrics, limits.cache_mb << 20, defaults, milvus, content)
@@ -96,6 +98,7 @@ class Service:
             max_batch=limits.batch_triggers,
             on_batch=self.metrics.batch_requests.observe,
             on_start=on_start,
+            lag=lambda: self.lag.seconds,
         )
         # Writes wait for each other anyhow; apart from the queue, they hold up no answer.
         self.writes = WorkQueue(
@@ -113,13 +116,23 @@ class Service:
     @property
     def overloaded(self) -> bool:
         """True if one more question would wait too long; the cheapest moment to refuse it is before it is read."""
-        return self.queue.is_full or self.lag.seconds > self.limits.max_lag_ms / 1000
+        lag = self.lag.seconds
+        budget = self.limits.timeout_ms / 1000 - lag  # of one that comes now
+        return (
+            self.queue.is_full
+            or lag > self.limits.max_lag_ms / 1000
+            or self.queue.would_be_late(time.monotonic() + budget)
+        )
 
     @property
     def features(self) -> list[str]:
         """Fields of an item that the index does not know; empty: it can embed none."""
         tower = self.current.snapshot.retriever.tower
         return tower.features.names if tower is not None else []
+
+    def give_way(self) -> None:
+        """Lets those write the index files who want to; questions of that while are refused (503)."""
+        self.current.give_way(lambda: not any(queue.running for queue in (self.queue, self.lookups, self.writes)))
 
     async def compute(self, run: Callable[[], Any]) -> Any:
         """Runs one function in a thread, within the budget of a request."""
@@ -144,8 +157,8 @@ class Service:
                 503, "changes of this index are missing on its disk: it takes no others until they are back"
             ) from None
 
-    async def retrieve(self, request: RetrieveRequest) -> Response:
-        """Answers from the cache or through the queue."""
+    async def retrieve(self, request: RetrieveRequest, arrived: float) -> Response:
+        """Answers from the cache or through the queue; its budget counts from ``arrived``, of ``time.monotonic()``."""
         problems = beyond_limits(request, self.limits, self.current.snapshot.retriever.defaults.k_ann)
         if request.features and not self.features:
             problems.append(FieldProblem(field="body.features", expected="none: this index has no tower to embed them"))
@@ -161,7 +174,7 @@ class Service:
         finished = await self.queue.submit(
             self._answer_batch,
             request,
-            deadline=time.monotonic() + budget / 1000,
+            deadline=arrived + budget / 1000,
             key=request.model_dump_json(exclude={"triggers", "timeout_ms", "describe"}) if batched else None,
             size=len(request.triggers or ()),
         )
@@ -181,6 +194,8 @@ class Service:
 
     def close(self) -> None:
         """Finishes what waits, and ends the threads."""
+        self.holds_files = False
+        self.current.release_files()
         self.queue.close()
         self.lookups.close()
         self.writes.close()

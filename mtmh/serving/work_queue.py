@@ -16,12 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 Run = Callable[[list[Any]], list[Any]]
 
-_SMOOTHING = 0.05  # weight of the newest batch in mean times
-_USABLE = 0.8  # of a job's time budget: estimates err
+_REMEMBERED = 32  # batches by which times are expected, at most ...
+_MEMORY_SECONDS = 2.0  # ... and none older than this: what made them slow may have gone
+_USABLE = 0.7  # of a job's time budget: estimates err
 
 
 class QueueFull(Exception):
@@ -59,6 +61,13 @@ class _Job:
     submitted: float = field(default_factory=time.monotonic)
 
 
+@dataclass(frozen=True)
+class _Batch:
+    ended: float  # of time.monotonic()
+    seconds: float  # it took
+    jobs: int
+
+
 class WorkQueue:
     """Runs jobs of the event loop in threads.
 
@@ -69,6 +78,7 @@ class WorkQueue:
         max_batch: largest sum of the sizes of jobs that run as one batch; a larger job runs alone.
         on_batch: told the number of jobs of each batch.
         on_start: called by each thread before its first job.
+        lag: seconds after which an answer that is there is sent.
     """
 
     def __init__(
@@ -80,8 +90,10 @@ class WorkQueue:
         max_batch: int = 1,
         on_batch: Callable[[int], None] | None = None,
         on_start: Callable[[], None] | None = None,
+        lag: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._capacity = capacity
+        self._lag = lag
         self._max_batch = max_batch
         self._on_batch = on_batch
         self._on_start = on_start
@@ -89,9 +101,8 @@ class WorkQueue:
         self._changed = threading.Condition()
         self._closed = False
         self._running = 0
-        self._job_seconds = 0.0  # of a thread's time
-        self._batch_seconds = 0.0  # from its start to its answers
-        self._batch_spread = 0.0  # mean distance from that
+        self._started: dict[int, float] = {}  # thread -> when its batch began
+        self._recent: deque[_Batch] = deque(maxlen=_REMEMBERED)
         self._threads = [
             threading.Thread(target=self._work, name=f"{name}-{place}", daemon=True) for place in range(threads)
         ]
@@ -112,6 +123,16 @@ class WorkQueue:
     def running(self) -> int:
         """Jobs that a thread works on."""
         return self._running
+
+    def would_be_late(self, deadline: float) -> bool:
+        """True if a job that comes now would probably miss its deadline, of ``time.monotonic()``."""
+        # Where nothing waits and a thread is free the job is taken in any case: only work tells how long it takes.
+        if not self._waiting and len(self._started) < len(self._threads):
+            return False
+        mean, slow, job = self._expected()
+        # Half a batch under way, then its own.
+        expected = len(self._waiting) * job / len(self._threads) + 0.5 * mean + slow
+        return expected > _USABLE * (deadline - self._lag() - time.monotonic())
 
     async def submit(
         self, run: Run, payload: Any, *, deadline: float, key: Hashable | None = None, size: int = 1
@@ -137,8 +158,8 @@ class WorkQueue:
         with self._changed:
             if self._closed:
                 raise QueueFull(1)
-            if len(self._waiting) >= self._capacity or self._would_be_late(deadline):
-                raise QueueFull(math.ceil(max(1.0, self._seconds_to_empty())))
+            if len(self._waiting) >= self._capacity or self.would_be_late(deadline):
+                raise QueueFull(self._retry_after())
             self._waiting.append(job)
             self._changed.notify()
         try:
@@ -157,43 +178,44 @@ class WorkQueue:
         for thread in self._threads:
             thread.join()
 
-    def _seconds_to_empty(self) -> float:
-        return len(self._waiting) * self._job_seconds / len(self._threads)
+    def _expected(self) -> tuple[float, float, float]:
+        """Seconds of a batch in the mean, of a slow one, and of a thread's time for one job."""
+        now = time.monotonic()
+        recent = [batch for batch in self._recent.copy() if batch.ended > now - _MEMORY_SECONDS]
+        times = [batch.seconds for batch in recent]
+        # If every thread is at work, even the youngest batch takes as long as it has taken so far.
+        begun = list(self._started.copy().values())
+        if len(begun) == len(self._threads):
+            times.append(now - max(begun))
+        if not recent:
+            return max(times, default=0.0), max(times, default=0.0), 0.0
+        return fmean(times), max(times), sum(times[: len(recent)]) / sum(batch.jobs for batch in recent)
 
-    def _would_be_late(self, deadline: float) -> bool:
-        # Where nothing waits the job is taken in any case: the means may be stale, and only work renews them.
-        if not self._waiting:
-            return False
-        # Half a batch under way, then its own.
-        expected = self._seconds_to_empty() + 0.5 * self._batch_seconds + self._slow_batch()
-        return expected > _USABLE * (deadline - time.monotonic())
-
-    def _slow_batch(self) -> float:
-        """Seconds that nearly all batches keep to."""
-        return self._batch_seconds + 2 * self._batch_spread
+    def _retry_after(self) -> int:
+        _, _, job = self._expected()
+        return math.ceil(max(1.0, len(self._waiting) * job / len(self._threads)))
 
     def _refuse_late(self) -> None:
         """Refuses the jobs that could hardly be answered in time any more; the caller holds the lock."""
-        end = time.monotonic() + self._slow_batch()
-        # The newest one is run in any case, because only work renews the means.
+        end = time.monotonic() + self._expected()[1] + self._lag()
+        # The newest one is run in any case, because only work tells how long it takes by now.
         late = [job for job in list(self._waiting)[:-1] if job.deadline < end]
         for job in late:
             self._waiting.remove(job)
-            refused = QueueFull(math.ceil(max(1.0, self._seconds_to_empty())))
+            refused = QueueFull(self._retry_after())
             job.loop.call_soon_threadsafe(_resolve, [(job, refused)])
 
     def _work(self) -> None:
         if self._on_start is not None:
             self._on_start()
         while batch := self._take():
-            start = time.monotonic()
+            start = self._started[threading.get_ident()]
             done = self._run_batch(batch)
             seconds = time.monotonic() - start
             with self._changed:
                 self._running -= len(batch)
-                self._batch_spread += _SMOOTHING * (abs(seconds - self._batch_seconds) - self._batch_spread)
-                self._batch_seconds += _SMOOTHING * (seconds - self._batch_seconds)
-                self._job_seconds += _SMOOTHING * (seconds / len(batch) - self._job_seconds)
+                del self._started[threading.get_ident()]
+                self._recent.append(_Batch(start + seconds, seconds, len(batch)))
             by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Job, Any]]] = {}
             for job, result in zip(batch, done, strict=True):
                 outcome = result if isinstance(result, Exception) else Finished(result, start - job.submitted)
@@ -224,6 +246,7 @@ class WorkQueue:
                         left.append(job)
                 self._waiting = left
             self._running += len(batch)
+            self._started[threading.get_ident()] = time.monotonic()
         if self._on_batch is not None:
             self._on_batch(len(batch))
         return batch

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 
 from mtmh.config import load_config
@@ -21,7 +22,7 @@ def test_lookups_take_no_thread_of_the_questions(served_recipe: Path) -> None:
         lookups = [asyncio.create_task(service.look_up(lambda: go_on.wait(60))) for _ in range(20)]
         refused, _ = await asyncio.wait(lookups, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         assert all(isinstance(future.exception(), QueueFull) for future in refused)
-        answer = await service.retrieve(RetrieveRequest(triggers=[17], k=3))
+        answer = await service.retrieve(RetrieveRequest(triggers=[17], k=3), time.monotonic())
         assert answer.status_code == 200
         go_on.set()
         found = await asyncio.gather(*lookups, return_exceptions=True)

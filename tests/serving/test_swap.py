@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +196,42 @@ def test_a_file_cut_off_in_use_is_noticed_before_it_is_read(own_recipe: Path, sw
         assert time.monotonic() < end
         time.sleep(0.05)
     swapped.wait_for(another.name)
+
+
+def test_a_file_that_is_cut_off_while_questions_read_it_ends_no_process(
+    own_recipe: Path, swapped: ServiceProcess
+) -> None:
+    config = load_config(own_recipe)
+    version = current_version(config.model_dir("index"))
+    swapped.wait_for(version.name)
+    lists = next(iter(sorted(version.glob("*.lists"))))
+    whole = lists.read_bytes()
+    ended = threading.Event()
+
+    def ask(seed: int) -> Counter[int]:
+        source = random.Random(seed)
+        statuses: Counter[int] = Counter()
+        while not ended.is_set():
+            question = {"triggers": source.choices(range(400), k=100), "k": 100, "k_ann": 400, "num_probes": 20}
+            statuses[swapped.retrieve(**question).status] += 1
+        return statuses
+
+    with ThreadPoolExecutor(4) as threads:
+        asking = [threads.submit(ask, seed) for seed in range(4)]
+        try:
+            for _ in range(12):
+                time.sleep(0.15)
+                with lists.open("r+b") as file:  # waits for the questions under way
+                    file.truncate(0)
+                    time.sleep(0.05)
+                    file.write(whole)
+                end = time.monotonic() + 30
+                while swapped.call("GET", "/readyz").status != 200:
+                    assert time.monotonic() < end
+                    time.sleep(0.02)
+        finally:
+            ended.set()
+        statuses = sum((job.result() for job in asking), Counter())
+    assert swapped.process.poll() is None
+    assert set(statuses) == {200, 503}, statuses
+    assert swapped.retrieve(triggers=[17]).status == 200

@@ -118,8 +118,8 @@ def test_a_job_whose_budget_ends_in_the_queue_is_never_run() -> None:
         held = await blocker.hold(queue)
         start = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            await queue.submit(run, "late", deadline=soon(0.1))
-        assert 0.08 < time.monotonic() - start < 1.0
+            await queue.submit(run, "late", deadline=soon(0.4))
+        assert 0.35 < time.monotonic() - start < 4.0
         blocker.go.set()
         await held
         await queue.submit(run, "in time", deadline=soon())
@@ -132,7 +132,7 @@ def test_late_jobs_free_their_places() -> None:
     async def body(queue: WorkQueue) -> None:
         blocker = Blocker()
         held = await blocker.hold(queue)
-        late = [asyncio.create_task(queue.submit(lambda number: number, 0, deadline=soon(0.05))) for _ in range(2)]
+        late = [asyncio.create_task(queue.submit(lambda number: number, 0, deadline=soon(0.4))) for _ in range(2)]
         assert all(
             isinstance(outcome, DeadlineExceeded) for outcome in await asyncio.gather(*late, return_exceptions=True)
         )
@@ -230,7 +230,7 @@ def test_a_job_that_would_be_answered_too_late_is_refused_at_once() -> None:
 
 
 def test_a_job_that_has_waited_until_there_is_hardly_time_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_queue, "_SMOOTHING", 1.0)
+    monkeypatch.setattr(work_queue, "_MEMORY_SECONDS", 60.0)
     ran: list[str] = []
 
     def slow(payloads: list[Any]) -> list[Any]:
@@ -247,7 +247,6 @@ def test_a_job_that_has_waited_until_there_is_hardly_time_for_it_is_refused(monk
             for name, seconds in (("older", 1.6), ("newest", 10.0))
         )
         await asyncio.sleep(1.2)  # of the budget of 1.6 s less than a batch takes is left
-        queue._batch_seconds = 0.5
         blocker.go.set()
         with pytest.raises(QueueFull):
             await older
