@@ -409,11 +409,12 @@ def _ctrl_c() -> Iterator[threading.Event]:
 
 
 def _left_behind(chain_dir: Path) -> StageRecord | None:
-    """The stage that the last chain was running when it was killed."""
-    for folder in _in_order(chain_dir)[-1:]:
-        if (folder / RECORD).is_file():
-            running = [line for line in load_record(folder).stages if line.result == "running" and line.job]
-            return running[0] if running else None
+    """The stage that the last chain was running when it was killed, or one before it that it did not come to await."""
+    for folder in reversed(_in_order(chain_dir)):
+        record = load_record(folder) if (folder / RECORD).is_file() else None
+        if record is None or (record.outcome == "running" and all(line.result == "waiting" for line in record.stages)):
+            continue  # killed before it ran anything
+        return next((line for line in record.stages if line.result == "running" and line.job), None)
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from torchx.specs import AppState
 
 from mtmh.artifacts import Artifact, code_of, open_artifact, sealed, write_artifact
-from mtmh.chain.record import PAGE, ChainRecord, Job, Process, load_record
+from mtmh.chain import run
+from mtmh.chain.record import PAGE, RECORD, ChainRecord, Job, Process, StageRecord, load_record
 from mtmh.chain.run import Chain
 from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
 from mtmh.chain.state import ChainState, StageState
@@ -259,3 +261,54 @@ def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_
     assert outlived_checkpoints(train, config, {}, ChainState()) is None
     assert outlived_checkpoints(train, config, {}, ended) == config.model_dir("checkpoints")
     assert outlived_checkpoints(train, developing, {}, ended) is None
+
+
+class Clock(datetime):
+    """Says what it is told."""
+
+    says = datetime(2026, 1, 1, tzinfo=UTC)
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        assert tz is UTC
+        return cls.says
+
+
+def leave(folder: Path, stages: list[StageRecord], outcome: str = "running") -> None:
+    record = ChainRecord(recipe="test", overrides=[], scheduler="test", stages=stages)
+    (folder / RECORD).write_text(record.model_copy(update={"outcome": outcome}).model_dump_json())
+
+
+def test_the_last_chain_is_the_one_that_began_last_though_the_clock_went_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "datetime", Clock)
+    begun: list[Path] = []
+    hours = [10, 9, 10, 8, 8, 8, 8, 8, 8, 8, 8, 8, 11, 9, 12]
+    for hour in hours:
+        monkeypatch.setattr(Clock, "says", datetime(2026, 1, 1, hour, tzinfo=UTC))
+        job = Job(handle=f"test://x/{len(begun)}", host="here")
+        if begun:
+            left = run._left_behind(tmp_path)
+            assert left is not None
+            assert left.job == Job(handle=f"test://x/{len(begun) - 1}", host="here")
+        begun.append(run._new_folder(tmp_path))
+        leave(begun[-1], [StageRecord(stage="prepare", result="running", job=job)])
+        assert run._in_order(tmp_path) == begun
+    names = [folder.name for folder in begun]
+    assert names[:2] == ["2026-01-01_100000", "2026-01-01_100000-2"]
+    assert names[11:] == ["2026-01-01_100000-12", "2026-01-01_110000", "2026-01-01_110000-2", "2026-01-01_120000"]
+
+
+def test_a_job_left_behind_is_found_until_a_chain_has_gone_past_it(tmp_path: Path) -> None:
+    assert run._left_behind(tmp_path) is None
+    job = Job(handle="test://x/1", host="here")
+    waiting = [StageRecord(stage="prepare"), StageRecord(stage="train")]
+    leave(run._new_folder(tmp_path), [StageRecord(stage="prepare", result="running", job=job), waiting[1]])
+    run._new_folder(tmp_path)  # killed before it had a record
+    leave(run._new_folder(tmp_path), waiting)  # killed before it came to await that job
+    left = run._left_behind(tmp_path)
+    assert left is not None
+    assert left.job == job
+    leave(run._new_folder(tmp_path), waiting, outcome="stopped")
+    assert run._left_behind(tmp_path) is None, "that one was not killed, so it has settled the matter"

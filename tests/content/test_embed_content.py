@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,3 +126,52 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
     make_dataset(tmp_path, {"content_embedding": column}, dim=2)
     with pytest.raises(ValueError, match="row 7: not finite"):
         embed_content(make_config(tmp_path), tmp_path / "content")
+
+
+EMBED = """
+import sys
+from pathlib import Path
+from mtmh.config import Config
+from mtmh.content import embed
+
+config = Config.model_validate_json(Path(sys.argv[1]).read_text())
+copy = embed._copy_column
+
+def at_work(*arguments):
+    print("at work", flush=True)
+    sys.stdin.readline()
+    return copy(*arguments)
+
+embed._copy_column = at_work
+embed.embed_content(config, config.content_dir)
+"""
+
+
+def test_two_at_once_the_second_is_told_and_the_first_finishes(tmp_path: Path) -> None:
+    vectors = pa.array(np.eye(NUM_ITEMS, 4, dtype=np.float32).tolist(), pa.list_(pa.float32(), 4))
+    dataset = make_dataset(tmp_path, {"content_embedding": vectors}, dim=4)
+    config = make_config(tmp_path, content={"kind": "column"})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = [sys.executable, "-c", EMBED, str(tmp_path / "config.json")]
+
+    def begin() -> subprocess.Popen[str]:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        return process
+
+    killed = begin()
+    killed.kill()
+    killed.communicate()
+    first = begin()
+    try:
+        with pytest.raises(ValueError, match=rf"{config.content_dir}: being written by .*process {first.pid}; wait"):
+            embed_content(config, config.content_dir)
+        assert not config.content_dir.exists()
+        assert first.communicate("\n", timeout=60)[0] == ""
+        assert first.returncode == 0
+    finally:
+        first.kill()
+        first.communicate()
+    np.testing.assert_array_equal(open_content(config.content_dir, dataset).embeddings[:4], np.eye(4))
+    embed_content(config, config.content_dir)
