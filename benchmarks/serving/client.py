@@ -56,6 +56,8 @@ class Connection:
         """
         body = b"" if content is None else json.dumps(content).encode()
         head = f"{method} {path} HTTP/1.1\r\n{self._fixed}Content-Length: {len(body)}\r\n\r\n"
+        if self._streams is not None and self._streams[0].at_eof():  # closed by the service, because it was idle
+            self.close()
         try:
             if self._streams is None:
                 self._streams = await asyncio.open_connection("127.0.0.1", self._port)

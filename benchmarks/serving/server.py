@@ -21,10 +21,13 @@ class ServerProcess:
         log: file for what it says on stderr.
         settings: of the service section, or of another one by their whole name.
         key: for the routes that write; None: nobody may write.
+        port: to listen on; 0: a free one.
     """
 
-    def __init__(self, recipe: Path, *, log: Path, settings: Mapping[str, Any], key: str | None = None) -> None:
-        command = [sys.executable, "-m", "mtmh.cli", "serve", str(recipe), "--port", "0"]
+    def __init__(
+        self, recipe: Path, *, log: Path, settings: Mapping[str, Any], key: str | None = None, port: int = 0
+    ) -> None:
+        command = [sys.executable, "-m", "mtmh.cli", "serve", str(recipe), "--port", str(port)]
         for name, value in settings.items():
             whole = name if "." in name else f"service.{name}"
             command += ["--set", f"{whole}={json.dumps(value)}"]
