@@ -127,9 +127,8 @@ endif
 
 lock: $(TOOLS)/.installed
 	printf 'torch==$(TORCH)+cpu\nsetuptools>=77\n' > build/torch-cpu.txt
-	$(UV_COMPILE) build/torch-cpu.txt requirements/cpu.txt requirements/all.txt -o requirements/lock-cpu.txt
-	$(UV_COMPILE) build/torch-cpu.txt requirements/cpu.txt requirements/all.txt requirements/dev.txt -c requirements/lock-cpu.txt \
-	  -o requirements/lock-dev.txt
+	$(UV_COMPILE) build/torch-cpu.txt requirements/cpu.txt requirements/all.txt requirements/dev.txt -o requirements/lock-dev.txt
+	$(UV_COMPILE) build/torch-cpu.txt requirements/cpu.txt requirements/all.txt -c requirements/lock-dev.txt -o requirements/lock-cpu.txt
 
 # The advisories of torch are those of its plain build.
 audit:
