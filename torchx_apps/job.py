@@ -67,5 +67,10 @@ def app_def(
         role.env["NCCL_DEBUG"] = "WARN"
         # A rank that waits for a dead one ends with an error instead of hanging, so that torchrun can restart.
         role.env["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "1"
+        # Before that it writes its last collectives to /tmp/nccl_trace_rank_*: the flight recorder tells who hung.
+        role.env["TORCH_FR_BUFFER_SIZE"] = "2000"
+        role.env["TORCH_NCCL_DUMP_ON_TIMEOUT"] = "1"
+        # Batches differ in their distinct items: segments that grow leave no gaps between blocks of many sizes.
+        role.env["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     role.env.update(env or {})
     return app

@@ -5,7 +5,8 @@ below the name plate of the GPUs, so it is rounded down here.
 
     GPU          memory and its bandwidth, NVLink: NVIDIA data sheets of A100 (40 and 80 GB SXM), H100 SXM, H200 SXM.
                  NVLink is stated for both directions together; half of it goes one way, as an all-to-all uses it.
-    between      one network card a GPU, as in DGX A100 (ConnectX-6, 200 Gb/s) and DGX H100/H200 (ConnectX-7, 400 Gb/s)
+    between      one network card a GPU, as in DGX A100 (ConnectX-6, 200 Gb/s) and DGX H100/H200 (ConnectX-7, 400 Gb/s);
+                 p4d and p4de of Amazon EC2 have 400 Gb/s for all eight GPUs, p5 and p5e 3,200, as a DGX has
     host memory  DGX A100: 1 TB (40 GB GPUs) or 2 TB, 16 channels of DDR4-3200; DGX H100/H200: 2 TB, 16 of DDR5-4800
     PCIe         x16 one way: generation 4, 32 GB/s; generation 5, 64 GB/s
     cpu          an assumption: 512 GB, 8 channels of DDR4-3200, 25 Gb/s network, gloo at 4 GB/s inside a host
@@ -50,6 +51,8 @@ class Device:
 DEVICES = {
     "a100-40gb": Device("cuda", 39, 1555.0, 300.0, 25.0, 1024, 409.6, 32.0),
     "a100-80gb": Device("cuda", 79, 2039.0, 300.0, 25.0, 2048, 409.6, 32.0),
+    "p4d": Device("cuda", 39, 1555.0, 300.0, 6.25, 1152, 409.6, 32.0),
+    "p4de": Device("cuda", 79, 2039.0, 300.0, 6.25, 1152, 409.6, 32.0),
     "h100-80gb": Device("cuda", 79, 3350.0, 450.0, 50.0, 2048, 614.4, 64.0),
     "h200-141gb": Device("cuda", 139, 4800.0, 450.0, 50.0, 2048, 614.4, 64.0),
     "cpu": Device("cpu", 0, 0.0, 4.0, 3.125, 512, 204.8, 0.0),

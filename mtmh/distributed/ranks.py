@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -13,10 +14,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mtmh.artifacts import FileRecord
 from mtmh.distributed.rendezvous import meet
 from mtmh.sole_writer import sole_writer
 
 T = TypeVar("T")
+
+# Ranks wait on the CPU while one of them copies or measures what belongs to all: at two billion items longer than the
+# 30 minutes that gloo allows by itself. That a rank is gone its launcher notices, not this.
+PATIENCE = timedelta(hours=24)
+# On GPUs they exchange what they compute at the same time: a long wait means that one hangs.
+GPU_PATIENCE = timedelta(minutes=10)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,10 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         if "RANK" in os.environ:
             store, rank, world_size = meet()
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+            dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=world_size)
+            if chosen.type == "cuda":
+                nccl = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cuda"))
+                nccl._set_default_timeout(GPU_PATIENCE)
         else:
             os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it
             dist.init_process_group(backend, store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
@@ -125,6 +136,23 @@ def on_all(action: Callable[[], T], group: dist.ProcessGroup | None = None) -> l
         if failure is not None:
             raise failure
     return [result for result, _ in outcomes]
+
+
+def file_records(folder: Path, names: Iterable[str], ranks: Ranks) -> dict[str, FileRecord]:
+    """Sizes and digests of files for a manifest, each read by one rank: one alone would read for hours.
+
+    Args:
+        folder: of the files, which all ranks see.
+        names: of the files in it, the same ones on all ranks.
+        ranks: this process among the others.
+    """
+    largest_first = sorted(names, key=lambda name: (-(folder / name).stat().st_size, name))
+    own = largest_first[ranks.rank :: ranks.world_size]
+    return {
+        name: record
+        for records in on_all(lambda: {name: FileRecord.of(folder / name) for name in own})
+        for name, record in records.items()
+    }
 
 
 def gather_numbers(numbers: Tensor) -> list[list[float]]:

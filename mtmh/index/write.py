@@ -17,7 +17,7 @@ import torch.distributed as dist
 from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact, say_where
 from mtmh.config import IndexConfig
 from mtmh.data.row_file import RowFile
-from mtmh.distributed.ranks import Ranks, gather_rows, on_first, writing_alone
+from mtmh.distributed.ranks import Ranks, file_records, gather_rows, on_first, writing_alone
 from mtmh.index import lists
 from mtmh.index.artifact import (
     AnnRecall,
@@ -104,10 +104,12 @@ def write_index(
         try:
             on_first(ranks, writer.begin)
             built = _build_heads(source, settings, writer.folder, ranks, ranked_by, num_probes, seed)
+            names = on_first(ranks, lambda: [path.name for path in writer.folder.iterdir() if path.is_file()])
+            records = file_records(writer.folder, names, ranks)
 
             def commit() -> None:
                 writer.summary |= built.model_copy(update=finish(writer.folder)).model_dump()
-                writer.commit(record.config, record.inputs, decisive=record.decisive)
+                writer.commit(record.config, record.inputs, records, decisive=record.decisive)
 
             on_first(ranks, commit)
         except BaseException as error:

@@ -19,7 +19,7 @@ from mtmh.data.arrays import Vectors
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
 from mtmh.data.row_file import RowFile
-from mtmh.distributed.ranks import Ranks, join_ranks, on_first, writing_alone
+from mtmh.distributed.ranks import Ranks, file_records, join_ranks, on_first, writing_alone
 from mtmh.tower.artifact import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.tower.delta import DeltaEmbedder, find_delta
 from mtmh.tower.embedder import Embedder
@@ -89,10 +89,11 @@ def embed_catalogue(
         todo = on_first(ranks, lambda: parts.begin(plan))
         write_shards(embedder, dataset.item_table, parts, todo, ranks)
         dist.barrier()
+        records = file_records(parts.folder, [str(vectors_file(head)) for head in parts.heads], ranks)
 
         def finish() -> None:
             writer = _gather(parts, measured, out)
-            writer.commit(config.model_dump(mode="json"), inputs, decisive=decisive(config, "embeddings"))
+            writer.commit(config.model_dump(mode="json"), inputs, records, decisive=decisive(config, "embeddings"))
             shutil.rmtree(parts.folder)
 
         on_first(ranks, finish)

@@ -25,7 +25,7 @@ from mtmh.config.recorded import recorded_decisive
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import VOCABULARY
 from mtmh.distributed.finite import check_finite
-from mtmh.distributed.ranks import Ranks, on_all, on_first
+from mtmh.distributed.ranks import PATIENCE, Ranks, on_all, on_first
 from mtmh.distributed.state_files import State, begin_write_state, own_files, read_state, stored_names, write_state
 
 logger = logging.getLogger(__name__)
@@ -228,7 +228,7 @@ class Checkpoints:
             write_state(state, folder)
             records = self._read_back(folder)
             return on_first(self._ranks, lambda: commit(records))
-        self._group = self._group or dist.new_group(backend="gloo")
+        self._group = self._group or dist.new_group(backend="gloo", timeout=PATIENCE)
         written = begin_write_state(state, folder, self._group)
 
         def end() -> None:

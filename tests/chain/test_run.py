@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -266,12 +266,11 @@ def test_what_other_code_has_made_is_made_anew_and_an_interrupted_training_goes_
 class Clock(datetime):
     """Says what it is told."""
 
-    says = datetime(2026, 1, 1, tzinfo=UTC)
+    hour = 0
 
     @classmethod
-    def now(cls, tz: tzinfo | None = None) -> datetime:
-        assert tz is UTC
-        return cls.says
+    def now(cls, tz: tzinfo | None = None) -> Clock:
+        return cls(2026, 1, 1, cls.hour, tzinfo=tz)
 
 
 def leave(folder: Path, stages: list[StageRecord], outcome: str = "running") -> None:
@@ -286,7 +285,7 @@ def test_the_last_chain_is_the_one_that_began_last_though_the_clock_went_back(
     begun: list[Path] = []
     hours = [10, 9, 10, 8, 8, 8, 8, 8, 8, 8, 8, 8, 11, 9, 12]
     for hour in hours:
-        monkeypatch.setattr(Clock, "says", datetime(2026, 1, 1, hour, tzinfo=UTC))
+        monkeypatch.setattr(Clock, "hour", hour)
         job = Job(handle=f"test://x/{len(begun)}", host="here")
         if begun:
             left = run._left_behind(tmp_path)

@@ -168,7 +168,7 @@ def test_two_at_once_the_second_is_told_and_the_first_finishes(tmp_path: Path) -
         with pytest.raises(ValueError, match=rf"{config.content_dir}: being written by .*process {first.pid}; wait"):
             embed_content(config, config.content_dir)
         assert not config.content_dir.exists()
-        assert first.communicate("\n", timeout=60)[0] == ""
+        assert first.communicate("\n", timeout=300)[0] == ""
         assert first.returncode == 0
     finally:
         first.kill()

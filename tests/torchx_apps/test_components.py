@@ -229,6 +229,8 @@ def test_the_papers_48_gpus(runner: Runner) -> None:
     assert role.env["OMP_NUM_THREADS"] == "11"
     assert role.env["NCCL_DEBUG"] == "WARN"
     assert role.env["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "1"
+    assert role.env["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert (role.env["TORCH_FR_BUFFER_SIZE"], role.env["TORCH_NCCL_DUMP_ON_TIMEOUT"]) == ("2000", "1")
 
 
 @pytest.mark.parametrize(

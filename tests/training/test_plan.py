@@ -164,6 +164,13 @@ def test_training_assumes_the_bandwidths_of_the_gpu_it_finds(name: str, gib: flo
     assert device_like(name, int(gib * GIB)) is DEVICES[expected]
 
 
+def test_between_hosts_of_a_cloud_the_cards_are_shared(tmp_path: Path) -> None:
+    config = planned_config(tmp_path, plan={"rows": {"item_id": 50_000_000}}, model={"embedding_dim": 32})
+    own, shared = (make_plan(config, Cluster(name, num_hosts=6, ranks_per_host=8)) for name in ("a100-80gb", "p4de"))
+    assert DEVICES["p4de"].between_hosts * 8 * 8 == 400.0, "Gb/s of the host"
+    assert shared.milliseconds > 2 * own.milliseconds
+
+
 def test_hosts_that_are_too_few_are_counted(tmp_path: Path) -> None:
     config = planned_config(tmp_path, plan={"rows": {"item_id": 2_000_000_000}}, model={"embedding_dim": 32})
     with pytest.raises(DoesNotFit, match=r"item_id .* over") as caught:
