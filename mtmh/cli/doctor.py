@@ -20,6 +20,12 @@ from rich.table import Table
 MATRIX = {"2.11": ("1.6", "1.6"), "2.12": ("1.7", "1.7"), "2.13": ("1.8", "1.8")}
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "faiss-cpu", "torchx", "transformers")
 REINSTALL = "rm -rf .venv && make doctor"
+# Compute capabilities whose code FBGEMM's CUDA builds hold: 8.0, 9.0, 10.0, which later minor ones run too. There is
+# no PTX for others.
+KERNELS = (8, 9, 10)
+NO_KERNELS = (
+    "FBGEMM's CUDA builds have no kernels for it: they are for compute capability 8, 9 and 10 (A100, H100, B200)"
+)
 
 
 @dataclass(frozen=True)
@@ -178,7 +184,9 @@ def _devices() -> Iterator[Check]:
         return
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
-        yield Check(f"cuda:{i}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        capability = f"{properties.major}.{properties.minor}"
+        state = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {capability}"
+        yield Check(f"cuda:{i}", state, "" if properties.major in KERNELS else NO_KERNELS)
     total = float((torch.ones(8, device="cuda") * 2).sum())
     yield Check("CUDA", f"CUDA {torch.version.cuda}", "" if total == 16.0 else "the driver does not fit: update it")
 

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from mtmh.cli.doctor import NO_KERNELS, _devices
 
 
 def doctor(shadow: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -47,3 +51,16 @@ def test_a_mismatch_fails_with_its_cure(tmp_path: Path, package: str, version: s
     assert result.returncode == 1
     assert cure in result.stdout
     assert "rm -rf .venv && make doctor" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "cure"),
+    [(8, 0, ""), (8, 6, ""), (9, 0, ""), (10, 0, ""), (7, 5, NO_KERNELS), (12, 0, NO_KERNELS)],
+)
+def test_a_gpu_without_kernels_is_named(major: int, minor: int, cure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = SimpleNamespace(name="A GPU", total_memory=80 * 2**30, major=major, minor=minor)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: found)
+    gpu = next(check for check in _devices() if check.subject == "cuda:0")
+    assert (gpu.state, gpu.cure) == (f"A GPU, 80 GiB, compute capability {major}.{minor}", cure)
