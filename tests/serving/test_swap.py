@@ -212,7 +212,7 @@ def test_a_file_that_is_cut_off_while_questions_read_it_ends_no_process(
         source = random.Random(seed)
         statuses: Counter[int] = Counter()
         while not ended.is_set():
-            question = {"triggers": source.choices(range(400), k=100), "k": 100, "k_ann": 400, "num_probes": 20}
+            question = {"triggers": source.choices(range(1, 400), k=100), "k": 100, "k_ann": 400, "num_probes": 20}
             statuses[swapped.retrieve(**question).status] += 1
         return statuses
 
