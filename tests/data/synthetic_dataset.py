@@ -21,6 +21,7 @@ from mtmh.data.schema import (
     FLOAT_SCALES,
     HISTORIES,
     HISTORY_LENGTHS,
+    ITEM_FEATURES,
     ITEM_TABLE,
     ITEMS,
     RAW_IDS,
@@ -177,6 +178,13 @@ def write_dataset(
             "first_seen": first_seen,
         }
         pq.write_table(pa.table(items), writer.folder / ITEMS)
+        brands, tags = columns["brand"][0], np.split(columns["tags"][0], columns["tags"][1][1:-1])
+        raw = {
+            "brand": pa.array([[100 * int(row)] if row else [] for row in brands], pa.list_(pa.int64())),
+            "tags": pa.array([sorted({f"tag {row}" for row in rows if row}) for rows in tags], pa.list_(pa.string())),
+            **dict.fromkeys(float_features, pa.array(np.linspace(0.0, 1.0, num_items))),
+        }
+        pq.write_table(pa.table(raw), writer.folder / ITEM_FEATURES)
         (writer.folder / VOCABULARY).mkdir()
         values = {
             "item_id": np.array(ids)[known].tolist(),

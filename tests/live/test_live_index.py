@@ -391,6 +391,10 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     live.add([row(1, text="new one"), row(2)])
     live.remove([2, 20])
     expected = live.retriever.retrieve(Query([30, 1], k=150))
+    cheap = Filters(where={"price": {"max": 0.31}, "tags": row(1)["tags"]})
+    cheap_before = answers(live.retriever, 30, filters=cheap)
+    assert 1 in cheap_before, "an added item has the features of its row"
+    assert len(cheap_before) > 5
     version = compact(config)
     assert version == current_version(renamed)
     summary = open_artifact(version, "index").summary
@@ -400,6 +404,7 @@ def test_compaction_builds_a_version_of_what_may_be_answered(built: Config, inde
     for before, after in zip(expected, compacted.retrieve(Query([30, 1], k=150)), strict=True):
         np.testing.assert_allclose([answer.score for answer in before], [answer.score for answer in after], atol=1e-5)
         assert {answer.item for answer in before} == {answer.item for answer in after}
+    assert sorted(answers(compacted, 30, filters=cheap)) == sorted(cheap_before)
     assert live.refresh()
     assert (live.retriever.version, live.retriever.num_items) == ("000002", 200)
     assert live.retriever.describe([1])[0].text == "new one"
