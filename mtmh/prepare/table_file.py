@@ -429,6 +429,10 @@ def readable(files: Sequence[AnyPath]) -> Iterator[None]:
         named = [file for file in files if str(file) in str(error)]
         where = named[0] if len(named) == 1 else _first_broken(files)
         raise ValueError(f"{where}: cannot be read: {reason}") from None
+    except (OSError, pa.ArrowException) as error:  # DuckDB's, of rows that come as a stream
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{_first_broken(files)}: cannot be read: {error}") from None
 
 
 def partition_of(file: AnyPath, name: str) -> str | None:

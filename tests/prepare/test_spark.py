@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.fs as pafs
 import pytest
 import yaml
 from every_source import every_source
@@ -22,6 +23,7 @@ from prepare_helpers import files_of
 from mtmh.artifacts import Artifact
 from mtmh.cli import __main__ as script
 from mtmh.config import Config
+from mtmh.places import RemotePath
 from mtmh.prepare.prepare import prepare
 
 pyspark = pytest.importorskip("pyspark", reason="no pyspark: pip install -r requirements/spark.txt")
@@ -120,7 +122,9 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory, s3_server: str) -> Iterator[Cluster]:
+    """Its workers have the credentials of the S3 server in their environment."""
+    del s3_server
     patch = pytest.MonkeyPatch()
     patch.setenv("JAVA_TOOL_OPTIONS", JAVA)
     patch.setenv("OMP_NUM_THREADS", "1")
@@ -177,7 +181,18 @@ def test_spark_gives_the_dataset_of_duckdb(
     monkeypatch.setattr("mtmh.prepare.steps.STEPS_OF_TIME", 16)
     found = prepare(on_spark(recipes[name]), tmp_path / "spark")
     assert facts(found) == facts(expected)
-    assert [path.name for path in tmp_path.iterdir()] == ["duckdb", "spark"] or len(list(tmp_path.iterdir())) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"duckdb", "spark"}
+
+
+@pytest.mark.usefixtures("session")
+def test_executors_read_from_object_storage(tmp_path: Path, recipes: dict[str, Config], bucket: RemotePath) -> None:
+    config = recipes["tables by time"]
+    expected = prepare(config, tmp_path / "duckdb")
+    there = bucket / "shop"
+    pafs.copy_files(str(config.data.input), there.path, destination_filesystem=there.filesystem)
+    tree = on_spark(config).model_dump(mode="json")
+    tree["data"]["input"] = str(there)
+    assert files_of(prepare(Config.model_validate(tree), tmp_path / "spark").path) == files_of(expected.path)
 
 
 @pytest.mark.usefixtures("session")
