@@ -28,15 +28,15 @@ class Als:
         from implicit.cpu.als import AlternatingLeastSquares
         from threadpoolctl import threadpool_limits
 
-        self._model = AlternatingLeastSquares(
-            factors=factors,
-            regularization=REGULARIZATION,
-            alpha=ALPHA,
-            iterations=ITERATIONS,
-            random_state=seed,
-        )
         self._known = np.asarray(engaged.sum(axis=0)).ravel() > 0
-        with threadpool_limits(1, "blas"):  # it brings its own threads
+        with threadpool_limits(1, "blas"):  # it brings its own threads, and warns of others
+            self._model = AlternatingLeastSquares(
+                factors=factors,
+                regularization=REGULARIZATION,
+                alpha=ALPHA,
+                iterations=ITERATIONS,
+                random_state=seed,
+            )
             self._model.fit(engaged, show_progress=False)
         lengths = np.linalg.norm(self._model.item_factors, axis=1, keepdims=True)
         unit = np.where(self._known[:, None], self._model.item_factors / np.maximum(lengths, 1e-12), 0.0)

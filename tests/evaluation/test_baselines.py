@@ -1,5 +1,7 @@
 """Yardsticks against plain NumPy."""
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -87,7 +89,9 @@ def test_als_finds_the_users_block() -> None:
     # Two groups of users with items of their own: 0 to 3 and 4 to 7.
     rng = np.random.default_rng(0)
     lists = [(rng.permutation(4)[:3] + 4 * (user % 2)).tolist() for user in range(40)]
-    yardstick = Als(engagement_matrix(ragged(lists), NUM_ITEMS), seed=0, factors=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # implicit's, of the threads of BLAS
+        yardstick = Als(engagement_matrix(ragged(lists), NUM_ITEMS), seed=0, factors=2)
     scores = yardstick.score(engagement_matrix(ragged([[0, 1], [5, 6]]), NUM_ITEMS))
     assert np.isneginf(scores[:, 8]).all()
     assert scores[0, 2:4].min() > scores[0, 4:8].max()
