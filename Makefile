@@ -52,7 +52,7 @@ demo: $(INSTALLED)
 	mtmh evaluate demo
 
 test: $(INSTALLED) lint types
-	python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-fast: $(INSTALLED)
 	ruff check .
