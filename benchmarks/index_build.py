@@ -159,7 +159,7 @@ def write_world(root: Path, num_items: int, dim: int, num_heads: int) -> None:
     """A dataset and the embeddings of its items."""
     made = build_dataset(root / "plain", num_items, 100, 5.0, 1)
     columns: dict[str, Any] = {"item_id": np.arange(num_items), "train_count": made.item_table.train_count}
-    columns |= {name: pa.nulls(num_items, pa.string()) for name in ("text", "topic_l1", "topic_l2")}
+    columns |= {name: pa.nulls(num_items, pa.string()) for name in ("text", "image", "topic_l1", "topic_l2")}
     columns["first_seen"] = pa.nulls(num_items, pa.int64())
     with write_artifact(root / "dataset", "dataset", config={}) as writer:
         shutil.copytree(root / "plain", writer.folder, dirs_exist_ok=True)

@@ -18,12 +18,13 @@ SOURCES = ROOT / "build/docs-source"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Lays the source folders out as they install, which is how docstrings are looked up."""
+    """Lays the source folders out as they install, which is how docstrings are looked up.
+
+    As copies: a link would be followed, to where ``modules`` is not inside of ``mtmh``.
+    """
     shutil.rmtree(SOURCES, ignore_errors=True)
-    package = SOURCES / "mtmh"
-    package.mkdir(parents=True)
-    for path in [*(ROOT / "mtmh").iterdir(), ROOT / "modules"]:
-        (package / path.name).symlink_to(path)
+    for source, target in (("mtmh", "mtmh"), ("modules", "mtmh/modules")):
+        shutil.copytree(ROOT / source, SOURCES / target, ignore=shutil.ignore_patterns("__pycache__"))
     return config
 
 

@@ -35,7 +35,9 @@ def save(record: ChainRecord, folder: Path) -> None:
 
 def page_of(record: ChainRecord) -> str:
     """The page, whatever has happened so far; it loads itself again while the chain runs."""
-    stages = table(["stage", "result", "took", "why it ran", "where"], [_stage(line, record) for line in record.stages])
+    stages = table(
+        ["stage", "result", "took", "why it ran", "where"], [_stage(line, record) for line in record.stages], "stacked"
+    )
     return page(
         f"Chain of {record.recipe}",
         callout(_HEADLINES[record.outcome], [record.message or _what_runs(record)], _TONES[record.outcome]),
@@ -100,4 +102,4 @@ def _gates(record: ChainRecord) -> str:
         ])
         for gate in record.gates
     ]  # fmt: skip
-    return table(["gate", "result", "figures"], rows)
+    return table(["gate", "result", "figures"], rows, "stacked")

@@ -63,13 +63,14 @@ def row(cells: Iterable[str], mark: str = "") -> str:
     return f"<tr{f' class={chr(34)}{mark}{chr(34)}' if mark else ''}>{''.join(cells)}</tr>"
 
 
-def table(headings: Sequence[str], rows: Iterable[str], kind: Literal["", "numbers", "short"] = "") -> str:
+def table(headings: Sequence[str], rows: Iterable[str], kind: Literal["", "numbers", "short", "stacked"] = "") -> str:
     """A table that scrolls by itself where it is too wide.
 
     Args:
         headings: as text; none: a table without them.
         rows: as `row` makes them.
-        kind: ``numbers``: all but the first column to the right; ``short``: no wider than it must be.
+        kind: ``numbers``: all but the first column to the right; ``short``: no wider than it must be;
+            ``stacked``: on a phone the cells of a row stand below each other.
     """
     heads = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     head = f"<thead><tr>{heads}</tr></thead>" if heads else ""

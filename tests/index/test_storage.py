@@ -149,7 +149,7 @@ def test_vectors_are_stored_once(root: Path) -> None:
         assert sizes[str(lists_file(HEADS[0]))] == NUM_ITEMS * (code_bytes + 8)
         rest = places_file(HEADS[0]) if summary.vectors == "lists" else exact_file(HEADS[0])
         assert 0 <= sizes[str(rest)] - NUM_ITEMS * beside < 256
-        assert len(sizes) == 3 * len(HEADS) + 1  # items.parquet
+        assert len(sizes) == 3 * len(HEADS) + 2  # items.parquet, item_features.parquet
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
