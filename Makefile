@@ -1,4 +1,4 @@
-# make demo: the whole path on synthetic data.   make test: lint, types, tests.   make test-fast: the quick tests.
+# make demo: the whole path on synthetic data.   make test: lint, types, tests.   make test-fast: the quick tests, test-all: every one.
 # make docs: the site.   make bench, make bench-serving: the measured tables.
 # make lock: the locks anew.   make audit: known vulnerabilities of what they name.
 # Each of the others first makes .venv from the pins in requirements/. DEVICE=cuda takes the CUDA builds. LOCKED=1 takes exactly the
@@ -27,7 +27,7 @@ ADVISORIES := https://pypi.org/pypi/urllib3/1.26.20/json
 # TorchX finds its jobs' programs on PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-fast lint layout types docs bench bench-serving doctor lock audit clean
+.PHONY: demo test test-all test-fast lint layout types docs bench bench-serving doctor lock audit clean
 
 demo: $(INSTALLED)
 	@echo; echo "1/9 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
@@ -52,6 +52,10 @@ demo: $(INSTALLED)
 	mtmh evaluate demo
 
 test: $(INSTALLED) lint types
+	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not long"
+
+# Without exception: half an hour on two cores.
+test-all: $(INSTALLED) lint types
 	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 test-fast: $(INSTALLED)

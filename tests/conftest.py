@@ -1,4 +1,4 @@
-"""The marker ``slow`` (tests that train, spawn processes or wait; `make test-fast` leaves them out), an S3 server."""
+"""The markers ``slow`` and ``long``, by which `make test-fast` and `make test` leave tests out, and an S3 server."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ import pytest
 from mtmh.places import RemotePath
 
 HERE = Path(__file__).parent
+# Half a minute each and more, and what they show is shown on a smaller scale by their neighbours.
+LONG = [
+    "benchmarks/test_lookup_run.py",
+    "benchmarks/test_training_benchmark.py",
+    "benchmarks/test_checkpoint_stall.py",
+    "chain/test_chain.py::test_a_teacher_that_cannot_tell_topics_apart_stops_the_chain",
+    "chain/test_chain.py::test_an_index_below_its_recall_stops_the_chain",
+    "content/test_content_train.py::test_a_killed_run_resumes_and_ends_as_one_that_was_not",
+    "distributed/test_kill_preranker.py",
+    "distributed/test_node.py::test_the_job_ends_when_the_first_node_is_lost_and_goes_on_when_it_is_started_again",
+    "distributed/test_ranks_id_tables.py",
+]
 SLOW = [
     HERE / name
     for name in (
@@ -71,9 +83,14 @@ SLOW = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for path in SLOW:
         assert path.exists(), f"tests/conftest.py: {path} is gone"
+    for name in LONG:
+        file, _, function = name.partition("::")
+        assert function in (HERE / file).read_text(), f"tests/conftest.py: {name} is gone"
     for item in items:
         if any(item.path.is_relative_to(path) for path in SLOW):
             item.add_marker(pytest.mark.slow)
+        if any(item.nodeid.removeprefix("tests/").startswith(name) for name in LONG):
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")
