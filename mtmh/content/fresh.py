@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,6 @@ from mtmh.content.inputs import ItemReader
 from mtmh.content.teacher import ContentFiles, encoder_config, open_teacher
 from mtmh.content.texts import TextTeacher
 from mtmh.data.arrays import Floats
-from mtmh.errors import RequestError
 
 
 class FreshContent:
@@ -34,26 +32,16 @@ class FreshContent:
         self.dim = dim
         self.fields = fields
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
+    def __call__(self, items: pa.Table) -> Floats:
         """Embeds items.
 
         Args:
-            rows: N items; a field that is missing or null says nothing.
+            items: N rows with the columns ``fields``, strings or null.
 
         Returns:
             [N, Dc] of unit length; zeros for an item that has nothing to look at.
-
-        Raises:
-            RequestError: a text or the name of an image is no string.
         """
-        columns = {}
-        for field in self.fields:
-            values = [row.get(field) for row in rows]
-            for row, value in zip(rows, values, strict=True):
-                if value is not None and not isinstance(value, str):
-                    raise RequestError(f"item {row.get('item_id')!r}: {field} is {value!r}, expected a string or null")
-            columns[field] = pa.array(values, pa.string())
-        return self._embed(columns)
+        return self._embed({field: items.column(field).combine_chunks() for field in self.fields})
 
 
 def open_fresh_content(
@@ -75,16 +63,16 @@ def open_fresh_content(
     """
     if content.kind == "column":
         return None
+    encoder = open_artifact(encoder_dir, "encoder") if content.kind == "encoder" else None
     if (content_dir / MANIFEST).is_file():
         made = open_artifact(content_dir, "content")
         own = {"kind": content.kind, "model": content.model}
         other = {name: made.summary.get(name) for name in own}
-        encoder = open_artifact(encoder_dir, "encoder") if content.kind == "encoder" else None
         if other != own or (encoder and made.manifest.inputs.get("encoder") != encoder.manifest.digest):
             raise ValueError(
                 f"{content_dir}: made by another teacher than the recipe's (content.kind = {content.kind})"
             )
-    if content.kind == "transformers":
+    if encoder is None:
         texts = TextTeacher(content, _no_words)
         return FreshContent(lambda columns: _embed_texts(texts, columns["text"]), texts.dim, ("text",))
     teacher = open_teacher(encoder_dir)
@@ -99,7 +87,7 @@ def open_fresh_content(
         return embedder.embed(items, lambda _: None).rows
 
     fields = tuple(name for name, backbone in (("text", text), ("image", image)) if backbone)
-    return FreshContent(embed, int(open_artifact(encoder_dir, "encoder").summary["dim"]), fields)
+    return FreshContent(embed, int(encoder.summary["dim"]), fields)
 
 
 def _no_words() -> list[str]:

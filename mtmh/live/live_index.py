@@ -132,8 +132,7 @@ class LiveIndex:
 
         Args:
             rows: ``item_id``, every feature of the model (null: not known), and optionally ``text``, ``topic_l1``,
-                ``topic_l2``, ``first_seen``, ``content_embedding`` where the tower takes one in, and what else the
-                teacher looks at (``image``).
+                ``topic_l2``, ``first_seen``, ``image``, and ``content_embedding`` where the tower takes one in.
             content: the teacher, for rows that bring no content embedding of their own.
             deadline: of ``time.monotonic()``; an addition that could not begin by then does not take place.
 
@@ -150,8 +149,7 @@ class LiveIndex:
                 return []
             features = _tower(state).features
             content = content if features.facts.content_dim else None
-            seen = [name for name in content.fields if name not in features.optional] if content else []
-            table = features.table([{name: row[name] for name in row if name not in seen} for row in rows])
+            table = features.table(rows)
             ids: list[ItemId] = table.column(ITEM_ID).to_pylist()
             repeated = [item for item, count in Counter(ids).items() if count > 1]
             if repeated:
@@ -160,8 +158,7 @@ class LiveIndex:
             self._check_equal(table.filter(pa.array(present)), or_made=content is not None)
             table = table.filter(pa.array(~present))
             if content is not None:
-                new = [row for row, known in zip(rows, present.tolist(), strict=True) if not known]
-                table = _with_content(table, new, content, features.facts.content_dim)
+                table = _with_content(table, content, features.facts.content_dim)
             if len(table):
                 self._write(state, table, [])
             return ids
@@ -235,9 +232,9 @@ class LiveIndex:
         return _with_changes(self._state, read_segments(self._index_dir, self._state.change))
 
 
-def _with_content(table: pa.Table, rows: Sequence[Mapping[str, Any]], teacher: FreshContent, width: int) -> pa.Table:
+def _with_content(table: pa.Table, teacher: FreshContent, width: int) -> pa.Table:
     """The table with the teacher's embeddings of those rows that bring none and have something to look at."""
-    given = table.column(CONTENT).to_pylist()
+    field, given = table.schema.field(CONTENT), table.column(CONTENT).to_pylist()
     missing = [place for place, embedding in enumerate(given) if embedding is None]
     if not missing:
         return table
@@ -246,10 +243,9 @@ def _with_content(table: pa.Table, rows: Sequence[Mapping[str, Any]], teacher: F
             f"the recipe's teacher makes content embeddings of width {teacher.dim}, the published index takes {width}:"
             " it was built with another teacher"
         )
-    for place, embedding in zip(missing, teacher([rows[place] for place in missing]), strict=True):
+    for place, embedding in zip(missing, teacher(table.take(missing)), strict=True):
         given[place] = embedding.tolist() if embedding.any() else None
-    column = table.schema.get_field_index(CONTENT)
-    return table.set_column(column, table.schema.field(CONTENT), pa.array(given, table.schema.field(CONTENT).type))
+    return table.set_column(table.schema.get_field_index(CONTENT), field, pa.array(given, field.type))
 
 
 def _open(index_dir: Path, folder: Path, settings: RetrievalConfig | None, milvus: MilvusConfig | None) -> _State:

@@ -98,7 +98,7 @@ def serve(config: Config) -> None:
         config.service,
         config.retrieval,
         config.index.milvus,
-        _teacher(config) if read_api_keys(config.service) else None,
+        _teacher(config),
         open_pictures(config.service.images, config.media_dir / _SIMULATED),
     )
     server = DrainingServer(
@@ -127,7 +127,8 @@ def serve(config: Config) -> None:
 
 def _teacher(config: Config) -> FreshContent | None:
     """The recipe's teacher, where fresh items may come; a service without it takes embeddings that come with them."""
-    if config.content.kind == "column" or not config.service.embed_content:
+    is_input = config.content.kind != "column" and config.model.content_dim > 0
+    if not (is_input and config.service.embed_content and read_api_keys(config.service)):
         return None
     try:
         from mtmh.content.fresh import open_fresh_content

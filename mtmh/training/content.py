@@ -35,11 +35,12 @@ def fit_content(model: MTMH, content: ContentEmbeddings, seed: int) -> None:
 def teacher_directions(
     content: ContentEmbeddings, model: ModelConfig, loss: LossConfig, seed: int, ranks: Ranks
 ) -> Tensor | None:
-    """Directions of the teacher's embeddings that distillation compares, the same on all ranks; None: all.
+    """Directions of the teacher's embeddings that distillation compares, the same on all ranks; None: all, or nothing.
 
     See `principal_directions`.
     """
-    if any(head.semantic_weight > 0.0 for head in model.heads):
+    distils = any(head.relevance_weight > 0.0 for head in model.heads)
+    if not distils or any(head.semantic_weight > 0.0 for head in model.heads):
         return None
     directions = on_first(ranks, lambda: principal_directions(content, loss.teacher_dim, seed))
     return None if directions is None else torch.from_numpy(directions).to(ranks.device)

@@ -531,6 +531,8 @@ def test_the_teacher_embeds_added_items_that_bring_no_embedding(tmp_path: Path) 
     segment = read_segments(config.model_dir("index"), 0)[-1].added
     assert segment.column("content_embedding").to_pylist() == [own, known["blue"].tolist(), None, own]
     assert live.add(rows, content=teacher) == [9001, 9002, 9003], "an addition may be repeated"
+    with pytest.raises(RequestError, match=r"9007.*text"):
+        live.add([row(9007, text=3)], content=teacher)
     with pytest.raises(ValueError, match="teacher makes content embeddings of width 3, the published index takes"):
         live.add([row(9005, text="red")], content=FreshContent(embed, 3, ("text",)))
     with pytest.raises(RequestError, match="picture is no field of an item"):
