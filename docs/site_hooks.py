@@ -17,15 +17,15 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md"}
 SOURCES = ROOT / "build/docs-source"
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
+def on_startup(**_: Any) -> None:
     """Lays the source folders out as they install, which is how docstrings are looked up.
 
-    As copies: a link would be followed, to where ``modules`` is not inside of ``mtmh``.
+    As copies: a link would be followed, to where ``modules`` is not inside of ``mtmh``. And first of all: a plugin
+    passes over a folder that is not there when it is configured.
     """
     shutil.rmtree(SOURCES, ignore_errors=True)
     for source, target in (("mtmh", "mtmh"), ("modules", "mtmh/modules")):
         shutil.copytree(ROOT / source, SOURCES / target, ignore=shutil.ignore_patterns("__pycache__"))
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -22,7 +22,6 @@ LONG = [
     "benchmarks/test_training_benchmark.py",
     "benchmarks/test_checkpoint_stall.py",
     "chain/test_chain.py::test_a_teacher_that_cannot_tell_topics_apart_stops_the_chain",
-    "chain/test_chain.py::test_an_index_below_its_recall_stops_the_chain",
     "content/test_content_train.py::test_a_killed_run_resumes_and_ends_as_one_that_was_not",
     "distributed/test_kill_preranker.py",
     "distributed/test_node.py::test_the_job_ends_when_the_first_node_is_lost_and_goes_on_when_it_is_started_again",
