@@ -184,7 +184,7 @@ class LiveIndex:
             if not len(ids):
                 return
             typed = list(dict.fromkeys(catalogue.typed(item, "item") for item in ids))
-            self._write(state, catalogue.table.slice(0, 0).select([ITEM_ID]), typed)
+            self._write(state, catalogue.columns(np.empty(0, np.int64), [ITEM_ID]), typed)
 
     @contextmanager
     def _change(self, deadline: float) -> Iterator[_State]:

@@ -153,25 +153,17 @@ class Catalogue:
             found[self._base.train_count[found] <= 0] = -1
         return found
 
-    def indices(self, ids: Sequence[ItemId], role: str) -> npt.NDArray[np.int64]:
+    def indices(self, ids: Sequence[ItemId], role: str, field: str = "") -> npt.NDArray[np.int64]:
         """Item indices of ids that must be known.
 
         Raises:
             UnknownItemError: an id is not in the index; the message names it.
             RequestError: an id of the wrong type.
         """
-        found = self.find(ids, role)
-        self.check_known(ids, found, role)
-        return found
-
-    def check_known(self, ids: Sequence[ItemId], found: Indices, role: str) -> None:
-        """Checks that ids were found.
-
-        Raises:
-            UnknownItemError: one was not; the message names it.
-        """
+        found = self.find(ids, role, field)
         if len(found) and found.min() < 0:
             raise self.unknown([ids[place] for place in np.flatnonzero(found < 0).tolist()], role)
+        return found
 
     def unknown(self, ids: Sequence[ItemId], role: str) -> UnknownItemError:
         """The error that says which ids the index does not hold."""
@@ -274,7 +266,7 @@ class Catalogue:
     @property
     def column_names(self) -> list[str]:
         """The columns that conditions, caps and boosts may name."""
-        return [field.name for field in self._base.items.schema if is_filterable(field.type)]
+        return self._base.column_names
 
     def seen_since(self, instant: int) -> Mask:
         """[I + F] which items were first seen at ``instant`` or later; items never seen count as the newest."""
@@ -292,10 +284,9 @@ class Catalogue:
         counts = self._base.train_count
         return np.asarray(counts[indices] / max(1, counts.sum()), np.float64)
 
-    @cached_property
-    def table(self) -> pa.Table:
-        """The items that may be answers, with all columns."""
-        items = self._all
+    def answers(self, names: Sequence[str]) -> pa.Table:
+        """Columns of the items that may be answers."""
+        items = self._all.select(list(names))
         return items if self.answerable is None else items.filter(pa.array(self.answerable))
 
     def find_by_text(self, query: str, limit: int) -> Indices:
@@ -305,7 +296,7 @@ class Catalogue:
 
     @cached_property
     def _texts(self) -> ItemTexts:
-        return ItemTexts(self.table)
+        return ItemTexts(self.answers(["item_id", "text", "train_count"]))
 
     @cached_property
     def latest(self) -> npt.NDArray[np.int64]:
@@ -350,6 +341,7 @@ class _Base:
         self.ids = ids if self.id_type == "int64" else ids.astype(np.dtypes.StringDType())
         self._order = np.argsort(self.ids, kind="stable")
         self._sorted = self.ids[self._order]
+        self.column_names = [field.name for field in items.schema if is_filterable(field.type)]
         self._columns: dict[str, ItemColumn] = {}
         self.first_seen = _first_seen(items)
         self.train_count = items.column("train_count").to_numpy()

@@ -16,7 +16,7 @@ import pyarrow as pa
 from mtmh.artifacts import open_artifact
 from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.config.recorded import recorded_section
-from mtmh.data.arrays import Indices, ItemId, Mask, Scores
+from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.data.parquet import read_whole
 from mtmh.errors import RequestError
@@ -243,8 +243,9 @@ class Retriever:
             allowed = knowing._allowed(query, _NOBODY)
         answers = iter(knowing._lists(query, indices[known], plan, allowed, timings))
         with timings.stage("describe"):
+            popular = _NOBODY if known.all() else knowing._popular(query, plan, allowed)
             return [
-                next(answers) if is_known else knowing._popular(query, plan, allowed, trigger)
+                next(answers) if is_known else popular_answers(knowing.catalogue, popular, trigger)
                 for trigger, is_known in zip(query.ids, known.tolist(), strict=True)
             ]
 
@@ -289,7 +290,7 @@ class Retriever:
             allowed = knowing._allowed(query, indices)
         if not len(indices):
             with timings.stage("describe"):
-                return knowing._popular(query, plan, allowed, None)
+                return popular_answers(knowing.catalogue, knowing._popular(query, plan, allowed), None)
         requests = Requests(indices, np.zeros(len(indices), np.int64), indices[None, :])
         kept_first = query.k_trigger or self.defaults.k
         if query.variety:  # which passes over many
@@ -312,15 +313,19 @@ class Retriever:
             index = knowing.catalogue.indices(query.ids, "trigger")
             allowed = knowing._allowed(query, _NOBODY)
 
-        def merged(quotas: Mapping[str, int]) -> list[RetrievedItem]:
-            return knowing._lists(query, index, replace(plan, quotas=quotas), allowed, timings)[0]
+        requests = Requests.anonymous(index)
+        found = knowing._found(query, self.heads, requests, plan, allowed, timings)
 
-        alone = {head: merged({head: plan.k}) for head in self.heads}
-        merge = merged(plan.quotas)
+        def merged(candidates: Sequence[Candidates], quotas: Mapping[str, int]) -> list[RetrievedItem]:
+            return knowing._merged(query, requests, candidates, quotas, timings)[0]
+
+        alone = {candidates.head: merged([candidates], {candidates.head: plan.k}) for candidates in found}
+        sharing = _taking_part(plan)
+        merge = merged([candidates for candidates in found if candidates.head in sharing], plan.quotas)
         together = self._together(int(index[0]), knowing.catalogue.ids(index)[0], plan.k, allowed)
         with timings.stage("describe"):
             lists = [*alone.values(), merge, together or []]
-            shown = [knowing.catalogue.ids(index)[0], *(answer.item for found in lists for answer in found)]
+            shown = [knowing.catalogue.ids(index)[0], *(answer.item for answers in lists for answer in answers)]
             shown = list(dict.fromkeys(shown))
             described = dict(zip(shown, knowing.describe(shown), strict=True))
         return SideBySide(shown[0], plan.alpha, alone, merge, together, described)
@@ -380,21 +385,53 @@ class Retriever:
         self, query: Query, triggers: Indices, plan: QueryPlan, allowed: Mask | None, timings: Timings
     ) -> list[list[RetrievedItem]]:
         """One list for each of [T] item indices."""
-        requests, heads = Requests.anonymous(triggers), _taking_part(plan)
-        if not query.variety:
-            kept = self._keep(heads, requests, plan, allowed, timings)
-            with timings.stage("merge"):
-                return trigger_answers(requests, kept, plan.quotas, self.sorter, self.catalogue)
-        wide, quotas = replace(plan, kept=plan.k_ann), [plan.quotas[head] for head in heads]
         lists = []
-        for trigger in triggers:
-            alone = Requests.anonymous(np.array([trigger]))
-            kept = self._supplied(heads, alone, wide, allowed, query.variety, timings)
-            rankings = [self.preranker.score(alone, candidates) for candidates in kept]
-            with timings.stage("merge"):
-                found = self._varied(alone, kept, rankings, quotas, self.sorter, query.variety)
-                lists.append(user_answers(found, heads, self.catalogue))
+        for some in triggers[:, None] if query.variety else [triggers]:  # under caps or with diversity, one by one
+            requests = Requests.anonymous(some)
+            found = self._found(query, _taking_part(plan), requests, plan, allowed, timings)
+            lists += self._merged(query, requests, found, plan.quotas, timings)
         return lists
+
+    def _found(
+        self,
+        query: Query,
+        heads: Sequence[str],
+        requests: Requests,
+        plan: QueryPlan,
+        allowed: Mask | None,
+        timings: Timings,
+    ) -> list[Candidates]:
+        """Candidates of each of the heads for lists: more where caps and diversity choose among them (T is 1 then)."""
+        if query.variety:
+            plan = replace(plan, kept=plan.k_ann)
+        return self._supplied(heads, requests, plan, allowed, query.variety, timings)
+
+    def _merged(
+        self,
+        query: Query,
+        requests: Requests,
+        found: Sequence[Candidates],
+        quotas: Mapping[str, int],
+        timings: Timings,
+    ) -> list[list[RetrievedItem]]:
+        """One list for each of the T triggers, out of what `_found` found for them."""
+        if not query.variety:
+            with timings.stage("merge"):
+                return trigger_answers(requests, found, quotas, self.sorter, self.catalogue)
+        rankings = [self.preranker.score(requests, candidates) for candidates in found]
+        heads = [candidates.head for candidates in found]
+        with timings.stage("merge"):
+            chosen = varied_list(
+                requests,
+                found,
+                rankings,
+                [quotas[head] for head in heads],
+                self.sorter,
+                query.variety,
+                self.catalogue,
+                self._likeness,
+            )
+            return [user_answers(chosen, heads, self.catalogue)]
 
     def _supplied(
         self,
@@ -408,7 +445,7 @@ class Retriever:
         """As ``_keep``; where the caps of columns leave a head too few, it searches again among what they leave."""
         kept = self._keep(heads, requests, plan, allowed, timings)
         for place, candidates in enumerate(kept):
-            for _ in range(_SEARCHES_AGAIN if variety.capped_columns else 0):
+            for _ in range(_SEARCHES_AGAIN if variety.column_caps else 0):
                 full = full_values(candidates, variety, self.catalogue, plan.k)
                 if not any(full.values()):
                     break
@@ -423,17 +460,6 @@ class Retriever:
             kept[place] = candidates
         return kept
 
-    def _varied(
-        self,
-        requests: Requests,
-        kept: Sequence[Candidates],
-        rankings: Sequence[Scores],
-        quotas: Sequence[int],
-        sorter: Ranker,
-        variety: Variety,
-    ) -> UserList:
-        return varied_list(requests, kept, rankings, quotas, sorter, variety, self.catalogue, self._likeness)
-
     def _together(self, index: int, trigger: ItemId, k: int, allowed: Mask | None) -> list[RetrievedItem] | None:
         """The ``k`` items that go with one by plain co-occurrence; None: no ranker of the index has a table of it."""
         rankers = (self.sorter, self.preranker)
@@ -446,21 +472,22 @@ class Retriever:
         found = zip(self.catalogue.ids(items[:k]), cosines[:k].tolist(), strict=True)
         return [RetrievedItem(item, cosine, cosine, TOGETHER, trigger) for item, cosine in found]
 
-    def _popular(
-        self, query: Query, plan: QueryPlan, allowed: Mask | None, trigger: ItemId | None
-    ) -> list[RetrievedItem]:
+    def _popular(self, query: Query, plan: QueryPlan, allowed: Mask | None) -> Indices:
+        """What is answered where nothing is known; no item is a trigger of it, so no cap of triggers counts."""
         if not query.variety:
-            return popular_answers(self.catalogue, self.catalogue.popular(plan.k, allowed), trigger)
-        items = self.catalogue.popular(max(plan.k_ann, plan.k), allowed)
-        caps = {name: query.max_per[name] for name in query.variety.capped_columns}
+            return self.catalogue.popular(plan.k, allowed)
+        items = self.catalogue.popular(plan.k_ann, allowed)
+        variety = replace(query.variety, max_per=query.variety.column_caps)
         pool = Pool(items, self.catalogue.popularity(items).astype(np.float32), np.full(len(items), -1))
-        chosen = choose([pool], [plan.k], replace(query.variety, max_per=caps), self.catalogue, self._likeness)
-        return popular_answers(self.catalogue, items[[place for _, place in chosen]], trigger)
+        chosen = choose([pool], [plan.k], variety, self.catalogue, self._likeness)
+        return items[[place for _, place in chosen]]
 
     def _allowed(self, query: Query, history: Indices) -> Mask | None:
         """Which items may be answers; those to move away from may not."""
-        gone = [*query.filters.exclude, *query.away_from] if len(query.away_from) else query.filters.exclude
-        return replace(query.filters, exclude=gone).allowed(self.catalogue, history)
+        filters = query.filters
+        if len(query.away_from):
+            filters = replace(filters, exclude=[*filters.exclude, *query.away_from])
+        return filters.allowed(self.catalogue, history)
 
     @property
     def _likeness(self) -> ItemVectors:
@@ -483,7 +510,8 @@ class Retriever:
             rankings = [ranker.score(requests, candidates) for candidates in kept]
         with timings.stage("merge"):
             if variety:
-                return by_score(self._varied(requests, kept, rankings, quotas, sorter, variety))
+                chosen = varied_list(requests, kept, rankings, quotas, sorter, variety, self.catalogue, self._likeness)
+                return by_score(chosen)
             return user_list(requests, kept, rankings, quotas, sorter)
 
     def _knowing(self, query: Query, timings: Timings) -> Retriever:
@@ -526,10 +554,8 @@ class Retriever:
 
     def _triggers(self, query: Query) -> npt.NDArray[np.int64]:
         """Item indices; -1: unknown, where that is answered with popular items."""
-        found = self.catalogue.find(query.ids, "trigger", "triggers")
-        if (query.unknown or self.defaults.unknown) == "error":
-            self.catalogue.check_known(query.ids, found, "trigger")
-        return found
+        find = self.catalogue.indices if (query.unknown or self.defaults.unknown) == "error" else self.catalogue.find
+        return find(query.ids, "trigger", "triggers")
 
     def _changed(
         self,

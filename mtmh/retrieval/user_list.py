@@ -158,16 +158,18 @@ def trigger_widths(k: int, length: int, num_triggers: int) -> Iterator[int]:
 
 def distinct_latest_first(history: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The distinct known items of a history whose latest is the last; the latest first, as `Requests` has them."""
-    known = history[history >= 0][::-1]
-    _, first = np.unique(known, return_index=True)
-    return known[np.sort(first)]
+    latest_first = history[::-1]
+    return latest_first[first_places(latest_first, np.arange(len(history)))]
+
+
+def first_places(items: npt.NDArray[np.integer], order: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Of places in an order those at which an item comes for the first time; places without an item are left out."""
+    order = order[items[order] >= 0]
+    _, first = np.unique(items[order], return_index=True)
+    places: npt.NDArray[np.intp] = order[np.sort(first)]
+    return places
 
 
 def _pool(items: npt.NDArray[np.integer], ranking: Scores, length: int) -> npt.NDArray[np.intp]:
     """Places (in the flattened [T, C]) of the ``length`` best distinct items, the best place of each, best first."""
-    flat, rank = items.ravel(), ranking.ravel()
-    order = np.argsort(-rank, kind="stable")
-    order = order[flat[order] >= 0]
-    _, first = np.unique(flat[order], return_index=True)
-    best: npt.NDArray[np.intp] = order[np.sort(first)[:length]]
-    return best
+    return first_places(items.ravel(), np.argsort(-ranking.ravel(), kind="stable"))[:length]

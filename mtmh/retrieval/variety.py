@@ -22,7 +22,7 @@ from mtmh.data.item_vectors import ItemVectors
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.item_column import Value
 from mtmh.retrieval.ranking import USER, Candidates, Ranker, Requests
-from mtmh.retrieval.user_list import UserList, first_found, scored
+from mtmh.retrieval.user_list import UserList, first_found, first_places, scored
 
 TRIGGER = "trigger"  # among the columns of caps: the trigger that an answer answers
 
@@ -59,9 +59,9 @@ class Variety:
         return bool(self.max_per) or self.diversity > 0.0
 
     @property
-    def capped_columns(self) -> list[str]:
-        """Columns of the items that have a cap."""
-        return [name for name in self.max_per if name != TRIGGER]
+    def column_caps(self) -> dict[str, int]:
+        """The caps of columns of the items."""
+        return {name: most for name, most in self.max_per.items() if name != TRIGGER}
 
 
 def varied_list(
@@ -80,13 +80,13 @@ def varied_list(
     """
     pools: list[Pool] = []
     brought: list[tuple[npt.NDArray[np.int8], npt.NDArray[np.intp]]] = []
+    widths = np.array([candidates.items.shape[1] for candidates in kept])
     for head, (candidates, ranking) in enumerate(zip(kept, rankings, strict=True)):
         places = _best_places(candidates, ranking)
         items, heads = candidates.items.ravel()[places].astype(np.int64), np.full(len(places), head, np.int8)
         scores = ranking.ravel()[places]
         if candidates.head == USER and len(kept) > 1:
             heads, places = first_found(items, heads, places, kept)
-        widths = np.array([shown.items.shape[1] for shown in kept])
         pools.append(Pool(items, scores, requests.triggers[places // widths[heads]]))
         brought.append((heads, places))
     chosen = choose(pools, quotas, variety, catalogue, vectors)
@@ -142,7 +142,7 @@ def full_values(candidates: Candidates, variety: Variety, catalogue: Catalogue, 
     places = _best_places(candidates, candidates.scores)
     items = candidates.items.ravel()[places].astype(np.int64)
     pool = Pool(items, candidates.scores.ravel()[places], items)
-    columns = {name: variety.max_per[name] for name in variety.capped_columns}
+    columns = variety.column_caps
     counts: Counter[tuple[str, Value]] = Counter()
     found = 0
     for values in _values(pool, columns, catalogue):
@@ -159,12 +159,7 @@ def full_values(candidates: Candidates, variety: Variety, catalogue: Catalogue, 
 
 def _best_places(candidates: Candidates, ranking: Scores) -> npt.NDArray[np.intp]:
     """Places, in the flattened candidates, of the distinct items, best first by ranking, then by similarity."""
-    items = candidates.items.ravel()
-    order = np.lexsort((-candidates.scores.ravel(), -ranking.ravel()))
-    order = order[items[order] >= 0]
-    _, first = np.unique(items[order], return_index=True)
-    best: npt.NDArray[np.intp] = order[np.sort(first)]
-    return best
+    return first_places(candidates.items.ravel(), np.lexsort((-candidates.scores.ravel(), -ranking.ravel())))
 
 
 class _Side:

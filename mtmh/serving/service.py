@@ -20,6 +20,7 @@ from mtmh.live.segments import ChangesLostError
 from mtmh.retrieval.catalogue import ItemDescription
 from mtmh.retrieval.cpu_cores import compute_with, usable_cores
 from mtmh.retrieval.curve import read_curve
+from mtmh.retrieval.query import Query
 from mtmh.retrieval.timings import Timings
 from mtmh.serving.api import RetrieveRequest, beyond_limits
 from mtmh.serving.api_keys import read_api_keys
@@ -208,22 +209,29 @@ class Service:
         """Answers requests that differ in their triggers only, or one request of any form; all from one snapshot."""
         snapshot = self.current.snapshot
         timings = Timings()
-        answers = _answers(snapshot, requests, timings)
+        query = requests[0].query()
+        answers = _answers(snapshot, requests, query, timings)
+        with timings.stage("encode"):
+            notes = snapshot.retriever.notes(query)
         encoded = []
         for request, lists in zip(requests, answers, strict=True):
             with timings.stage("encode"):
-                encoded.append(self._encode(snapshot, request, lists, timings))
+                encoded.append(self._encode(snapshot, request, lists, notes, timings))
         for stage, seconds in timings.seconds.items():
             self.metrics.stages.labels(stage).observe(seconds)
         return [(snapshot, body, timings.seconds) for body in encoded]
 
     def _encode(
-        self, snapshot: Snapshot, request: RetrieveRequest, answers: list[dict[str, Any]], timings: Timings
+        self,
+        snapshot: Snapshot,
+        request: RetrieveRequest,
+        answers: list[dict[str, Any]],
+        notes: list[str],
+        timings: Timings,
     ) -> bytes:
         """A ``RetrieveResponse`` as JSON."""
         default = snapshot.retriever.defaults.alpha if request.shares is None else None
         alpha = request.alpha if request.alpha is not None else default
-        notes = snapshot.retriever.notes(request.query())
         response: dict[str, Any] = {"version": snapshot.version, "alpha": alpha, "answers": answers, "notes": notes}
         if request.describe:
             with timings.stage("describe"):
@@ -236,9 +244,11 @@ class Service:
         return to_json(response, inf_nan_mode="null")
 
 
-def _answers(snapshot: Snapshot, requests: Sequence[RetrieveRequest], timings: Timings) -> list[list[dict[str, Any]]]:
-    """The answers of each request."""
-    retriever, query = snapshot.retriever, requests[0].query()
+def _answers(
+    snapshot: Snapshot, requests: Sequence[RetrieveRequest], query: Query, timings: Timings
+) -> list[list[dict[str, Any]]]:
+    """The answers of each request; ``query`` is that of the first one."""
+    retriever = snapshot.retriever
     if query.history is not None:
         items = retriever.retrieve_user(query, timings)
         return [[{"trigger": None, "items": items, "ignored": retriever.unknown(query)}]]

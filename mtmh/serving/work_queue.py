@@ -131,7 +131,7 @@ class WorkQueue:
             return False
         mean, slow, job = self._expected()
         # Half a batch under way, then its own.
-        expected = len(self._waiting) * job / len(self._threads) + 0.5 * mean + slow
+        expected = self._seconds_to_empty(job) + 0.5 * mean + slow
         return expected > _USABLE * (deadline - self._lag() - time.monotonic())
 
     async def submit(
@@ -159,7 +159,7 @@ class WorkQueue:
             if self._closed:
                 raise QueueFull(1)
             if len(self._waiting) >= self._capacity or self.would_be_late(deadline):
-                raise QueueFull(self._retry_after())
+                raise QueueFull(self._retry_after(self._expected()[2]))
             self._waiting.append(job)
             self._changed.notify()
         try:
@@ -191,18 +191,21 @@ class WorkQueue:
             return max(times, default=0.0), max(times, default=0.0), 0.0
         return fmean(times), max(times), sum(times[: len(recent)]) / sum(batch.jobs for batch in recent)
 
-    def _retry_after(self) -> int:
-        _, _, job = self._expected()
-        return math.ceil(max(1.0, len(self._waiting) * job / len(self._threads)))
+    def _seconds_to_empty(self, job_seconds: float) -> float:
+        return len(self._waiting) * job_seconds / len(self._threads)
+
+    def _retry_after(self, job_seconds: float) -> int:
+        return math.ceil(max(1.0, self._seconds_to_empty(job_seconds)))
 
     def _refuse_late(self) -> None:
         """Refuses the jobs that could hardly be answered in time any more; the caller holds the lock."""
-        end = time.monotonic() + self._expected()[1] + self._lag()
+        _, slow, job_seconds = self._expected()
+        end = time.monotonic() + slow + self._lag()
         # The newest one is run in any case, because only work tells how long it takes by now.
         late = [job for job in list(self._waiting)[:-1] if job.deadline < end]
         for job in late:
             self._waiting.remove(job)
-            refused = QueueFull(self._retry_after())
+            refused = QueueFull(self._retry_after(job_seconds))
             job.loop.call_soon_threadsafe(_resolve, [(job, refused)])
 
     def _work(self) -> None:

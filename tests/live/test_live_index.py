@@ -80,7 +80,7 @@ def test_added_items_are_answers_and_triggers_at_once_and_after_a_restart(index_
         assert answers(retriever, 30, filters=Filters(topic_l1=["a"])) == [1]
         assert {1, 2} <= set(answers(retriever, 30, filters=Filters(min_first_seen=10**9)))
         assert retriever.describe([1])[0].text == "new one"
-        assert retriever.catalogue.table.column("item_id").to_pylist()[-2:] == [1, 2]
+        assert retriever.catalogue.answers(["item_id"]).column("item_id").to_pylist()[-2:] == [1, 2]
     assert 1 not in answers(before, 30), "who holds the old state goes on with it"
     with pytest.raises(UnknownItemError):
         before.retrieve(Query([1]))
@@ -434,7 +434,7 @@ def test_removed_items_stay_triggers_and_come_back_alike_before_and_after_compac
         assert not {*gone} & set(answers(retriever, 50))
         assert not {*gone} & {found.item for found in retriever.retrieve_user(Query(history=[50, 1], k=300, k_ann=400))}
         assert (retriever.catalogue.find_answerable(gone, "item") == -1).all()
-        assert retriever.num_items == len(retriever.catalogue.table) == 200
+        assert retriever.num_items == len(retriever.catalogue.answers(["item_id"])) == 200
         with pytest.raises(UnknownItemError, match="unknown item 20"):
             live.remove([20])
         with pytest.raises(UnknownItemError, match="unknown trigger 3"):

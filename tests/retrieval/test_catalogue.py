@@ -36,8 +36,11 @@ def test_items_without_a_first_time_take_fresh_ones() -> None:
     fresh = pa.table({"item_id": [900], "text": ["new"], "first_seen": pa.array([70], pa.int64())})
     catalogue = Catalogue(ITEMS).with_added(fresh)
     assert catalogue.seen_since(71).tolist() == [True] * 5 + [False]
-    assert catalogue.table.column("first_seen").to_pylist() == [None] * 5 + [70]
-    assert catalogue.with_removed(catalogue.find([17], "item")).table.column("item_id").to_pylist() == [*IDS[1:], 900]
+    assert catalogue.answers(["first_seen"]).column("first_seen").to_pylist() == [None] * 5 + [70]
+    assert catalogue.with_removed(catalogue.find([17], "item")).answers(["item_id"]).column("item_id").to_pylist() == [
+        *IDS[1:],
+        900,
+    ]
 
 
 def test_the_cache_keeps_what_was_used_last_and_nothing_too_large() -> None:
