@@ -206,7 +206,7 @@ def train_steps(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float
     seconds = clocked(lambda: steps(num_steps))
     counts = id_tables.counts() if config.model.id_tables else {}
     return {
-        "pairs/s": num_steps * config.training.batch_size / seconds,
+        "pairs/s": num_steps * config.training.global_batch / seconds,
         "inserts a step": counts.get("item_id/inserts", 0.0) / num_steps,
         "evictions a step": counts.get("item_id/evictions", 0.0) / num_steps,
         "occupancy": counts.get("item_id/occupancy", 0.0),

@@ -209,7 +209,7 @@ def run_mtmh(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
         losses: Tensor = pipeline.progress(feed)
         return losses
 
-    return timed(step, num_steps, config.training.batch_size)
+    return timed(step, num_steps, config.training.global_batch)
 
 
 class Stopwatch:
@@ -416,7 +416,7 @@ def run_plain(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
             optimizer.step()
         return reported
 
-    return timed(step, num_steps, training.batch_size)
+    return timed(step, num_steps, training.global_batch)
 
 
 # --- report

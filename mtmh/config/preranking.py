@@ -29,9 +29,8 @@ class TaskConfig(Settings):
 
 
 class PrerankerTrainingConfig(TrainingConfig):
-    """One training run of the preranker. ``batch_size`` counts examples of the global batch."""
+    """One training run of the preranker. ``batch_size`` counts examples of the global batch; ``auto`` is as there."""
 
-    batch_size: Positive = 1536
     epochs: Annotated[Positive, Decides()] = 4
     learning_rate: Annotated[float, Field(gt=0.0)] = 0.1
     dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.005

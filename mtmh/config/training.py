@@ -9,6 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from mtmh.config.base import Decides, NonNegative, Positive, RunLength, Settings
 
+_MOST_PAIRS = 1536  # of a step whose size is chosen, on CPUs by measurement (docs/defaults.md)
+_LEAST_STEPS = 16  # of an epoch, where smaller steps make them
+
 
 class PropensityConfig(Settings):
     """Off-policy weight ``1 / (a + count^b)`` (related-video paper), scaled to mean 1 over T1 events.
@@ -107,6 +110,8 @@ class ContinuationConfig(Settings):
 class TrainingConfig(RunLength):
     """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks.
 
+    ``batch_size: auto`` takes 1,536, and fewer where an epoch would have less than 16 steps.
+
     ``epochs: auto`` chooses the length on the end of T1 (section ``validation``): a first run without that end, of at
     most ``max_epochs``, is measured a few times an epoch and stops when ``patience`` measurements in a row were not
     better by a hundredth. ``final``: then a model is trained on all of T1 for as many epochs as were best
@@ -119,7 +124,9 @@ class TrainingConfig(RunLength):
     max_epochs: Annotated[Positive, Decides()] = 40
     patience: Annotated[Positive, Decides()] = 3
     final: Literal["auto", "retrain", "keep"] = "auto"
-    batch_size: Positive = 1536  # with the rates below by measurement on two cores (docs/defaults.md)
+    batch_size: Positive | Literal["auto"] = (
+        "auto"  # with the rates below by measurement on two cores (docs/defaults.md)
+    )
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
     optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
@@ -141,6 +148,20 @@ class TrainingConfig(RunLength):
         """The run's own seed, or else the recipe's."""
         return seed if self.seed is None else self.seed
 
+    def sized(self, num_pairs: int | None = None) -> Self:
+        """These settings with a number for ``batch_size``: as given, or chosen for so many pairs; None: very many."""
+        if self.batch_size != "auto":
+            return self
+        fits = _MOST_PAIRS if num_pairs is None else min(_MOST_PAIRS, num_pairs // _LEAST_STEPS)
+        shards = max(1, fits // self.num_shards)
+        return self.model_copy(update={"batch_size": shards * self.num_shards})
+
+    @property
+    def global_batch(self) -> int:
+        """``batch_size`` of settings that are sized."""
+        assert self.batch_size != "auto", "settings go through `sized` before anything is trained by them"
+        return self.batch_size
+
     @property
     def chooses_length(self) -> bool:
         """True if the length is chosen by measuring."""
@@ -158,7 +179,7 @@ class TrainingConfig(RunLength):
 
     @model_validator(mode="after")
     def _batch_splits(self) -> Self:
-        if self.batch_size % self.num_shards:
+        if self.batch_size != "auto" and self.batch_size % self.num_shards:
             raise ValueError(
                 f"training.batch_size ({self.batch_size}) must be a multiple of training.num_shards ({self.num_shards})"
             )

@@ -83,7 +83,7 @@ class PairLoader:
         self._plan = PairPlan(dataset.history_reader(), self._pairs, training, seed)
         self._weights = PairWeights(pairs.sim, loss.propensity, self._table, content is not None)
         self._negatives = UniformNegatives(self._table.train_count, loss.num_uniform_negatives, seed)
-        in_batch = training.batch_size if loss.in_batch_negatives else 0
+        in_batch = training.global_batch if loss.in_batch_negatives else 0
         self._log_q = (
             NegativeLogProbability(self._table.train_count, in_batch=in_batch, uniform=loss.num_uniform_negatives)
             if loss.log_q == "counts"

@@ -65,6 +65,12 @@ def shards_of_rank(training: TrainingConfig, rank: int, world_size: int) -> rang
     return range(rank * per_rank, (rank + 1) * per_rank)
 
 
+def pairs_of_groups(reader: HistoryReader, pairs: Expansion[Any]) -> npt.NDArray[np.int64]:
+    """The number of pairs of each row group [G], in file order, from the lengths of the histories."""
+    groups = pairwise(reader.group_starts.tolist())
+    return np.array([pairs.count(reader.lengths[first:end]).sum() for first, end in groups], dtype=np.int64)
+
+
 class PairPlan:
     """Cuts epochs into shards, blocks and steps.
 
@@ -80,15 +86,11 @@ class PairPlan:
         Raises:
             ValueError: there are fewer pairs than one step takes.
         """
-        starts = reader.group_starts
-        self.pairs_per_group = np.array(
-            [pairs.count(reader.lengths[first:end]).sum() for first, end in pairwise(starts.tolist())],
-            dtype=np.int64,
-        )
+        self.pairs_per_group = pairs_of_groups(reader, pairs)
         self.num_pairs = int(self.pairs_per_group.sum())
         self.num_shards = training.num_shards
-        self.shard_batch = training.batch_size // training.num_shards
-        self.steps_per_epoch = self.num_pairs // training.batch_size
+        self.shard_batch = training.global_batch // training.num_shards
+        self.steps_per_epoch = self.num_pairs // training.global_batch
         self._block_steps = max(1, training.shuffle_pairs // self.shard_batch)
         self._seed = seed
         if self.steps_per_epoch == 0:
@@ -100,7 +102,7 @@ class PairPlan:
             )
             raise ValueError(
                 f"the dataset has {self.num_pairs} {pairs}, fewer than "
-                f"training.batch_size ({training.batch_size}): {cure}"
+                f"training.batch_size ({training.global_batch}): {cure}"
             )
 
     def group_order(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

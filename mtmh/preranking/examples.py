@@ -132,7 +132,7 @@ class ExampleLoader:
         self._events = LaterEvents()
         self._plan = PairPlan(dataset.history_reader(), self._events, training, seed)
         self._negatives = UniformNegatives(counts, settings.num_uniform_negatives, seed)
-        in_batch = training.batch_size if settings.in_batch_negatives else 0
+        in_batch = training.global_batch if settings.in_batch_negatives else 0
         self._log_q = NegativeLogProbability(counts, in_batch=in_batch, uniform=settings.num_uniform_negatives)
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.num_steps = training.num_steps(self.steps_per_epoch)
@@ -196,7 +196,7 @@ class ExampleLoader:
         settings = self._settings
         size = len(places) // len(self._shards)
         rng = generator(Purpose.HISTORY_CONTEXT, self._seed, step)
-        draws = rng.random((2, settings.training.batch_size))
+        draws = rng.random((2, settings.training.global_batch))
         draws = draws[:, self._shards.start * size : self._shards.stop * size]
         before = events.pairs.place.astype(np.int64)
         back = 1 + np.floor(draws[0] * np.minimum(before, settings.window)).astype(np.int64)

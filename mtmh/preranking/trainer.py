@@ -12,12 +12,13 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from mtmh.artifacts import Artifact
 from mtmh.config import Config, PrerankerConfig, ShardingConfig, decisive
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.stream import pairs_of_groups
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tower_gradient_norms
 from mtmh.distributed.ranks import Ranks, join_ranks, on_first, writing_alone
 from mtmh.distributed.sharding import plan_table, shard
-from mtmh.preranking.examples import ExampleLoader
+from mtmh.preranking.examples import ExampleLoader, LaterEvents
 from mtmh.preranking.held_back import embedded_by, model_without_end
 from mtmh.preranking.inputs import ItemInputs, open_inputs
 from mtmh.preranking.labels import Labels
@@ -66,6 +67,9 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
             held_back = config.held_back_embeddings
             if not on_first(ranks, lambda: embedded_by(config.held_back_embeddings, checkpoint)):
                 embed_catalogue(config, held_back, checkpoint=checkpoint, dataset=view)
+        num_examples = int(pairs_of_groups(view.history_reader(), LaterEvents()).sum())
+        training = config.preranker.training.sized(num_examples)
+        settings = config.preranker.model_copy(update={"training": training})
         first: Path | None = None
         for folder, data, vectors in ((root / VALIDATION, view, held_back), (root, dataset, embeddings)):
             inputs, artifacts = open_inputs(data, vectors)
@@ -79,9 +83,7 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
             checkpoints = Checkpoints(folder, record, ranks, config.preranker.training.keep_checkpoints)
             kept = first if config.preranker.training.keeps_first(view.holds_back_little) else None
             seed = config.preranker.training.seed_or(config.seed)
-            first = _run(
-                config.preranker, config.sharding, seed, data, inputs, record, checkpoints, ranks, resume, kept
-            )
+            first = _run(settings, config.sharding, seed, data, inputs, record, checkpoints, ranks, resume, kept)
         assert first is not None
         return first
 
@@ -125,7 +127,7 @@ def _run(
         PrerankerTask(model, settings.in_batch_negatives),
         sharding,
         ranks,
-        items_per_step=2 * training.batch_size + settings.num_uniform_negatives,
+        items_per_step=2 * training.global_batch + settings.num_uniform_negatives,
         training=training,
         seed=seed,
     )
@@ -138,7 +140,7 @@ def _run(
     columns = ("engagement", *labels.names)
     log = TrainingLog(
         checkpoints.root,
-        RunSize(loader.num_steps, loader.steps_per_epoch, training.batch_size),
+        RunSize(loader.num_steps, loader.steps_per_epoch, training.global_batch),
         LossNames(("cross_entropy",), columns, ((1.0,) * len(columns),), noun="task"),
         lambda step: first_triggers(dataset, next(loader.iterate(step))),
         ranks,

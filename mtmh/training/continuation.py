@@ -191,7 +191,7 @@ def carry_over_frequencies(previous: Artifact, dataset: Dataset, frequencies: St
             raise ValueError(f"{folder}: {name}: expected {rows_before} estimates, found {stored.get(name, 'none')}")
         mover(folder, name, (first,), part)
 
-    batch_size = previous.manifest.config["training"]["batch_size"]
+    batch_size = previous.summary.get("batch_size", previous.manifest.config["training"]["batch_size"])
     frequencies.carry_over(move, int(previous.summary["step"]), int(batch_size))
 
 

@@ -140,9 +140,8 @@ def make_plan(config: Config, cluster: Cluster) -> RunPlan:
         ValueError: neither a dataset nor ``plan.rows``, or a sharding setting that cannot be honoured.
     """
     schema, source = _features(config.dataset_dir, config.plan)
-    case = _Case(
-        config.model, config.sharding, config.training, items_per_step(config.training, config.loss), schema, cluster
-    )
+    training = config.training.sized()
+    case = _Case(config.model, config.sharding, training, items_per_step(training, config.loss), schema, cluster)
     search = _Search(case)
     options = search.run()
     if options is None:

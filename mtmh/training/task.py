@@ -24,7 +24,7 @@ from mtmh.training.shared_negatives import SharedNegatives, hits_of, share_negat
 
 def items_per_step(training: TrainingConfig, loss: LossConfig) -> int:
     """Items that all ranks embed in a step, at most: triggers, positives and uniform negatives, all distinct."""
-    return 2 * training.batch_size + loss.num_uniform_negatives
+    return 2 * training.global_batch + loss.num_uniform_negatives
 
 
 class TrainTask(nn.Module):

@@ -14,7 +14,9 @@ from mtmh.config import Config, LossConfig, ModelConfig, PairsConfig, ShardingCo
 from mtmh.data.content_store import ContentEmbeddings, open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.loader import PairLoader
+from mtmh.data.pairs import WindowPairs
 from mtmh.data.period import Period
+from mtmh.data.stream import pairs_of_groups
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tower_gradient_norms
@@ -67,11 +69,14 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             previous = open_previous(continue_from, config.model, config.training, dataset.summary)
             inputs["previous"] = previous
         recipe = config.model_dump(mode="json")
+        view = ValidationDataset(dataset, config.validation, config.seed) if config.training.chooses_length else None
+        expansion = WindowPairs(config.pairs.window, config.pairs.direction)
+        num_pairs = int(pairs_of_groups((view or dataset).history_reader(), expansion).sum())
         run = _Run(
             model=config.model,
             loss=config.loss,
             pairs=config.pairs,
-            training=config.training,
+            training=config.training.sized(num_pairs),
             sharding=config.sharding,
             validation_users=config.validation.num_users,
             seed=config.training.seed_or(config.seed),
@@ -80,10 +85,9 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             previous=previous,
             record=RunRecord.of_dataset(recipe, decisive(config, "checkpoint"), dataset, inputs),
         )
-        if not config.training.chooses_length:
+        if view is None:
             return _train(run, ranks, root, resume=resume, profile=profile)[0]
         # First without the end of T1, to find how long; then on all of it.
-        view = ValidationDataset(dataset, config.validation, config.seed)
         _, stopping = _train(replace(run, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
         assert stopping is not None
         keep = config.training.keeps_first(view.holds_back_little)
@@ -140,7 +144,7 @@ def _train(
     facts = {"period": period.model_dump(), "features": features.model_dump(mode="json")}
     if chosen is not None:
         facts["validation"] = {"best": asdict(chosen.best), "curve": [asdict(point) for point in chosen.curve]}
-    record = replace(run.record, facts=run.record.facts | facts)
+    record = replace(run.record, facts=run.record.facts | facts | {"batch_size": training.global_batch})
     # Of a run that is measured, the best model must be left when it ends.
     kept = training.patience + 2 if view else training.keep_checkpoints
     checkpoints = Checkpoints(root, record, ranks, kept)
@@ -169,7 +173,7 @@ def _train(
     if content is not None:
         fit_content(model, content, run.seed)
         directions = teacher_directions(content, run.model, run.loss, run.seed, ranks)
-    frequencies = streaming_frequencies(run.loss, training.batch_size, dataset.item_table, ranks)
+    frequencies = streaming_frequencies(run.loss, training.global_batch, dataset.item_table, ranks)
     sharded, plan = shard(
         TrainTask(model, run.loss, run.seed, frequencies, directions),
         run.sharding,
@@ -200,7 +204,7 @@ def _train(
 
     log = TrainingLog(
         root,
-        RunSize(loader.num_steps, loader.steps_per_epoch, training.batch_size, at_most=view is not None),
+        RunSize(loader.num_steps, loader.steps_per_epoch, training.global_batch, at_most=view is not None),
         LossNames.of_heads(run.model.heads),
         lambda step: first_triggers(dataset, next(loader.iterate(step))),
         ranks,
@@ -218,7 +222,7 @@ def _train(
     if view is not None:
         measure = ValidationMeasure(view, run.validation_users, run.seed, ranks)
         embedder = CatalogueEmbedder(pipeline, sharded, view, content, ranks.device, frozenset(run.model.id_tables))
-        every = measure.interval(loader.steps_per_epoch, training.batch_size, run.loss.num_uniform_negatives)
+        every = measure.interval(loader.steps_per_epoch, training.global_batch, run.loss.num_uniform_negatives)
         stopping = EarlyStopping(
             partial(embedder.measured, measure), root, loader.steps_per_epoch, training.patience, ranks, log.show, step
         )

@@ -8,6 +8,8 @@ from typer.testing import CliRunner
 
 from mtmh.cli import app
 from mtmh.config import Config, load_config, recipe_names, variant_names
+from mtmh.config.preranking import PrerankerTrainingConfig
+from mtmh.config.training import TrainingConfig
 
 MINIMAL = {"name": "m", "paths": {"root": "runs/m"}, "data": {"source": "synthetic"}}
 
@@ -26,6 +28,16 @@ def test_a_preranker_without_any_negative_is_refused() -> None:
         "preranker.num_uniform_negatives=1",
     ]
     assert load_config("synthetic", smallest).preranker.training.batch_size == 1
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "size"),
+    [(None, 1536), (10**9, 1536), (16 * 1536, 1536), (16 * 1536 - 1, 1524), (330, 12), (16 * 30, 24), (5, 12)],
+)
+def test_a_small_dataset_takes_small_steps(num_pairs: int | None, size: int) -> None:
+    assert TrainingConfig().sized(num_pairs).global_batch == size
+    assert PrerankerTrainingConfig().sized(num_pairs).global_batch == size
+    assert TrainingConfig(num_shards=4, batch_size=64).sized(num_pairs).global_batch == 64
 
 
 def test_defaults_fill_a_minimal_recipe(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ SETTINGS = {
     "model.head_dim": 8,
     "model.content_dim": 4,
     "loss.num_uniform_negatives": 24,
-    "training.batch_size": 96,
     "training.max_steps": 40,
     "preranker.training.max_steps": 20,
     "preranker.linear_items": 100,

@@ -13,6 +13,7 @@ import pytest
 from small_shop import SETTINGS, shop_events, shop_items
 
 import mtmh
+from mtmh.artifacts import open_artifact
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +123,16 @@ def test_a_temporary_folder_goes_with_its_model_unless_it_was_saved(tmp_path: Pa
     assert folder.is_dir()
     del model
     assert not folder.exists()
+
+
+def test_a_shop_of_a_dozen_customers_is_enough(tmp_path: Path) -> None:
+    model = mtmh.fit(
+        shop_events(num_users=12), shop_items(), folder=tmp_path, teacher=None, settings=SETTINGS, say=print
+    )
+    checkpoint = open_artifact(tmp_path / "mtmh/checkpoints/step-00000040", "checkpoint")
+    assert checkpoint.manifest.config["training"]["batch_size"] == "auto"
+    assert checkpoint.summary["batch_size"] < 1536
+    assert len(model.recommend(["SKU-1"])) == 10
 
 
 @pytest.mark.parametrize(
