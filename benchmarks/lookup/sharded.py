@@ -147,6 +147,7 @@ def _rank(
         device_id=device if kind == "cuda" else None,
     )
     try:
+        dist.barrier()  # a rank that fails at once would break the connections that others are still making
         function(device, *args)
     finally:
         dist.destroy_process_group()
