@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from mtmh.config.base import Decides, NonNegative, Positive, RunLength, Settings
 
 _MOST_PAIRS = 1536  # of a step whose size is chosen, on CPUs by measurement (docs/defaults.md)
-_LEAST_STEPS = 16  # of an epoch, where smaller steps make them
+_LEAST_STEPS = 4  # of an epoch, where smaller steps make them
 
 
 class PropensityConfig(Settings):
@@ -110,7 +110,7 @@ class ContinuationConfig(Settings):
 class TrainingConfig(RunLength):
     """One training run. ``batch_size`` counts pairs of the global batch, whatever the number of ranks.
 
-    ``batch_size: auto`` takes 1,536, and fewer where an epoch would have less than 16 steps.
+    ``batch_size: auto`` takes 1,536, and fewer where an epoch would have less than four steps.
 
     ``epochs: auto`` chooses the length on the end of T1 (section ``validation``): a first run without that end, of at
     most ``max_epochs``, is measured a few times an epoch and stops when ``patience`` measurements in a row were not
