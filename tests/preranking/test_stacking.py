@@ -8,11 +8,11 @@ import torch
 from mtmh.preranking.stacking import Judged, fit_combination
 
 
-def planted(num_users: int, seed: int) -> Judged:
+def planted(num_users: int, seed: int, spread: float = 5.0) -> Judged:
     """Candidates of which those with much of the second kind of evidence are held out; the others are noise."""
     rng = np.random.default_rng(seed)
     evidence = rng.normal(size=(num_users, 30, 3)).astype(np.float32)
-    evidence[:, :, 1] += 5.0 * rng.normal(size=(num_users, 1))  # differs among users, which must not matter
+    evidence[:, :, 1] += spread * rng.normal(size=(num_users, 1))  # differs among users, which must not matter
     present = np.ones((num_users, 30), bool)
     present[::3, 20:] = False
     place = np.where(present, evidence[:, :, 1] + rng.gumbel(size=(num_users, 30)) * 0.3, -np.inf).argmax(axis=1)
@@ -38,6 +38,24 @@ def test_evidence_that_foretells_decides() -> None:
         assert fresh.held_out[np.arange(200), first].mean() > 0.95 * by_signal
         masked = logits.masked_fill(~torch.from_numpy(fresh.present), -torch.inf)
         assert abs(float(masked.logsumexp(dim=1).mean())) < 2.0
+
+
+def test_few_users_are_not_learned_by_heart() -> None:
+    def with_noise(judged: Judged, seed: int) -> Judged:
+        noise = np.random.default_rng(seed).normal(size=(*judged.present.shape, 12)).astype(np.float32)
+        evidence = np.concatenate([judged.evidence, noise], axis=2)
+        return judged._replace(evidence=evidence, names=[*judged.names, *(f"noise {n}" for n in range(12))])
+
+    fresh = with_noise(planted(400, 2, 0.5), 3)
+    found = []
+    for seed in range(4):
+        model = fit_combination(with_noise(planted(20, 10 + seed, 0.5), 20 + seed), 16, seed=seed)
+        with torch.no_grad():
+            logits = model(torch.from_numpy(fresh.evidence)).numpy()
+        first = np.where(fresh.present, logits, -np.inf).argmax(axis=1)
+        found.append(fresh.held_out[np.arange(400), first].mean())
+    by_signal = np.where(fresh.present, fresh.evidence[:, :, 1], -np.inf).argmax(axis=1)
+    assert np.mean(found) > 0.75 * fresh.held_out[np.arange(400), by_signal].mean()
 
 
 def test_without_anything_held_out_the_model_decides() -> None:
