@@ -56,7 +56,7 @@ class ValidationDataset(Dataset):
         if dataset.summary.cutoff is None:
             self.kept = _user_cut(self._lengths, settings, seed)
         else:
-            instant = self._instant(settings.fraction)
+            instant = self._instant(settings.share(dataset.summary.num_train_events))
             self.kept = self._time_cut(instant)
         self._count_kept(instant)
         held_back = int((self._lengths - self.kept).sum(dtype=np.int64))
@@ -190,6 +190,6 @@ def _user_cut(lengths: npt.NDArray[np.int32], settings: ValidationConfig, seed: 
     long = np.flatnonzero(lengths >= 3)
     users = long[generator(Purpose.VALIDATION_USERS, seed).permutation(len(long))[: settings.num_users]]
     # As prepare rounds; at least two events stay, which make a pair.
-    share = np.floor(lengths[users] * settings.fraction + 0.5).astype(np.int32)
+    share = np.floor(lengths[users] * settings.share(int(lengths.sum(dtype=np.int64))) + 0.5).astype(np.int32)
     kept[users] -= np.minimum(lengths[users] - 2, np.maximum(1, share))
     return kept

@@ -97,6 +97,12 @@ def test_nothing_that_is_held_back_reaches_counts_features_or_batches(tmp_path: 
         assert views[0].items(["train_count"]) == views[1].items(["train_count"])
 
 
+@pytest.mark.parametrize(("num_events", "share"), [(100, 0.3), (10_000, 0.2), (20_000, 0.1), (10**9, 0.1)])
+def test_of_little_data_a_larger_share_is_held_back(num_events: int, share: float) -> None:
+    assert ValidationConfig().share(num_events) == share
+    assert ValidationConfig(fraction=0.15).share(num_events) == 0.15
+
+
 def test_too_few_events_to_hold_some_back_is_an_error(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", [[1, 2], [3, 4]])
     with pytest.raises(ValueError, match="too few training events"):
