@@ -38,18 +38,18 @@ class ValidationConfig(Settings):
     """The end of T1 that is held back to choose by; nothing of T2 is read.
 
     ``fraction``: of T1's events where the dataset is cut at one instant; of the events of each of ``num_users`` users
-    where it is cut by user. ``auto`` takes a tenth, and up to three tenths where T1 has less than 20,000 events.
+    where it is cut by user. ``auto``: a tenth; of less than 20,000 events before one instant, up to three tenths.
     Figures come from at most ``num_users`` users.
     """
 
     fraction: Annotated[float, Field(gt=0.0, le=0.5)] | Literal["auto"] = "auto"
     num_users: Positive = 2000
 
-    def share(self, num_events: int) -> float:
-        """``fraction`` as a number, of so many events."""
+    def share(self, num_events: int | None = None) -> float:
+        """``fraction`` as a number: of the events of each user, or of so many before one instant."""
         if self.fraction != "auto":
             return self.fraction
-        return min(0.3, max(0.1, _HELD_BACK / max(1, num_events)))
+        return 0.1 if num_events is None else min(0.3, max(0.1, _HELD_BACK / max(1, num_events)))
 
 
 class TableColumns(Settings):

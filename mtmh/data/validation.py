@@ -190,6 +190,6 @@ def _user_cut(lengths: npt.NDArray[np.int32], settings: ValidationConfig, seed: 
     long = np.flatnonzero(lengths >= 3)
     users = long[generator(Purpose.VALIDATION_USERS, seed).permutation(len(long))[: settings.num_users]]
     # As prepare rounds; at least two events stay, which make a pair.
-    share = np.floor(lengths[users] * settings.share(int(lengths.sum(dtype=np.int64))) + 0.5).astype(np.int32)
+    share = np.floor(lengths[users] * settings.share() + 0.5).astype(np.int32)
     kept[users] -= np.minimum(lengths[users] - 2, np.maximum(1, share))
     return kept

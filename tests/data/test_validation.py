@@ -97,8 +97,8 @@ def test_nothing_that_is_held_back_reaches_counts_features_or_batches(tmp_path: 
         assert views[0].items(["train_count"]) == views[1].items(["train_count"])
 
 
-@pytest.mark.parametrize(("num_events", "share"), [(100, 0.3), (10_000, 0.2), (20_000, 0.1), (10**9, 0.1)])
-def test_of_little_data_a_larger_share_is_held_back(num_events: int, share: float) -> None:
+@pytest.mark.parametrize(("num_events", "share"), [(100, 0.3), (10_000, 0.2), (20_000, 0.1), (10**9, 0.1), (None, 0.1)])
+def test_of_little_data_a_larger_share_is_held_back(num_events: int | None, share: float) -> None:
     assert ValidationConfig().share(num_events) == share
     assert ValidationConfig(fraction=0.15).share(num_events) == 0.15
 
