@@ -1,9 +1,11 @@
-"""The error of a request that cannot be answered as it is asked, known to every layer."""
+"""Errors in the words of every layer: a request without an answer, a name that is not known, a process that ended."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class RequestError(ValueError):
@@ -27,3 +29,16 @@ def meant(name: str, names: Iterable[str]) -> str:
     known = {known.casefold(): known for known in names}
     close = get_close_matches(name.casefold(), known, n=1)
     return f"; did you mean {known[close[0]]!r}?" if close else ""
+
+
+def last_words(code: int, log: Path) -> str:
+    """The reason why a process failed: the last line that it wrote, or the signal that ended it.
+
+    Args:
+        code: as `subprocess` returns it.
+        log: what the process wrote.
+    """
+    if code < 0:
+        memory = ", as the system does where memory is short" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{memory}"
+    return "".join(log.read_text().strip().splitlines()[-1:]) or "no output"

@@ -34,12 +34,14 @@ class ChainState(BaseModel):
     Attributes:
         stages: by name of the stage.
         published: digests of the indexes that chains have published, the latest last.
+        running: the stage that a process is in, or was in when it was killed; empty: none.
     """
 
     model_config = ConfigDict(extra="ignore")  # other versions note more
 
     stages: dict[str, StageState] = {}
     published: list[str] = []
+    running: str = ""
 
     @classmethod
     def load(cls, folder: Path) -> ChainState:

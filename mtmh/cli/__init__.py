@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import sys
@@ -74,6 +75,8 @@ def main() -> None:
     # OpenMP threads spin at the end of a parallel region; where another process holds the core they wait for, a step
     # takes many times as long. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A crash inside a library ends in the lines of Python that called it, not in silence.
+    faulthandler.enable()
     # Importing torchrec makes torch.fx warn about an API that this program does not call.
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     # Ours are for the user: a word and the message, whatever a library has set up for the root.

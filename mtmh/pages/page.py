@@ -72,9 +72,10 @@ def table(headings: Sequence[str], rows: Iterable[str], kind: Literal["", "numbe
         kind: ``numbers``: all but the first column to the right; ``short``: no wider than it must be;
             ``stacked``: on a phone the cells of a row stand below each other.
     """
-    heads = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    # A heading that says nothing is none, and what scrolls can be reached by the keyboard.
+    heads = "".join(f"<th>{escape(heading)}</th>" if heading else "<td></td>" for heading in headings)
     head = f"<thead><tr>{heads}</tr></thead>" if heads else ""
-    return f'<div class="wide"><table class="{kind}">{head}<tbody>{"".join(rows)}</tbody></table></div>'
+    return f'<div class="wide" tabindex="0"><table class="{kind}">{head}<tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def pairs(named: Mapping[str, str]) -> str:
@@ -85,4 +86,4 @@ def pairs(named: Mapping[str, str]) -> str:
 def figure(svg: str, caption: str = "") -> str:
     """A drawing, with words under it."""
     words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><div class="wide">{svg}</div>{words}</figure>'
+    return f'<figure><div class="wide" tabindex="0">{svg}</div>{words}</figure>'

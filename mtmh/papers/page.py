@@ -8,6 +8,7 @@ from html import escape
 from itertools import cycle
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from mtmh.pages.drawing import MARKERS, SERIES, SOFT, drawing
 from mtmh.pages.page import Tone, callout, cell, figure, note, page, row, section, table
@@ -128,7 +129,7 @@ def _html_claims(claims: Sequence[Judged]) -> str:
         row([cell(claim.text), cell(_points(claim)), cell(_VERDICTS[claim.verdict], _TONES[claim.verdict])])
         for claim in claims
     ]
-    return table(["What the paper claims", "difference here, points", ""], rows, "numbers") if rows else ""
+    return table(["What the paper claims", "difference here, points", "verdict"], rows, "numbers") if rows else ""
 
 
 def _drawn(found: Figure) -> str:
@@ -138,6 +139,9 @@ def _drawn(found: Figure) -> str:
             _draw_curve(axes, curve, color, marker)
         if found.log_x:
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel(found.axes[0])
         axes.set_ylabel(found.axes[1])
     return made.svg

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from mtmh.config import Config, load_config
+from mtmh.errors import last_words
 from mtmh.papers.convergence import measure_convergence
 from mtmh.papers.models import STAGES, VECTORS, PaperModel, Source
 from mtmh.papers.vectors import evaluate_vectors
@@ -91,8 +92,7 @@ class Run:
                 check=False,
             )
         if done.returncode:
-            last = log.read_text().strip().splitlines()[-1:]
-            raise ValueError(f"{''.join(last) or 'no output'} ({log})")
+            raise ValueError(f"{last_words(done.returncode, log)} ({log})")
 
 
 @dataclass

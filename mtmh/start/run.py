@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 
 from mtmh.artifacts import Artifact
@@ -38,6 +40,9 @@ def run_stages(config: Config, say: Say, *, until: StageName = "evaluate") -> di
 def _run(config: Config, say: Say, until: StageName) -> dict[StageName, Artifact]:
     noted = config.model_dir("chain")
     state = ChainState.load(noted)
+    if state.running:
+        say(f"{state.running}: the run before was killed in it, by somebody, or by the system where memory is short")
+        state.running = ""
     found: dict[StageName, Artifact] = {}
     for stage in stages_of(config):
         inputs = {name: found[source] for name, source in stage.inputs.items()}
@@ -49,10 +54,11 @@ def _run(config: Config, say: Say, until: StageName) -> dict[StageName, Artifact
                 say(f"{stage.name}: another run; the checkpoints of the one before are in {aside}")
             files = stamp(stage.files(config))
             begun = perf_counter()
-            if stage.name == "evaluate":
-                _evaluate(config, found["build_index"])
-            else:
-                _STAGES[stage.name](config)
+            with _noted(stage.name, state, noted):
+                if stage.name == "evaluate":
+                    _evaluate(config, found["build_index"])
+                else:
+                    _STAGES[stage.name](config)
             finding = examine(stage, config, inputs, state, just_ran=True)
             if finding.reasons:
                 raise ValueError(f"{stage.name} has run, but {'; '.join(finding.reasons)}")
@@ -73,6 +79,18 @@ def _run(config: Config, say: Say, until: StageName) -> dict[StageName, Artifact
         if stage.name == until:
             break
     return found
+
+
+@contextmanager
+def _noted(stage: StageName, state: ChainState, folder: Path) -> Iterator[None]:
+    """Keeps on disk which stage runs: a process that is killed can say nothing, the next one can."""
+    state.running = stage
+    state.save(folder)
+    try:
+        yield
+    finally:
+        state.running = ""
+        state.save(folder)
 
 
 def _publish(config: Config, index: Artifact, state: ChainState, say: Say) -> None:
