@@ -1,18 +1,22 @@
 """The MTMH model: nn.Modules and losses that any TorchRec stack can import."""
 
-from mtmh.specs import Head, IdTable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .combination import Combination
-from .content_encoder import ContentEncoder, ContentInputs, PooledEncoder
-from .dense_nn import DenseNN
-from .heads import HeadMLP
-from .id_tables import HashIdRows, build_managed_ebc
-from .losses import LossOutput, Similar, TeacherEmbeddings, contrastive_losses
-from .masks import accidental_hits
-from .mtmh import MTMH
-from .preranker import Preranker, UserTower, task_probability
-from .semantic import pseudo_labels
-from .sparse_nn import SparseNN, build_ebc
+if TYPE_CHECKING:
+    from mtmh.specs import Head, IdTable
+
+    from .combination import Combination
+    from .content_encoder import ContentEncoder, ContentInputs, PooledEncoder
+    from .dense_nn import DenseNN
+    from .heads import HeadMLP
+    from .id_tables import HashIdRows, build_managed_ebc
+    from .losses import LossOutput, Similar, TeacherEmbeddings, contrastive_losses
+    from .masks import accidental_hits
+    from .mtmh import MTMH
+    from .preranker import Preranker, UserTower, task_probability
+    from .semantic import pseudo_labels
+    from .sparse_nn import SparseNN, build_ebc
 
 __all__ = [
     "MTMH",
@@ -38,3 +42,39 @@ __all__ = [
     "pseudo_labels",
     "task_probability",
 ]
+
+# A name is imported when it is used: retrieval takes the user tower without TorchRec, which takes seconds to import.
+_PLACES = {
+    "MTMH": "mtmh.modules.mtmh",
+    "Combination": "mtmh.modules.combination",
+    "ContentEncoder": "mtmh.modules.content_encoder",
+    "ContentInputs": "mtmh.modules.content_encoder",
+    "DenseNN": "mtmh.modules.dense_nn",
+    "HashIdRows": "mtmh.modules.id_tables",
+    "Head": "mtmh.specs",
+    "HeadMLP": "mtmh.modules.heads",
+    "IdTable": "mtmh.specs",
+    "LossOutput": "mtmh.modules.losses",
+    "PooledEncoder": "mtmh.modules.content_encoder",
+    "Preranker": "mtmh.modules.preranker",
+    "Similar": "mtmh.modules.losses",
+    "SparseNN": "mtmh.modules.sparse_nn",
+    "TeacherEmbeddings": "mtmh.modules.losses",
+    "UserTower": "mtmh.modules.preranker",
+    "accidental_hits": "mtmh.modules.masks",
+    "build_ebc": "mtmh.modules.sparse_nn",
+    "build_managed_ebc": "mtmh.modules.id_tables",
+    "contrastive_losses": "mtmh.modules.losses",
+    "pseudo_labels": "mtmh.modules.semantic",
+    "task_probability": "mtmh.modules.preranker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

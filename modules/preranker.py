@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from .dense_nn import DenseNN
 from .mlp import hidden_layers
-from .sparse_nn import SparseNN
+
+if TYPE_CHECKING:  # serving needs the user tower alone, and TorchRec takes seconds to import
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    from .dense_nn import DenseNN
+    from .sparse_nn import SparseNN
 
 
 class UserTower(nn.Module):
@@ -105,7 +110,8 @@ class Preranker(nn.Module):
 
     Example::
 
-        >>> from mtmh.modules import build_ebc
+        >>> from mtmh.modules import DenseNN, SparseNN, build_ebc
+        >>> from torchrec import KeyedJaggedTensor
         >>> sparse_nn = SparseNN(build_ebc({"item_id": 10}, {"item_id": 8}), ["item_id"])
         >>> model = Preranker(sparse_nn, DenseNN(2, [4], 4), 0, [8], dim=5, temperature=0.1, prior=[-3.0, -1.0])
         >>> ids = KeyedJaggedTensor(keys=["item_id"], values=torch.tensor([1, 2, 3]), lengths=torch.tensor([1, 1, 1]))

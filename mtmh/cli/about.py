@@ -6,10 +6,8 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from mtmh.cli.options import Overrides, Recipe
-from mtmh.config import Config, load_config
 
 
 def doctor() -> None:
@@ -22,7 +20,9 @@ def doctor() -> None:
 
 def recipes() -> None:
     """Lists the recipes that ship with mtmh."""
-    from mtmh.config import recipe_names
+    from rich.table import Table
+
+    from mtmh.config import load_config, recipe_names
 
     table = Table.grid(padding=(0, 2))
     for name in recipe_names():
@@ -38,7 +38,9 @@ def show(
     """Prints a recipe with every setting, defaults included."""
     import yaml
 
-    config: Config = load_config(recipe, overrides)
+    from mtmh.config import load_config
+
+    config = load_config(recipe, overrides)
     tree = config.model_dump(mode="json")
     if explain:
         from mtmh.config.descriptions import explained

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mtmh.cli.options import done, say
-from mtmh.places import any_path
 
 artifact_app = typer.Typer(
     no_args_is_help=True, help="Artifact folders, such as index versions: signatures, object storage."
@@ -55,6 +54,7 @@ def push(
 ) -> None:
     """Copies an artifact to object storage, whole or not at all, and publishes it there."""
     from mtmh.index.versions import CURRENT, current_version
+    from mtmh.places import any_path
     from mtmh.transfer import push as run
 
     source = current_version(folder) if (folder / CURRENT).is_file() else folder
@@ -69,6 +69,7 @@ def pull(
     key: Annotated[Path | None, typer.Option(help="File of the public key that must have signed it.")] = None,
 ) -> None:
     """Copies the artifact that is published on object storage, whole or not at all; nothing if it is there already."""
+    from mtmh.places import any_path
     from mtmh.transfer import pull as run
 
     artifact, is_new = run(any_path(url), folder, trusted_key=key)

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from mtmh.cli.options import Overrides, Recipe, done
-from mtmh.config import load_config
 
 
 def chain(
@@ -28,6 +27,7 @@ def chain(
     """
     from mtmh.chain.record import PAGE
     from mtmh.chain.run import plan_chain, run_chain
+    from mtmh.config import load_config
 
     console = Console()
     if dry_run:

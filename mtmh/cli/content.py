@@ -6,7 +6,6 @@ import typer
 from rich.console import Console
 
 from mtmh.cli.options import Out, Overrides, Recipe, done
-from mtmh.config import load_config
 
 content_app = typer.Typer(no_args_is_help=True, help="The teacher: content embeddings of the catalogue.")
 
@@ -14,6 +13,7 @@ content_app = typer.Typer(no_args_is_help=True, help="The teacher: content embed
 @content_app.command("simulate")
 def content_simulate(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
     """Draws pictures and concepts for a simulated catalogue."""
+    from mtmh.config import load_config
     from mtmh.prepare.sources.synthetic_media import write_media
 
     config = load_config(recipe, overrides)
@@ -23,6 +23,7 @@ def content_simulate(recipe: Recipe, out: Out = None, overrides: Overrides = Non
 @content_app.command("train")
 def content_train(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
     """Trains the content encoder against concepts; alone, or as one rank of torchrun. Goes on where it was killed."""
+    from mtmh.config import load_config
     from mtmh.content.train import train_content
 
     config = load_config(recipe, overrides)
@@ -32,6 +33,7 @@ def content_train(recipe: Recipe, out: Out = None, overrides: Overrides = None) 
 @content_app.command("check")
 def content_check(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
     """Measures how well the teacher tells topics apart; exit code 1 if it misses a gate of the recipe."""
+    from mtmh.config import load_config
     from mtmh.content.check import check_content, check_table
 
     config = load_config(recipe, overrides)
@@ -47,6 +49,7 @@ def content_check(recipe: Recipe, out: Out = None, overrides: Overrides = None) 
 @content_app.command("embed")
 def content_embed(recipe: Recipe, out: Out = None, overrides: Overrides = None) -> None:
     """Embeds every item of the catalogue with the frozen teacher."""
+    from mtmh.config import load_config
     from mtmh.content.embed import embed_content
 
     config = load_config(recipe, overrides)

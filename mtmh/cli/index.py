@@ -11,8 +11,6 @@ import typer
 from rich.console import Console
 
 from mtmh.cli.options import Overrides, Recipe, done, say
-from mtmh.config import load_config
-from mtmh.places import any_path
 
 index_app = typer.Typer(no_args_is_help=True, help="The published index: versions, fresh items.")
 
@@ -24,6 +22,7 @@ def list_versions(recipe: Recipe, overrides: Overrides = None) -> None:
     """Lists the versions on disk, the newest first."""
     from rich.table import Table
 
+    from mtmh.config import load_config
     from mtmh.index.versions import list_versions as run
 
     table = Table("version", "state", "built (UTC)", "items", "ANN recall")
@@ -47,6 +46,7 @@ def verify(
 ) -> None:
     """Compares every file of a version with its recorded checksum."""
     from mtmh.artifacts import open_artifact
+    from mtmh.config import load_config
     from mtmh.index.versions import current_version, find_version
 
     index_dir = load_config(recipe, overrides).model_dir("index")
@@ -59,6 +59,7 @@ def verify(
 @index_app.command("publish")
 def publish(recipe: Recipe, version: VersionName, overrides: Overrides = None) -> None:
     """Publishes a version that is on disk; exit code 1 if it misses the recall gate (`--set index.min_recall=...`)."""
+    from mtmh.config import load_config
     from mtmh.index.versions import BelowGateError, find_version
     from mtmh.index.versions import publish as run
 
@@ -78,6 +79,7 @@ def rollback(
     overrides: Overrides = None,
 ) -> None:
     """Publishes the version before the current one again."""
+    from mtmh.config import load_config
     from mtmh.index.versions import find_version
     from mtmh.index.versions import rollback as run
 
@@ -93,8 +95,10 @@ def pull(
     overrides: Overrides = None,
 ) -> None:
     """Publishes here the version that is published on object storage; a running service takes it into use."""
+    from mtmh.config import load_config
     from mtmh.index.pulled import pull_version
     from mtmh.index.versions import BelowGateError
+    from mtmh.places import any_path
 
     config = load_config(recipe, overrides)
     index_dir, place, said = config.model_dir("index"), any_path(url), ""
@@ -132,6 +136,7 @@ def add(
     overrides: Overrides = None,
 ) -> None:
     """Embeds new items from their features and makes them answers, without a new build."""
+    from mtmh.config import load_config
     from mtmh.content.fresh import open_fresh_content
     from mtmh.live.item_rows import read_rows
     from mtmh.live.live_index import LiveIndex
@@ -154,6 +159,7 @@ def remove(
     overrides: Overrides = None,
 ) -> None:
     """Removes items from all answers, whatever version is published, until they are added again."""
+    from mtmh.config import load_config
     from mtmh.live.live_index import LiveIndex
 
     config = load_config(recipe, overrides)
@@ -165,6 +171,7 @@ def remove(
 @index_app.command("compact")
 def compact(recipe: Recipe, overrides: Overrides = None) -> None:
     """Builds a version out of the published one with all that was added and removed since, and publishes it."""
+    from mtmh.config import load_config
     from mtmh.index.versions import BelowGateError
     from mtmh.live.compaction import compact as run
 

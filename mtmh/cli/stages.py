@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 
 from mtmh.cli.options import Out, Overrides, Recipe, done, say
-from mtmh.config import load_config
 
 
 def prepare(
@@ -20,6 +19,7 @@ def prepare(
     overrides: Overrides = None,
 ) -> None:
     """Turns raw events and items into a dataset artifact."""
+    from mtmh.config import load_config
     from mtmh.prepare.prepare import prepare as run
     from mtmh.prepare.report import summary_table
 
@@ -55,6 +55,7 @@ def plan(
     overrides: Overrides = None,
 ) -> None:
     """Shows how the tables would be spread over machines that are not there; exit code 1 if they do not fit."""
+    from mtmh.config import load_config
     from mtmh.distributed.hardware import Cluster
     from mtmh.training.plan import DoesNotFit, make_plan
     from mtmh.training.plan_report import plan_report

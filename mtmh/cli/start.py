@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from mtmh.cli.options import Overrides, Recipe, done
-from mtmh.config import load_config
 
 
 def init(
@@ -29,6 +27,9 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replaces the recipe if there is one.")] = False,
 ) -> None:
     """Looks at two tables, guesses columns, features, split and teacher, and writes a recipe."""
+    from rich.table import Table
+
+    from mtmh.config import load_config
     from mtmh.start.guess import guess_recipe
     from mtmh.start.recipe import recipe_text
 
@@ -54,6 +55,7 @@ def run(recipe: Recipe, overrides: Overrides = None) -> None:
     Runs in this process. `mtmh chain` runs the same stages as jobs, on a cluster too, and keeps a model that got worse
     from being published.
     """
+    from mtmh.config import load_config
     from mtmh.evaluation.results import REPORT, load_evaluation
     from mtmh.evaluation.tables import results_table
     from mtmh.evaluation.verdict import verdict

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mtmh.cli.options import Overrides, Recipe, done, say
-from mtmh.config import load_config
 
 
 def tune(
@@ -21,6 +20,7 @@ def tune(
     overrides: Overrides = None,
 ) -> None:
     """Searches better settings on the end of the training period; needs the dataset and content embeddings."""
+    from mtmh.config import load_config
     from mtmh.tuning.study import PAGE, best_trial
     from mtmh.tuning.study import tune as run
 

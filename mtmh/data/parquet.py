@@ -29,7 +29,11 @@ def read_whole(path: Path, columns: list[str] | None = None) -> pa.Table:
         ValueError: missing, damaged or forged, or it asks for more memory than there is; the message names the file.
     """
     try:
-        return pq.read_table(path, columns=columns)
+        with pq.ParquetFile(path) as file:  # `pq.read_table` imports pyarrow.dataset, and that pandas, which take long
+            missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+            if missing:
+                raise ValueError(f"{path}: no column {missing[0]}; it has {', '.join(file.schema_arrow.names)}")
+            return file.read(columns=columns)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from None
 

@@ -21,8 +21,7 @@ from mtmh.live.segments import merge_segments
 from mtmh.preranking.export import write_rows
 from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.retriever import Retriever
-from mtmh.tower.artifact import vectors_file
-from mtmh.tower.export import TOWER
+from mtmh.tower.artifact import TOWER, vectors_file
 
 _COPIED_ROWS = 65_536
 

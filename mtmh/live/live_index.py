@@ -26,7 +26,7 @@ from mtmh.index.versions import current_version
 from mtmh.index.writers import writing
 from mtmh.live.segments import Segment, check_present, last_change, read_segments, write_segment
 from mtmh.retrieval.retriever import Retriever
-from mtmh.tower.export import Tower
+from mtmh.tower.fresh import Tower
 from mtmh.tower.item_features import CONTENT
 
 if TYPE_CHECKING:  # transformers takes seconds to import

@@ -42,7 +42,7 @@ from mtmh.preranking.quality import measure, questions
 from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.stacking import fit_combination, judged_candidates
 from mtmh.preranking.user_ranker import UserRanker
-from mtmh.tower.export import TOWER
+from mtmh.tower.artifact import TOWER
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.trainer import VALIDATION
 

@@ -1,31 +1,24 @@
-"""The preranker's item tower for items that training has not seen: written like the index's, fed with raw features."""
+"""Writes the preranker's item tower for items that training has not seen, like the index's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
-import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import Field
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.artifacts import Artifact
 from mtmh.config import PrerankerConfig, PrerankerTrainingConfig
 from mtmh.config.recorded import recorded_section
-from mtmh.data.arrays import Floats
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
 from mtmh.modules.preranker import Preranker
 from mtmh.preranking.model_builder import build_preranker
-from mtmh.tower.export import TOWER, read_unseen, unseen_schema
-from mtmh.tower.item_features import ItemFeatures, write_features
-from mtmh.tower.quantised import TowerSettings, read_quantised, read_settings, write_quantised
-
-_CHUNK_ITEMS = 8192
+from mtmh.tower.artifact import TOWER
+from mtmh.tower.export import read_unseen, unseen_schema
+from mtmh.tower.item_features import write_features
+from mtmh.tower.quantised import TowerSettings, write_quantised
 
 
 class PrerankerTowerSettings(TowerSettings):
@@ -38,53 +31,6 @@ class PrerankerTowerSettings(TowerSettings):
     def build(self, device: torch.device) -> Preranker:
         """The preranker at arbitrary weights."""
         return build_preranker(self.preranker, self.features, self.frozen_dim, self.prior, device)
-
-
-class ItemTower:
-    """Vectors of items from their raw features and their embeddings under the heads.
-
-    Loading and embedding are safe from several threads; the model is read at the first use.
-
-    Args:
-        folder: of a preranker artifact.
-
-    Raises:
-        ValueError: the artifact has no tower.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / TOWER
-        self._features = ItemFeatures(self._folder)
-
-    def embed(self, rows: pa.Table, frozen: Sequence[Floats]) -> Floats:
-        """Computes the vectors of N items, at least one.
-
-        Args:
-            rows: item_id and features; a feature that is no column counts as missing.
-            frozen: [N, D] of each head whose embeddings are inputs.
-
-        Returns:
-            [N, W] float32, as `mtmh.modules.Preranker` gives them.
-        """
-        extra = np.concatenate([np.empty((len(rows), 0), np.float32), *frozen], axis=1)
-        parts = [
-            self._embed(rows.slice(start, _CHUNK_ITEMS), extra[start : start + _CHUNK_ITEMS])
-            for start in range(0, len(rows), _CHUNK_ITEMS)
-        ]
-        return np.concatenate(parts)
-
-    @torch.no_grad()
-    def _embed(self, rows: pa.Table, extra: Floats) -> Floats:
-        values, lengths, dense = map(torch.from_numpy, self._features.encode(rows))
-        sparse = KeyedJaggedTensor(self._model.sparse_nn.keys, values, lengths=lengths.reshape(-1))
-        vectors: Floats = self._model(sparse, dense, torch.from_numpy(extra)).numpy()
-        return vectors
-
-    @cached_property
-    def _model(self) -> Preranker:
-        settings = read_settings(self._folder, PrerankerTowerSettings)
-        self._features.check(settings.features)
-        return read_quantised(self._folder, settings, settings.build)
 
 
 def write_item_tower(folder: Path, tables: Literal["int8", "fp16"], dataset: Dataset, checkpoint: Artifact) -> None:

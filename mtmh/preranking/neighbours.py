@@ -10,15 +10,16 @@ a linear model in closed form (EASE, Steck, 2019), which tell items that go toge
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy import sparse
 
 from mtmh.data.arrays import Floats, Indices, open_array
 from mtmh.data.histories import Histories, HistoryReader
+
+if TYPE_CHECKING:  # reading a table, as retrieval does, takes neither SciPy nor torch
+    from scipy import sparse
 
 NEIGHBOUR_ITEMS = Path("items.npy")
 NEIGHBOUR_WEIGHTS = Path("weights.npy")
@@ -123,6 +124,8 @@ class Neighbours:
 
 def engagements(reader: HistoryReader, num_items: int) -> sparse.csr_matrix:
     """[users, I] float32: 1 where the user engaged with the item, however often."""
+    from scipy import sparse
+
     return sparse.vstack(
         [engagement_matrix(reader.read(group), num_items) for group in range(reader.num_groups)], "csr"
     )
@@ -130,6 +133,8 @@ def engagements(reader: HistoryReader, num_items: int) -> sparse.csr_matrix:
 
 def engagement_matrix(histories: Histories, num_items: int) -> sparse.csr_matrix:
     """[users, num_items] float32: 1 where a user engaged with an item, however often."""
+    from scipy import sparse
+
     ones = np.ones(len(histories.items), np.float32)
     # A copy: histories may be a view of a memory-mapped file, and the matrix sorts its indices in place.
     shape = (len(histories.offsets) - 1, num_items)
@@ -146,6 +151,8 @@ def cosine_neighbours(engaged: sparse.csr_matrix, width: int) -> Neighbours:
         engaged: see `engagements`.
         width: neighbours of an item.
     """
+    from scipy import sparse
+
     num_items = engaged.shape[1]
     counts = np.asarray(engaged.sum(axis=0)).ravel()
     by_user = (engaged @ sparse.diags_array(1.0 / np.sqrt(np.maximum(counts, 1.0)))).astype(np.float32).tocsr()
@@ -173,6 +180,8 @@ def linear_weights(engaged: sparse.csr_matrix, regularization: float) -> Floats:
     Returns:
         [I, I]; one such matrix is held.
     """
+    import torch
+
     weights = torch.from_numpy((engaged.T @ engaged).toarray())
     weights.diagonal().add_(regularization)
     torch.linalg.cholesky(weights, out=weights)

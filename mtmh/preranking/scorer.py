@@ -17,8 +17,8 @@ from mtmh.data.arrays import Floats, Indices, open_array
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.modules.preranker import UserTower, task_probability
 from mtmh.preranking.artifact import USER_TOWER, VECTORS, PrerankerSummary, TaskSummary
-from mtmh.preranking.item_tower import ItemTower
-from mtmh.tower.quantised import fill_weights
+from mtmh.preranking.fresh import ItemTower
+from mtmh.tower.weights import fill_weights
 
 _BLOCK_FLOATS = 8_388_608  # gathered or computed at a time (32 MiB)
 # Logits of the whole catalogue cost less than those of gathered candidates where it is at most so many times larger.

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from mtmh.config.model import HeadName
 
+TOWER = Path("tower")  # in an index, or a preranker: the tower that embeds items from their raw features
+
 
 def vectors_file(head: str) -> Path:
     """[I, D] float32 unit-length embeddings of one head."""

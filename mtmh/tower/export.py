@@ -6,92 +6,29 @@ not seen, whatever the size of the catalogue.
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
-from pydantic import model_validator
-from torch import Tensor, nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch import nn
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.config import ModelConfig
 from mtmh.config.recorded import recorded_section
-from mtmh.data.arrays import Vectors
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import ITEM_ID, FeatureSchema
 from mtmh.distributed.state_files import read_state, stored_rows
 from mtmh.modules.mtmh import MTMH
-from mtmh.tower.artifact import TowerFacts
-from mtmh.tower.item_features import ItemFeatures, write_features
-from mtmh.tower.quantised import TowerSettings, read_quantised, read_settings, write_quantised
+from mtmh.tower.artifact import TOWER, TowerFacts
+from mtmh.tower.fresh import Tower
+from mtmh.tower.item_features import write_features
+from mtmh.tower.quantised import write_quantised
+from mtmh.tower.unseen import ItemTowerSettings, embed_unseen
 from mtmh.training.checkpoint import MODEL, STATE
 from mtmh.training.content import content_input
-from mtmh.training.model_builder import build_model
 
-TOWER = Path("tower")
 _COMPARED_ITEMS = 1000
-_CHUNK_ITEMS = 8192
-
-
-class ItemTowerSettings(TowerSettings):
-    """The parts of the index's tower."""
-
-    model: ModelConfig
-
-    @model_validator(mode="after")
-    def _has_plain_tables(self) -> Self:
-        if self.model.id_tables:
-            raise ValueError("a tower has no tables of raw ids")
-        return self
-
-    def build(self, device: torch.device) -> MTMH:
-        """The model at arbitrary weights."""
-        return build_model(self.model, self.features, device)
-
-
-class Tower:
-    """Embeds items from their raw features.
-
-    Loading and embedding are safe from several threads; the model is read at the first use.
-
-    Args:
-        folder: of an index artifact.
-
-    Attributes:
-        features: checks and encodes rows.
-
-    Raises:
-        ValueError: the index has no tower.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder / TOWER
-        self.features = ItemFeatures(self._folder)
-
-    def embed(self, rows: pa.Table) -> dict[str, Vectors]:
-        """Embeds N rows, at least one, that ``features.table`` laid out.
-
-        Returns:
-            head -> [N, D] float32, unit length.
-        """
-        parts = [self._embed(rows.slice(start, _CHUNK_ITEMS)) for start in range(0, len(rows), _CHUNK_ITEMS)]
-        return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
-
-    def _embed(self, rows: pa.Table) -> dict[str, Vectors]:
-        inputs = (*self.features.encode(rows), self.features.content(rows))
-        keys = [ITEM_ID, *(feature.name for feature in self.features.facts.id_features)]
-        embedded = _embed(self._model, keys, *map(torch.from_numpy, inputs))
-        return {head: vectors.numpy() for head, vectors in embedded.items()}
-
-    @cached_property
-    def _model(self) -> MTMH:
-        settings = read_settings(self._folder, ItemTowerSettings)
-        self.features.check(settings.features)
-        return read_quantised(self._folder, settings, settings.build)
 
 
 def write_tower(
@@ -136,9 +73,9 @@ def write_tower(
     sparse, dense = dataset.item_table.gather(sample, hide_id=np.ones(len(sample), bool), raw=raw)
     inputs = (sparse.values(), sparse.lengths(), dense, content.gather(sample) if content else dense[:, :0])
     keys = sparse.keys()
-    expected = _embed(model, keys, *inputs)
+    expected = embed_unseen(model, keys, *inputs)
     write_quantised(folder / TOWER, model, settings)
-    found = _embed(Tower(folder)._model, keys, *inputs)
+    found = embed_unseen(Tower(folder).model, keys, *inputs)
     cosines = {head: (found[head] * expected[head]).sum(dim=1) for head in expected}
     return TowerFacts(
         tables=tables,
@@ -188,16 +125,6 @@ def read_unseen(model: nn.Module, checkpoint: Path, hidden_rows: int) -> None:
     if hidden_rows:
         row.copy_(stored_rows(checkpoint / STATE, item_table, 0, 1))
     read_state(state, checkpoint / STATE, prefixes=(), distributed=False)
-
-
-@torch.no_grad()
-def _embed(
-    model: MTMH, keys: list[str], values: Tensor, lengths: Tensor, dense: Tensor, content: Tensor
-) -> dict[str, Tensor]:
-    """Embeddings of unit length whatever the model's own setting; content of width 0 if the model takes none in."""
-    sparse = KeyedJaggedTensor(keys=keys, values=values, lengths=lengths.reshape(-1))
-    embedded = model(sparse, dense, content)
-    return {head: nn.functional.normalize(vectors.float(), dim=1) for head, vectors in embedded.items()}
 
 
 def _find_checkpoint(root: Path, digest: str) -> Path:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mtmh.data.dataset import Dataset
 from mtmh.data.ids import clean_text
 from mtmh.data.parquet import read_whole
 from mtmh.data.schema import (
@@ -29,6 +28,9 @@ from mtmh.data.schema import (
     vocabulary_file,
 )
 from mtmh.errors import RequestError
+
+if TYPE_CHECKING:  # which needs TorchRec
+    from mtmh.data.dataset import Dataset
 
 FEATURES = "features.json"
 # Columns of a row that are no features: for display and for filters.

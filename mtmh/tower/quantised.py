@@ -9,9 +9,7 @@ from typing import Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 from torchrec.inference.modules import quantize_embeddings
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.quant.embedding_modules import EmbeddingBagCollection as QuantisedBags
@@ -20,6 +18,7 @@ from torchrec.types import DataType
 from mtmh.data.schema import FeatureSchema
 from mtmh.modules.mtmh import MTMH
 from mtmh.modules.preranker import Preranker
+from mtmh.tower.weights import fill_weights
 
 SETTINGS = "model.json"
 WEIGHTS = "model.safetensors"
@@ -102,31 +101,3 @@ def read_quantised(folder: Path, settings: TowerSettings, build: Callable[[torch
     model.sparse_nn.ebc = QuantisedBags(tables, is_weighted=False, device=torch.device("cpu"))
     fill_weights(model, path)
     return model.eval()
-
-
-def fill_weights(model: nn.Module, path: Path) -> None:
-    """Fills a model in place; one tensor of the file is in memory at a time.
-
-    Args:
-        model: its state has the names of the file.
-        path: written by ``safetensors.torch.save_file`` or ``save_model``.
-
-    Raises:
-        ValueError: the file is missing or damaged, or does not hold exactly the weights of this model.
-    """
-    state = model.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            differing = sorted(state.keys() ^ set(file.keys()))
-            if differing:
-                raise ValueError(f"{path}: not the weights of this model, differs in {', '.join(differing[:5])}")
-            for name, tensor in state.items():
-                stored = file.get_tensor(name)
-                if stored.dtype != tensor.dtype or stored.shape != tensor.shape:
-                    raise ValueError(
-                        f"{path}: {name}: expected {tensor.dtype} of shape {tuple(tensor.shape)}, found "
-                        f"{stored.dtype} of shape {tuple(stored.shape)}"
-                    )
-                tensor.copy_(stored)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: no readable safetensors: {error}") from None

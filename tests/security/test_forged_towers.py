@@ -18,10 +18,12 @@ from tiny_run import tiny_config, write_inputs
 
 from mtmh.index.build import build_index
 from mtmh.preranking.artifact import USER_TOWER
+from mtmh.tower.artifact import TOWER
 from mtmh.tower.embed import embed_catalogue
-from mtmh.tower.export import TOWER, Tower
+from mtmh.tower.fresh import Tower
 from mtmh.tower.item_features import FEATURES
-from mtmh.tower.quantised import SETTINGS, WEIGHTS, fill_weights
+from mtmh.tower.quantised import SETTINGS, WEIGHTS
+from mtmh.tower.weights import fill_weights
 from mtmh.training.trainer import train
 
 Tree = dict[str, Any]

@@ -14,7 +14,7 @@ from mtmh.data.dataset import open_dataset
 from mtmh.errors import RequestError
 from mtmh.index.build import build_index
 from mtmh.tower.embed import embed_catalogue
-from mtmh.tower.export import Tower
+from mtmh.tower.fresh import Tower
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import load_model
 from mtmh.training.trainer import train

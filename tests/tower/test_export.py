@@ -14,8 +14,9 @@ from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.build import build_index
+from mtmh.tower.artifact import TOWER
 from mtmh.tower.embed import embed_catalogue
-from mtmh.tower.export import TOWER, Tower
+from mtmh.tower.fresh import Tower
 from mtmh.tower.item_features import ItemFeatures, write_features
 from mtmh.tower.quantised import SETTINGS, WEIGHTS
 from mtmh.training.checkpoint import latest_checkpoint

@@ -13,8 +13,9 @@ from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.index.build import build_index
 from mtmh.preranking.trainer import train_preranker
+from mtmh.tower.artifact import TOWER
 from mtmh.tower.embed import embed_catalogue
-from mtmh.tower.export import TOWER, Tower
+from mtmh.tower.fresh import Tower
 from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.trainer import train
 
