@@ -1,5 +1,5 @@
 # make demo: the whole path on synthetic data.   make test: lint, types, tests.   make test-fast: the quick tests, test-all: every one.
-# make docs: the site.   make bench, make bench-serving: the measured tables.
+# make docs: the site.   make bench, make bench-serving: the measured tables.   make bench-compare OLD.json: against an older run.
 # make lock: the locks anew.   make audit: known vulnerabilities of what they name.
 # Each of the others first makes .venv from the pins in requirements/. DEVICE=cuda takes the CUDA builds. LOCKED=1 takes exactly the
 # files of requirements/lock-dev.txt, by their hashes (Python 3.11, Linux on x86_64).
@@ -27,7 +27,7 @@ ADVISORIES := https://pypi.org/pypi/urllib3/1.26.20/json
 # TorchX finds its jobs' programs on PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-all test-fast lint layout types docs bench bench-serving doctor lock audit clean
+.PHONY: demo test test-all test-fast lint layout types docs bench bench-serving bench-compare doctor lock audit clean
 
 demo: $(INSTALLED)
 	@echo; echo "1/9 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
@@ -103,6 +103,11 @@ bench-serving: $(INSTALLED)
 	python -m benchmarks.index --out runs/benchmarks/index.json --plot runs/benchmarks/index.svg
 	python -m benchmarks.index_build --out runs/benchmarks/index-build.json
 	OMP_NUM_THREADS=1 python -m benchmarks.index_lists --out runs/benchmarks/index-lists.json
+
+# make bench-compare OLD.json: measures anew what OLD.json holds, fails where something became more than a quarter worse.
+# NEW=NEW.json compares with that run instead; THRESHOLD=1.1 is stricter.
+bench-compare: $(INSTALLED)
+	python -m benchmarks.compare $(filter %.json,$(MAKECMDGOALS)) $(if $(NEW),--new $(NEW)) $(if $(THRESHOLD),--threshold $(THRESHOLD))
 
 doctor: $(INSTALLED)
 	mtmh doctor

@@ -29,6 +29,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from benchmarks.compare import made_by
 from benchmarks.loader import build_content, build_dataset, machine
 from mtmh.artifacts import MANIFEST, write_atomically
 from mtmh.config import Config, decisive, load_config
@@ -62,7 +63,7 @@ def main() -> None:
             print(json.dumps(rows[-1]), file=sys.stderr)
     if args.out is not None:
         settings = {key: str(value) for key, value in vars(args).items() if key not in ("worker", "recipe")}
-        report = {"machine": machine(), "settings": settings, "results": rows}
+        report = {"command": made_by(), "machine": machine(), "settings": settings, "results": rows}
         write_atomically(args.out, json.dumps(report, indent=2) + "\n")
     print_table(rows)
 

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import random
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compare import made_by
 from benchmarks.serving.client import Connection
 from benchmarks.serving.server import ServerProcess
 from benchmarks.serving.world import make_world
@@ -166,7 +166,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = args.recipe or make_world(args.work, args.items)
     report: dict[str, Any] = {
-        "command": " ".join(sys.argv),
+        "command": made_by(),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "settings": {name: str(value) for name, value in vars(args).items()},
         "rows": [],

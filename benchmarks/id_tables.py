@@ -27,6 +27,7 @@ from rich.table import Table
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
+from benchmarks.compare import made_by
 from benchmarks.loader import build_dataset, machine
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
@@ -49,6 +50,7 @@ def main() -> None:
     """Runs all cases and prints the tables."""
     args = parse_args()
     report: dict[str, Any] = {
+        "command": made_by(),
         "machine": machine() | {"threads": torch.get_num_threads()},
         "settings": {key: str(value) for key, value in vars(args).items()},
         "map": [],

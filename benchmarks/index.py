@@ -25,6 +25,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.compare import made_by
 from benchmarks.index_build import HEADS, index_config, write_vectors, write_world
 from benchmarks.loader import machine
 from mtmh.index.artifact import IndexSummary
@@ -32,7 +33,7 @@ from mtmh.index.build import build_index
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, IvfIndex
 
-KINDS = ("flat", "fp16", "sq8", "pq")
+KINDS = ("flat", "fp16", "sq8", "pq", "fastscan")
 QUERY_SEED = 99
 
 Vectors = npt.NDArray[np.float32]
@@ -45,6 +46,7 @@ def main() -> None:
     args = parse_args()
     faiss.omp_set_num_threads(args.threads)
     report: dict[str, Any] = {
+        "command": made_by(),
         "machine": machine() | {"faiss": faiss.__version__},
         "settings": {key: str(value) for key, value in vars(args).items()},
         "exact": None,
@@ -138,7 +140,7 @@ def measure_kind(root: Path, kind: str, queries: Vectors, truth: Items, args: ar
     return {
         "storage": kind,
         "clusters": index.num_clusters,
-        "refine_factor": summary.refine_factor if kind in ("sq8", "pq") else 0,
+        "refine_factor": summary.refine_factor if kind in ("sq8", "pq", "fastscan") else 0,
         "build_seconds": build_seconds,
         "searched_bytes_per_item": searched,
         "stored_bytes_per_item": stored,

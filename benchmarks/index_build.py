@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.compare import made_by
 from benchmarks.loader import build_dataset, machine
 from mtmh.artifacts import open_artifact, write_artifact
 from mtmh.config import Config
@@ -66,7 +67,7 @@ def main() -> None:
                 )
                 if args.out is not None:
                     settings = {key: str(value) for key, value in vars(args).items()}
-                    report = {"machine": machine(), "settings": settings, "results": rows}
+                    report = {"command": made_by(), "machine": machine(), "settings": settings, "results": rows}
                     args.out.write_text(json.dumps(report, indent=2))
 
 
@@ -78,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num-heads", type=int, default=2)
     parser.add_argument("--clusters", type=int, help="of an index; default: the product's, about 4 * sqrt(items)")
     parser.add_argument("--iterations", type=int, default=20, help="of k-means")
-    parser.add_argument("--storage", nargs="+", default=["flat"], choices=["flat", "fp16", "sq8", "pq"])
+    parser.add_argument("--storage", nargs="+", default=["flat"], choices=["flat", "fp16", "sq8", "pq", "fastscan"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--threads", type=int, default=1, help="of a rank")
     parser.add_argument("--folder", type=Path, help="where the files go meanwhile: about 3 KiB an item")

@@ -23,6 +23,7 @@ import faiss
 import numpy as np
 from faiss.contrib.ondisk import merge_ondisk
 
+from benchmarks.compare import made_by
 from benchmarks.index_build import peak_gib, write_vectors
 from benchmarks.loader import machine
 from mtmh.index import lists
@@ -51,7 +52,9 @@ def main() -> None:
         check_same_lists(root)
     if args.out is not None:
         settings = {key: str(value) for key, value in vars(args).items()}
-        args.out.write_text(json.dumps({"machine": machine(), "settings": settings, "results": rows}, indent=2))
+        args.out.write_text(
+            json.dumps({"command": made_by(), "machine": machine(), "settings": settings, "results": rows}, indent=2)
+        )
 
 
 def parse_args() -> argparse.Namespace:

@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks.compare import made_by
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.batch import PairBatch
@@ -94,7 +95,12 @@ def main() -> None:
         )
         print("  " + ", ".join(f"{part} {ms:.2f}" for part, ms in row["profile_ms"].items()))
     if args.out is not None:
-        report = {"machine": machine(), "settings": {k: str(v) for k, v in vars(args).items()}, "results": rows}
+        report = {
+            "command": made_by(),
+            "machine": machine(),
+            "settings": {k: str(v) for k, v in vars(args).items()},
+            "results": rows,
+        }
         args.out.write_text(json.dumps(report, indent=2))
 
 

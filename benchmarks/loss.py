@@ -32,6 +32,8 @@ from mtmh.modules import Head, TeacherEmbeddings, contrastive_losses
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.compare import made_by
+
 HEADS = (Head("engagement"), Head("relevance", relevance_weight=0.5))
 TEMPERATURE = 0.07
 METHODS = ("naive", "compiled", "chunked", "triton")  # the last on GPUs only
@@ -173,7 +175,7 @@ def main() -> None:
     hardware = torch.cuda.get_device_name() if args.device == "cuda" else _cpu_name()
     machine = {"device": hardware, "threads": args.threads, "torch": torch.__version__}
     settings = {name: getattr(args, name) for name in ("rows", "width", "repeats", "precision")} | {"heads": len(HEADS)}
-    report: dict[str, Any] = {"command": " ".join(sys.argv), "machine": machine, "settings": settings, "results": []}
+    report: dict[str, Any] = {"command": made_by(), "machine": machine, "settings": settings, "results": []}
     print(f"M = {args.rows}, D = {args.width}, {len(HEADS)} heads and teacher, {args.precision} precision, {hardware}")
     print(f"{'L':>8}  {'method':<9}{'median s':>10}{'min - max s':>18}{'x naive':>9}{'peak MiB':>10}{'of naive':>10}")
     for negatives in args.negatives:

@@ -24,6 +24,8 @@ import duckdb
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.compare import made_by
+
 EVENTS_A_USER = 100
 EVENTS_AN_ITEM = 200
 
@@ -137,7 +139,7 @@ def main() -> None:
         table.add_row(f"{row['num_events']:,}", *cells[0], *cells[1])
     Console().print(table)
     if arguments.out:
-        arguments.out.write_text(json.dumps({"machine": machine, "results": rows}, indent=2))
+        arguments.out.write_text(json.dumps({"command": made_by(), "machine": machine, "results": rows}, indent=2))
 
 
 if __name__ == "__main__":

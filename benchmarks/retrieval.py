@@ -28,6 +28,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.compare import made_by
 from mtmh.config import RetrievalConfig
 from mtmh.index.storage import IvfSettings, train_ivf
 from mtmh.index.vector_index import IvfIndex, selector
@@ -65,6 +66,7 @@ def main() -> None:
     indexes = {head: in_memory(vectors[head], arguments.iterations) for head in HEADS}
     retriever = make_retriever(indexes, vectors, arguments)
     result: dict[str, Any] = {
+        "command": made_by(),
         "settings": {name: value for name, value in vars(arguments).items() if name != "out"},
         "num_clusters": indexes[HEADS[0]].num_clusters,
         "threads": faiss.omp_get_max_threads(),

@@ -39,6 +39,7 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from benchmarks.compare import made_by
 from benchmarks.loader import build_content, build_dataset, machine
 from mtmh.artifacts import write_atomically
 from mtmh.config import Config, load_config
@@ -448,8 +449,28 @@ def write_report(
     """The figures so far, as JSON."""
     if args.out is not None:
         settings = {key: str(value) for key, value in vars(args).items() if key not in ("worker", "recipe")}
-        report = {"machine": machine(), "settings": settings, "results": summaries(runs), "parts_ms": parts}
+        rows = summaries(runs)
+        report = {
+            "command": made_by(),
+            "machine": machine(),
+            "settings": settings,
+            "results": rows,
+            "against_plain": against_plain(rows),
+            "parts_ms": parts,
+        }
         write_atomically(args.out, json.dumps(report, indent=2) + "\n")
+
+
+def against_plain(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """How many times as fast as plain PyTorch, by number of ranks; none where only one of the two was run."""
+    found = []
+    for world_size in sorted({row["ranks"] for row in rows}):
+        by_engine = {row["engine"]: row for row in rows if row["ranks"] == world_size}
+        if by_engine.keys() == set(ENGINES):
+            wall = by_engine["mtmh"]["pairs_per_second"] / by_engine["plain"]["pairs_per_second"]
+            cpu = by_engine["plain"]["cpu_seconds_per_step"] / by_engine["mtmh"]["cpu_seconds_per_step"]
+            found.append({"ranks": world_size, "wall_ratio": wall, "cpu_ratio": cpu})
+    return found
 
 
 def print_tables(rows: list[dict[str, Any]], parts: dict[int, dict[str, float]]) -> None:
@@ -460,12 +481,11 @@ def print_tables(rows: list[dict[str, Any]], parts: dict[int, dict[str, float]])
             f"{row['engine']:<8}{row['ranks']:>6}{row['pairs_per_second']:>10,.0f}{row['min']:>9,.0f}{row['max']:>9,.0f}"
             f"{row['cpu_seconds_per_step']:>12.2f}{row['peak_rss_gb']:>9.2f}{row['engagement_loss']:>8.3f}"
         )
-    for world_size in parts:
-        by_engine = {row["engine"]: row for row in rows if row["ranks"] == world_size}
-        if by_engine.keys() == set(ENGINES):
-            wall = by_engine["mtmh"]["pairs_per_second"] / by_engine["plain"]["pairs_per_second"]
-            cpu = by_engine["plain"]["cpu_seconds_per_step"] / by_engine["mtmh"]["cpu_seconds_per_step"]
-            print(f"\n{world_size} rank(s): mtmh is {wall:.2f} times as fast as plain; {cpu:.2f} times by CPU time")
+    for found in against_plain(rows):
+        print(
+            f"\n{found['ranks']} rank(s): mtmh is {found['wall_ratio']:.2f} times as fast as plain;"
+            f" {found['cpu_ratio']:.2f} times by CPU time"
+        )
     print(f"\n{'a step of mtmh, ms (share)':<36}" + "".join(f"{f'{count} rank(s)':>18}" for count in parts))
     totals = {world_size: sum(spent.values()) for world_size, spent in parts.items()}
     for part in PARTS:
