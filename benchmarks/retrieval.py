@@ -30,17 +30,17 @@ from rich.table import Table
 
 from benchmarks.compare import made_by
 from mtmh.config import RetrievalConfig
-from mtmh.index.storage import IvfSettings, train_ivf
+from mtmh.index.storage import IvfSettings, Storage, empty_flat, packed, train_ivf
 from mtmh.index.vector_index import IvfIndex, selector
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.filters import Filters
-from mtmh.retrieval.head_search import SCANNED_ITEMS
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import HeadScorePreranker
 from mtmh.retrieval.retriever import Retriever
 from mtmh.retrieval.timings import Timings
 
 HEADS = ["engagement", "relevance"]
+FEW_ITEMS = 16_384  # allowed ones, which plain faiss compares all
 STAGES = ["embed", "search", "prerank", "merge", "describe"]
 
 Vectors = npt.NDArray[np.float32]
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=30)
     parser.add_argument("--k-ann", type=int, default=1000)
     parser.add_argument("--num-probes", type=int, default=32)
+    parser.add_argument("--storage", choices=["flat", "fp16", "fastscan"], default="flat")
     parser.add_argument("--added", type=int, default=10_000, help="items added since the build")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--iterations", type=int, default=8, help="of k-means")
@@ -63,7 +64,7 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
 
     vectors = {head: simulated(arguments.items, arguments.dim, seed) for seed, head in enumerate(HEADS)}
-    indexes = {head: in_memory(vectors[head], arguments.iterations) for head in HEADS}
+    indexes = {head: in_memory(vectors[head], arguments.iterations, arguments.storage) for head in HEADS}
     retriever = make_retriever(indexes, vectors, arguments)
     result: dict[str, Any] = {
         "command": made_by(),
@@ -106,12 +107,16 @@ def simulated(num_items: int, dim: int, seed: int) -> Vectors:
     return vectors
 
 
-def in_memory(vectors: Vectors, iterations: int) -> IvfIndex:
+def in_memory(vectors: Vectors, iterations: int, storage: Storage) -> IvfIndex:
     """An index of vectors [I, D]."""
-    settings = IvfSettings(iterations=iterations)
+    settings = IvfSettings(iterations=iterations, storage=storage)
     index = train_ivf(vectors[settings.sample(len(vectors))], len(vectors), settings)
     index.add(vectors)
-    return IvfIndex(index)
+    if storage != "fastscan":
+        return IvfIndex(index)
+    exact = empty_flat("fp16", vectors.shape[1])
+    exact.add(vectors)
+    return IvfIndex(packed(index), exact, refine_factor=4, owner=index)
 
 
 def make_retriever(
@@ -200,14 +205,14 @@ def faiss_call(
 ) -> Callable[[], object]:
     """One head's search as plain faiss would be asked for it, with everything but the search prepared beforehand.
 
-    As the retriever does: few allowed items are all compared, and a filter is answered by as many more probes as it
-    takes to compare as many allowed items.
+    It is asked for what is kept. Few allowed items are all compared, and a filter is answered by as many more probes as
+    it takes to compare as many allowed items.
     """
-    k, num_probes = arguments.k_ann + 1, arguments.num_probes
+    k, num_probes = arguments.k + 1, arguments.num_probes
     sel = None
     if allowed is not None:
         places = np.flatnonzero(allowed)
-        if len(places) <= SCANNED_ITEMS:
+        if len(places) <= FEW_ITEMS:
             few = vectors[places]
             return lambda: faiss.knn(queries, few, min(k, len(few)), metric=faiss.METRIC_INNER_PRODUCT)
         num_probes = math.ceil(num_probes * len(allowed) / len(places))
@@ -215,7 +220,12 @@ def faiss_call(
     # As keywords: so the parameters keep the selector alive. faiss's type stubs know only those of C++.
     made: Any = faiss.SearchParametersIVF
     parameters = made(nprobe=min(num_probes, index.num_clusters), sel=sel)
-    return lambda: index.faiss_index.search(queries, k, params=parameters)
+    searched: Any = index.faiss_index
+    if index.refined_index is not None:
+        refining: Any = faiss.IndexRefineSearchParameters
+        searched = index.refined_index
+        parameters = refining(k_factor=math.ceil(400 / k), base_index_params=parameters)
+    return lambda: searched.search(queries, k, params=parameters)
 
 
 def seconds(*work: Callable[[], object]) -> float:

@@ -31,10 +31,12 @@ class IndexConfig(Settings):
     num_clusters: Positive | None = None  # None: about 4 * sqrt(items)
     train_sample: Positive = 262_144  # vectors that k-means sees
     iterations: Positive = 20
-    storage: Literal["flat", "fp16", "sq8", "pq"] = "flat"  # of the vectors that a search compares
+    storage: Literal["flat", "fp16", "sq8", "pq", "fastscan"] = "flat"  # of the vectors that a search compares
     pq: PqConfig = PqConfig()
-    vectors: Literal["fp16", "fp32"] = "fp16"  # kept beside sq8 and pq codes: for refining, triggers and sorting
-    refine_factor: Annotated[int, Field(ge=0)] = 4  # sq8 and pq: codes an answer that are compared again by vector
+    vectors: Literal["fp16", "fp32"] = "fp16"  # kept beside codes of sq8, pq, fastscan: to refine by, triggers, sorting
+    refine_factor: Annotated[int, Field(ge=0)] = (
+        4  # sq8, pq, fastscan: codes an answer that are compared again by vector
+    )
     shard_items: Positive = 131_072  # filed at a time; the memory of a process follows it
     milvus: MilvusConfig | None = None
     # Tables of the tower that embeds items the index does not know; the preranker's own tower follows it.

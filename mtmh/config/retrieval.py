@@ -20,7 +20,7 @@ class RetrievalConfig(Settings):
     """
 
     k: Positive = 30  # kept a trigger (K)
-    k_ann: Positive = 1000  # candidates a head (K_ann)
+    k_ann: Positive = 1000  # candidates a head (K_ann) that are ranked; head-score, which keeps their order, takes K
     # Clusters searched (C); an index records the recall that it has with them. auto: as many as the build found to
     # reach index.min_recall.
     num_probes: Annotated[Positive | Literal["auto"], Decides("index", "evaluation")] = "auto"

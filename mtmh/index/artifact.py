@@ -34,7 +34,7 @@ def places_file(head: str) -> Path:
 
 
 def exact_file(head: str) -> Path:
-    """A flat faiss index of the vectors in item order, beside the codes of ``sq8`` and ``pq``."""
+    """A flat faiss index of the vectors in item order, beside the codes of ``sq8``, ``pq`` and ``fastscan``."""
     return Path(f"{head}.exact.faiss")
 
 
@@ -79,7 +79,7 @@ class IndexSummary(BaseModel):
     ann_recall: dict[str, AnnRecall]  # by head, with so many probes
     recall_curve: dict[str, list[AnnRecall]] = {}  # by head, all that was measured to choose the number
     backend: Literal["faiss", "milvus"] = "faiss"
-    storage: Literal["flat", "fp16", "sq8", "pq"] = "flat"
+    storage: Literal["flat", "fp16", "sq8", "pq", "fastscan"] = "flat"
     # Where the vector of an item is: in the lists; in this precision beside them; or (Milvus) in rows of <head>.npy.
     vectors: Literal["lists", "fp16", "fp32", "rows"] = "lists"
     refine_factor: int = 0

@@ -16,12 +16,15 @@ from mtmh.config import IndexConfig
 from mtmh.data.arrays import Vectors
 from mtmh.data.row_file import preallocate, write_at
 
-Storage = Literal["flat", "fp16", "sq8", "pq"]
+Storage = Literal["flat", "fp16", "sq8", "pq", "fastscan"]
 VectorPrecision = Literal["fp16", "fp32"]
 
 PRECISIONS: dict[VectorPrecision, type[np.floating[Any]]] = {"fp16": np.float16, "fp32": np.float32}
 # Lists of these hold the vectors themselves, so nothing is kept beside them.
 WHOLE: dict[Storage, VectorPrecision] = {"flat": "fp32", "fp16": "fp16"}
+# Fast scan looks codes of 4 bits up in registers. A number for every two dimensions keeps nearly all of the order.
+_FAST_BITS, _FAST_WIDTH = 4, 2
+_FAST_BLOCK = 32  # codes that are compared at once
 
 _COUNT_BYTES = 8
 
@@ -37,7 +40,7 @@ class IvfSettings:
         seed: of the sample and of k-means.
         storage: what the lists hold of a vector.
         pq_m: numbers a vector, for ``pq``.
-        pq_bits: of each.
+        pq_bits: of each, likewise.
     """
 
     num_clusters: int | None = None
@@ -86,20 +89,28 @@ class IvfSettings:
     def check(self, num_items: int, dim: int) -> None:
         """Raises ValueError if these settings do not fit the catalogue."""
         self.clusters(num_items)
-        if self.storage != "pq":
+        if self.storage == "fastscan" and dim % _FAST_WIDTH:
+            raise ValueError(f"index.storage is fastscan: the width of the embeddings is {dim}, and must be even")
+        if self.storage not in ("pq", "fastscan"):
             return
-        if dim % self.pq_m:
+        numbers, bits = self.quantizer(dim)
+        if dim % numbers:
             fitting = ", ".join(str(m) for m in range(1, dim + 1) if dim % m == 0)
             raise ValueError(
                 f"index.pq.m is {self.pq_m}, which does not divide the width {dim} of the embeddings;"
                 f" one of {fitting} does"
             )
         sampled = min(num_items, self.train_sample)
-        if sampled < 2**self.pq_bits:
+        if sampled < 2**bits:
+            setting = f" (index.pq.bits = {bits})" if self.storage == "pq" else ""
             raise ValueError(
-                f"index.storage is pq: {2**self.pq_bits} centroids a number (index.pq.bits = {self.pq_bits}) need at"
+                f"index.storage is {self.storage}: {2**bits} centroids a number{setting} need at"
                 f" least as many training vectors, and there are {sampled} (catalogue size or index.train_sample)"
             )
+
+    def quantizer(self, dim: int) -> tuple[int, int]:
+        """Numbers a vector of width ``dim``, and bits of each, of ``pq`` and ``fastscan``."""
+        return (dim // _FAST_WIDTH, _FAST_BITS) if self.storage == "fastscan" else (self.pq_m, self.pq_bits)
 
 
 def default_num_clusters(num_items: int, num_sampled: int) -> int:
@@ -125,7 +136,7 @@ def train_ivf(sample: Vectors, num_items: int, settings: IvfSettings) -> Any:
     settings.check(num_items, dim)
     index = empty_ivf(dim, settings.clusters(num_items), settings)
     # The sample is ours and seeded: faiss neither draws another nor warns about small catalogues.
-    parameters = [index.cp] + ([index.pq.cp] if settings.storage == "pq" else [])
+    parameters = [index.cp] + ([index.pq.cp] if settings.storage in ("pq", "fastscan") else [])
     for training in parameters:
         training.seed = settings.seed
         training.min_points_per_centroid = 1
@@ -143,11 +154,20 @@ def empty_ivf(dim: int, clusters: int, settings: IvfSettings) -> Any:
     quantizer, metric = faiss.IndexFlatIP(dim), faiss.METRIC_INNER_PRODUCT
     if settings.storage == "flat":
         return faiss.IndexIVFFlat(quantizer, dim, clusters, metric)
-    if settings.storage == "pq":
-        return faiss.IndexIVFPQ(quantizer, dim, clusters, settings.pq_m, settings.pq_bits, metric)
+    if settings.storage in ("pq", "fastscan"):
+        return faiss.IndexIVFPQ(quantizer, dim, clusters, *settings.quantizer(dim), metric)
     kind = faiss.ScalarQuantizer.QT_fp16 if settings.storage == "fp16" else faiss.ScalarQuantizer.QT_8bit
     # fp16 codes are the vectors themselves, so that they can be read back; sq8 is finer on what the cluster leaves.
     return faiss.IndexIVFScalarQuantizer(quantizer, dim, clusters, kind, metric, settings.storage == "sq8")
+
+
+def packed(index: Any) -> Any:
+    """The ``faiss.IndexIVFPQFastScan`` of a ``faiss.IndexIVFPQ``: its codes in memory, in the order of registers.
+
+    It points to the clusters of the other, which must live as long. On disk the codes stay as a plain product quantizer
+    has them, so that lists are filled, merged and checked like all others.
+    """
+    return faiss.IndexIVFPQFastScan(index, _FAST_BLOCK)
 
 
 def on_gpu(index: Any) -> Any:

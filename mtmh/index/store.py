@@ -13,7 +13,7 @@ from mtmh.data.arrays import open_array
 from mtmh.data.item_vectors import ItemVectors, StoredVectors
 from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, milvus_file, places_file
 from mtmh.index.milvus import MilvusCollection, MilvusIndex
-from mtmh.index.storage import PRECISIONS, WHOLE, VectorFile, empty_flat
+from mtmh.index.storage import PRECISIONS, WHOLE, VectorFile, empty_flat, packed
 from mtmh.index.vector_index import IvfIndex, VectorIndex, mapped_lists, read_faiss, without_prefetch
 from mtmh.index.written_form import check_flat, check_items_in_lists, check_ivf
 from mtmh.tower.artifact import vectors_file
@@ -52,7 +52,9 @@ def open_head(
     if summary.vectors == "lists":
         return index, _vectors_in_lists(folder, head, summary, index)
     exact, vectors = _vectors_beside(folder, head, summary)
-    return IvfIndex(index.faiss_index, exact, summary.refine_factor), vectors
+    stored = index.faiss_index
+    searched = packed(stored) if summary.storage == "fastscan" else stored
+    return IvfIndex(searched, exact, summary.refine_factor, owner=stored), vectors
 
 
 def open_lists(folder: Path, head: str, summary: IndexSummary) -> Any:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from mtmh.data.arrays import Items, Mask, Vectors
 from mtmh.data.item_vectors import ItemVectors
 
 _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
+_REFINED = 100  # answers for which codes are compared again, at least: those that recall is measured by
 
 
 class VectorIndex(Protocol):
@@ -123,15 +126,17 @@ class IvfIndex(_FaissIndex):
         index: a ``faiss.IndexIVF``.
         exact: a flat faiss index of the same vectors, to compare the best codes again; None: scores are those of the
             codes.
-        refine_factor: codes an answer that are compared again.
+        refine_factor: codes an answer that are compared again; those of a hundred answers at least.
+        owner: what ``index`` points into, kept as long as this object.
 
     Attributes:
         refine_factor: 0 where nothing is compared again.
         refined_index: the ``faiss.IndexRefine`` over both, or None.
     """
 
-    def __init__(self, index: Any, exact: Any = None, refine_factor: int = 0) -> None:
+    def __init__(self, index: Any, exact: Any = None, refine_factor: int = 0, owner: object = None) -> None:
         super().__init__(index)
+        self._owner = owner
         self.refine_factor = refine_factor if exact is not None else 0
         self.refined_index = faiss.IndexRefine(index, exact) if self.refine_factor else None
         self._exact = exact  # faiss only points to it
@@ -158,9 +163,26 @@ class IvfIndex(_FaissIndex):
         params = _made(faiss.SearchParametersIVF, sel=selector(allowed), nprobe=min(num_probes, self.num_clusters))
         if self.refined_index is None:
             return self._search(self._index, queries, k, params)
-        factor = min(self.refine_factor, math.ceil(max(self.num_items, 1) / k))
+        wanted = max(self.refine_factor, math.ceil(_REFINED * self.refine_factor / k))
+        factor = min(wanted, math.ceil(max(self.num_items, 1) / k))
         refined = _made(faiss.IndexRefineSearchParameters, k_factor=factor, base_index_params=params)
         return self._search(self.refined_index, queries, k, refined)
+
+    def nearest_clusters(self, queries: Vectors, num_probes: int) -> npt.NDArray[np.int64]:
+        """The clusters that a search of so many visits for each query, the nearest first: [Q, P] int64."""
+        probed = min(num_probes, self.num_clusters)
+        clusters: npt.NDArray[np.int64] = self._index.quantizer.search(np.ascontiguousarray(queries), probed)[1]
+        return clusters
+
+    @cached_property
+    def clusters_of_items(self) -> npt.NDArray[np.int32]:
+        """[I] the cluster of each item; 4 bytes an item, made at the first use."""
+        clusters = np.zeros(self.num_items, np.int32)
+        lists = self._index.invlists
+        for cluster in range(self.num_clusters):
+            if size := lists.list_size(cluster):
+                clusters[faiss.rev_swig_ptr(lists.get_ids(cluster), size)] = cluster
+        return clusters
 
     def drop_pages(self) -> None:
         """Gives the pages of memory-mapped lists back to the system's cache; the next search maps what it needs."""

@@ -96,7 +96,7 @@ def _is_of_form(
 
         index.quantizer.reset()
         index.quantizer.add(numbers(summary.num_clusters * summary.dim).reshape(-1, summary.dim))
-        if settings.storage == "pq":
+        if settings.storage in ("pq", "fastscan"):
             faiss.copy_array_to_vector(numbers(index.pq.ksub * summary.dim), index.pq.centroids)
         if settings.storage == "sq8":
             faiss.copy_array_to_vector(numbers(2 * summary.dim), index.sq.trained)

@@ -10,11 +10,16 @@ import numpy.typing as npt
 
 from mtmh.data.arrays import Indices, Mask, Scores
 from mtmh.data.item_vectors import StackedVectors
-from mtmh.index.vector_index import VectorIndex
+from mtmh.index.vector_index import IvfIndex, VectorIndex
 
 Found = tuple[Scores, npt.NDArray[np.int64]]
 
-SCANNED_ITEMS = 16_384  # up to so many allowed items, comparing all of them costs less than the index
+SCANNED_ITEMS = 4096  # up to so many allowed items, comparing all of them costs less than the index in any case
+_FEW_OF = 32  # items that may be no answers are few where they are at most so small a part of all
+_SPARE = 64  # candidates in the place of those that may be no answers
+# Costs in comparisons of a query with an item of a list (by benchmarks.retrieval, 1M x 128): testing whether an item is
+# allowed; taking the vector of an item out of the index; comparing it with a query in one product with all others.
+_TEST, _TAKE, _PRODUCT = 0.3, 6.0, 0.4
 _MORE_PROBES = 8
 _COMPARED = 16_777_216  # scores of added items at a time: bounds memory
 
@@ -39,7 +44,8 @@ class HeadSearch:
         Args:
             triggers: [T] item indices.
             k: answers a trigger.
-            num_probes: clusters searched. With a filter as many more as it takes to compare as many allowed items.
+            num_probes: clusters searched. With a filter as many more as it takes to compare as many allowed items; all
+                of these are compared where that costs less.
             needed: where fewer than this are found although there are more, further clusters are searched.
             allowed: [I + F]; None: all.
 
@@ -56,20 +62,19 @@ class HeadSearch:
 
     def _search_base(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask | None) -> Found:
         num_items = self.index.num_items
+        num_allowed = num_items
         if allowed is not None:
             allowed = allowed[:num_items]
             num_allowed = int(np.count_nonzero(allowed))
-            if num_allowed == num_items:
-                allowed = None
-            elif num_allowed <= SCANNED_ITEMS:
-                places = np.flatnonzero(allowed)
-                return _padded(_nearest(queries, self.vectors.base[places], places, k), k)
-            else:
-                num_probes = math.ceil(num_probes * num_items / num_allowed)
-        else:
-            num_allowed = num_items
-        width, needed = min(k, num_items), min(needed, num_allowed, k)
-        probes = min(num_probes, self.index.num_clusters)
+        if allowed is None or num_allowed == num_items:
+            return self._probe(queries, k, num_probes, min(needed, num_items, k), None)
+        if (num_items - num_allowed) * _FEW_OF <= num_items and num_allowed > SCANNED_ITEMS:
+            return self._past_few(queries, k, num_probes, needed, allowed, num_items - num_allowed)
+        return self._search_allowed(queries, k, num_probes, needed, allowed)
+
+    def _probe(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask | None) -> Found:
+        """Asks the index; where fewer than ``needed`` are found, again with more clusters."""
+        width, probes = min(k, self.index.num_items), min(num_probes, self.index.num_clusters)
         scores, items = self.index.search(queries, width, probes, allowed)
         while probes < self.index.num_clusters:
             short = np.flatnonzero(items[:, needed - 1] < 0)
@@ -78,6 +83,60 @@ class HeadSearch:
             probes = min(_MORE_PROBES * probes, self.index.num_clusters)
             scores[short], items[short] = self.index.search(queries[short], width, probes, allowed)
         return _padded((scores, items), k)
+
+    def _past_few(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask, num_others: int) -> Found:
+        """Finds some more and drops the few that may be no answers; a filter would test every item that is compared."""
+        spare = min(num_others, max(_SPARE, k))
+        scores, items = self._probe(queries, k + spare, num_probes, min(needed + spare, self.index.num_items), None)
+        present = items >= 0
+        gone = present & ~allowed[items]
+        order = np.argsort(gone | ~present, axis=1, kind="stable")[:, :k]
+        scores[gone], items[gone] = -np.inf, -1
+        # Where more had to go than there are to spare, although there may be others behind them.
+        short = np.flatnonzero(gone.sum(axis=1) > spare) if spare < num_others else np.empty(0, np.int64)
+        scores, items = np.take_along_axis(scores, order, axis=1), np.take_along_axis(items, order, axis=1)
+        if len(short):
+            scores[short], items[short] = self._search_allowed(queries[short], k, num_probes, needed, allowed)
+        return scores, items
+
+    def _search_allowed(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask) -> Found:
+        """Compares as many allowed items as a search without a filter would compare items, in the cheapest way."""
+        places = np.flatnonzero(allowed)
+        needed, num_queries = min(needed, len(places), k), len(queries)
+        probed = min(self.index.num_clusters, math.ceil(num_probes * len(allowed) / max(1, len(places))))
+        compared = num_probes * len(allowed) / self.index.num_clusters  # by a search without a filter
+        tested = probed * len(allowed) / self.index.num_clusters
+        costs = num_queries * (compared + _TEST * tested)
+        scanned = _scan_cost(len(places), num_queries)
+        if scanned <= costs or len(places) <= SCANNED_ITEMS:
+            return _padded(_nearest(queries, self.vectors.base[places], places, k), k)
+        if isinstance(self.index, IvfIndex) and num_queries > 1:
+            near = self._near(queries, places, probed, compared)
+            if _scan_cost(len(near), num_queries) <= costs:
+                found = _padded(_nearest(queries, self.vectors.base[near], near, k), k)
+                if (found[1][:, needed - 1] >= 0).all():
+                    return found
+        return self._probe(queries, k, probed, needed, allowed)
+
+    def _near(
+        self, queries: Scores, places: npt.NDArray[np.int64], num_probes: int, compared: float
+    ) -> npt.NDArray[np.int64]:
+        """Allowed items in the clusters that any of the queries visits until it has seen enough of them.
+
+        Args:
+            queries: [Q, D].
+            places: [N] the allowed items.
+            num_probes: clusters a query, at most.
+            compared: allowed items that are enough for a query.
+        """
+        assert isinstance(self.index, IvfIndex)
+        clusters = self.index.clusters_of_items[places]
+        counts = np.bincount(clusters, minlength=self.index.num_clusters)
+        visited = self.index.nearest_clusters(queries, num_probes)
+        before = np.cumsum(counts[visited], axis=1) - counts[visited]
+        is_visited = np.zeros(self.index.num_clusters, bool)
+        is_visited[visited[before < compared]] = True
+        return places[is_visited[clusters]]
 
     def _with_added(self, queries: Scores, found: Found, allowed: Mask | None) -> Found:
         """The best of what was found and of the added items, as many as were found."""
@@ -92,6 +151,11 @@ class HeadSearch:
             for rows in (slice(start, start + block) for start in range(0, len(queries), block))
         ]
         return np.concatenate([scores for scores, _ in parts]), np.concatenate([items for _, items in parts])
+
+
+def _scan_cost(num_items: int, num_queries: int) -> float:
+    """The cost of comparing queries with vectors that are taken out of the index, in comparisons."""
+    return num_items * (_TAKE + _PRODUCT * num_queries)
 
 
 def _nearest(queries: Scores, vectors: Scores, items: npt.NDArray[np.int64], k: int) -> Found:

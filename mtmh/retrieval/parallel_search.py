@@ -41,7 +41,11 @@ class AllHeads:
     def search(
         self, head: str, triggers: Indices, k_ann: int, num_probes: int, *, needed: int, allowed: Mask | None
     ) -> Candidates:
-        """As ``Retriever.search``."""
+        """As ``Retriever.search``; a trigger that comes several times, as in a batch of requests, is searched once."""
+        distinct, places = np.unique(triggers, return_inverse=True)
+        if len(distinct) < len(triggers):
+            found = self.search(head, distinct, k_ann, num_probes, needed=needed, allowed=allowed)
+            return Candidates(head, found.items[places], found.scores[places])
         search = self.by_head[head].search
         parts = [
             search(

@@ -25,7 +25,8 @@ class Query:
         history: item ids that one user engaged with, the latest last, instead of triggers; they are answered with one
             list. A repeated one counts once, at its last place. The order matters to a learned preranker alone.
         k: answers a list; all that are allowed if these are fewer.
-        k_ann: candidates a trigger and head; may exceed the catalogue.
+        k_ann: candidates a trigger and head; may exceed the catalogue. No more are searched for than are kept where the
+            preranker keeps the order of the search, as ``head-score`` does, and no boost changes it.
         num_probes: clusters searched a head.
         k_trigger: candidates that a trigger of a history and a head keep after preranking; more where the list would
             not fill.

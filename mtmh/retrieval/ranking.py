@@ -166,20 +166,20 @@ class HeadScorePreranker:
     """
 
     def __init__(self, judge: tuple[str, ItemVectors] | None = None) -> None:
-        self._judge = judge
+        self.judge = judge
 
     def with_added(
         self, items: pa.Table, added: Mapping[str, Vectors], vectors: Mapping[str, ItemVectors]
     ) -> HeadScorePreranker:
         """As ``Extensible.with_added``."""
         del items, added
-        return self if self._judge is None else HeadScorePreranker((self._judge[0], vectors[self._judge[0]]))
+        return self if self.judge is None else HeadScorePreranker((self.judge[0], vectors[self.judge[0]]))
 
     def score(self, requests: Requests, candidates: Candidates) -> Scores:
         """As ``Ranker.score``."""
-        if self._judge is None or self._judge[0] == candidates.head:
+        if self.judge is None or self.judge[0] == candidates.head:
             return candidates.scores
-        _, vectors = self._judge
+        _, vectors = self.judge
         scores = np.empty(candidates.items.shape, np.float32)
         block = max(1, _GATHERED_FLOATS // max(1, candidates.items.shape[1] * vectors.shape[1]))
         for start in range(0, len(scores), block):
@@ -234,6 +234,11 @@ class HistoryPreranker:
         largest = logits.max(axis=1)
         sums = np.exp(logits - largest[:, None]).sum(axis=1)
         return np.asarray(self._temperature * (largest + np.log(sums)), dtype=np.float32)
+
+
+def keeps_order(preranker: Ranker) -> bool:
+    """True if the best candidates of a head are the first that its search finds, so that no others are needed."""
+    return type(preranker) is HeadScorePreranker and preranker.judge is None
 
 
 def prerank(

@@ -51,13 +51,15 @@ from mtmh.retrieval.ranking import (
     Ranker,
     Requests,
     UserSource,
+    keeps_order,
     prerank,
 )
 from mtmh.retrieval.timings import Timings
 from mtmh.retrieval.user_list import UserList, by_score, distinct_latest_first, trigger_widths, user_list
 from mtmh.retrieval.variety import Pool, Variety, choose, full_values, varied_list
 from mtmh.signing import verify_signed
-from mtmh.tower.export import TOWER, Tower
+from mtmh.tower.artifact import TOWER
+from mtmh.tower.fresh import Tower
 from mtmh.tower.item_features import RawFeatures
 
 logger = logging.getLogger(__name__)
@@ -376,6 +378,8 @@ class Retriever:
         self, heads: Sequence[str], requests: Requests, plan: QueryPlan, allowed: Mask | None, timings: Timings
     ) -> list[Candidates]:
         """The ``plan.kept`` best candidates of each trigger under each of the heads."""
+        if keeps_order(self.preranker):
+            plan = replace(plan, k_ann=plan.kept)
         with timings.stage("search"):
             found = self._searches.search_all(heads, requests.triggers, plan, allowed)
         with timings.stage("prerank"):

@@ -94,7 +94,7 @@ def forgeries(whole: bytes, seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["flat", "fp16", "sq8", "pq"])
+@pytest.mark.parametrize("storage", ["flat", "fp16", "sq8", "pq", "fastscan"])
 def test_a_forged_file_ends_in_an_error_or_an_answer(storage: str, tmp_path: Path) -> None:
     write_world(tmp_path)
     folder = build_index(index_config(tmp_path, storage), tmp_path / "index").path

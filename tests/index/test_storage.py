@@ -16,7 +16,7 @@ from mtmh.artifacts import Artifact, open_artifact
 from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, places_file
 from mtmh.index.build import build_index
 from mtmh.index.storage import VectorFile
-from mtmh.index.store import open_head
+from mtmh.index.store import open_head, open_lists
 from mtmh.index.vector_index import IvfIndex
 
 KINDS = {  # storage -> bytes of a code, least recall at all clusters, tolerance of scores
@@ -24,13 +24,15 @@ KINDS = {  # storage -> bytes of a code, least recall at all clusters, tolerance
     "fp16": (2 * DIM, 0.98, 1e-3),
     "sq8": (DIM, 0.98, 1e-3),
     "pq": (4, 0.9, 1e-3),
+    "fastscan": (4, 0.95, 1e-3),  # 8 numbers of 4 bits
 }
 
 
 def kind_of(index: Any) -> str:
     if isinstance(index, faiss.IndexIVFScalarQuantizer):
         return {faiss.ScalarQuantizer.QT_fp16: "fp16", faiss.ScalarQuantizer.QT_8bit: "sq8"}[index.sq.qtype]
-    return {faiss.IndexIVFFlat: "flat", faiss.IndexIVFPQ: "pq"}[type(index)]
+    kinds = {faiss.IndexIVFFlat: "flat", faiss.IndexIVFPQ: "pq", faiss.IndexIVFPQFastScan: "fastscan"}
+    return kinds[type(index)]
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +113,7 @@ def test_lists_equal_those_of_plain_faiss(root: Path) -> None:
     """The merged file holds what ``add`` in one process would have filed, in the same order."""
     for storage in KINDS:
         artifact, summary = opened(root, storage)
-        index, _ = open_head(artifact.path, HEADS[0], summary)
-        assert isinstance(index, IvfIndex)
-        merged: Any = index.faiss_index
+        merged = open_lists(artifact.path, HEADS[0], summary)
         plain: Any = faiss.read_index(str(artifact.path / index_file(HEADS[0])), faiss.IO_FLAG_SKIP_IVF_DATA)
         lists = faiss.ArrayInvertedLists(plain.nlist, plain.code_size)
         plain.replace_invlists(lists, False)
@@ -175,6 +175,10 @@ def test_vector_file_is_what_faiss_writes(tmp_path: Path, precision: str) -> Non
         ({"num_clusters": 60, "train_sample": 50}, "index.num_clusters is 60, more than the 50 vectors"),
         ({"storage": "pq", "pq": {"m": 5}}, r"index.pq.m is 5, which does not divide the width 16 .* 1, 2, 4, 8, 16"),
         ({"storage": "pq", "pq": {"m": 4}, "train_sample": 200}, r"256 centroids a number .* there are 200"),
+        (
+            {"storage": "fastscan", "num_clusters": 4, "train_sample": 12},
+            r"fastscan: 16 centroids a number need at least as many training vectors, and there are 12",
+        ),
         ({"storage": "pq", "pq": {"m": 4, "bits": 12}}, rf"4096 centroids a number .* there are {NUM_ITEMS}"),
     ],
 )
@@ -184,7 +188,7 @@ def test_settings_that_do_not_fit(root: Path, tmp_path: Path, settings: dict, me
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("storage", ["flat", "pq"])
+@pytest.mark.parametrize("storage", ["flat", "pq", "fastscan"])
 def test_damaged_and_mixed_up_files(root: Path, storage: str, tmp_path: Path) -> None:
     head = HEADS[0]
     _, summary = opened(root, storage)

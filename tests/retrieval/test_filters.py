@@ -1,6 +1,8 @@
 """Filters, users' lists, shares of many heads: what comes back is what an exact search over the allowed items gives."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ from hypothesis import strategies as st
 from ivf_in_memory import build_ivf
 
 from mtmh.config import RetrievalConfig
-from mtmh.data.arrays import Scores
+from mtmh.data.arrays import Indices, Scores
+from mtmh.data.item_vectors import StackedVectors
 from mtmh.retrieval import head_search
 from mtmh.retrieval.answers import RetrievedItem
 from mtmh.retrieval.catalogue import Catalogue, UnknownItemError
 from mtmh.retrieval.filters import Filters
+from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.merge import head_quotas, named_shares
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Requests
@@ -122,6 +126,85 @@ def test_with_all_clusters_probed_a_head_answers_as_exact_search_does(
     found = RETRIEVER.retrieve(Query([f"i{trigger}"], k=k, num_probes=30, filters=filters, shares={head: 1.0}))[0]
     assert items_of(found) == naive_list(head, trigger, naive_allowed(filters), k)
     assert {answer.head for answer in found} <= {head}
+
+
+INFINITE = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("costs", "few_of"),
+    [((0.0,), 10**6), ((INFINITE,), 10**6), ((INFINITE, 0.0), 10**6), ((INFINITE,), 1)],
+    ids=["all allowed ones compared", "index", "those near the triggers compared", "others dropped"],
+)
+@many
+@given(any_filters, st.lists(st.integers(0, NUM_ITEMS - 1), min_size=2, max_size=12, unique=True), st.integers(1, 40))
+def test_every_way_to_search_among_allowed_items_finds_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+    costs: Sequence[float],
+    few_of: int,
+    filters: Filters,
+    triggers: list[int],
+    k: int,
+) -> None:
+    monkeypatch.setattr(head_search, "SCANNED_ITEMS", 0)
+    monkeypatch.setattr(head_search, "_FEW_OF", few_of)
+    monkeypatch.setattr(head_search, "_SPARE", 1)  # often too few
+    next_cost = itertools.cycle(costs)
+    monkeypatch.setattr(head_search, "_scan_cost", lambda num_items, num_queries: next(next_cost))
+    asked = [f"i{trigger}" for trigger in triggers]
+    lists = RETRIEVER.retrieve(Query(asked, k=k, num_probes=30, filters=filters, shares={"visual": 1.0}))
+    allowed = naive_allowed(filters)
+    assert [items_of(found) for found in lists] == [naive_list("visual", trigger, allowed, k) for trigger in triggers]
+
+
+def test_a_filter_is_answered_from_the_clusters_near_the_triggers() -> None:
+    search = HeadSearch(INDEXES["visual"], StackedVectors(VECTORS["visual"]))
+    allowed = np.flatnonzero(np.arange(NUM_ITEMS) % 3 > 0)
+    queries = VECTORS["visual"][[4, 5]]
+    near = search._near(queries, allowed, 30, compared=20.0)
+    for query in queries:
+        visited = INDEXES["visual"].nearest_clusters(query[None, :], 30)[0]
+        members = [allowed[INDEXES["visual"].clusters_of_items[allowed] == cluster] for cluster in visited]
+        enough = next(count for count in range(31) if sum(map(len, members[:count])) >= 20)
+        assert set(np.concatenate(members[:enough])) <= set(near)
+    assert 20 <= len(near) < len(allowed)
+    np.testing.assert_array_equal(search._near(queries, allowed, 30, compared=INFINITE), allowed)
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, noted: Callable[[Indices, int], int]) -> list[int]:
+    """Notes something of every search from here on."""
+    notes: list[int] = []
+    search = HeadSearch.search
+
+    def watching(self: HeadSearch, triggers: Indices, k: int, **settings: Any) -> Any:
+        notes.append(noted(triggers, k))
+        return search(self, triggers, k, **settings)
+
+    monkeypatch.setattr(HeadSearch, "search", watching)
+    return notes
+
+
+def test_no_more_is_searched_for_than_is_kept_where_nothing_re_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    widths = watched(monkeypatch, lambda triggers, k: k)
+    query = Query(["i5", "i9", "i5"], k=7, k_ann=200)
+    found = RETRIEVER.retrieve(query)
+    assert set(widths) == {7}
+    widths.clear()
+    assert RETRIEVER.retrieve(replace(query, boosts={"topic_l1": {"a": 1.0}})) == found
+    assert set(widths) == {200}, "factors re-rank"
+    retriever = make_retriever()
+    retriever.preranker = HeadScorePreranker(("relevance", VECTORS["relevance"]))
+    widths.clear()
+    retriever.retrieve(query)
+    assert set(widths) == {200}, "another head re-ranks"
+
+
+def test_a_trigger_that_comes_twice_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = watched(monkeypatch, lambda triggers, k: len(triggers))
+    first, second, again = RETRIEVER.retrieve(Query(["i9", "i5", "i9"]))
+    assert set(sizes) == {2}
+    assert first == again == RETRIEVER.retrieve(Query(["i9"]))[0]
+    assert second == RETRIEVER.retrieve(Query(["i5"]))[0]
 
 
 shares_of_heads = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)
