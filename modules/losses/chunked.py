@@ -7,7 +7,11 @@ formed: ``M x D``, ``M x D`` and ``L x D`` a head.
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -21,6 +25,8 @@ from .problem import EXCLUDED, Distillation, Hits, Problem
 CPU_CHUNK_ELEMENTS = 1 << 23
 # MKL is up to a third slower when it multiplies with all negatives at once than with some thousands of them at a time.
 CPU_TILE_NEGATIVES = 4096
+# Below so many logits a step of the pass is shared among threads operation by operation.
+LEAST_SHARED = 1 << 20
 # Of the probability, outside the columns that the teacher cannot judge: from here on a difference to 1 is exact enough.
 LEAST_REST = 0.1
 
@@ -28,19 +34,84 @@ LEAST_REST = 0.1
 def one_pass(problem: Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Losses ``[num_heads]`` and gradients of the embeddings, in their order (none if not asked for)."""
     num_heads = len(problem.heads)
+    num_rows, width = embeddings[0].shape[0], embeddings[-1].shape[0] + 1
+    gradients = [torch.zeros_like(tensor) for tensor in embeddings] if problem.with_gradients else []
+    row_losses = embeddings[0].new_zeros(2, num_heads, num_rows)
+    workers = _num_workers(embeddings[0].device, num_rows, width)
+    rounds = -(-num_rows // (workers * problem.chunk_rows))
+    starts = range(0, num_rows, -(-num_rows // (workers * rounds)) if workers > 1 else problem.chunk_rows)
+    bounds = _hit_bounds(problem.hits, starts)
+    if workers == 1:
+        _pass_over(range(len(starts)), starts, bounds, problem, embeddings, gradients, row_losses)
+    else:
+        # Sums of its own for the negatives of each: chunk by chunk in a fixed order, so that a run can be repeated.
+        of_negatives = [[torch.zeros_like(g) for g in gradients[2 * num_heads :]] for _ in range(workers - 1)]
+        own = [gradients, *([*gradients[: 2 * num_heads], *sums] for sums in of_negatives)]
+
+        def work(worker: int) -> None:
+            with torch.no_grad():
+                chunks = range(worker, len(starts), workers)
+                _pass_over(chunks, starts, bounds, problem, embeddings, own[worker], row_losses)
+
+        list(_threads(workers).map(work, range(workers)))
+        for sums in of_negatives:
+            for total, part in zip(gradients[2 * num_heads :], sums, strict=True):
+                total += part
+    engagement, relevance = (row_losses * problem.row_weight).sum(dim=-1)
+    return engagement, relevance, gradients
+
+
+def _num_workers(device: torch.device, num_rows: int, width: int) -> int:
+    """Threads that take chunks, each computing alone; 1: the calling thread, whose operations use all threads.
+
+    A chunk's operations take a millisecond or so. Threads that share each of them wait for the slowest at every end;
+    threads with chunks of their own wait once a step.
+    """
+    if device.type != "cpu" or num_rows * width < LEAST_SHARED:
+        return 1
+    return min(torch.get_num_threads(), num_rows)
+
+
+@cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    """So many threads, in which torch computes with one thread each."""
+    begun = threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)  # of this thread, but also of all that begin later
+        begun.wait()
+
+    pool = ThreadPoolExecutor(count, "losses", initializer=begin)
+    for _ in range(count):
+        pool.submit(bool)
+    begun.wait()
+    torch.set_num_threads(count)
+    return pool
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # a child has none of these threads
+
+
+def _pass_over(
+    chunks: range,
+    starts: range,
+    bounds: list[int],
+    problem: Problem,
+    embeddings: Sequence[Tensor],
+    gradients: list[Tensor],
+    row_losses: Tensor,
+) -> None:
+    """Computes some of the chunks: their rows of the losses and gradients, and what they add to the negatives' ones."""
+    num_heads = len(problem.heads)
     triggers, positives, negatives = (embeddings[i * num_heads : (i + 1) * num_heads] for i in range(3))
     num_rows, width = triggers[0].shape[0], negatives[0].shape[0] + 1
-    gradients = [torch.zeros_like(tensor) for tensor in embeddings] if problem.with_gradients else []
-    row_losses = triggers[0].new_zeros(2, num_heads, num_rows)
-
-    starts = range(0, num_rows, problem.chunk_rows)
-    bounds = _hit_bounds(problem.hits, starts)
-    shape = (min(problem.chunk_rows, num_rows), width)
+    shape = (min(starts.step, num_rows), width)
     logits_buffer, probability_buffer = triggers[0].new_empty(shape), triggers[0].new_empty(shape)
     target_buffer = triggers[0].new_empty(shape) if problem.distillation else None
 
-    for chunk, start in enumerate(starts):
-        rows = slice(start, min(start + problem.chunk_rows, num_rows))
+    for chunk in chunks:
+        start = starts[chunk]
+        rows = slice(start, min(start + starts.step, num_rows))
         logits, probability = (x[: rows.stop - start] for x in (logits_buffer, probability_buffer))
         excluded = None
         if problem.hits is not None:
@@ -72,8 +143,6 @@ def one_pass(problem: Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, Te
             of_trigger[rows].addcmul_(positives[index][rows], of_positive[:, None]).div_(problem.temperature)
             torch.mul(scaled_trigger, of_positive[:, None], out=of_positives[rows])
             of_negatives.addmm_(probability[:, :-1].t(), scaled_trigger * row_factor[:, None])
-    engagement, relevance = (row_losses * problem.row_weight).sum(dim=-1)
-    return engagement, relevance, gradients
 
 
 def _fill_logits(
@@ -190,10 +259,10 @@ def _add_judged(
 
 
 def rows_at_a_time(chunk_rows: int, num_negatives: int, device: torch.device) -> int:
-    """Rows whose logits are held at a time: on CPU fewer where there are many negatives."""
+    """Rows whose logits a thread holds at a time: on CPU fewer where there are many negatives."""
     if device.type != "cpu":
         return chunk_rows
-    return min(chunk_rows, max(32, CPU_CHUNK_ELEMENTS // (num_negatives + 1)))
+    return min(chunk_rows, max(32, CPU_CHUNK_ELEMENTS // torch.get_num_threads() // (num_negatives + 1)))
 
 
 def _hit_bounds(hits: Hits | None, starts: range) -> list[int]:

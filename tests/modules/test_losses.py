@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mtmh.modules import Head, LossOutput, Similar, TeacherEmbeddings, contrastive_losses
+from mtmh.modules.losses import chunked as chunked_pass
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -389,6 +390,29 @@ def test_one_tensor_in_several_places() -> None:
     expected = torch.autograd.grad(naive(shared(trigger, positive)).total, [trigger, positive])
     for gradient, reference in zip(found, expected, strict=True):
         torch.testing.assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize(("threads", "rows", "chunk_rows"), [(2, 13, 4), (3, 13, 5), (4, 3, 1), (2, 1, 8)])
+def test_threads_with_chunks_of_their_own_compute_the_same(
+    monkeypatch: pytest.MonkeyPatch, threads: int, rows: int, chunk_rows: int
+) -> None:
+    monkeypatch.setattr(chunked_pass, "LEAST_SHARED", 1)
+    before = torch.get_num_threads()
+    inputs = random_inputs(rows=rows, missing_rows=True, missing_negatives=True)
+    try:
+        torch.set_num_threads(threads)
+        assert_equal(inputs, chunk_rows)
+        first, again = (gradients_of(inputs, chunk_rows) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), "not to be repeated"
+        assert torch.get_num_threads() == threads
+        with torch.no_grad():
+            assert torch.equal(chunked(inputs, chunk_rows).total, chunked(inputs, chunk_rows).total)
+    finally:
+        torch.set_num_threads(before)
+
+
+def gradients_of(inputs: Inputs, chunk_rows: int) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(chunked(inputs, chunk_rows).total, inputs.leaves())
 
 
 def test_without_gradients_only_values() -> None:
