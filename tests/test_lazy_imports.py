@@ -16,7 +16,7 @@ TORCHREC = {"torchrec", "fbgemm_gpu", "scipy", "transformers", "duckdb"}
     [
         ("import mtmh.cli", {"torch", "numpy", "pyarrow", "pydantic", "yaml"}),
         ("import mtmh.config", {"torch", "numpy", "pyarrow", "faiss"}),
-        ("import mtmh.live.live_index, mtmh.retrieval.query", TORCHREC),
+        ("import mtmh.live.live_index, mtmh.retrieval.query", {"torch", "pandas", *TORCHREC}),
         ("import mtmh.serving.server", TORCHREC),
         ("from mtmh.modules import Combination, UserTower, task_probability", TORCHREC),
     ],

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import faiss
-import torch
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
@@ -76,6 +75,8 @@ def compute_with(threads: int) -> None:
     OpenMP keeps the number for each calling thread. Torch sets its own when a thread uses it for the first time, and in
     some builds shares it with faiss, so both are told.
     """
+    import torch
+
     torch.set_num_threads(threads)
     faiss.omp_set_num_threads(threads)
 
