@@ -29,6 +29,12 @@ def build_item_collection(num_rows: int, dim: int, device: torch.device | str = 
     return EmbeddingCollection(tables=[table], device=torch.device(device))
 
 
+def embed_rows(items: EmbeddingCollection, rows: Tensor) -> Tensor:
+    """Unit-length vectors ``[R, D]`` of rows ``[R]`` of a table of `build_item_collection`."""
+    lookup = KeyedJaggedTensor(keys=[ITEM], values=rows, lengths=torch.ones_like(rows))
+    return functional.normalize(items(lookup)[ITEM].values(), dim=-1)
+
+
 class RelativeBias(nn.Module):
     """What a place adds to the attention logit of an earlier one, by their distance in places and in time.
 
@@ -170,5 +176,4 @@ class Hstu(nn.Module):
 
     def embed(self, rows: Tensor) -> Tensor:
         """Unit-length vectors ``[R, D]`` of rows ``[R]`` of the item table."""
-        lookup = KeyedJaggedTensor(keys=[ITEM], values=rows, lengths=torch.ones_like(rows))
-        return functional.normalize(self.items(lookup)[ITEM].values(), dim=-1)
+        return embed_rows(self.items, rows)

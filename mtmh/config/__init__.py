@@ -11,7 +11,7 @@ from mtmh.config.model import HeadConfig, IdTableConfig, ModelConfig
 from mtmh.config.preranking import PrerankerConfig, PrerankerTrainingConfig, TaskConfig
 from mtmh.config.recipe import Config, PathsConfig, load_config, recipe_names, variant_names
 from mtmh.config.retrieval import RetrievalConfig
-from mtmh.config.serving import ServiceConfig
+from mtmh.config.serving import AdaptiveAlphaConfig, ServiceConfig
 from mtmh.config.tower import EmbeddingConfig
 from mtmh.config.training import (
     LossConfig,
@@ -22,6 +22,7 @@ from mtmh.config.training import (
 )
 
 __all__ = [
+    "AdaptiveAlphaConfig",
     "BackboneConfig",
     "ChainConfig",
     "CommunicationConfig",

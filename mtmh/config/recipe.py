@@ -119,6 +119,13 @@ class Config(Settings):
         return self.paths.root / self.name / "preranker-training" / "embeddings"
 
     @property
+    def feedback_file(self) -> Path:
+        """The log of what feedback on this model's answers has taught."""
+        adaptive = self.service.adaptive_alpha
+        named = adaptive.file if adaptive is not None else None
+        return named or self.paths.root / self.name / "feedback.sqlite"
+
+    @property
     def _preranker_home(self) -> Path:
         return self.paths.preranker or self.paths.root / self.name
 

@@ -5,9 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mtmh.config.base import NonNegative, Positive, Settings
+
+
+class AdaptiveAlphaConfig(Settings):
+    """Alphas chosen from feedback (docs/adaptive-alpha.md), for requests that leave theirs open.
+
+    ``alphas``: what may be chosen; nothing below the smallest or above the largest ever is. ``explore``: share of
+    requests whose alpha is drawn evenly, so that each keeps a known probability. ``memory``: the newest feedback that
+    counts. ``expire_minutes``: later feedback is refused. ``file``: of the log, in which all that was learned is; null:
+    ``feedback.sqlite`` in the model's folder.
+    """
+
+    alphas: Annotated[list[Annotated[float, Field(ge=0.0, le=100.0)]], Field(min_length=2)] = [30, 40, 50, 60, 70]
+    explore: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+    memory: Positive = 50_000
+    expire_minutes: Annotated[float, Field(gt=0.0)] = 1440.0
+    file: Path | None = None
+
+    @field_validator("alphas")
+    @classmethod
+    def _ascend(cls, alphas: list[float]) -> list[float]:
+        if alphas != sorted(set(alphas)):
+            raise ValueError(f"expected distinct alphas in ascending order, got {alphas}")
+        return alphas
 
 
 class ServiceConfig(Settings):
@@ -43,3 +66,4 @@ class ServiceConfig(Settings):
     # looked up, or a Parquet file with item_id and image (bytes). None: those of mtmh content simulate, if it ran.
     images: str | None = None
     access_log: bool = False  # a JSON line a request on stdout
+    adaptive_alpha: AdaptiveAlphaConfig | None = None  # null: alpha is what request or recipe say

@@ -60,6 +60,9 @@ class LossConfig(Settings):
     mask_history: bool = True
     history_mask_length: Positive = 100  # the last items of a history that are masked as accidental hits
     propensity: PropensityConfig | None = None
+    # fixed: losses add up by the heads' weights. uncertainty: each loss of a head is also divided by a learned variance
+    # (1705.07115), so that one that cannot get small weighs less.
+    weighting: Literal["fixed", "uncertainty"] = "fixed"
     semantic: SemanticConfig = SemanticConfig()
     chunk_rows: Annotated[Positive, Decides()] = 256
     # auto: Triton on GPUs where it is installed. Not the default before a GPU has run it.

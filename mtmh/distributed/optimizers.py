@@ -94,7 +94,8 @@ def tower_gradient_norms(optimizer: CombinedOptimizer) -> dict[str, float]:
         optimizer: of `build_optimizer`.
 
     Returns:
-        ``towers`` (all of them together), ``towers/dense_nn``, ``towers/HEAD``; nothing of a model without towers.
+        ``towers`` (all of them together), ``towers/dense_nn``, ``towers/HEAD``, ``towers/loss`` (learned weights);
+        nothing of a model without towers.
     """
     groups: dict[str, list[Tensor]] = defaultdict(list)
     towers = dict(optimizer.optimizers).get("towers")
@@ -106,5 +107,7 @@ def tower_gradient_norms(optimizer: CombinedOptimizer) -> dict[str, float]:
 
 
 def _tower(name: str) -> str:
+    if name.endswith("loss.log_variances"):
+        return "loss"
     _, found, rest = name.partition(HEAD_KEY)
     return rest.split(".")[0] if found else "dense_nn"

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mtmh.papers.adaptive import AdaptiveAlpha
 from mtmh.papers.figures import Measured
 from mtmh.papers.intervals import Interval
-from mtmh.papers.models import BASELINES, CONTENT, MTMH, Part, semantic_name, weight_name
+from mtmh.papers.models import (
+    BASELINES,
+    CONTENT,
+    MTMH,
+    MULTIMODAL_WEIGHT,
+    Part,
+    input_name,
+    semantic_name,
+    weight_name,
+)
 from mtmh.papers.published import H1, H2, SHARED
 
 Verdict = Literal["holds", "the contrary", "not told"]
@@ -71,6 +81,9 @@ CLAIMS: tuple[Claim, ...] = (
     Claim("figure2", "NeuCF", "MTSH", _RECALL),
     Claim("related1", semantic_name(0.5), "NeuCF", _MATCH),
     Claim("related1", "NeuCF", semantic_name(0.5), _RECALL),
+    Claim("related2", input_name("both"), semantic_name(MULTIMODAL_WEIGHT), _MATCH),
+    Claim("related2", input_name("both"), semantic_name(MULTIMODAL_WEIGHT), _RECALL),
+    Claim("related2", input_name("both"), input_name("text"), _MATCH),
     Claim("figure6", f"{MTMH}, alpha = 30", f"{MTMH}, alpha = 70", _MATCH),
     Claim("figure6", MTMH, f"{MTMH}, alpha = 100", _RECALL),
     Claim("figure6", MTMH, f"{MTMH}, alpha = 0", _RECALL),
@@ -88,6 +101,23 @@ def judge(rows: Mapping[str, Measured], parts: tuple[Part, ...]) -> list[Judged]
             text = f"{claim.more} is above {claim.less} in {claim.column}"
             found.append(Judged(part=claim.part, text=text, difference=difference, verdict=_verdict(difference)))
     return found
+
+
+def judge_adaptive(found: Sequence[AdaptiveAlpha]) -> list[Judged]:
+    """The claim that an alpha for each user finds more than fixed ones; of seeds."""
+    if not found:
+        return []
+    column = f"recall@{found[0].recall_at}"
+    claims = {
+        f"an alpha for each user is above fixed alphas of equal match in {column}": [f.above_frontier for f in found],
+        f"an alpha for each user is above the best fixed alpha in hindsight in {column}": [f.above_best for f in found],
+    }
+    judged = []
+    for text, estimates in claims.items():
+        difference = Interval.of(estimates)
+        assert difference is not None
+        judged.append(Judged(part="adaptive", text=text, difference=difference, verdict=_verdict(difference)))
+    return judged
 
 
 def _verdict(difference: Interval) -> Verdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from mtmh.config import Config, load_config
@@ -19,22 +19,29 @@ Part = Literal[
     "figure7",
     "table5",
     "related1",
+    "related2",
     "related3",
+    "adaptive",
     "leave-one-out",
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 NEXT_ITEM: Part = "leave-one-out"  # the one part of recipes that ask for a user's next item
 
-Source = Literal["hstu", "content"]  # of item embeddings that no tower of ours makes
+# Of the teacher that a model takes in; "both" and "text" of a recipe whose teacher reads text alone are the same.
+Modality = Literal["text", "image", "both"]
+
+Source = Literal["hstu", "sasrec", "content"]  # of item embeddings that no tower of ours makes
 
 # Modules that make a model's artifacts.
-STAGES, VECTORS, WATCH = "mtmh.cli", "mtmh.papers.vectors", "mtmh.papers.convergence"
+STAGES, VECTORS, WATCH, ADAPT = "mtmh.cli", "mtmh.papers.vectors", "mtmh.papers.convergence", "mtmh.papers.adaptive"
 
 MTMH = "MTMH"
 CONTENT = "content encoder"
 DEFAULTS = "MTMH, defaults"  # the recipe's own settings, not the paper's
+LEARNED_WEIGHTS = "MTMH, learned weights"  # of the losses, by uncertainty
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 5.0)  # w_r of table 4
 # Of the semantic task beside a co-engagement loss of weight 1: a thousandth of the related-video paper's (table I).
+MULTIMODAL_WEIGHT = 0.5  # the same of its table II
 SEMANTIC_WEIGHTS = (0.001, 0.01, 0.1, 0.5, 1.0)
 
 
@@ -48,6 +55,7 @@ class PaperModel:
         num_heads: the candidates of a trigger are divided among them.
         settings: by dotted key, over all variants.
         entry: the module that makes its artifacts, and its first arguments.
+        modality: what its teacher knows of an item, where that is not the recipe's teacher; None: the recipe's.
     """
 
     name: str
@@ -55,6 +63,7 @@ class PaperModel:
     num_heads: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     entry: tuple[str, ...] = (STAGES, "run")
+    modality: Modality | None = None
 
     @property
     def folder(self) -> str:
@@ -71,12 +80,30 @@ class PaperModel:
         A recipe says how many candidates each of two heads finds.
         """
         settings = dict(self.settings)
+        config = self._config(recipe, shared)
         if self.num_heads != 2:
-            settings["retrieval.k_ann"] = 2 * self._config(recipe, shared).retrieval.k_ann // self.num_heads
+            settings["retrieval.k_ann"] = 2 * config.retrieval.k_ann // self.num_heads
+        settings |= _teacher_of(self.modality, config)
         return [*shared, *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
 
     def _config(self, recipe: str, shared: list[str]) -> Config:
         return load_config(self.recipe(recipe), shared)
+
+
+def _teacher_of(modality: Modality | None, config: Config) -> dict[str, Any]:
+    """Settings of a trained teacher that reads one kind of content; it has folders of its own, and no gates."""
+    encoder = config.content.encoder
+    if modality not in ("text", "image") or encoder is None or encoder.text is None or encoder.image is None:
+        return {}
+    settings: dict[str, Any] = {
+        "paths.content": str(config.paths.root / f"content-{modality}"),
+        "paths.encoder": str(config.paths.root / f"encoder-{modality}"),
+        **{f"content.check.{name}": None for name in type(config.content.check).model_fields if name.startswith("min")},
+    }
+    if modality == "text":
+        return settings | {"content.encoder.image": None}
+    concept = encoder.concept or encoder.text  # concepts are texts
+    return settings | {"content.encoder.text": None, "content.encoder.concept": concept.model_dump(exclude_unset=True)}
 
 
 def _paper(name: str, *variants: str, heads: int = 1, vectors: Source | None = None, **settings: Any) -> PaperModel:
@@ -98,6 +125,18 @@ def _weighted(weight: float) -> PaperModel:
 def _semantic(weight: float) -> PaperModel:
     heads = [{"name": "multitask", "engagement_weight": 1.0, "semantic_weight": weight}]
     return _paper(semantic_name(weight), "semantic", model__heads=heads)
+
+
+def _with_input(modality: Modality) -> PaperModel:
+    """The related-video paper's model with a semantic task and content as an input, at the weight of its table II."""
+    base = _semantic(MULTIMODAL_WEIGHT)
+    settings = base.settings | {"model.content_dim": 64}
+    return replace(base, name=input_name(modality), settings=settings, modality=modality)
+
+
+def input_name(modality: Modality) -> str:
+    """The name of a model of the related-video paper that takes content in."""
+    return f"semantic task, {modality} as input"
 
 
 def semantic_name(weight: float) -> str:
@@ -125,11 +164,14 @@ MODELS: dict[str, PaperModel] = {
         _paper("MoL", "mol"),
         _paper("HLLM", "hllm"),
         _paper("HSTU", vectors="hstu"),
+        _paper("SASRec", vectors="sasrec"),
         _paper(CONTENT, vectors="content"),
         _paper("MTSH", "mtsh"),
         _paper("STMH", "stmh", heads=2),
         *(_weighted(weight) for weight in WEIGHTS if weight != 0.5),
         *map(_semantic, SEMANTIC_WEIGHTS),
+        *map(_with_input, get_args(Modality)),
+        _paper(LEARNED_WEIGHTS, heads=2, loss__weighting="uncertainty"),
         *map(_propensity, (None, "candidate", "both")),
     )
 }
@@ -139,7 +181,7 @@ PROPENSITIES = tuple(name for name in MODELS if "propensity" in name)  # MTMH it
 BASELINES = ("ItemCF", "NeuCF", "MoL", "HLLM", "HSTU")
 
 # Those that can be had on data without content.
-WITHOUT_CONTENT = ("ItemCF", "NeuCF", "MoL", "HSTU", DEFAULTS)
+WITHOUT_CONTENT = ("ItemCF", "NeuCF", "MoL", "HSTU", "SASRec", DEFAULTS)
 
 # Training runs of figure 7, whose embeddings are watched on their way.
 WATCHED: dict[str, PaperModel] = {
@@ -153,16 +195,21 @@ WATCHED: dict[str, PaperModel] = {
     for name, variants, num_heads in ((MTMH, (), 2), ("NeuCF", ("neucf",), 1))
 }
 
+# The model of which an alpha for each user is chosen: it holds an end of T1 back.
+ADAPTED = PaperModel("alpha for each user", ("paper",), 2, {"training.epochs": "auto"}, (ADAPT,))
+
 NEEDED: dict[Part, tuple[str, ...]] = {
-    "table1": (MTMH, *BASELINES, DEFAULTS),
+    "table1": (MTMH, *BASELINES, "SASRec", DEFAULTS),
     "table2": (MTMH, "MTSH", "STMH"),
-    "table4": tuple(dict.fromkeys([MTMH, *map(weight_name, WEIGHTS)])),
+    "table4": tuple(dict.fromkeys([MTMH, *map(weight_name, WEIGHTS), LEARNED_WEIGHTS])),
     "figure1": (MTMH, "NeuCF", CONTENT),
     "figure2": (MTMH, "NeuCF", "MTSH"),
     "figure6": (MTMH, *BASELINES, "MTSH", "STMH"),
     "figure7": (MTMH, "NeuCF"),
     "table5": (MTMH, *BASELINES),
     "related1": ("NeuCF", *map(semantic_name, SEMANTIC_WEIGHTS)),
+    "related2": (semantic_name(MULTIMODAL_WEIGHT), *map(input_name, get_args(Modality))),
     "related3": (MTMH, *PROPENSITIES),
+    "adaptive": (),  # but `ADAPTED`
     "leave-one-out": (DEFAULTS,),
 }

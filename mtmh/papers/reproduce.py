@@ -15,10 +15,12 @@ from pydantic_core import to_json
 from mtmh.artifacts import write_atomically
 from mtmh.config import Config, load_config
 from mtmh.data.dataset import Dataset, open_dataset
-from mtmh.papers.claims import judge
+from mtmh.papers.adaptive import ADAPTIVE, read_adaptive
+from mtmh.papers.claims import judge, judge_adaptive
 from mtmh.papers.convergence import CONVERGENCE, read_drifts
 from mtmh.papers.figures import measured_rows
 from mtmh.papers.models import (
+    ADAPTED,
     MODELS,
     NEEDED,
     NEXT_ITEM,
@@ -30,7 +32,7 @@ from mtmh.papers.models import (
 )
 from mtmh.papers.page import Page, html, markdown
 from mtmh.papers.runs import Runs, Say, do_runs, plan_runs
-from mtmh.papers.tables import drawing_7, make_figures, make_tables
+from mtmh.papers.tables import adaptive_tables, drawing_7, make_figures, make_tables
 
 PAGE = Path("papers.html")
 TEXT = Path("papers.md")
@@ -44,6 +46,7 @@ QUICK: dict[str, Any] = {
     "loss.num_uniform_negatives": 256,
     "training.batch_size": 600,
     "training.epochs": 3,
+    "training.max_epochs": 3,
     "preranker.training.epochs": 2,
     "preranker.check_users": 100,
     "preranker.linear_items": 2000,
@@ -87,12 +90,13 @@ def reproduce(
     shared = list(_shared(recipe, quick=quick, overrides=overrides))
     base = load_config(recipe, shared)
     parts = parts or [part for part in PARTS if (part == NEXT_ITEM) == (base.evaluation.given_events > 0)]
-    models, left_out = _models(parts, has_content=base.model.needs_teacher)
-    if left_out:
+    models, left_out = _models(parts, base)
+    if not base.model.needs_teacher:
         shared.append("pairs.sim={kind: none}")
     wanted = [model.name for model in models]
-    watched = [model for model in WATCHED.values() if "figure7" in parts and not left_out]
-    if not models:
+    watched = [model for model in WATCHED.values() if "figure7" in parts and base.model.needs_teacher]
+    watched += [ADAPTED] if "adaptive" in parts and base.model.needs_teacher else []
+    if not models and not watched:
         raise ValueError(f"{recipe}: {left_out[0]} Nothing else of {', '.join(parts)} is left")
     runs = do_runs(plan_runs(recipe, [*models, *watched], seeds, shared), jobs, say)
     rows = measured_rows({name: found for name, found in runs.by_model.items() if name in wanted})
@@ -101,6 +105,8 @@ def reproduce(
         for name, model in WATCHED.items()
         if (found := runs.by_model.get(model.name))
     }
+    adapted = runs.by_model.get(ADAPTED.name, [])
+    adaptive = [read_adaptive(run.config.paths.root / run.config.name / ADAPTIVE) for run in adapted]
     dataset = open_dataset(base.dataset_dir)
     words = ["mtmh", "reproduce", recipe, *(["--quick"] if quick else []), "--only", ",".join(parts)]
     words += ["--seeds", ",".join(map(str, seeds)), *(word for override in overrides for word in ("--set", override))]
@@ -108,9 +114,12 @@ def reproduce(
         title=f"The papers' tables on {dataset.summary.source}",
         facts=[*_facts(base, dataset, seeds, runs), *left_out],
         command=shlex.join(words),
-        tables=make_tables(rows, parts),
+        tables=[
+            *make_tables(rows, parts),
+            *adaptive_tables(adaptive, [run.command for run in adapted]),
+        ],
         figures=[*make_figures(rows, parts), *([drawing_7(drifts)] if drifts else [])],
-        claims=judge(rows, tuple(parts)),
+        claims=[*judge(rows, tuple(parts)), *judge_adaptive(adaptive)],
         failed=runs.failed,
     )
     folder = base.paths.root
@@ -120,12 +129,19 @@ def reproduce(
     return folder / PAGE
 
 
-def _models(parts: Sequence[Part], *, has_content: bool) -> tuple[list[PaperModel], list[str]]:
-    """The models that some parts need and the data allow, and a line on those that are left out."""
+def _models(parts: Sequence[Part], base: Config) -> tuple[list[PaperModel], list[str]]:
+    """The models that some parts need and the data allow, and lines on those that are left out."""
     wanted = list(dict.fromkeys(name for part in parts for name in NEEDED[part]))
-    known = [name for name in wanted if has_content or name in WITHOUT_CONTENT]
-    left = ", ".join(name for name in wanted if name not in known)
-    lines = [f"The recipe has no teacher, so these are left out: {left}."] if left else []
+    known = [name for name in wanted if base.model.needs_teacher or name in WITHOUT_CONTENT]
+    lines = []
+    if left := [name for name in wanted if name not in known]:
+        lines.append(f"The recipe has no teacher, so these are left out: {', '.join(left)}.")
+    encoder = base.content.encoder
+    if encoder is None or encoder.image is None or encoder.text is None:
+        alike = [name for name in known if MODELS[name].modality in ("image", "both")]
+        known = [name for name in known if name not in alike]
+        if alike:
+            lines.append(f"The teacher reads one kind of content, so these are left out: {', '.join(alike)}.")
     return [MODELS[name] for name in known], lines
 
 

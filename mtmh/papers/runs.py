@@ -15,8 +15,9 @@ from typing import cast
 
 from mtmh.config import Config, load_config
 from mtmh.errors import last_words
+from mtmh.papers.adaptive import measure_adaptive
 from mtmh.papers.convergence import measure_convergence
-from mtmh.papers.models import STAGES, VECTORS, PaperModel, Source
+from mtmh.papers.models import STAGES, VECTORS, WATCH, PaperModel, Source
 from mtmh.papers.vectors import evaluate_vectors
 from mtmh.start.run import run_stages
 
@@ -72,8 +73,10 @@ class Run:
             run_stages(self.config, say)
         elif module == VECTORS:
             evaluate_vectors(cast(Source, arguments[0]), self.config)
-        else:
+        elif module == WATCH:
             measure_convergence(self.config)
+        else:
+            measure_adaptive(self.config)
 
     def do_apart(self) -> None:
         """The same in a process of its own, with one thread; output goes to a log.

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import get_args
 
+from mtmh.evaluation.metrics import Estimate
+from mtmh.papers.adaptive import AdaptiveAlpha
 from mtmh.papers.convergence import Drift
 from mtmh.papers.figures import Measured
-from mtmh.papers.intervals import Interval
+from mtmh.papers.intervals import Interval, cell
 from mtmh.papers.models import (
     BASELINES,
     CONTENT,
     DEFAULTS,
+    LEARNED_WEIGHTS,
     MTMH,
+    MULTIMODAL_WEIGHT,
     NEXT_ITEM,
     PROPENSITIES,
     SEMANTIC_WEIGHTS,
+    Modality,
     Part,
+    input_name,
     semantic_name,
     weight_name,
 )
@@ -28,6 +35,7 @@ from mtmh.papers.published import (
     H2,
     LEAVE_ONE_OUT,
     RELATED_1,
+    RELATED_2,
     RELATED_3,
     SHARED,
     TABLE_1,
@@ -96,6 +104,7 @@ def make_tables(rows: Mapping[str, Measured], parts: Sequence[Part]) -> list[Tab
         "figure7": _figure_7,
         "table5": _table_5,
         "related1": _related_1,
+        "related2": _related_2,
         "related3": _related_3,
         NEXT_ITEM: _leave_one_out,
     }
@@ -138,7 +147,7 @@ def _shown(interval: Interval | None) -> str:
 
 def _table_1(rows: Mapping[str, Measured]) -> Table:
     table = Table("table1", "Table 1: MTMH and baselines", COLUMNS)
-    _beside(table, rows, [*BASELINES, MTMH, DEFAULTS, *YARDSTICKS], TABLE_1)
+    _beside(table, rows, [*BASELINES, "SASRec", MTMH, DEFAULTS, *YARDSTICKS], TABLE_1)
     return table
 
 
@@ -159,6 +168,10 @@ def _table_4(rows: Mapping[str, Measured]) -> Table:
         table.lines.append([f"{name}, paper", *(f"{figure:+.2f} %" for figure in paper)])
         table.lines.append([f"{name}, here", *(_relative(rows[name], base, column) for column in columns)])
         _add_command(table, rows[name])
+    if base is not None and LEARNED_WEIGHTS in rows:
+        learned = rows[LEARNED_WEIGHTS]
+        table.lines.append([f"{LEARNED_WEIGHTS}, here", *(_relative(learned, base, column) for column in columns)])
+        _add_command(table, learned)
     if table.commands and base is not None:
         table.lines.append([f"{weight_name(0.5)}, w_r = 0.5, here", *(_shown(base.interval(c)) for c in columns)])
         _add_command(table, base)
@@ -214,10 +227,38 @@ def drawing_7(drifts: Mapping[str, Sequence[Sequence[Drift]]]) -> Figure:
     return Figure("figure7", "Figure 7: items with few events, first seed", axes, curves, log_x=True)
 
 
+def adaptive_tables(found: Sequence[AdaptiveAlpha], commands: Sequence[str]) -> list[Table]:
+    """An alpha for each user beside fixed ones; of seeds, no table without any."""
+    if not found:
+        return []
+    table = Table(
+        "adaptive", "An alpha for each user, fitted on the end of T1", (f"recall@{found[0].recall_at}", "L2 match")
+    )
+    table.commands.extend(commands)
+
+    def add(name: str, recall: Sequence[Estimate], match: Sequence[Estimate]) -> None:
+        table.lines.append([f"{name}, here", cell(recall), cell(match)])
+
+    for alpha in found[0].fixed:
+        add(f"alpha = {alpha:g} for all", *zip(*(f.fixed[alpha] for f in found), strict=True))
+    match = [f.match for f in found]
+    add("an alpha for each user", [f.recall for f in found], match)
+    add("the best alpha of each user in hindsight", [f.oracle for f in found], match)
+    return [table]
+
+
 def _related_1(rows: Mapping[str, Measured]) -> Table:
     title = "Related-video paper, table I: co-engagement to semantic weight, ours times 1/1000"
     table = Table("related1", title, ("recall@100", "L2 match", "recall@500", "popular"))
     _beside(table, rows, ["NeuCF", *map(semantic_name, SEMANTIC_WEIGHTS)], RELATED_1)
+    return _of_one_width(table)
+
+
+def _related_2(rows: Mapping[str, Measured]) -> Table:
+    title = "Related-video paper, table II: text and pictures as inputs beside the semantic task"
+    table = Table("related2", title, ("recall@100", "L2 match", "recall@500", "popular"))
+    names = [semantic_name(MULTIMODAL_WEIGHT), *map(input_name, get_args(Modality))]
+    _beside(table, rows, names, RELATED_2)
     return _of_one_width(table)
 
 

@@ -2,8 +2,9 @@
 
     python -m mtmh.papers.vectors hstu synthetic+paper --set name=hstu
 
-``hstu``: HSTU's item embeddings. ``content``: the teacher's embeddings, the paper's content-encoder model. Dataset,
-content embeddings and preranker must be there; what is there and unchanged is not done again.
+``hstu``, ``sasrec``: the item embeddings of that sequence model. ``content``: the teacher's embeddings, the paper's
+content-encoder model. Dataset, content embeddings and preranker must be there; what is there and unchanged is not done
+again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -23,8 +24,8 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.index.build import build_version
 from mtmh.index.versions import current_version
-from mtmh.papers.hstu import HstuSettings, train_hstu
 from mtmh.papers.models import Source
+from mtmh.papers.sequence_model import SequenceSettings, train_sequence_model
 from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
 
 HEAD = "engagement"
@@ -33,7 +34,7 @@ HEAD = "engagement"
 def main() -> None:
     """Parses the command line and brings the evaluation up to date."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", choices=("hstu", "content"))
+    parser.add_argument("source", choices=get_args(Source))
     parser.add_argument("recipe")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     arguments = parser.parse_args()
@@ -70,18 +71,21 @@ def write_vectors(source: Source, config: Config, dataset: Dataset) -> Artifact:
         content = open_content(config.content_dir, dataset)
         inputs["content"] = content.artifact
     else:
-        hstu = HstuSettings(
+        sequence = SequenceSettings(
+            kind=source,
             dim=config.model.head_dim,
             num_negatives=config.loss.num_uniform_negatives,
             seed=config.training.seed_or(config.seed),
         )
-        settings = asdict(hstu)
+        settings = asdict(sequence)
     path = config.model_dir("embeddings")
     digests = {name: artifact.manifest.digest for name, artifact in inputs.items()}
     made = _unchanged(path, "embeddings", digests, {"source": source} | settings)
     if made is not None:
         return made
-    vectors = np.asarray(content.embeddings, np.float32) if source == "content" else train_hstu(dataset, hstu)
+    vectors = (
+        np.asarray(content.embeddings, np.float32) if source == "content" else train_sequence_model(dataset, sequence)
+    )
     recipe = config.model_dump(mode="json")
     with write_artifact(
         path, "embeddings", config=recipe, inputs=inputs, decisive={"source": source} | settings

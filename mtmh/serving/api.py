@@ -309,6 +309,63 @@ class Written(BaseModel):
     items: Annotated[list[int | str], Field(description="Ids that are there, or gone, from now on.")]
 
 
+class Feedback(Message):
+    """Tells which items of an answer a user was shown, and which of these the user engaged with."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"request_id": "4f2a", "shown": [4, 23, 8], "engaged": [23]}]}
+    )
+
+    request_id: Annotated[StrictStr, Field(min_length=1, max_length=64, description="X-Request-ID of the answer.")]
+    shown: Annotated[list[JsonId], Field(min_length=1, max_length=10_000)]
+    engaged: Annotated[list[JsonId], Field(description="Of the items shown; empty: none, which counts too.")] = []
+
+    @model_validator(mode="after")
+    def _engaged_was_shown(self) -> Feedback:
+        others = sorted(set(map(str, self.engaged)) - set(map(str, self.shown)))
+        if others:
+            raise ValueError(f"engaged: {others[0]} is not among the items shown")
+        return self
+
+    @property
+    def reward(self) -> float:
+        """Share of the items shown that the user engaged with."""
+        return len(set(map(str, self.engaged))) / len(set(map(str, self.shown)))
+
+
+class FeedbackTaken(BaseModel):
+    """The outcome of feedback."""
+
+    request_id: str
+    counted: Annotated[bool, Field(description="false: this request had feedback before.")]
+
+
+class Estimated(BaseModel):
+    """An estimate of a mean reward."""
+
+    value: float
+    standard_error: float
+
+
+class AlphaValue(BaseModel):
+    """What feedback says of one alpha."""
+
+    alpha: float
+    chosen: Annotated[int, Field(description="How often since the start of the service.")]
+    reward: Annotated[
+        dict[Literal["ips", "snips", "dr"], Estimated],
+        Field(description="Estimates of the mean reward if it were the alpha of every request; empty: no feedback."),
+    ]
+
+
+class FeedbackResponse(BaseModel):
+    """All that was learned from feedback."""
+
+    num_feedback: int
+    reward: Annotated[float | None, Field(description="Mean share of engaged items, as answered; null: no feedback.")]
+    alphas: list[AlphaValue]
+
+
 class IndexResponse(BaseModel):
     """The index that the service answers from, and its limits."""
 
@@ -325,6 +382,7 @@ class IndexResponse(BaseModel):
     columns: Annotated[list[str], Field(description="Columns for filters.where, max_per and boosts.")]
     features: Annotated[list[str], Field(description="Fields that a new item must have beside item_id; may be null.")]
     writes: Annotated[bool, Field(description="Whether a key for the routes that write is configured.")]
+    adaptive_alpha: Annotated[bool, Field(description="Whether alpha is chosen from feedback (GET /v1/feedback).")]
     curve: MeasuredCurve | None
 
 

@@ -27,6 +27,7 @@ from mtmh.errors import RequestError
 from mtmh.retrieval.catalogue import UnknownItemError
 from mtmh.retrieval.text_search import MOST_WORDS
 from mtmh.serving.api import (
+    Feedback,
     FindParameters,
     IndexResponse,
     ItemsResponse,
@@ -38,7 +39,8 @@ from mtmh.serving.api import (
     names_at,
 )
 from mtmh.serving.connections import arrival
-from mtmh.serving.guard import Guard
+from mtmh.serving.feedback_routes import add_feedback_routes
+from mtmh.serving.guard import Guard, id_of
 from mtmh.serving.http_errors import FieldProblem, ProblemDetails, Refused, documented, invalid_request, problem
 from mtmh.serving.item_routes import add_item_routes
 from mtmh.serving.service import Service
@@ -75,6 +77,7 @@ def create_app(service: Service) -> FastAPI:
     _add_reading_routes(app, service)
     add_item_routes(app, service)
     add_writing_routes(app, service)
+    add_feedback_routes(app, service)
     _add_operating_routes(app, service)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     app.openapi = lambda: _openapi(app, service)  # type: ignore[method-assign]
@@ -92,8 +95,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
                 service.current.refresh()
                 if service.holds_files:
                     service.current.hold_files()
+                if service.adaptive is not None:
+                    service.adaptive.save()
             except Exception:  # the watch goes on: the next version may be whole
-                log.exception("looking for a new index version failed")
+                log.exception("looking for a new index version, or keeping feedback, failed")
 
     watcher = threading.Thread(target=watch, name="index-watch", daemon=True)
     watcher.start()
@@ -116,7 +121,7 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
     )
     async def retrieve(body: RetrieveRequest, request: Request) -> Response:
         """Items for each trigger, or for a user's history. `alpha` percent come from the engagement head."""
-        return await service.retrieve(body, arrival(request.scope))
+        return await service.retrieve(body, arrival(request.scope), id_of(request))
 
     @app.get("/v1/items", response_model=ItemsResponse, responses=documented(422, 429, 504), tags=["items"])
     async def find_items(parameters: Annotated[FindParameters, Query()]) -> Response:
@@ -153,6 +158,7 @@ def _add_reading_routes(app: FastAPI, service: Service) -> None:
             columns=retriever.catalogue.column_names,
             features=service.features,
             writes=bool(service.api_keys),
+            adaptive_alpha=service.adaptive is not None,
             curve=curve,
         )
         return _json(content)
@@ -190,7 +196,8 @@ def _add_error_handlers(app: FastAPI, service: Service) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         path = request.url.path
-        message: type[BaseModel] = RetrieveRequest if path == "/v1/retrieve" else NewItems
+        by_path: dict[str, type[BaseModel]] = {"/v1/retrieve": RetrieveRequest, "/v1/feedback": Feedback}
+        message = by_path.get(path, NewItems)
         if request.method == "GET":
             message = SimilarParameters if path.endswith("/similar") else FindParameters
         return invalid_request(error, lambda place: names_at(message, place))

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +22,7 @@ log = logging.getLogger("mtmh.serve")
 access_log = logging.getLogger("mtmh.access")
 
 REQUEST_ID = "X-Request-ID"
+_STATE = "request_id"  # where routes find the id of their request
 QUESTIONS = "/v1/retrieve"
 OVERLOADED = "the service is overloaded"
 
@@ -43,6 +45,12 @@ def security_headers(image_origin: str = "") -> dict[str, str]:
     """Headers of every answer; ``image_origin`` as of `Guard`."""
     images = f" {image_origin}" if image_origin else ""
     return {**_HEADERS, "Content-Security-Policy": _POLICY.format(images=images)}
+
+
+def id_of(request: Request) -> str:
+    """The id that the answer to a request will have in ``X-Request-ID``."""
+    found: str = getattr(request.state, _STATE)
+    return found
 
 
 class Guard:
@@ -95,6 +103,7 @@ class Guard:
         status = 0  # of the answer, once it has begun
         given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})[_STATE] = request_id
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from mtmh.serving.api import ItemResponse, RetrieveRequest, RetrieveResponse, SimilarParameters
 from mtmh.serving.connections import arrival
+from mtmh.serving.guard import id_of
 from mtmh.serving.http_errors import FieldProblem, Refused, documented
 from mtmh.serving.pictures import ROUTE, kind_of
 from mtmh.serving.service import Service
@@ -31,7 +32,7 @@ def add_item_routes(app: FastAPI, service: Service) -> None:
         """Items that go with one item, described; as POST /v1/retrieve answers with one trigger."""
         try:
             question = RetrieveRequest(triggers=[item_id], describe=True, **dict(parameters))
-            return await service.retrieve(question, arrival(request.scope))
+            return await service.retrieve(question, arrival(request.scope), id_of(request))
         except Refused as error:
             fields = [
                 FieldProblem(field=found.field.replace("body.", "query.", 1), expected=found.expected)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from mtmh.adaptive.chooser import AlphaChooser
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -59,3 +66,39 @@ class ServiceMetrics:
             self.rejected.labels(reason)
         for result in ("hit", "miss"):
             self.cache.labels(result)
+
+
+class AlphaMetrics(Collector):
+    """What feedback has taught about alpha, read when metrics are asked for.
+
+    Args:
+        chooser: that learns.
+    """
+
+    def __init__(self, chooser: AlphaChooser) -> None:
+        self._chooser = chooser
+
+    def describe(self) -> list[Metric]:
+        """Nothing: names are known from `collect` alone."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment."""
+        found = self._chooser.summary()
+        choices = CounterMetricFamily("mtmh_alpha_choices", "Requests whose alpha was chosen.", labels=["alpha"])
+        for alpha, count in zip(found.alphas, found.chosen, strict=True):
+            choices.add_metric([f"{alpha:g}"], count)
+        yield choices
+        yield GaugeMetricFamily("mtmh_feedback_rewards", "Feedback that counts.", value=found.num_feedback)
+        if found.reward is None:
+            return
+        yield GaugeMetricFamily("mtmh_feedback_mean_reward", "Mean share of engaged items.", value=found.reward)
+        labels = ["alpha", "estimator"]
+        value = GaugeMetricFamily("mtmh_alpha_reward", "Estimated reward of one alpha for all.", labels=labels)
+        error = GaugeMetricFamily("mtmh_alpha_reward_error", "Standard error of that estimate.", labels=labels)
+        for alpha, by_estimator in zip(found.alphas, found.values, strict=True):
+            for estimator, estimate in by_estimator.items():
+                value.add_metric([f"{alpha:g}", estimator], estimate.value)
+                error.add_metric([f"{alpha:g}", estimator], estimate.standard_error)
+        yield value
+        yield error

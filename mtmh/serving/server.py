@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from mtmh.adaptive.chooser import AlphaChooser
 from mtmh.config import Config
 from mtmh.serving.api_keys import read_api_keys
 from mtmh.serving.app import create_app
@@ -100,6 +101,7 @@ def serve(config: Config) -> None:
         config.index.milvus,
         _teacher(config),
         open_pictures(config.service.images, config.media_dir / _SIMULATED),
+        AlphaChooser(adaptive, config.feedback_file) if (adaptive := config.service.adaptive_alpha) else None,
     )
     server = DrainingServer(
         # No limit_concurrency: it counts connections that a proxy keeps for later, too, and answers even /healthz 503.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic_core import to_json
 from starlette.responses import Response
 
+from mtmh.adaptive.chooser import AlphaChooser
 from mtmh.artifacts import DamagedArtifactError
 from mtmh.config import MilvusConfig, RetrievalConfig, ServiceConfig
 from mtmh.data.arrays import ItemId
@@ -28,7 +29,7 @@ from mtmh.serving.current_index import CurrentIndex, Snapshot
 from mtmh.serving.http_errors import FieldProblem, Refused
 from mtmh.serving.loop_lag import LoopLag
 from mtmh.serving.pictures import NO_PICTURES, Pictures
-from mtmh.serving.prometheus import ServiceMetrics
+from mtmh.serving.prometheus import AlphaMetrics, ServiceMetrics
 from mtmh.serving.work_queue import WorkQueue
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ class Service:
         milvus: ``index.milvus`` of the recipe; a version on another Milvus is refused.
         content: the teacher, for added items without a content embedding.
         pictures: of the items.
+        adaptive: chooses the alphas of requests that leave them open; None: nobody does.
 
     Attributes:
         name: of the model.
         pictures: of the items.
+        adaptive: see there.
         limits: what the service takes on.
         metrics: of this service.
         current: the index that answers.
@@ -79,12 +82,16 @@ class Service:
         milvus: MilvusConfig | None = None,
         content: FreshContent | None = None,
         pictures: Pictures = NO_PICTURES,
+        adaptive: AlphaChooser | None = None,
     ) -> None:
         self.name = name
         self.pictures = pictures
+        self.adaptive = adaptive
         self.limits = limits
         self.measured_curve = partial(read_curve, evaluation_dir, index_dir)
         self.metrics = ServiceMetrics()
+        if adaptive is not None:
+            self.metrics.registry.register(AlphaMetrics(adaptive))
         self.draining = False
         self.holds_files = False
         self.lag = LoopLag()
@@ -158,13 +165,20 @@ class Service:
                 503, "changes of this index are missing on its disk: it takes no others until they are back"
             ) from None
 
-    async def retrieve(self, request: RetrieveRequest, arrived: float) -> Response:
-        """Answers from the cache or through the queue; its budget counts from ``arrived``, of ``time.monotonic()``."""
+    async def retrieve(self, request: RetrieveRequest, arrived: float, request_id: str = "") -> Response:
+        """Answers from the cache or through the queue.
+
+        Args:
+            request: to answer.
+            arrived: of ``time.monotonic()``, from which its budget counts.
+            request_id: by which feedback may name it; empty: alpha is not chosen for it.
+        """
         problems = beyond_limits(request, self.limits, self.current.snapshot.retriever.defaults.k_ann)
         if request.features and not self.features:
             problems.append(FieldProblem(field="body.features", expected="none: this index has no tower to embed them"))
         if problems:
             raise Refused(422, f"{problems[0].field}: {problems[0].expected}", fields=problems)
+        request = self._with_alpha(request, request_id)
         question = request.model_dump_json(exclude={"timeout_ms"})
         cached = self.current.snapshot.cache.get(question)
         self.metrics.cache.labels("miss" if cached is None else "hit").inc()
@@ -200,6 +214,19 @@ class Service:
         self.queue.close()
         self.lookups.close()
         self.writes.close()
+        if self.adaptive is not None:
+            self.adaptive.close()
+
+    def _with_alpha(self, request: RetrieveRequest, request_id: str) -> RetrieveRequest:
+        """The request with an alpha, where it leaves it open and one would change its answer."""
+        retriever = self.current.snapshot.retriever
+        is_open = request.alpha is None and request.shares is None and not request.side_by_side
+        # The list of a history is the learned preranker's own, as far as retrieval.user_share says.
+        divided = request.triggers is not None or retriever.defaults.user_share == 0.0
+        if self.adaptive is None or not (request_id and is_open and divided and len(retriever.heads) > 1):
+            return request
+        alpha = self.adaptive.choose(request_id, retriever, request.query())
+        return request.model_copy(update={"alpha": alpha})
 
     async def _run(self, queue: WorkQueue, run: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + self.limits.timeout_ms / 1000

@@ -25,10 +25,7 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
     """Adds the routes; without a configured key they refuse everybody."""
 
     def may_write(key: ApiKey) -> None:
-        if not service.api_keys:
-            raise Refused(403, f"this service takes no writes: set {API_KEYS} or service.api_keys_file and restart it")
-        if key is None or not key_is_valid(key, service.api_keys):
-            raise Refused(401, "expected a valid key in the header X-API-Key", headers={"WWW-Authenticate": "ApiKey"})
+        check_key(service, key)
         if not service.current.has_versions:
             raise Refused(
                 409, "this index is one without versions and takes no changes: mtmh build-index without --out makes one"
@@ -66,6 +63,14 @@ def add_writing_routes(app: FastAPI, service: Service) -> None:
         item = service.current.snapshot.retriever.catalogue.typed(item_id, "item")
         version = await service.write(lambda deadline: service.current.remove([item], deadline))
         return _answer(Written(version=version, items=[item]))
+
+
+def check_key(service: Service, key: str | None) -> None:
+    """Refuses who has no key, and everybody where none is configured."""
+    if not service.api_keys:
+        raise Refused(403, f"this service takes no writes: set {API_KEYS} or service.api_keys_file and restart it")
+    if key is None or not key_is_valid(key, service.api_keys):
+        raise Refused(401, "expected a valid key in the header X-API-Key", headers={"WWW-Authenticate": "ApiKey"})
 
 
 def _answer(written: Written) -> Response:

@@ -88,6 +88,10 @@ class GlobalLoss(nn.Module):
         self._heads = heads
         self._config = config
         self._seed = seed
+        # Log variances s of each loss of each head, engagement, relevance and semantic: it counts exp(-s) L + s / 2.
+        self.log_variances = nn.Parameter(torch.zeros(3, len(heads))) if config.weighting == "uncertainty" else None
+        weights = [(head.engagement_weight, head.relevance_weight, head.semantic_weight) for head in heads]
+        self._weights = torch.tensor(weights).T
         self._distils = any(head.relevance_weight > 0.0 for head in heads)
         self._semantic = [number for number, head in enumerate(heads) if head.semantic_weight > 0.0]
         assert directions is None or not self._semantic
@@ -122,7 +126,7 @@ class GlobalLoss(nn.Module):
             trigger=[rows.index_select(0, batch.trigger) for rows in by_head],
             positive=[rows.index_select(0, batch.positive) for rows in by_head],
             negative=negatives.embeddings,
-            heads=self._heads,
+            heads=self._weighted_heads(),
             temperature=config.temperature,
             row_weight=batch.weight,
             log_weight_negative=log_weight,
@@ -138,7 +142,29 @@ class GlobalLoss(nn.Module):
         if self._semantic:
             semantic_loss, semantic[self._semantic] = self._semantic_losses(by_head, batch, negatives, log_weight)
             loss = loss + semantic_loss
+        if self.log_variances is not None:
+            loss = loss + self._variance_terms(torch.cat([parts, semantic[None]]).detach())
         return (loss * dist.get_world_size()).reshape(1), torch.cat([parts, semantic[None]]).detach()
+
+    def _weighted_heads(self) -> tuple[Head, ...]:
+        """The heads with the weights of this step."""
+        if self.log_variances is None:
+            return self._heads
+        weights = (self._weights.to(self.log_variances) * (-self.log_variances.detach()).exp()).T.tolist()
+        return tuple(Head(head.name, *of_head) for head, of_head in zip(self._heads, weights, strict=True))
+
+    def _variance_terms(self, losses: Tensor) -> Tensor:
+        """What the log variances add to this rank's share of the loss, and their gradient: that of exp(-s) L.
+
+        Args:
+            losses: [3, num_heads] this rank's share of the means, without gradient.
+        """
+        assert self.log_variances is not None
+        weights = self._weights.to(losses)
+        scaled = weights * losses * (-self.log_variances).exp()
+        # The losses' own part is in the loss already: here it has a gradient for the variances and no value.
+        own = (scaled - scaled.detach()).sum()
+        return own + 0.5 * (self.log_variances * (weights > 0.0)).sum() / dist.get_world_size()
 
     def _log_expected(self, negatives: SharedNegatives, step: int) -> Tensor:
         """Log of how often each negative is expected among the draws of a step, [L]."""
@@ -157,12 +183,13 @@ class GlobalLoss(nn.Module):
         Returns:
             The weighted sum over the heads that have it, and each one's own.
         """
+        heads = self._weighted_heads()
         pairs = label_pairs(batch, negatives, self._config.semantic, self._seed)
         sums = contrastive_losses(
             trigger=[by_head[number].index_select(0, pairs.trigger) for number in self._semantic],
             positive=[negatives.embeddings[number].index_select(0, pairs.label) for number in self._semantic],
             negative=[negatives.embeddings[number] for number in self._semantic],
-            heads=[Head(self._heads[i].name, engagement_weight=self._heads[i].semantic_weight) for i in self._semantic],
+            heads=[Head(heads[i].name, engagement_weight=heads[i].semantic_weight) for i in self._semantic],
             temperature=self._config.temperature,
             row_weight=pairs.weight,
             log_weight_negative=log_weight,

@@ -39,7 +39,7 @@ def test_models_share_data_users_and_candidates() -> None:
         assert str(config.training.seed) == name[-1]
         if name.startswith("mtmh-defaults"):
             continue
-        num_heads = 1 if name.startswith(("hstu", "content")) else len(config.model.heads)
+        num_heads = 1 if name.startswith(("hstu", "sasrec", "content")) else len(config.model.heads)
         assert num_heads * config.retrieval.k_ann == 2000, name
         assert (config.retrieval.preranker, config.retrieval.k, config.evaluation.num_triggers) == ("learned", 30, 50)
         assert config.training.optimizer == "adagrad"

@@ -411,3 +411,24 @@ def test_narrow_and_dark_pages_fit(browser: Browser, service: ServiceProcess, tm
         assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
         browser.screenshot(Path(os.environ.get("MTMH_SCREENSHOTS", tmp_path)) / f"explorer-{scheme}-{width}.png")
     browser.command("Emulation.clearDeviceMetricsOverride")
+
+
+def test_what_feedback_taught_has_a_panel_where_the_service_learns(
+    browser: Browser, served_recipe: Path, service: ServiceProcess, tmp_path: Path
+) -> None:
+    open_page(browser, service)
+    assert browser.evaluate("document.getElementById('learned-panel').hidden") is True
+    adaptive = {"alphas": [20, 80], "file": str(tmp_path / "feedback.sqlite")}
+    with ServiceProcess(served_recipe, adaptive_alpha=adaptive) as learning:
+        for number in range(30):
+            answer = learning.retrieve(triggers=[number % 10 + 1], k=5)
+            shown = [item["item"] for item in answer.json["answers"][0]["items"]]
+            feedback = {"request_id": answer.headers["X-Request-ID"], "shown": shown, "engaged": shown[:1]}
+            assert learning.write("POST", "/v1/feedback", feedback).status == 200
+        open_page(browser, learning)
+        browser.wait("document.querySelectorAll('#learned tbody tr').length === 2")
+        assert browser.evaluate("document.getElementById('learned-panel').hidden") is False
+        rows = browser.evaluate("[...document.querySelectorAll('#learned tbody tr')].map((row) => row.textContent)")
+        assert [row[:2] for row in rows] == ["20", "80"]
+        assert all("20.00 ±" in row for row in rows)
+        assert "30 answers with feedback" in browser.evaluate("document.getElementById('learned-note').textContent")

@@ -101,3 +101,24 @@ def test_a_preranker_that_knows_nothing_of_the_model_serves_another(root: Path) 
     assert second.model_dir("preranker") == first.model_dir("preranker")
     with pytest.raises(ValueError, match=r"head_embeddings = false"):
         Config.model_validate(second.model_dump(mode="json") | {"preranker": {"head_embeddings": True}})
+
+
+def test_learned_weights_of_losses_move_and_change_the_model_alone(root: Path) -> None:
+    heads = [{"name": "engagement"}, {"name": "relevance", "relevance_weight": 0.5}]
+    fixed = state_of(train(config_of(root, "fixed-weights", heads=heads)))
+    config = tiny_config(
+        root,
+        "learned-weights",
+        model={"heads": heads},
+        loss={"weighting": "uncertainty"},
+        training={"epochs": 1, "optimizer": "adagrad"},
+    )
+    learned = state_of(train(config))
+    (name,) = [name for name in learned if name.startswith("loss.")]
+    variances = learned[name].numpy()
+    assert variances.shape == (3, 2)
+    assert (variances[0] != 0).all()
+    assert (variances[1, 0], variances[1, 1] != 0, variances[2].any()) == (0.0, True, False)
+    assert {name for name in learned if name.startswith("model.")} == {n for n in fixed if n.startswith("model.")}
+    embedded = embed_catalogue(config, config.model_dir("embeddings"))
+    assert np.load(embedded.path / "relevance.npy", allow_pickle=False).shape[1] == config.model.head_dim

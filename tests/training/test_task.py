@@ -169,6 +169,41 @@ def test_loss_and_gradients_equal_the_formulas(root: Path, loss: dict[str, Any])
             torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
 
 
+def test_learned_variances_divide_the_losses_and_have_their_own_gradient(root: Path) -> None:
+    fixed = tiny_config(root, loss={"num_uniform_negatives": 40, "temperature": 0.5})
+    learned = tiny_config(root, loss={"num_uniform_negatives": 40, "temperature": 0.5, "weighting": "uncertainty"})
+    batch = next(batches_of(fixed))
+    generator = torch.Generator().manual_seed(0)
+    leaves = {
+        head.name: torch.randn(len(batch.item_index), 8, dtype=torch.float64, generator=generator).requires_grad_()
+        for head in HEADS
+    }
+    task = GlobalLoss(HEADS, learned.loss, learned.seed)
+    assert task.log_variances is not None
+    with torch.no_grad():
+        task.log_variances.copy_(torch.randn(task.log_variances.shape, generator=generator))
+    log_variances = task.log_variances.detach().double().requires_grad_()
+    weights = torch.tensor(
+        [[getattr(head, f"{kind}_weight") for head in HEADS] for kind in ("engagement", "relevance", "semantic")]
+    )
+    total, reported = task(leaves, batch)
+    gradients = torch.autograd.grad(total.sum(), [*leaves.values(), task.log_variances])
+
+    in_float32 = weights * (-task.log_variances.detach()).exp()
+    heads = tuple(Head(head.name, *row) for head, row in zip(HEADS, in_float32.T.tolist(), strict=True))
+    plain, losses = GlobalLoss(heads, fixed.loss, fixed.seed)(leaves, batch)
+    torch.testing.assert_close(reported, losses)
+    expected = plain.sum() + 0.5 * (log_variances * (weights > 0)).sum()
+    torch.testing.assert_close(total.sum().double(), expected.double(), rtol=1e-6, atol=1e-6)
+    wanted = torch.autograd.grad(plain.sum(), list(leaves.values()))
+    for gradient, of_plain in zip(gradients[:-1], wanted, strict=True):
+        torch.testing.assert_close(gradient, of_plain, rtol=1e-6, atol=1e-9)
+    formula = weights * losses * (-log_variances).exp() + 0.5 * log_variances * (weights > 0)
+    (of_variances,) = torch.autograd.grad(formula.sum(), [log_variances])
+    torch.testing.assert_close(gradients[-1].double(), of_variances, rtol=1e-5, atol=1e-6)
+    assert (of_variances[weights == 0] == 0).all()
+
+
 def test_distillation_compares_the_teachers_largest_directions(root: Path) -> None:
     """As if the teacher's embeddings were narrower; with all directions nothing changes."""
     heads = HEADS[:3]

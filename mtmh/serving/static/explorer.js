@@ -2,6 +2,7 @@
 
 import { column, factsOf, legendOf, pictureOf, topicsOf } from "./answers.js";
 import { drawCurve } from "./curve.js";
+import { showLearned } from "./learned.js";
 import { mergeAt } from "./merge.js";
 import { ask, call, capital, find, make, nameOf, say } from "./page.js";
 import { searchBox } from "./search_box.js";
@@ -320,6 +321,7 @@ async function begin() {
     const bars = index.curve.points.some((point) => point.recall_interval) ? "Bars: 95 % intervals over users. " : "";
     find("curve-note").textContent = `${measured}Means over the evaluation's users; between two points, a straight line. ${bars}Axes need not begin at 0.`;
   }
+  showLearned(index);
   listen();
   readAddress();
   const opens = state.view === "item" && state.item === null; // on the first example; else the answer goes first

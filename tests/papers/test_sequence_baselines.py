@@ -1,19 +1,21 @@
-"""Training of HSTU: pieces of histories, the loss against the plain formula, and that neighbours are learned."""
+"""Training of sequence models: pieces of histories, the loss against its plain formula, neighbours that are learned."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from mtmh.modules.hstu import Hstu, build_item_collection
+from mtmh.modules.sasrec import SasRec
 from synthetic_dataset import write_dataset
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.data.dataset import Dataset
-from mtmh.papers.hstu import HstuSettings, Pieces, next_item_loss, train_hstu
+from mtmh.papers.sequence_model import Pieces, SequenceSettings, next_item_loss, train_sequence_model
 
 NUM_ITEMS, SHELF = 100, 20
 
@@ -45,9 +47,10 @@ def test_pieces_of_a_dataset_hold_every_event_once(dataset: Dataset) -> None:
     assert np.isin(np.cumsum(lengths), pieces.offsets).all()
 
 
-def test_the_loss_is_the_sampled_softmax_of_the_next_item() -> None:
+@pytest.mark.parametrize("kind", [Hstu, SasRec])
+def test_the_loss_is_the_sampled_softmax_of_the_next_item(kind: type[Hstu] | type[SasRec]) -> None:
     torch.manual_seed(0)
-    model = Hstu(build_item_collection(12, 8), 8, max_length=4, num_layers=1)
+    model = kind(build_item_collection(12, 8), 8, max_length=4, num_layers=1)
     lists = [[3, 1, 4], [9], [2, 6]]
     history = KeyedJaggedTensor(
         keys=["item_id"], values=torch.tensor([row for rows in lists for row in rows]), lengths=torch.tensor([3, 1, 2])
@@ -69,16 +72,20 @@ def test_the_loss_is_the_sampled_softmax_of_the_next_item() -> None:
     assert len(losses) == 3
 
 
-def test_items_that_follow_each_other_come_to_lie_together(dataset: Dataset) -> None:
-    settings = HstuSettings(dim=8, num_negatives=40, seed=0, epochs=20, batch_pieces=16, learning_rate=0.01)
-    vectors = train_hstu(dataset, settings)
+@pytest.mark.parametrize("kind", ["hstu", "sasrec"])
+def test_items_that_follow_each_other_come_to_lie_together(dataset: Dataset, kind: Literal["hstu", "sasrec"]) -> None:
+    epochs = {"hstu": 20, "sasrec": 80}[kind]  # the transformer begins with layers that say more than the items
+    settings = SequenceSettings(
+        kind, dim=8, num_negatives=40, seed=0, epochs=epochs, batch_pieces=16, learning_rate=0.01
+    )
+    vectors = train_sequence_model(dataset, settings)
     assert vectors.shape == (NUM_ITEMS, 8)
     known = np.flatnonzero(dataset.item_table.train_count > 0)
     shelf = known // SHELF
     cosines = vectors[known] @ vectors[known].T
     same = (shelf[:, None] == shelf[None, :]) & ~np.eye(len(known), dtype=bool)
     assert cosines[same].mean() > cosines[~same].mean() + 0.2
-    again = train_hstu(dataset, settings)
+    again = train_sequence_model(dataset, settings)
     np.testing.assert_array_equal(vectors, again)
     fresh = np.flatnonzero(dataset.item_table.train_count == 0)
     assert np.ptp(vectors[fresh], axis=0).max() == 0.0  # nothing is known of them

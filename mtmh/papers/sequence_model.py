@@ -1,9 +1,10 @@
-"""Trains HSTU on the training histories, for its item embeddings."""
+"""Trains HSTU or SASRec on the training histories, for their item embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +19,16 @@ from mtmh.data.histories import flat_lists, flat_numbers
 from mtmh.data.schema import HISTORIES, ITEM_ID
 from mtmh.modules.hstu import Hstu, build_item_collection
 from mtmh.modules.losses import contrastive_losses
+from mtmh.modules.sasrec import SasRec
 from mtmh.specs import Head
 
 
 @dataclass(frozen=True)
-class HstuSettings:
+class SequenceSettings:
     """Settings of a run; those that are not a recipe's are of the published code for small data.
 
     Attributes:
+        kind: of model.
         dim: of item vectors and states.
         num_negatives: uniform draws, shared by a batch.
         seed: of weights, order and draws.
@@ -39,6 +42,7 @@ class HstuSettings:
         temperature: of the sampled softmax.
     """
 
+    kind: Literal["hstu", "sasrec"]
     dim: int
     num_negatives: int
     seed: int
@@ -95,7 +99,7 @@ class Pieces:
             yield KeyedJaggedTensor(keys=[ITEM_ID], values=values, lengths=counts), torch.from_numpy(times)
 
 
-def train_hstu(dataset: Dataset, settings: HstuSettings) -> Vectors:
+def train_sequence_model(dataset: Dataset, settings: SequenceSettings) -> Vectors:
     """Trains on all of T1 in this process; the next item of each place against uniform draws.
 
     Args:
@@ -109,7 +113,7 @@ def train_hstu(dataset: Dataset, settings: HstuSettings) -> Vectors:
     rng = np.random.default_rng(settings.seed)
     (num_rows,) = (f.num_rows for f in dataset.summary.features.id_features if f.name == ITEM_ID)
     pieces = Pieces.read(dataset, settings.max_length)
-    model = Hstu(
+    model: Hstu | SasRec = (Hstu if settings.kind == "hstu" else SasRec)(
         build_item_collection(num_rows, settings.dim),
         settings.dim,
         settings.max_length,
@@ -134,7 +138,7 @@ def train_hstu(dataset: Dataset, settings: HstuSettings) -> Vectors:
 
 
 def next_item_loss(
-    model: Hstu, history: KeyedJaggedTensor, times: Tensor, negatives: Tensor, temperature: float
+    model: Hstu | SasRec, history: KeyedJaggedTensor, times: Tensor, negatives: Tensor, temperature: float
 ) -> Tensor:
     """The sampled softmax of the next item at each place of each history, a mean over places.
 
