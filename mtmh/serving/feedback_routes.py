@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from fastapi import Depends, FastAPI
 from pydantic_core import to_json
 from starlette.responses import Response
@@ -18,9 +16,8 @@ from mtmh.serving.writing_routes import ApiKey, check_key
 def add_feedback_routes(app: FastAPI, service: Service) -> None:
     """Adds them; a service that does not choose alphas answers 409."""
 
-    def may_feed(key: ApiKey) -> AlphaChooser:
+    def may_feed(key: ApiKey) -> None:
         check_key(service, key)
-        return chooser()
 
     def chooser() -> AlphaChooser:
         if service.adaptive is None:
@@ -32,11 +29,12 @@ def add_feedback_routes(app: FastAPI, service: Service) -> None:
         response_model=FeedbackTaken,
         responses=documented(400, 401, 403, 404, 408, 409, 413, 415, 422, 429),
         tags=["feedback"],
+        dependencies=[Depends(may_feed)],
     )
-    async def feed(body: Feedback, adaptive: Annotated[AlphaChooser, Depends(may_feed)]) -> Response:
+    async def feed(body: Feedback) -> Response:
         """Takes what a user did with an answer. A request may be repeated: it counts once."""
         try:
-            counted = adaptive.feed(body.request_id, body.reward)
+            counted = chooser().feed(body.request_id, body.reward)
         except UnknownRequestError as error:
             raise Refused(404, str(error)) from None
         return Response(
