@@ -19,11 +19,12 @@ def train_preranker(
 ) -> None:
     """Trains the user-to-item preranker and measures its tasks on T2; alone, or as one rank of torchrun."""
     from mtmh.cli.ignored_settings import load_for
+
+    config = load_for("train_preranker", recipe, overrides)
     from mtmh.preranking.export import quality_table, write_preranker
     from mtmh.preranking.scorer import read_summary
     from mtmh.preranking.trainer import train_preranker as run
 
-    config = load_for("train_preranker", recipe, overrides)
     run(config, resume=resume)
     if os.environ.get("RANK", "0") != "0":  # the first rank writes for all
         return

@@ -42,9 +42,11 @@ def train(
 ) -> None:
     """Trains the model; alone, or as one rank of torchrun or `torchx run mtmh.train`."""
     from mtmh.cli.ignored_settings import load_for
+
+    config = load_for("train", recipe, overrides)  # before torch, which takes seconds: a slip is told at once
     from mtmh.training.trainer import train as run
 
-    run(load_for("train", recipe, overrides), resume=resume, continue_from=continue_from, profile=profile)
+    run(config, resume=resume, continue_from=continue_from, profile=profile)
 
 
 def plan(
@@ -80,10 +82,11 @@ def embed(
 ) -> None:
     """Embeds the catalogue under every head of the newest checkpoint."""
     from mtmh.cli.ignored_settings import load_for
+
+    config = load_for("embed", recipe, overrides)
     from mtmh.tower.artifact import EmbeddingsSummary
     from mtmh.tower.embed import embed_catalogue
 
-    config = load_for("embed", recipe, overrides)
     artifact = embed_catalogue(config, out or config.model_dir("embeddings"), delta_from=delta_from)
     made = EmbeddingsSummary.model_validate(artifact.summary)
     if made.delta is not None:
@@ -159,13 +162,14 @@ def evaluate(
 ) -> None:
     """Measures recall and topic match by the paper's protocol and writes report.html."""
     from mtmh.cli.ignored_settings import load_for
+
+    config = load_for("evaluate", recipe, overrides)
     from mtmh.evaluation.evaluate import evaluate as run
     from mtmh.evaluation.results import load_evaluation
     from mtmh.evaluation.tables import results_table
     from mtmh.evaluation.verdict import verdict
     from mtmh.index.versions import find_version
 
-    config = load_for("evaluate", recipe, overrides)
     index = find_version(config.model_dir("index"), index_version) if index_version else None
     published = find_version(config.model_dir("index"), published_version) if published_version else None
     out = out or config.model_dir("evaluation")

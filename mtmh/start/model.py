@@ -119,6 +119,25 @@ class Model:
         found = run_stages(self.config, say or _silent)["evaluate"].path
         return Report(load_evaluation(found), found / REPORT)
 
+    def serve(self, host: str | None = None, port: int | None = None) -> None:
+        """Answers over HTTP, with the explorer at ``/``, until it is interrupted; what ``mtmh serve`` does.
+
+        Not in a notebook, whose event loop runs already: there, ``mtmh serve`` with the recipe of the folder.
+
+        Args:
+            host: address to listen on; None: as the recipe says, this machine only unless it was set.
+            port: 0: a free one; None: as the recipe says, 8080 unless it was set.
+
+        Raises:
+            ValueError: the address is taken or cannot be bound.
+        """
+        from mtmh.serving.server import serve  # with the extra ``serve``, which the other methods do without
+
+        given = {"paths.root": self.folder, "service.host": host, "service.port": port}
+        serve(
+            load_config(self.folder / RECIPE, [f"{key}={value}" for key, value in given.items() if value is not None])
+        )
+
     def save(self, folder: str | Path) -> Path:
         """Copies recipe and artifacts to a folder that `load` and every verb of ``mtmh`` can open.
 

@@ -105,6 +105,7 @@ def _publish(config: Config, index: Artifact, state: ChainState, say: Say) -> No
     publish(index.path, min_recall=settings.min_recall, keep=settings.keep_versions, milvus=settings.milvus)
     state.published.append(digest)
     state.save(config.model_dir("chain"))
+    say(f"build_index: {index.path.name} is published and can be served from now on")
 
 
 def _prepare(config: Config) -> None:

@@ -285,6 +285,23 @@ def test_it_opens_on_an_example_and_shows_more(browser: Browser, service: Servic
     browser.wait(f"document.querySelector('#asked h2')?.textContent !== {json.dumps(before)} && {READY}")
 
 
+# The first 11 of the 12 questions for examples are refused, as a busy service does.
+REFUSING = """
+const real = window.fetch;
+let asked = 0;
+window.fetch = (url, ...more) => String(url).includes("/v1/retrieve") && ++asked < 12
+  ? Promise.resolve(new Response('{"detail": "busy"}', {status: 429})) : real(url, ...more);
+"""
+
+
+def test_it_opens_where_most_questions_for_examples_are_refused(browser: Browser, service: ServiceProcess) -> None:
+    added = browser.command("Page.addScriptToEvaluateOnNewDocument", source=REFUSING)
+    open_page(browser, service)
+    browser.command("Page.removeScriptToEvaluateOnNewDocument", identifier=added["identifier"])
+    assert browser.evaluate("document.querySelectorAll('#examples button').length") == 1
+    assert len(items_of(browser, "merged")) == 10
+
+
 def test_text_of_items_is_shown_as_text(browser: Browser, service: ServiceProcess) -> None:
     open_page(browser, service, f"#item={HOSTILE_ITEM}")
     assert HOSTILE_TEXT in browser.evaluate("document.querySelector('#asked h2').textContent")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,6 +84,19 @@ def test_evaluation_is_a_verdict_figures_and_a_page_and_is_made_once(model: mtmh
     said.clear()
     assert model.evaluate(say=said.append).evaluation == report.evaluation
     assert said[-1] == "evaluate: unchanged"
+
+
+def test_a_served_model_has_the_explorer(model: mtmh.Model) -> None:
+    program = f"import mtmh; mtmh.load({str(model.folder)!r}).serve(port=0)"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            address = re.findall(r"http://\S+", server.stdout.readline())[0]
+            with urlopen(address) as page, urlopen(f"{address}/v1/items/SKU-1/similar?k=3") as found:
+                assert b"<title>MTMH explorer" in page.read()
+                assert len(json.load(found)["answers"][0]["items"]) == 3
+        finally:
+            server.kill()
 
 
 def test_a_saved_model_answers_the_same_wherever_it_lies(model: mtmh.Model, folder: Path) -> None:

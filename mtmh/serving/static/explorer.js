@@ -190,15 +190,16 @@ function telling({ answer, texts }) {
 
 async function findExamples() {
   const popular = (await call("/v1/items?limit=12")).items;
-  const answers = await Promise.all(popular.map(async ({ item }) => {
+  const answers = await Promise.allSettled(popular.map(async ({ item }) => {
     const found = await ask({ triggers: [item], side_by_side: true, k: Math.min(10, index.max_k), describe: true });
     return { item, answer: found.answers[0], texts: new Map(found.descriptions.map((text) => [text.item, text])) };
   }));
-  const best = answers.map((found) => ({ ...found, points: telling(found) })).sort((a, b) => b.points - a.points).slice(0, EXAMPLES);
+  const answered = answers.filter(({ status }) => status === "fulfilled").map(({ value }) => value); // a busy service refuses some
+  const best = answered.map((found) => ({ ...found, points: telling(found) })).sort((a, b) => b.points - a.points).slice(0, EXAMPLES);
   const buttons = best.map(({ item, texts }) => make("button", { title: `item ${item}`, onclick: () => openItem(item) }, nameOf(texts, item)));
   find("examples").replaceChildren("Examples: ", ...buttons);
   find("examples").hidden = !buttons.length;
-  return best.map(({ item }) => item);
+  return (best.length ? best : popular).map(({ item }) => item);
 }
 
 function openItem(item) {
