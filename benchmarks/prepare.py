@@ -5,6 +5,11 @@ files, as a user with files would. Times are wall-clock; peak memory is the high
 holds Python, Arrow and DuckDB together.
 
     python benchmarks/prepare.py --events 10000000 50000000 --out prepare.json
+
+With ``--spark`` the same files are then prepared on clusters, and the datasets compared; ``local-cluster[W,C,M]`` is a
+standalone master with W workers of C cores and M MiB on this machine, whose executors are processes of their own.
+
+    python benchmarks/prepare.py --events 50000000 --spark "local-cluster[1,1,3072]" "local-cluster[2,1,3072]"
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from rich.table import Table
 
 from benchmarks.compare import made_by
 
+SPARK = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.sql.shuffle.partitions": "16"}
 EVENTS_A_USER = 100
 EVENTS_AN_ITEM = 200
 
@@ -61,8 +67,10 @@ def measure(program: str, task: dict[str, Any]) -> tuple[float, float]:
     return seconds, usage.ru_maxrss * unit / 2**30
 
 
-def measure_events(num_events: int, memory_limit_gb: float, threads: int, folder: Path) -> dict[str, Any]:
-    """Simulates and prepares ``num_events``."""
+def measure_events(
+    num_events: int, memory_limit_gb: float, threads: int, folder: Path, clusters: list[str]
+) -> dict[str, Any]:
+    """Simulates and prepares ``num_events``, with DuckDB and on clusters."""
     options = {
         "num_events": num_events,
         "num_users": max(10, num_events // EVENTS_A_USER),
@@ -88,7 +96,16 @@ def measure_events(num_events: int, memory_limit_gb: float, threads: int, folder
     config = {"name": "benchmark", "paths": {"root": str(folder)}, "data": data}
     out = folder / "dataset"
     prepare_s, prepare_gib = measure(PREPARE, {"config": config, "out": str(out)})
-    summary = json.loads((out / "manifest.json").read_text())["summary"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    summary = manifest["summary"]
+    spark_seconds = {}
+    for cluster in clusters:
+        master = {"master": cluster, "options": SPARK | {"spark.executor.memory": executor_memory(cluster)}}
+        on_spark = config | {"data": data | {"engine": "spark", "spark": master}}
+        spark_seconds[cluster], _ = measure(PREPARE, {"config": on_spark, "out": str(folder / "spark")})
+        other = json.loads((folder / "spark" / "manifest.json").read_text())
+        if other["files"] != manifest["files"]:
+            raise SystemExit(f"{cluster} has made another dataset")
     return {
         **options,
         "num_train_events": summary["num_train_events"],
@@ -100,7 +117,13 @@ def measure_events(num_events: int, memory_limit_gb: float, threads: int, folder
         "prepare_seconds": round(prepare_s, 2),
         "prepare_events_per_second": round(num_events / prepare_s),
         "prepare_peak_gib": round(prepare_gib, 3),
+        "spark_seconds": {cluster: round(seconds, 2) for cluster, seconds in spark_seconds.items()},
     }
+
+
+def executor_memory(cluster: str) -> str:
+    """The memory of an executor of a ``local-cluster``: that of its worker."""
+    return f"{int(cluster.rstrip(']').split(',')[-1])}m"
 
 
 def main() -> None:
@@ -109,6 +132,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--memory-limit-gb", type=float, default=2.0, help="data.memory_limit_gb")
     parser.add_argument("--threads", type=int, default=2, help="data.threads")
+    parser.add_argument("--spark", nargs="*", default=[], help="masters of Spark")
     parser.add_argument("--scratch", type=Path, default=None, help="folder for the files (default: the system's)")
     parser.add_argument("--out", type=Path, default=None, help="JSON file to write")
     arguments = parser.parse_args()
@@ -116,7 +140,9 @@ def main() -> None:
     rows = []
     for num_events in arguments.events:
         with tempfile.TemporaryDirectory(dir=arguments.scratch) as folder:
-            rows.append(measure_events(num_events, arguments.memory_limit_gb, arguments.threads, Path(folder)))
+            rows.append(
+                measure_events(num_events, arguments.memory_limit_gb, arguments.threads, Path(folder), arguments.spark)
+            )
 
     machine = {
         "command": " ".join(["python", *sys.argv]),
@@ -138,6 +164,9 @@ def main() -> None:
         cells = [f"{seconds:.1f}, {rate:,}, {peak:.2f}".split(", ") for seconds, rate, peak in stages]
         table.add_row(f"{row['num_events']:,}", *cells[0], *cells[1])
     Console().print(table)
+    for row in rows:
+        for cluster, seconds in row["spark_seconds"].items():
+            print(f"{row['num_events']:,} events on {cluster}: {seconds:.1f} s, the same dataset")
     if arguments.out:
         arguments.out.write_text(json.dumps({"command": made_by(), "machine": machine, "results": rows}, indent=2))
 

@@ -86,6 +86,9 @@ class ContentConfig(Settings):
     ``column``: the items table already carries it. ``transformers``: item text through a local transformers folder,
     a hub name, or ``package:NAME`` (a folder ``model`` inside an installed Python package). ``encoder``: the
     multimodal encoder that ``mtmh content train`` has trained.
+
+    ``storage``: where the embeddings are while the item tower trains: in a file that each host maps (``mapped``), or in
+    one more table, cut by rows over the ranks and looked up with the others, so that no host has all (``table``).
     """
 
     kind: Literal["column", "transformers", "encoder"] = "column"
@@ -95,6 +98,7 @@ class ContentConfig(Settings):
     batch_size: Annotated[Positive, Decides("content", "check")] = 64
     # ``encoder``: items embedded between two points that a killed run resumes from; texts of one shard share batches.
     shard_items: Annotated[Positive, Decides("content")] = 16_384
+    storage: Annotated[Literal["mapped", "table"], Decides()] = "mapped"
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # ``encoder``: auto is bf16 autocast on GPUs, fp32 elsewhere
     check: Annotated[ContentCheckConfig, Decides("check")] = ContentCheckConfig()
 

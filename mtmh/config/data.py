@@ -111,6 +111,9 @@ class DataConfig(Settings):
     float_features: list[str] | None = None
     min_feature_count: Positive = 1  # rarer values of an id feature share row 0 (unknown)
     popularity_features: bool = True  # adds log training count and item age at the cut, both from T1 only
+    # Where training reads features: a table of the catalogue that each host maps, or also beside each event, in the
+    # order in which events are read, and likewise the content embeddings (docs/scaling.md).
+    item_features: Literal["mapped", "ride_along"] = "mapped"
     # One machine, or a cluster where it does not suffice; the dataset is the same.
     engine: Annotated[Literal["duckdb", "spark"], Decides()] = "duckdb"
     spark: Annotated[SparkConfig, Decides()] = SparkConfig()

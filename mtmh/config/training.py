@@ -82,9 +82,10 @@ class LossConfig(Settings):
 class PlanConfig(Settings):
     """A catalogue that is not prepared yet, for ``mtmh plan``; a dataset artifact takes precedence."""
 
-    # Rows of each id feature's table, item_id among them, row 0 (unknown) included; item tables hold them as int32.
-    rows: dict[str, Annotated[int, Field(ge=1, lt=2**31)]] = {}
+    # Rows of each id feature's table, item_id among them, row 0 (unknown) included.
+    rows: dict[str, Positive] = {}
     num_floats: Annotated[int, Field(ge=0)] = 0  # float features
+    content_dim: Annotated[int, Field(ge=0)] = 0  # width of the content embeddings; 0: the encoder's, or not counted
 
     @field_validator("rows")
     @classmethod

@@ -26,7 +26,7 @@ from mtmh.content.identity import identity_of_images
 from mtmh.content.inputs import ItemReader, ReadItems
 from mtmh.content.teacher import ContentFiles, encoder_config, open_teacher
 from mtmh.content.train import autocast_dtype
-from mtmh.data.content_store import EMBEDDINGS
+from mtmh.data.content_store import EMBEDDINGS, join_content
 from mtmh.data.dataset import Dataset
 from mtmh.data.prefetch import prefetched
 from mtmh.data.row_file import create_array
@@ -289,6 +289,7 @@ def _assemble(parts: EmbeddingShards, dataset: Dataset, dim: int, folder: Path) 
         counts += of_shard
         broken += broken_of_shard
     embeddings.flush()
+    join_content(folder, dataset)
     without = counts["without_content"]
     if without == dataset.num_items:
         raise ValueError(f"{dataset.artifact.path}: no item has a text or an image that the encoder takes")

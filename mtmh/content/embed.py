@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.config import Config, ContentConfig, decisive
 from mtmh.content.texts import TextTeacher, unit_rows
-from mtmh.data.content_store import EMBEDDINGS
+from mtmh.data.content_store import EMBEDDINGS, join_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.row_file import create_array
 
@@ -60,6 +60,7 @@ def embed_content(config: Config, out: Path) -> Artifact:
             embeddings = _copy_column(dataset, path)
         else:
             embeddings = _encode_texts(dataset, config.content, path)
+        join_content(writer.folder, dataset)
         without = int((np.einsum("id,id->i", embeddings, embeddings) == 0).sum())
         if without == len(embeddings):
             raise ValueError(f"{dataset.artifact.path}: no item has content (content.kind = {config.content.kind})")

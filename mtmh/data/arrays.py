@@ -16,6 +16,18 @@ Vectors = npt.NDArray[np.float32]  # [..., D]
 Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]  # [I], by row of the catalogue
 
+NARROW_ROWS = 2**31
+
+
+def row_type(num_rows: int) -> type[np.int32] | type[np.int64]:
+    """The type of the numbers of so many rows in files and arrays as long as the data: int32 as far as it goes."""
+    return np.int32 if num_rows <= NARROW_ROWS else np.int64
+
+
+def narrowed(rows: npt.NDArray[np.int64], num_rows: int) -> Indices:
+    """Numbers of so many rows in their type (`row_type`)."""
+    return rows.astype(np.int32) if row_type(num_rows) is np.int32 else rows
+
 
 def open_array(
     path: Path, dtypes: type | tuple[type, ...] | None = None, shape: tuple[int | None, ...] | None = None

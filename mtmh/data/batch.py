@@ -16,7 +16,8 @@ class ItemBatch(Pipelineable):  # type: ignore[misc]
     """Item inputs of one rank in one step, each distinct item once, and the examples that point to them by row.
 
     Attributes:
-        sparse: id features in schema order as keys, ``U`` bags each; int64 values and lengths.
+        sparse: id features in schema order as keys, ``U`` bags each; int64 values and lengths. Behind them perhaps the
+            items' rows in a table of content embeddings.
         dense: [U, F] float32 float features.
         item_index: [U] int64 catalogue index of each row, ascending.
         log_q: [U] float32 log probability that one draw of the negatives' mix is this item; zeros when off.
@@ -71,7 +72,8 @@ class PairBatch(ItemBatch):
     history. With masks off there is one empty history (``R = 1``, ``H = 0``) that all pairs point to.
 
     Attributes:
-        content: [U, Dc] float32 teacher embeddings, unit length, zero row: no content; Dc = 0 without a teacher.
+        content: [U, Dc] float32 teacher embeddings, unit length, zero row: no content; Dc = 0 without a teacher, or
+            where a table has them.
         weight: [M] float32; 0 for a pair of an item with itself, which is there to keep the count and teaches nothing.
         history_values: [H] int64 catalogue indices, user after user.
         history_offsets: [R + 1] int64; history ``r`` owns the values from ``history_offsets[r]`` to before

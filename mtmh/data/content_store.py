@@ -13,8 +13,12 @@ from torch import Tensor
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.data.arrays import open_array
 from mtmh.data.dataset import Dataset
+from mtmh.data.row_file import create_array
 
 EMBEDDINGS = Path("embeddings.npy")
+OF_EVENTS = Path("ride_along.npy")  # [H, Dc], in the order of the histories
+
+_EVENTS_AT_A_TIME = 1 << 16
 
 
 class ContentEmbeddings:
@@ -25,9 +29,10 @@ class ContentEmbeddings:
         embeddings: [I, Dc] float16 or float32, rows of unit length; a row of zeros: the item has no content.
     """
 
-    def __init__(self, artifact: Artifact, embeddings: npt.NDArray[Any]) -> None:
+    def __init__(self, artifact: Artifact, embeddings: npt.NDArray[Any], of_events: npt.NDArray[Any] | None) -> None:
         self.artifact = artifact
         self.embeddings = embeddings
+        self._of_events = of_events
 
     @property
     def dim(self) -> int:
@@ -45,6 +50,11 @@ class ContentEmbeddings:
         """
         # PyTorch widens float16 about ten times faster than NumPy.
         return torch.from_numpy(np.take(self.embeddings, indices, axis=0)).float()
+
+    def gather_events(self, events: npt.NDArray[np.integer[Any]]) -> Tensor:
+        """Embeddings of the items of some events, where they ride along with these, [U, Dc] float32."""
+        assert self._of_events is not None
+        return torch.from_numpy(np.take(self._of_events, events, axis=0)).float()
 
 
 def open_content(path: Path, dataset: Dataset) -> ContentEmbeddings:
@@ -65,4 +75,21 @@ def open_content(path: Path, dataset: Dataset) -> ContentEmbeddings:
             f"{dataset.artifact.path} (digest {dataset.artifact.manifest.digest[:12]}); run mtmh content embed again"
         )
     embeddings = open_array(path / EMBEDDINGS, (np.float16, np.float32), (dataset.num_items, None))
-    return ContentEmbeddings(artifact, embeddings)
+    of_events = None
+    if dataset.summary.rides_along:
+        shape = (dataset.summary.num_train_events, embeddings.shape[1])
+        of_events = open_array(path / OF_EVENTS, embeddings.dtype.type, shape)
+    return ContentEmbeddings(artifact, embeddings, of_events)
+
+
+def join_content(folder: Path, dataset: Dataset) -> None:
+    """Writes the embeddings of the items of all events beside those of the items, if features ride along."""
+    if not dataset.summary.rides_along:
+        return
+    embeddings = open_array(folder / EMBEDDINGS)
+    shape = (dataset.summary.num_train_events, embeddings.shape[1])
+    of_events = create_array(folder / OF_EVENTS, embeddings.dtype, shape)
+    for start in range(0, len(of_events), _EVENTS_AT_A_TIME):
+        some = slice(start, start + _EVENTS_AT_A_TIME)
+        of_events[some] = embeddings[dataset.event_items[some]]
+    of_events.flush()

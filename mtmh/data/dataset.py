@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from mtmh.artifacts import Artifact, open_artifact
+from mtmh.data.arrays import Indices, open_array
 from mtmh.data.histories import (
     LABELS,
     Histories,
@@ -29,7 +30,17 @@ from mtmh.data.histories import (
 from mtmh.data.item_table import ItemTable
 from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.randomness import Purpose, generator
-from mtmh.data.schema import HISTORIES, ITEM_ID, ITEMS, TEST, DatasetSummary
+from mtmh.data.schema import (
+    EVENT_ITEMS,
+    HISTORIES,
+    ITEM_ID,
+    ITEMS,
+    KNOWN_ITEMS,
+    RIDE_ALONG,
+    TEST,
+    DatasetSummary,
+)
+from mtmh.data.uniform_negatives import known_items
 
 _COPY_ROWS = 1 << 20
 
@@ -140,13 +151,42 @@ class Dataset:
         return ids, order
 
     @cached_property
-    def item_table(self) -> ItemTable:
-        """The model's inputs of all items, memory-mapped."""
-        return ItemTable(self.artifact.path, self.summary.features, self.num_items)
+    def known_items(self) -> Indices:
+        """[K] the items with training events, ascending; memory-mapped where features ride along."""
+        if self.summary.rides_along:
+            return open_array(self.artifact.path / KNOWN_ITEMS, (np.int32, np.int64), (None,))
+        return known_items(self.item_table.train_count)
 
-    def history_reader(self, cached_groups: int = 1, *, labels: bool = False) -> HistoryReader:
-        """A reader of the training histories, for use in one thread; ``labels``: with kinds and values of events."""
-        return HistoryReader(self.artifact.path, self.num_items, cached_groups, labels)
+    @cached_property
+    def ride_along(self) -> ItemTable | None:
+        """The model's inputs of the item of each event, in the order of the histories; None: not joined to them."""
+        if not self.summary.rides_along:
+            return None
+        return ItemTable(
+            self.artifact.path, self.summary.features, self.summary.num_train_events, folder=RIDE_ALONG, checked=False
+        )
+
+    @cached_property
+    def event_items(self) -> Indices:
+        """[H] the item of each event, where features ride along."""
+        shape = (self.summary.num_train_events,)
+        return open_array(self.artifact.path / EVENT_ITEMS, (np.int32, np.int64), shape)
+
+    @cached_property
+    def item_table(self) -> ItemTable:
+        """The model's inputs of all items, memory-mapped; read through at opening, unless features ride along."""
+        checked = not self.summary.rides_along
+        return ItemTable(self.artifact.path, self.summary.features, self.num_items, checked=checked)
+
+    def history_reader(self, cached_groups: int = 1, *, labels: bool = False, numbered: bool = False) -> HistoryReader:
+        """A reader of the training histories, for use in one thread.
+
+        Args:
+            cached_groups: row groups that stay in memory.
+            labels: with kinds and values of events.
+            numbered: numbers of events (`event_items`) in place of their items.
+        """
+        return HistoryReader(self.artifact.path, self.num_items, cached_groups, labels, numbered=numbered)
 
     def evaluation_users(self, num_users: int, seed: int, *, labels: bool = False) -> EvaluationUsers:
         """A seeded sample of the users that have a training history and test items.

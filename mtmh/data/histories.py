@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mtmh.data.arrays import open_array
+from mtmh.data.arrays import Indices, open_array
 from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS
 
@@ -23,13 +23,13 @@ class Histories:
     """Item sequences of several users, flat.
 
     Attributes:
-        items: [H] int32 item indices, oldest first within a user.
+        items: [H] item indices, oldest first within a user.
         offsets: [R + 1] int64; user ``r`` owns ``items[offsets[r]:offsets[r + 1]]``.
         events: [H] int32 bit masks over the dataset's ``event_kinds``; ``None``: not there, or not asked for.
         values: [H] float32, NaN: none; ``None``: as above.
     """
 
-    items: npt.NDArray[np.int32]
+    items: Indices
     offsets: npt.NDArray[np.int64]
     events: npt.NDArray[np.int32] | None = None
     values: npt.NDArray[np.float32] | None = None
@@ -130,6 +130,7 @@ class HistoryReader:
         labels: bool = False,
         *,
         kept: npt.NDArray[np.int32] | None = None,
+        numbered: bool = False,
     ) -> None:
         """Opens the file; reads its metadata only.
 
@@ -139,6 +140,7 @@ class HistoryReader:
             cached_groups: row groups that stay in memory, at least 1.
             labels: read kinds and values of events too, where the dataset has them.
             kept: [num_users] how much of each history is read, from its beginning; default: all.
+            numbered: read the numbers of the events in the file in place of their items.
 
         Raises:
             ValueError: wrong column types, or lengths that do not go with the file.
@@ -155,6 +157,9 @@ class HistoryReader:
         self.group_starts = np.cumsum([0, *rows], dtype=np.int64)
         self._stored_lengths = open_array(folder / HISTORY_LENGTHS, np.int32, (metadata.num_rows,))
         self.lengths = self._stored_lengths if kept is None else kept
+        # Of each row group, the events before it; with the last, all events.
+        ends = np.cumsum(self._stored_lengths, dtype=np.int64) if numbered else np.empty(0, np.int64)
+        self._first_event = np.append(0, ends)[self.group_starts] if numbered else None
 
     @property
     def num_groups(self) -> int:
@@ -170,6 +175,8 @@ class HistoryReader:
         if group in self._cache:
             self._cache.move_to_end(group)
             return self._cache[group]
+        if self._first_event is not None:
+            return self._numbered(group)
         histories = flat_lists(read_column(self._file, self._path, group, "items"), self._path)
         if self._labels:
             events, values = (read_column(self._file, self._path, group, name) for name in LABELS)
@@ -188,12 +195,20 @@ class HistoryReader:
             self._cache.popitem(last=False)
         return histories
 
+    def _numbered(self, group: int) -> Histories:
+        """The events of a row group by number; nothing of it is read."""
+        assert self._first_event is not None
+        first, end = self.group_starts[group : group + 2]
+        offsets = np.zeros(end - first + 1, np.int64)
+        np.cumsum(self._stored_lengths[first:end], out=offsets[1:])
+        return Histories(np.arange(self._first_event[group], self._first_event[group + 1]), offsets)
+
 
 def check_list_column(schema: pa.Schema, name: str, path: Path) -> None:
-    """Raises ValueError unless ``name`` is a column of list<int32>."""
+    """Raises ValueError unless ``name`` is a column of lists of int32 or int64."""
     found = schema.field(name).type if name in schema.names else "no such column"
-    if found not in (pa.list_(pa.int32()), pa.large_list(pa.int32())):
-        raise ValueError(f"{path}: column {name}: expected list<int32>, found {found}")
+    if found not in [kind(number) for kind in (pa.list_, pa.large_list) for number in (pa.int32(), pa.int64())]:
+        raise ValueError(f"{path}: column {name}: expected list<int32> or list<int64>, found {found}")
 
 
 def has_labels(schema: pa.Schema, path: Path) -> bool:
@@ -224,14 +239,14 @@ def with_labels(histories: Histories, events: pa.ChunkedArray, values: pa.Chunke
     return replace(histories, events=flat[0], values=flat[1])
 
 
-def check_item_range(items: npt.NDArray[np.int32], num_items: int, where: str) -> None:
+def check_item_range(items: Indices, num_items: int, where: str) -> None:
     """Raises ValueError unless all item indices lie in the catalogue."""
     if len(items) and (items.min() < 0 or items.max() >= num_items):
         raise ValueError(f"{where}: item index {items.max()} or {items.min()} outside the catalogue of {num_items}")
 
 
 def flat_lists(column: pa.ChunkedArray, path: Path) -> Histories:
-    """A list<int32> column as flat arrays; a column of one chunk is not copied.
+    """A column of lists of item indices as flat arrays; a column of one chunk is not copied.
 
     Raises:
         ValueError: there are nulls.

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.data.arrays import Indices
 from mtmh.data.histories import Histories
 
 Direction = Literal["forward", "both"]
@@ -17,13 +18,13 @@ class Pairs(NamedTuple):
     """Training pairs as parallel arrays.
 
     Attributes:
-        trigger: [P] int32 item indices.
-        candidate: [P] int32 item indices.
+        trigger: [P] item indices.
+        candidate: [P] item indices.
         row: [P] int32 the history that each pair comes from.
     """
 
-    trigger: npt.NDArray[np.int32]
-    candidate: npt.NDArray[np.int32]
+    trigger: Indices
+    candidate: Indices
     row: npt.NDArray[np.int32]
 
     def take(self, selection: slice | npt.NDArray[np.integer[Any]]) -> Pairs:
@@ -107,9 +108,10 @@ def expand_pairs(histories: Histories, window: int, direction: Direction) -> Pai
     trigger_event = np.repeat(events - ends.astype(np.int32), before)
     trigger_event += np.arange(num_pairs, dtype=np.int32)
     trigger = histories.items[trigger_event]
-    candidate = np.repeat(histories.items, before)
+    candidate: Indices = histories.items.repeat(before)
     row = np.repeat(row_of_event, before)
     if direction == "both":
-        first = np.stack([trigger, candidate], axis=1)
-        return Pairs(first.ravel(), first[:, ::-1].ravel(), np.repeat(row, 2))
+        first: Indices = np.stack([trigger, candidate], axis=1)
+        second: Indices = first[:, ::-1].ravel()
+        return Pairs(first.ravel(), second, np.repeat(row, 2))
     return Pairs(trigger, candidate, row)

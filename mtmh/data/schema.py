@@ -9,21 +9,27 @@
                               double (null: none)
     item_table/               the model's inputs of every item, memory-mapped by the loader:
       float_features.npy        [I, num_floats] float32, standardised with T1 statistics, missing = 0
-      <feature>.values.npy      [N] int32 rows of the feature's vocabulary, items one after another; 0 = unknown
+      <feature>.values.npy      [N] rows of the feature's vocabulary, items one after another; 0 = unknown
       <feature>.offsets.npy     [I + 1] int64; item i owns values[offsets[i]:offsets[i + 1]]
       item_id.raw.npy           [I] int64 raw ids (raw_ids.py), for tables that take such instead of rows
       float_features.json       mean and standard deviation of each float feature over the items of T1
       train_count.npy           [I] int64
+    ride_along/               if asked for: the model's inputs of each event's item, in the order of histories.parquet:
+      items.npy                 [H] item indices
+      ...                       as in item_table, by event; a feature of one value an item has no offsets
+      known_items.npy           [K] items with T1 events, ascending
     vocabulary/               which row stands for which value:
-      <feature>.parquet         value (int64 or string, as in the source), row int32, ascending from 1
+      <feature>.parquet         value (int64 or string, as in the source), row, ascending from 1
     histories.parquet         T1: one row a user, in a seeded random order: user_index int64,
-                              items list<int32> (item indices, oldest first), timestamps list<int64>; if the source has
+                              items list of item indices, oldest first, timestamps list<int64>; if the source has
                               kinds or values of events also events list<int32> (bit mask over event_kinds of the
                               summary) and values list<float32> (NaN: none)
     histories.lengths.npy     [num_users] int32: the length of each row of histories.parquet, in file order
-    test.parquet              T2, users with a T1 history only: user_index int64, items list<int32> (distinct,
+    test.parquet              T2, users with a T1 history only: user_index int64, items list (distinct,
                               in order of first engagement), timestamps list<int64>, events and values as above
     users.parquet             user_index int64, user_id (int64 or string)
+
+Item indices and rows are int32, or int64 where there are more than 2^31 items or rows.
 
 The id feature ``item_id`` is always there: one vocabulary row an item with T1 events, row 0 for all others.
 """
@@ -43,6 +49,11 @@ ITEMS = Path("items.parquet")
 ITEM_FEATURES = Path("item_features.parquet")
 ITEM_TABLE = Path("item_table")
 RAW_IDS = ITEM_TABLE / f"{ITEM_ID}.raw.npy"
+FLOAT_FEATURES = "float_features.npy"
+TRAIN_COUNTS = "train_count.npy"
+RIDE_ALONG = Path("ride_along")
+KNOWN_ITEMS = RIDE_ALONG / "known_items.npy"
+EVENT_ITEMS = RIDE_ALONG / "items.npy"
 HISTORIES = Path("histories.parquet")
 HISTORY_LENGTHS = Path("histories.lengths.npy")
 TEST = Path("test.parquet")
@@ -164,4 +175,5 @@ class DatasetSummary(BaseModel):
     user_test_fraction: float | None = None  # split by user: share of each user's events in T2
     topic_separator: str | None = None  # between the coarse topics in topic_l2, where items may have several
     timestamp_is_date: bool = False  # timestamps came from dates, as seconds since 1970
+    rides_along: bool = False  # features joined to the rows of the histories
     lake_tables: dict[str, str] = {}  # events and items from a lake: the table at the version that was read

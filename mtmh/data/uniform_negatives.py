@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.data.arrays import Indices, narrowed
 from mtmh.data.randomness import Purpose, generator
+
+
+def known_items(train_count: npt.NDArray[np.int64]) -> Indices:
+    """The items with training events [K], ascending."""
+    return narrowed(np.flatnonzero(train_count > 0), len(train_count))
 
 
 class UniformNegatives:
@@ -17,18 +23,15 @@ class UniformNegatives:
     it would tell the model that it exists.
     """
 
-    def __init__(self, train_count: npt.NDArray[np.int64], num_draws: int, seed: int) -> None:
-        """Lists the known items.
+    def __init__(self, known: Indices, num_draws: int, seed: int) -> None:
+        """Takes what draws follow from.
 
         Args:
-            train_count: [I] training events of each item.
+            known: [K] items with training events, ascending (`known_items`).
             num_draws: draws of one global step.
             seed: the run's.
         """
-        known = np.flatnonzero(train_count > 0)
-        self._known: npt.NDArray[np.int32] | npt.NDArray[np.int64] = known
-        if len(train_count) < 2**31:
-            self._known = known.astype(np.int32)
+        self._known = known
         self._num_draws = num_draws
         self._seed = seed
 
@@ -57,16 +60,15 @@ class NegativeLogProbability:
     the first ``window`` items are candidates of fewer pairs than the later ones, which event counts ignore.
     """
 
-    def __init__(self, train_count: npt.NDArray[np.int64], *, in_batch: int, uniform: int) -> None:
-        """Takes the training events of each item [I], and how many negatives of each kind a step has."""
+    def __init__(self, *, num_events: int, num_known: int, in_batch: int, uniform: int) -> None:
+        """Takes the training events and the items that have some, and how many negatives of each kind a step has."""
         draws = in_batch + uniform
-        self._train_count = train_count
-        self._per_event = in_batch / draws / int(train_count.sum())
-        self._floor = uniform / draws / int(np.count_nonzero(train_count))
+        self._per_event = in_batch / draws / num_events
+        self._floor = uniform / draws / num_known
 
-    def __call__(self, items: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.float32]:
-        """Log probabilities [U] float32 of items [U] that occur in training."""
+    def __call__(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Log probabilities [U] float32 of items with so many training events [U]."""
         # An item in a batch has events; the clip keeps log finite should the counts disagree with the histories.
-        counts = np.maximum(self._train_count[items], 1)
+        counts = np.maximum(counts, 1)
         log_q: npt.NDArray[np.float32] = np.log(counts * self._per_event + self._floor).astype(np.float32)
         return log_q

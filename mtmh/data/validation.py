@@ -14,12 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtmh.config import ValidationConfig
+from mtmh.data.arrays import Indices
 from mtmh.data.dataset import Dataset, EvaluationUsers
 from mtmh.data.histories import Histories, HistoryReader, concatenate_histories, flat_numbers
 from mtmh.data.item_table import IdColumn, ItemTable
 from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.randomness import Purpose, generator
 from mtmh.data.schema import HISTORIES, ITEM_ID, TRAIN_AGE, TRAIN_COUNT, FloatScale
+from mtmh.data.uniform_negatives import known_items
 
 _SAMPLED_TIMES = 1 << 22  # bounds the memory of finding the cut
 _LITTLE = 0.05  # of T1's events
@@ -84,12 +86,17 @@ class ValidationDataset(Dataset):
         return self.summary.num_test_events < _LITTLE * (self.summary.num_test_events + self.summary.num_train_events)
 
     @cached_property
+    def known_items(self) -> Indices:
+        """[K] the items with kept events, ascending."""
+        return known_items(self._train_count)
+
+    @cached_property
     def item_table(self) -> ItemTable:
         """The model's inputs of all items, as the kept events make them."""
         table = copy(self._whole.item_table)
         seen = self._train_count > 0
         rows = table.columns[ITEM_ID].values
-        table.columns = table.columns | {ITEM_ID: IdColumn(np.where(seen, rows, 0).astype(np.int32), None)}
+        table.columns = table.columns | {ITEM_ID: IdColumn(np.where(seen, rows, 0).astype(rows.dtype), None)}
         table.train_count = self._train_count
         derived = {
             TRAIN_COUNT: np.where(seen, np.log1p(self._train_count), np.nan),
@@ -113,8 +120,9 @@ class ValidationDataset(Dataset):
                 table = table.set_column(place, name, pa.array(values, mask=self._train_count == 0))
         return table
 
-    def history_reader(self, cached_groups: int = 1, *, labels: bool = False) -> HistoryReader:
+    def history_reader(self, cached_groups: int = 1, *, labels: bool = False, numbered: bool = False) -> HistoryReader:
         """A reader of what is kept of the histories."""
+        assert not numbered, "features ride along with whole histories"
         return HistoryReader(self.artifact.path, self.num_items, cached_groups, labels, kept=self.kept)
 
     def evaluation_users(self, num_users: int, seed: int, *, labels: bool = False) -> EvaluationUsers:

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from mtmh.config import PropensityConfig, SimWeightConfig
 from mtmh.data.arrays import Indices
-from mtmh.data.item_table import IdColumn, ItemTable
+from mtmh.data.item_table import IdColumn, ItemColumns
 
 
 class PairWeights:
     """The weight of a pair: SIM boost times propensity weight, 0 for a pair of an item with itself."""
 
     def __init__(
-        self, sim: SimWeightConfig, propensity: PropensityConfig | None, table: ItemTable, has_content: bool
+        self, sim: SimWeightConfig, propensity: PropensityConfig | None, table: ItemColumns, has_content: bool
     ) -> None:
         """Checks that what the settings need is there.
 
@@ -31,37 +31,39 @@ class PairWeights:
                 none.
         """
         self._sim = sim
-        self._column: IdColumn | None = None
-        if self._sim.feature is not None:
-            if self._sim.feature not in table.columns:
-                raise ValueError(
-                    f"pairs.sim.feature {self._sim.feature!r}: not an id feature of the dataset, which has "
-                    f"{', '.join(table.columns)}"
-                )
-            self._column = table.columns[self._sim.feature]
+        if self._sim.feature is not None and self._sim.feature not in table.columns:
+            raise ValueError(
+                f"pairs.sim.feature {self._sim.feature!r}: not an id feature of the dataset, which has "
+                f"{', '.join(table.columns)}"
+            )
         if self._sim.kind == "content" and not has_content:
             raise ValueError("pairs.sim.kind = content compares teacher embeddings: give the loader content embeddings")
         self._propensity = None if propensity is None else PropensityWeights(table.train_count, propensity)
 
-    def __call__(self, items: Indices, trigger: Indices, candidate: Indices, content: Tensor) -> Tensor:
+    def __call__(
+        self, table: ItemColumns, items: Indices, trigger: Indices, candidate: Indices, content: Tensor
+    ) -> Tensor:
         """Weights of pairs.
 
         Args:
-            items: [U] distinct items.
+            table: features of items.
+            items: [U] distinct items, by their numbers there.
             trigger: [M] rows of ``items``.
             candidate: [M] rows of ``items``.
-            content: [U, Dc] teacher embeddings of ``items``.
+            content: [U, Dc] teacher embeddings of ``items``; Dc = 0: who has them weighs by them later.
 
         Returns:
             [M] float32.
         """
         weight = (trigger != candidate).astype(np.float32)
-        if self._column is not None:
-            weight[share_value(self._column, items[trigger], items[candidate])] *= self._sim.boost
-        elif self._sim.kind == "content":
-            weight[cosine_at_least(content, trigger, candidate, self._sim.threshold)] *= self._sim.boost
+        if self._sim.feature is not None:
+            shared = share_value(table.columns[self._sim.feature], items[trigger], items[candidate])
+            weight[shared] *= self._sim.boost
+        elif self._sim.kind == "content" and content.shape[1]:
+            pairs = torch.from_numpy(trigger), torch.from_numpy(candidate)
+            weight[cosine_at_least(content, *pairs, self._sim.threshold).numpy()] *= self._sim.boost
         if self._propensity is not None:
-            weight *= self._propensity.of_pairs(items, trigger, candidate)
+            weight *= self._propensity.of_pairs(table.train_count[items], trigger, candidate)
         return torch.from_numpy(weight)
 
 
@@ -76,30 +78,33 @@ class PropensityWeights:
     """
 
     def __init__(self, train_count: npt.NDArray[np.int64], config: PropensityConfig) -> None:
-        self._train_count = train_count
         self._config = config
         self._scale = 1.0
-        known = train_count[train_count > 0].astype(np.float64)
-        if len(known):
-            self._scale = known.sum() / (known / (config.a + known**config.b)).sum()
+        # Items with as many events weigh alike, so a catalogue of any size is a few distinct numbers.
+        num_items = np.bincount(train_count)
+        num_items[:1] = 0
+        events = np.flatnonzero(num_items).astype(np.float64)
+        if len(events):
+            total = events * num_items[num_items > 0]
+            self._scale = total.sum() / (total / (config.a + events**config.b)).sum()
 
-    def __call__(self, items: Indices) -> npt.NDArray[np.float32]:
-        """Weights [U] float32 of items [U]."""
-        counts = np.maximum(self._train_count[items], 1).astype(np.float64)
+    def __call__(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Weights [U] float32 of items with so many training events [U]."""
+        counts = np.maximum(counts, 1).astype(np.float64)
         return (self._scale / (self._config.a + counts**self._config.b)).astype(np.float32)
 
-    def of_pairs(self, items: Indices, trigger: Indices, candidate: Indices) -> npt.NDArray[np.float32]:
+    def of_pairs(self, counts: npt.NDArray[np.int64], trigger: Indices, candidate: Indices) -> npt.NDArray[np.float32]:
         """Weights of pairs.
 
         Args:
-            items: [U] items.
-            trigger: [M] rows of ``items``.
-            candidate: [M] rows of ``items``.
+            counts: [U] training events of items.
+            trigger: [M] rows of ``counts``.
+            candidate: [M] rows of ``counts``.
 
         Returns:
             [M] float32.
         """
-        of_item = self(items)
+        of_item = self(counts)
         if self._config.count_of == "both":
             return of_item[trigger] * of_item[candidate]
         return of_item[trigger if self._config.count_of == "trigger" else candidate]
@@ -133,7 +138,7 @@ def share_value(column: IdColumn, first: Indices, second: Indices) -> npt.NDArra
     return shared
 
 
-def cosine_at_least(content: Tensor, first: Indices, second: Indices, threshold: float) -> npt.NDArray[np.bool_]:
+def cosine_at_least(content: Tensor, first: Tensor, second: Tensor, threshold: float) -> Tensor:
     """True where two items' embeddings have at least this cosine; items without content never do.
 
     Args:
@@ -145,11 +150,9 @@ def cosine_at_least(content: Tensor, first: Indices, second: Indices, threshold:
     Returns:
         [M] bool.
     """
-    a = content.index_select(0, torch.from_numpy(first))
-    b = content.index_select(0, torch.from_numpy(second))
-    cosines = np.vecdot(a.numpy(), b.numpy())
-    result: npt.NDArray[np.bool_] = cosines >= threshold
+    cosines = torch.linalg.vecdot(content.index_select(0, first), content.index_select(0, second))
+    result: Tensor = cosines >= threshold
     if threshold <= 0.0:  # only then would a row of zeros pass
-        known = content.any(dim=1).numpy()
+        known = content.any(dim=1)
         result &= known[first] & known[second]
     return result

@@ -9,7 +9,9 @@ below the name plate of the GPUs, so it is rounded down here.
                  p4d and p4de of Amazon EC2 have 400 Gb/s for all eight GPUs, p5 and p5e 3,200, as a DGX has
     host memory  DGX A100: 1 TB (40 GB GPUs) or 2 TB, 16 channels of DDR4-3200; DGX H100/H200: 2 TB, 16 of DDR5-4800
     PCIe         x16 one way: generation 4, 32 GB/s; generation 5, 64 GB/s
-    cpu          an assumption: 512 GB, 8 channels of DDR4-3200, 25 Gb/s network, gloo at 4 GB/s inside a host
+    products     float32 without tensor cores: NVIDIA data sheets, 19.5 TFLOP/s (A100) and 67 (H100, H200 SXM)
+    cpu          an assumption: 512 GB, 8 channels of DDR4-3200, 25 Gb/s network, gloo at 4 GB/s inside a host,
+                 2 TFLOP/s
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ class Device:
         host_memory: of a host, shared by its ranks.
         host_bandwidth: of the memory of a host, shared by its ranks.
         host_link: from host memory to a GPU.
+        tflops: float32 products, 10^12 a second, without tensor cores (PyTorch's default); of a GPU, or of a host.
     """
 
     kind: Literal["cuda", "cpu"]
@@ -46,16 +49,17 @@ class Device:
     host_memory: int
     host_bandwidth: float
     host_link: float
+    tflops: float
 
 
 DEVICES = {
-    "a100-40gb": Device("cuda", 39, 1555.0, 300.0, 25.0, 1024, 409.6, 32.0),
-    "a100-80gb": Device("cuda", 79, 2039.0, 300.0, 25.0, 2048, 409.6, 32.0),
-    "p4d": Device("cuda", 39, 1555.0, 300.0, 6.25, 1152, 409.6, 32.0),
-    "p4de": Device("cuda", 79, 2039.0, 300.0, 6.25, 1152, 409.6, 32.0),
-    "h100-80gb": Device("cuda", 79, 3350.0, 450.0, 50.0, 2048, 614.4, 64.0),
-    "h200-141gb": Device("cuda", 139, 4800.0, 450.0, 50.0, 2048, 614.4, 64.0),
-    "cpu": Device("cpu", 0, 0.0, 4.0, 3.125, 512, 204.8, 0.0),
+    "a100-40gb": Device("cuda", 39, 1555.0, 300.0, 25.0, 1024, 409.6, 32.0, 19.5),
+    "a100-80gb": Device("cuda", 79, 2039.0, 300.0, 25.0, 2048, 409.6, 32.0, 19.5),
+    "p4d": Device("cuda", 39, 1555.0, 300.0, 6.25, 1152, 409.6, 32.0, 19.5),
+    "p4de": Device("cuda", 79, 2039.0, 300.0, 6.25, 1152, 409.6, 32.0, 19.5),
+    "h100-80gb": Device("cuda", 79, 3350.0, 450.0, 50.0, 2048, 614.4, 64.0, 67.0),
+    "h200-141gb": Device("cuda", 139, 4800.0, 450.0, 50.0, 2048, 614.4, 64.0, 67.0),
+    "cpu": Device("cpu", 0, 0.0, 4.0, 3.125, 512, 204.8, 0.0, 2.0),
 }
 
 
@@ -103,6 +107,18 @@ class Cluster:
     def rank_host_memory(self) -> int:
         """Bytes of host memory a rank."""
         return self.device.host_memory * GIB // self.ranks_per_host
+
+    @property
+    def rank_flops(self) -> float:
+        """Float32 operations a second of a rank."""
+        return self.device.tflops * 1e12 / (1 if self.device.kind == "cuda" else self.ranks_per_host)
+
+    @property
+    def rank_bandwidth(self) -> float:
+        """Bytes a second of the memory where a rank computes."""
+        if self.device.kind == "cuda":
+            return self.device.memory_bandwidth * 1e9
+        return self.device.host_bandwidth * 1e9 / self.ranks_per_host
 
     def topology(self) -> Topology:
         """The cluster for TorchRec's planner; no GPU and no process group is touched."""

@@ -16,6 +16,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from mtmh.config import TrainingConfig
+from mtmh.distributed.content_table import CONTENT_ROWS
 
 EPSILON = 1e-8
 TABLE_KEY = ".embedding_bags."  # part of the name of every table's weight, sharded or not
@@ -32,6 +33,9 @@ def fuse_optimizer(model: nn.Module, training: TrainingConfig, *, skip: Set[str]
     """
     for module in model.modules():
         if isinstance(module, EmbeddingBagCollection):
+            if CONTENT_ROWS in module.embedding_bags:  # an optimizer without state, which is never called
+                _apply_optimizer_in_backward(torch.optim.SGD, module.parameters(), {"lr": 0.0})
+                continue
             weights = [bag.weight for name, bag in module.embedding_bags.items() if name not in skip]
             _apply_optimizer_in_backward(
                 _table_optimizer(training), weights, {"lr": training.learning_rate, "eps": EPSILON}

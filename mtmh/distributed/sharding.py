@@ -25,6 +25,7 @@ from torchrec.types import DataType
 
 from mtmh.config import CommunicationConfig, ShardingConfig, TrainingConfig
 from mtmh.distributed.communication import GROUPED, codecs_of
+from mtmh.distributed.content_table import CONTENT_ROWS
 from mtmh.distributed.hardware import DEVICES, device_like, topology_of
 from mtmh.distributed.optimizers import fuse_optimizer
 from mtmh.distributed.ranks import Ranks
@@ -36,6 +37,9 @@ INIT_BLOCK_ROWS = 65_536
 
 # These cut a row into pieces with an Adagrad sum each, so results would depend on the plan (see `table_constraints`).
 COLUMN_TYPES = (ShardingType.COLUMN_WISE, ShardingType.TABLE_COLUMN_WISE, ShardingType.GRID_SHARD)
+_BY_ROWS = ParameterConstraints(
+    sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+)
 ROW_TYPES = (ShardingType.TABLE_WISE, ShardingType.ROW_WISE, ShardingType.TABLE_ROW_WISE)
 
 
@@ -177,6 +181,9 @@ def table_constraints(
     free += [] if rowwise else [ShardingType.COLUMN_WISE]
     constraints = {}
     for name, table in tables.items():
+        if name == CONTENT_ROWS:
+            constraints[name] = _BY_ROWS
+            continue
         if name in buckets:
             constraints[name] = _id_table_constraint(name, buckets[name], sharding, ranks)
             continue
@@ -237,9 +244,7 @@ def _id_table_constraint(name: str, buckets: int, sharding: ShardingConfig, rank
             f"{ranks.world_size} ranks cannot share the {buckets} buckets of table {name} evenly; run on a number of "
             f"ranks that divides model.id_tables.{name}.buckets, or set it before the first training"
         )
-    return ParameterConstraints(
-        sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
-    )
+    return _BY_ROWS
 
 
 def plan_table(plan: ShardingPlan) -> Table:
@@ -301,7 +306,7 @@ def _fill_tables(sharded: DistributedModelParallel, tables: dict[str, EmbeddingB
     """Uniform values in the range of the table's settings, drawn for blocks of rows by (seed, table, block)."""
     for key, value in sharded.state_dict().items():
         table = tables.get(key.split(".")[-2]) if key.endswith(".weight") else None
-        if table is None:
+        if table is None or table.name == CONTENT_ROWS:  # which has rows of its own
             continue
         for offsets, piece in local_shards(value):
             _fill_piece(piece, offsets, table, seed)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mtmh.config import RetrievalConfig
-from mtmh.data.arrays import Indices, Scores
+from mtmh.data.arrays import Indices, Scores, row_type
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.protocol import Pipeline, Search
 from mtmh.evaluation.remembered import remembering
@@ -66,7 +66,7 @@ class Subject:
         known = rows >= 0
         found = self._retriever.search(head, rows[known], k_ann, num_probes, needed=needed)
         found_items = self._rows.item_of[found.items]
-        items = np.full((len(triggers), k_ann), -1, np.int32)
+        items = np.full((len(triggers), k_ann), -1, found_items.dtype)
         scores = np.full((len(triggers), k_ann), -np.inf, np.float32)
         items[known] = found_items
         scores[known] = np.where(found_items >= 0, found.scores, np.float32(-np.inf))
@@ -109,13 +109,13 @@ class ItemRows:
     """
 
     row_of: npt.NDArray[np.int64]
-    item_of: npt.NDArray[np.int32]
+    item_of: Indices
 
     @staticmethod
     def match(dataset: Dataset, catalogue: Catalogue) -> ItemRows:
         """Matches by id."""
         rows = catalogue.find(dataset.item_ids.tolist(), "item")
-        items = np.full(len(catalogue) + 1, -1, np.int32)
+        items = np.full(len(catalogue) + 1, -1, row_type(dataset.num_items))
         items[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
         if catalogue.answerable is not None:
             items[:-1][~catalogue.answerable] = -1

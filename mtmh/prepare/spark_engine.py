@@ -231,7 +231,7 @@ def _write_files(task: tuple[int, None], *, writer: Writer[T], streams: Path, na
     """Runs a writer in a folder of this attempt's own, and moves what it wrote into place; on an executor."""
     del task
     aside = streams / f"attempt-{uuid4().hex}"
-    aside.mkdir()
+    aside.mkdir(parents=True)
     facts = writer({name: _sorted_rows(streams / name) for name in names}, aside)
     for file in [path for path in aside.rglob("*") if path.is_file()]:
         place = folder / file.relative_to(aside)

@@ -338,7 +338,7 @@ def history_users() -> str:
     """``history_users``: users keep the order of their codes."""
     counted = "SELECT user_code, count(*) AS num_events FROM history GROUP BY user_code"
     bucket = f"user_code >> {LARGEST_BUCKET}"
-    return _ranked(counted, bucket, "user_code", "user_code, num_events", "user_index", "BIGINT")
+    return _ranked(counted, bucket, "user_code", "user_code, num_events", "user_index")
 
 
 def history_rows(of_users: Users, *, ordered: bool, labels: bool) -> str:
@@ -462,7 +462,7 @@ def item_vocabulary() -> str:
 def feature_rows(dialect: Dialect, name: str, is_list: bool) -> str:
     """Rows of one id feature, item by item: item_index, row; row 0 where no value is in the vocabulary."""
     return f"""
-        SELECT f.item_index, CAST(coalesce(k.row, 0) AS INTEGER) AS row
+        SELECT f.item_index, coalesce(k.row, 0) AS row
         FROM item_facts AS f LEFT JOIN (
             SELECT DISTINCT x.item_index, v.row
             FROM ({_values(dialect, name, is_list)}) AS x JOIN vocabulary AS v ON x.value = v.value
@@ -511,9 +511,7 @@ def _hash_ranked(salt: str, column: str, source: str, rank: str, *, first: int =
     return _ranked(hashed, "substr(hash, 1, 3)", f"hash, {column}", column, rank, first=first)
 
 
-def _ranked(
-    rows: str, bucket: str, order: str, columns: str, rank: str, kind: str = "INTEGER", *, first: int = 0
-) -> str:
+def _ranked(rows: str, bucket: str, order: str, columns: str, rank: str, *, first: int = 0) -> str:
     """Rows with their place in the order of (bucket, order): that in the bucket, behind the sizes of those before.
 
     A window over everything would bring everything to one machine.
@@ -528,6 +526,6 @@ def _ranked(
             FROM buckets
         )
         SELECT {chosen}, CAST(
-            b.before + row_number() OVER (PARTITION BY r.bucket ORDER BY {order}) - 1 + {first} AS {kind}
+            b.before + row_number() OVER (PARTITION BY r.bucket ORDER BY {order}) - 1 + {first} AS BIGINT
         ) AS {rank}
         FROM ranked_rows AS r JOIN begins AS b ON r.bucket = b.bucket"""

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from math import floor
+from typing import Any
 
 import pyarrow as pa
 
 from mtmh.data.schema import ITEM_ID, TRAIN_AGE, TRAIN_COUNT, DatasetSummary, FeatureSchema, IdFeature
 from mtmh.prepare import statements, write_histories, write_items
 from mtmh.prepare.engine import Reading
+from mtmh.prepare.ride_along import write_ride_along
 from mtmh.prepare.scratch import Workspace
 from mtmh.prepare.sources import SOURCES
 from mtmh.prepare.sources.base import SourceContext, SourceTables
@@ -208,15 +210,16 @@ def write_user_files(work: Workspace, source: SourceTables, ranges: Ranges) -> H
         work.drop_events(reason, int(rows))
 
     kinds = _train_kinds(work) if labels else None
-    bits, size = None if kinds is None else sorted(kinds), write_histories.ROW_GROUP_EVENTS
+    num_items = work.number("SELECT count(*) FROM catalogue")
+    form: dict[str, Any] = {
+        "num_items": num_items,
+        "bits": None if kinds is None else sorted(kinds),
+        "row_group_events": write_histories.ROW_GROUP_EVENTS,
+    }
     rows = [statements.history_rows(some, ordered=ordered, labels=labels) for some in ranges.users]
-    num_users, num_events = engine.write(
-        partial(write_histories.write_histories, bits=bits, row_group_events=size), {"rows": rows}
-    )
+    num_users, num_events = engine.write(partial(write_histories.write_histories, **form), {"rows": rows})
     rows = [statements.test_rows(some, ordered=ordered, labels=labels) for some in ranges.users]
-    num_test_users, num_test_events = engine.write(
-        partial(write_histories.write_test, bits=bits, row_group_events=size), {"rows": rows}
-    )
+    num_test_users, num_test_events = engine.write(partial(write_histories.write_test, **form), {"rows": rows})
     id_type = ARROW_TYPES[engine.kind("users", "user_id")]
     user_rows = [statements.user_rows(some) for some in ranges.users]
     engine.write(partial(write_histories.write_users, id_type=id_type), {"rows": user_rows})
@@ -253,6 +256,9 @@ def write_item_files(
         _write_raw_features(work, source)
     num_items = work.number("SELECT count(*) FROM item_facts")
     features, num_seen = _write_features(work, source, cutoff, num_items)
+    if data.item_features == "ride_along":
+        ride = partial(write_ride_along, dataset=work.folder.absolute(), schema=features, num_items=num_items)
+        engine.write(ride, {})
     for feature in features.id_features[1:]:
         if num_seen >= NUM_TELLING and feature.num_rows - 1 >= UNIQUE * num_seen:
             work.warn(
@@ -287,6 +293,7 @@ def write_item_files(
         train_end=train_end,
         test_begin=test_begin,
         timestamp_is_date=source.timestamp_is_date,
+        rides_along=data.item_features == "ride_along",
         lake_tables=dict(source.lake_tables),
         user_test_fraction=data.split.test_fraction if data.split.kind == "user" else None,
     )
@@ -322,15 +329,17 @@ def _write_features(
         kind = engine.kind("source_items", name)
         is_list = kind.endswith("[]")
         engine.table("vocabulary", statements.vocabulary(dialect, name, is_list, data.min_feature_count, work.seed))
+        num_rows = 1 + work.number("SELECT count(*) FROM vocabulary")
         write = partial(
             write_items.write_id_feature,
             name=name,
             value_type=ARROW_TYPES[kind.removesuffix("[]")],
             num_items=num_items,
+            num_rows=num_rows,
         )
         rows = [statements.feature_rows(dialect, name, is_list)]
-        num_values = engine.write(write, {"rows": rows, "values": [statements.rows_of_vocabulary()]})
-        ids.append(IdFeature(name=name, num_rows=num_values + 1))
+        engine.write(write, {"rows": rows, "values": [statements.rows_of_vocabulary()]})
+        ids.append(IdFeature(name=name, num_rows=num_rows))
 
     now, popularity = None, []
     if data.popularity_features:

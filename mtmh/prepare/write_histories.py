@@ -17,39 +17,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mtmh.data.arrays import row_type
+from mtmh.data.histories import LABELS
 from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS, TEST, USERS
 from mtmh.prepare.engine import Rows
 
 ROW_GROUP_EVENTS = 65_536
 ROW_GROUP_USERS = 65_536
-LISTS = pa.schema([("user_index", pa.int64()), ("items", pa.list_(pa.int32())), ("timestamps", pa.list_(pa.int64()))])
-LABEL_LISTS = [("events", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))]
 
 
 def write_histories(
-    streams: Mapping[str, Rows], folder: Path, *, bits: Sequence[int] | None, row_group_events: int
+    streams: Mapping[str, Rows], folder: Path, *, num_items: int, bits: Sequence[int] | None, row_group_events: int
 ) -> tuple[int, int]:
     """Writes histories.parquet and the lengths from ``rows``: user_index, item_index, timestamp, sorted.
 
     Args:
         streams: ``rows``; with ``bits`` also kinds (mask) and value.
         folder: where the files go.
+        num_items: of the catalogue.
         bits: of the kinds of events to keep, in their order; ``None``: the rows have no kinds and values.
         row_group_events: events of a row group.
 
     Returns:
         Users, and their events.
     """
-    lengths = _write_lists(streams["rows"], folder / HISTORIES, bits, row_group_events)
+    lengths = _write_lists(streams["rows"], folder / HISTORIES, num_items, bits, row_group_events)
     np.save(folder / HISTORY_LENGTHS, lengths)
     return len(lengths), int(lengths.sum(dtype=np.int64))
 
 
 def write_test(
-    streams: Mapping[str, Rows], folder: Path, *, bits: Sequence[int] | None, row_group_events: int
+    streams: Mapping[str, Rows], folder: Path, *, num_items: int, bits: Sequence[int] | None, row_group_events: int
 ) -> tuple[int, int]:
     """Writes test.parquet, as `write_histories`."""
-    lengths = _write_lists(streams["rows"], folder / TEST, bits, row_group_events)
+    lengths = _write_lists(streams["rows"], folder / TEST, num_items, bits, row_group_events)
     return len(lengths), int(lengths.sum(dtype=np.int64))
 
 
@@ -61,14 +62,18 @@ def write_users(streams: Mapping[str, Rows], folder: Path, *, id_type: pa.DataTy
             users.add(rows.cast(schema), rows["user_index"].to_numpy() // ROW_GROUP_USERS)
 
 
-def _write_lists(rows: Rows, path: Path, bits: Sequence[int] | None, row_group_events: int) -> NDArray[np.int32]:
-    schema = LISTS if bits is None else pa.schema([*LISTS, *LABEL_LISTS])
+def _write_lists(
+    rows: Rows, path: Path, num_items: int, bits: Sequence[int] | None, row_group_events: int
+) -> NDArray[np.int32]:
+    item_type = row_type(num_items)
+    lists_of = {"items": pa.from_numpy_dtype(item_type), "timestamps": pa.int64(), **({} if bits is None else LABELS)}
+    schema = pa.schema([("user_index", pa.int64()), *((name, pa.list_(kind)) for name, kind in lists_of.items())])
     lengths: list[NDArray[np.int32]] = []
     with _ListWriter(path, schema, row_group_events) as lists:
         for table in _whole_users(rows):
             events = {name: table[name].to_numpy() for name in table.column_names}
             index, length = np.unique(events["user_index"], return_counts=True)
-            items = events["item_index"].astype(np.int32)
+            items = events["item_index"].astype(item_type)
             lists.add_lists(index, length, items, events["timestamp"], *_labels(events, bits))
             lengths.append(length.astype(np.int32))
     return np.concatenate(lengths) if lengths else np.empty(0, np.int32)

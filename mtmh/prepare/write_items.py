@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from mtmh.data.arrays import Indices, narrowed, row_type
 from mtmh.data.row_file import create_array
 from mtmh.data.schema import (
     FLOAT_SCALES,
@@ -109,15 +110,17 @@ def write_item_ids(streams: Mapping[str, Rows], folder: Path, *, id_type: pa.Dat
     train_count = _column(streams["counts"], "train_count", np.int64)
     np.save(table / "train_count.npy", train_count)
     seen = train_count > 0
-    _save_lists(table, ITEM_ID, np.where(seen, np.cumsum(seen), 0), np.arange(len(seen) + 1))
-    _write_vocabulary(streams["values"], folder, ITEM_ID, id_type)
+    num_rows = 1 + int(seen.sum())
+    rows = narrowed(np.where(seen, np.cumsum(seen), 0), num_rows)
+    _save_lists(table, ITEM_ID, rows, np.arange(len(seen) + 1))
+    _write_vocabulary(streams["values"], folder, ITEM_ID, id_type, num_rows)
     np.save(folder / RAW_IDS, _column(streams["raw_ids"], "raw_id", np.int64))
-    return int(seen.sum())
+    return num_rows - 1
 
 
 def write_id_feature(
-    streams: Mapping[str, Rows], folder: Path, *, name: str, value_type: pa.DataType, num_items: int
-) -> int:
+    streams: Mapping[str, Rows], folder: Path, *, name: str, value_type: pa.DataType, num_items: int, num_rows: int
+) -> None:
     """Writes an id feature and its vocabulary.
 
     Args:
@@ -126,18 +129,17 @@ def write_id_feature(
         name: of the feature.
         value_type: of its values.
         num_items: of the catalogue.
-
-    Returns:
-        Values in the vocabulary.
+        num_rows: of the vocabulary, row 0 (unknown) included.
     """
-    parts: list[NDArray[np.int32]] = []
+    kind = row_type(num_rows)
+    parts: list[Indices] = [np.empty(0, kind)]
     per_item = np.zeros(num_items, np.int64)
     for rows in streams["rows"]:
-        parts.append(rows["row"].to_numpy().astype(np.int32))
+        parts.append(rows["row"].to_numpy().astype(kind))
         per_item += np.bincount(rows["item_index"].to_numpy(), minlength=num_items)
-    values = np.concatenate([np.empty(0, np.int32), *parts])
-    _save_lists(_folder(folder / ITEM_TABLE), name, values, np.concatenate(([0], np.cumsum(per_item))))
-    return _write_vocabulary(streams["values"], folder, name, value_type)
+    offsets = np.concatenate(([0], np.cumsum(per_item)))
+    _save_lists(_folder(folder / ITEM_TABLE), name, np.concatenate(parts), offsets)
+    _write_vocabulary(streams["values"], folder, name, value_type, num_rows)
 
 
 def write_float_features(
@@ -189,21 +191,24 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _save_lists(table: Path, name: str, values: NDArray[np.int32], offsets: NDArray[np.int64]) -> None:
-    np.save(table / f"{name}.values.npy", values.astype(np.int32))
+def _save_lists(table: Path, name: str, values: Indices, offsets: NDArray[np.int64]) -> None:
+    np.save(table / f"{name}.values.npy", values)
     np.save(table / f"{name}.offsets.npy", offsets.astype(np.int64))
 
 
-def _write_vocabulary(values: Iterable[pa.Table], folder: Path, name: str, value_type: pa.DataType) -> int:
+def _write_vocabulary(
+    values: Iterable[pa.Table], folder: Path, name: str, value_type: pa.DataType, num_rows: int
+) -> None:
     """Values with their rows, which are 1, 2, ... in the order in which they come."""
-    schema = pa.schema([("value", value_type), ("row", pa.int32())])
+    kind = pa.from_numpy_dtype(row_type(num_rows))
+    schema = pa.schema([("value", value_type), ("row", kind)])
     _folder(folder / VOCABULARY)
     row = 1
     with pq.ParquetWriter(folder / vocabulary_file(name), schema, compression="zstd") as writer:
         for part in rechunked(values, BATCH_ITEMS):
-            rows = pa.array(np.arange(row, row + part.num_rows), pa.int32())
+            rows = pa.array(np.arange(row, row + part.num_rows), kind)
             writer.write_table(
                 pa.table([part["value"].cast(value_type), rows], schema=schema), row_group_size=part.num_rows
             )
             row += part.num_rows
-    return row - 1
+    assert row == num_rows, f"{name}: {row - 1} values in a vocabulary of {num_rows} rows"

@@ -131,9 +131,15 @@ class ExampleLoader:
         counts = dataset.item_table.train_count
         self._events = LaterEvents()
         self._plan = PairPlan(dataset.history_reader(), self._events, training, seed)
-        self._negatives = UniformNegatives(counts, settings.num_uniform_negatives, seed)
+        self._negatives = UniformNegatives(dataset.known_items, settings.num_uniform_negatives, seed)
         in_batch = training.global_batch if settings.in_batch_negatives else 0
-        self._log_q = NegativeLogProbability(counts, in_batch=in_batch, uniform=settings.num_uniform_negatives)
+        self._counts = counts
+        self._log_q = NegativeLogProbability(
+            num_events=int(counts.sum()),
+            num_known=len(dataset.known_items),
+            in_batch=in_batch,
+            uniform=settings.num_uniform_negatives,
+        )
         self.steps_per_epoch = self._plan.steps_per_epoch
         self.num_steps = training.num_steps(self.steps_per_epoch)
         self.num_examples = self._plan.num_pairs
@@ -171,7 +177,7 @@ class ExampleLoader:
             sparse=sparse,
             dense=dense,
             item_index=torch.from_numpy(items),
-            log_q=torch.from_numpy(self._log_q(items)),
+            log_q=torch.from_numpy(self._log_q(self._counts[items])),
             content=frozen,
             trigger=torch.from_numpy(trigger_rows),
             positive=torch.from_numpy(positive),

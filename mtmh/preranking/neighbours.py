@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.arrays import Floats, Indices, open_array
+from mtmh.data.arrays import Floats, Indices, open_array, row_type
 from mtmh.data.histories import Histories, HistoryReader
 
 if TYPE_CHECKING:  # reading a table, as retrieval does, takes neither SciPy nor torch
@@ -216,6 +216,8 @@ def linear_neighbours(engaged: sparse.csr_matrix, width: int, most_items: int) -
 
 
 def _empty(num_items: int, width: int) -> Neighbours:
+    if row_type(num_items) is not np.int32:
+        raise ValueError(f"{num_items:,} items: co-occurrence is counted for as many as int32 can number")
     return Neighbours(np.full((num_items, width), -1, np.int32), np.zeros((num_items, width), np.float16))
 
 

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.arrays import Indices, Mask, Scores
+from mtmh.data.arrays import Indices, Mask, Scores, narrowed
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.index.vector_index import IvfIndex, VectorIndex
 
@@ -38,7 +38,7 @@ class HeadSearch:
 
     def search(
         self, triggers: Indices, k: int, *, num_probes: int, needed: int, allowed: Mask | None = None
-    ) -> tuple[npt.NDArray[np.int32], Scores]:
+    ) -> tuple[Indices, Scores]:
         """Finds the nearest items of each trigger; itself is not among them.
 
         Args:
@@ -50,7 +50,7 @@ class HeadSearch:
             allowed: [I + F]; None: all.
 
         Returns:
-            Items [T, k] int32, the nearest first, -1: none; scores [T, k] float32, -inf: none.
+            Items [T, k], the nearest first, -1: none; scores [T, k] float32, -inf: none.
         """
         queries = self.vectors[triggers]
         # One more than asked for: a trigger is its own nearest neighbour.
@@ -58,7 +58,7 @@ class HeadSearch:
         if self.vectors.num_added:
             found = self._with_added(queries, found, allowed)
         scores, items = _without_self(found, triggers)
-        return items.astype(np.int32), scores
+        return narrowed(items, len(self.vectors)), scores
 
     def _search_base(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask | None) -> Found:
         num_items = self.index.num_items

@@ -24,7 +24,9 @@ from mtmh.config.base import leaves
 from mtmh.config.recorded import recorded_decisive
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import VOCABULARY
+from mtmh.distributed.content_table import CONTENT_ROWS
 from mtmh.distributed.finite import check_finite
+from mtmh.distributed.optimizers import TABLE_KEY
 from mtmh.distributed.ranks import PATIENCE, Ranks, on_all, on_first
 from mtmh.distributed.state_files import State, begin_write_state, own_files, read_state, stored_names, write_state
 
@@ -376,7 +378,8 @@ class Checkpoints:
 
 def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer) -> State:
     """All tensors that training changes, by name; they share memory with model and optimizer."""
-    state: State = dict(model.state_dict())
+    frozen = f"{TABLE_KEY}{CONTENT_ROWS}."
+    state: State = {name: value for name, value in model.state_dict().items() if frozen not in name}
     assert all(name.startswith(TASK) for name in state)
     for parameter, entries in optimizer.state_dict()["state"].items():
         for name, value in leaves(entries):

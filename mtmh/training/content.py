@@ -7,17 +7,21 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchrec.types import DataType
 
 from mtmh.artifacts import Artifact
 from mtmh.config import LossConfig, ModelConfig
 from mtmh.data.content_store import ContentEmbeddings, open_content
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import FeatureSchema
+from mtmh.distributed.content_table import ContentTable
 from mtmh.distributed.ranks import Ranks, on_first
+from mtmh.distributed.sharding import local_shards
 from mtmh.modules.mtmh import MTMH
 
 _FITTED_ITEMS = 65_536
+_ROWS_AT_A_TIME = 1 << 18
 
 
 def with_content(schema: FeatureSchema, model: ModelConfig, content: ContentEmbeddings | None) -> FeatureSchema:
@@ -30,6 +34,26 @@ def fit_content(model: MTMH, content: ContentEmbeddings, seed: int) -> None:
     """Finds the principal components for a fresh model that takes content in, on a sample of the catalogue."""
     if model.content_nn is not None:
         model.content_nn.fit(_sample(content, seed))
+
+
+def content_table(content: ContentEmbeddings) -> ContentTable:
+    """The table that takes the place of the mapped embeddings; `fill_content_table` fills it once it is sharded."""
+    num_items, dim = content.embeddings.shape
+    half = content.embeddings.dtype == np.float16
+    return ContentTable(num_items, dim, DataType.FP16 if half else DataType.FP32)
+
+
+@torch.no_grad()
+def fill_content_table(table: nn.Module, content: ContentEmbeddings) -> None:
+    """Reads the rows of this rank from the file, some at a time; other rows are never touched."""
+    (weight,) = table.state_dict().values()
+    for (first, column), piece in local_shards(weight):
+        assert column == 0
+        piece.zero_()  # where rows are filled up
+        for start in range(0, len(piece), _ROWS_AT_A_TIME):
+            stop = min(start + _ROWS_AT_A_TIME, len(piece))
+            rows = torch.from_numpy(np.array(content.embeddings[first + start : first + stop]))
+            piece[start:stop, : content.dim] = rows.to(piece)
 
 
 def teacher_directions(

@@ -40,7 +40,7 @@ class StreamingFrequencies:
     lies on one rank only, in blocks of equal size. What all ranks agree on is independent of their number, bit for bit.
 
     Args:
-        item_rows: [I] int32, row of each item of the catalogue; 0: it has none and is never asked for. May be
+        item_rows: [I] row of each item of the catalogue; 0: it has none and is never asked for. May be
             memory-mapped.
         num_rows: of the vocabulary, row 0 included.
         hits_per_step: pairs of a global step.

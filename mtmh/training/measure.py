@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
+from mtmh.data.arrays import Indices
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.randomness import Purpose, generator
 from mtmh.data.validation import ValidationDataset
@@ -128,7 +129,7 @@ class ValidationMeasure:
         recalls = [(found[counts, min(cut, length) - 1] / known[counts]).sum() for cut in CUTS]
         return torch.stack([*recalls, counts.sum().double()]).cpu()
 
-    def _nearest(self, rows: Tensor, triggers: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> Tensor:
+    def _nearest(self, rows: Tensor, triggers: Indices, offsets: npt.NDArray[np.int64]) -> Tensor:
         """[U, I] the largest similarity of each item to any trigger of each user."""
         counts = np.diff(offsets)
         places = torch.from_numpy(np.searchsorted(self.items, triggers)).to(rows.device)
@@ -139,7 +140,7 @@ class ValidationMeasure:
             torch.maximum(best[:num], rows[places[at]] @ rows.T, out=best[:num])
         return best
 
-    def _cells(self, items: npt.NDArray[np.int32], offsets: npt.NDArray[np.int64]) -> Tensor:
+    def _cells(self, items: Indices, offsets: npt.NDArray[np.int64]) -> Tensor:
         """Places in the flattened [U, I] of users' items, as far as they are candidates."""
         users = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
         places = np.minimum(np.searchsorted(self.items, items), len(self.items) - 1)

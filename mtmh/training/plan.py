@@ -1,7 +1,8 @@
 """Planning a run on machines that are not there: placement of the tables, memory, time of a step, remedies.
 
-Planner, constraints, bandwidths and memory margin are those of training (`sharding.shard`). As there, each id feature
-counts as one value an item; one with many values costs that many times the input and the lookups estimated here.
+Planner, constraints, bandwidths and memory margin are those of training (`sharding.shard`); what a step takes beside
+the tables is calculated (`step_cost`). As in training, each id feature counts as one value an item; one with many
+values costs that many times the input and the lookups estimated here.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
@@ -22,11 +25,14 @@ from torchrec.distributed.types import ShardingType
 from torchrec.types import DataType
 
 from mtmh.artifacts import MANIFEST
-from mtmh.config import Config, ModelConfig, PlanConfig, ShardingConfig, TrainingConfig
+from mtmh.config import Config, LossConfig, ModelConfig, PlanConfig, ShardingConfig, TrainingConfig
+from mtmh.data.arrays import open_array
+from mtmh.data.content_store import EMBEDDINGS
 from mtmh.data.dataset import open_dataset
 from mtmh.data.schema import FeatureSchema, IdFeature
+from mtmh.distributed.content_table import CONTENT_ROWS, ContentTable
 from mtmh.distributed.hardware import GIB, Cluster
-from mtmh.distributed.optimizers import TABLE_KEY, fuse_optimizer
+from mtmh.distributed.optimizers import fuse_optimizer
 from mtmh.distributed.ranks import Ranks
 from mtmh.distributed.sharding import (
     MEMORY_MARGIN,
@@ -37,12 +43,11 @@ from mtmh.distributed.sharding import (
     tables_of,
 )
 from mtmh.modules.id_tables import HashIdRows
-from mtmh.modules.mtmh import MTMH
 from mtmh.training.model_builder import build_model
+from mtmh.training.step_cost import StepCost, step_cost
 from mtmh.training.task import items_per_step
 
 STAGES = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms")
-TOWER_COPIES = 4  # weight, gradient, Adagrad's sum, bucket of DDP's all-reduce
 
 
 class DoesNotFit(ValueError):
@@ -68,7 +73,7 @@ class RankMemory:
     """Memory of one rank, bytes.
 
     ``id_maps``: which raw id owns each row, and when it was last seen. ``buffers``: ids that come in and pooled
-    embeddings that go out, in one step.
+    embeddings that go out, in one step. The rest as in `StepCost`, the activations with the batch.
     """
 
     weights: int = 0
@@ -76,11 +81,19 @@ class RankMemory:
     id_maps: int = 0
     buffers: int = 0
     towers: int = 0
+    batch: int = 0
+    negatives: int = 0
+    loss: int = 0
+
+    @property
+    def tables(self) -> int:
+        """That of the tables."""
+        return self.weights + self.optimizer + self.id_maps + self.buffers
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.optimizer + self.id_maps + self.buffers + self.towers
+        return self.tables + self.towers + self.batch + self.negatives + self.loss
 
 
 @dataclass(frozen=True)
@@ -105,6 +118,7 @@ class RunPlan:
         memory: by rank.
         usable: bytes of a rank's memory that the planner may fill with tables and their buffers.
         stages: the embedding part of a step, in `STAGES` order; ranks wait for each other at each communication.
+        step: the other parts.
         notes: what else a run would meet.
     """
 
@@ -115,12 +129,19 @@ class RunPlan:
     memory: list[RankMemory]
     usable: int
     stages: list[StageTime]
+    step: StepCost
     notes: list[str]
 
     @property
     def milliseconds(self) -> float:
         """Estimated time of the embedding part of a step."""
         return sum(stage.milliseconds for stage in self.stages)
+
+    @property
+    def step_milliseconds(self) -> float:
+        """Estimated time of a whole step; or of making its batch, if that takes longer."""
+        step = self.step
+        return max(self.milliseconds + step.towers_ms + step.exchange_ms + step.loss_ms, step.loader_ms)
 
     @property
     def bottleneck(self) -> StageTime:
@@ -139,9 +160,13 @@ def make_plan(config: Config, cluster: Cluster) -> RunPlan:
         DoesNotFit: the tables do not fit.
         ValueError: neither a dataset nor ``plan.rows``, or a sharding setting that cannot be honoured.
     """
-    schema, source = _features(config.dataset_dir, config.plan)
+    schema, source, num_items = _features(config.dataset_dir, config.plan)
+    content = _content(config, num_items)
+    if content is not None and config.model.content_dim:
+        schema = schema.model_copy(update={"content_dim": content.dim})
+    in_table = config.content.storage == "table"
     training = config.training.sized()
-    case = _Case(config.model, config.sharding, training, items_per_step(training, config.loss), schema, cluster)
+    case = _Case(config.model, config.sharding, training, config.loss, schema, cluster, content, in_table)
     search = _Search(case)
     options = search.run()
     if options is None:
@@ -151,16 +176,21 @@ def make_plan(config: Config, cluster: Cluster) -> RunPlan:
         cluster=cluster,
         rank_items=search.rank_items,
         tables=sorted((_table_plan(option) for option in options), key=lambda table: -table.weight_bytes),
-        memory=_memory(options, search.model, cluster),
+        memory=_memory(options, search),
         usable=search.usable,
         stages=[_stage(name, options, cluster.world_size) for name in STAGES],
-        notes=_notes(case),
+        step=search.step,
+        notes=_notes(case, search),
     )
 
 
-def _usable(cluster: Cluster) -> int:
-    """Bytes of a rank's memory that the planner may fill: TorchRec keeps the margin of GPUs only."""
-    return int(cluster.rank_memory * (1 - MEMORY_MARGIN)) if cluster.device.kind == "cuda" else cluster.rank_memory
+@dataclass(frozen=True)
+class _Content:
+    """The teacher's embeddings: their number, width and type."""
+
+    num_items: int
+    dim: int
+    data_type: DataType
 
 
 @dataclass(frozen=True)
@@ -170,9 +200,11 @@ class _Case:
     model: ModelConfig
     sharding: ShardingConfig
     training: TrainingConfig
-    items_per_step: int
+    loss: LossConfig
     schema: FeatureSchema
     cluster: Cluster
+    content: _Content | None
+    content_in_table: bool
 
 
 class _Search:
@@ -180,8 +212,19 @@ class _Search:
 
     def __init__(self, case: _Case) -> None:
         cluster, training = case.cluster, case.training
-        self.model = build_model(case.model, case.schema, torch.device("meta"))
+        model = build_model(case.model, case.schema, torch.device("meta"))
+        content = case.content
+        self.model = nn.ModuleDict({"model": model})
+        if content is not None and case.content_in_table:
+            self.model["content"] = ContentTable(content.num_items, content.dim, content.data_type)
         self.tables = tables_of(self.model)
+        self.step = step_cost(
+            case.model, case.loss, training, case.schema, content.dim if content else 0, model, cluster
+        )
+        self.reserved = max(MEMORY_MARGIN, self.step.memory / cluster.rank_memory)
+        # TorchRec keeps a margin of GPUs only.
+        margin = self.reserved if cluster.device.kind == "cuda" else 0.0
+        self.usable = int(cluster.rank_memory * (1 - margin))
         ranks = Ranks(0, cluster.world_size, cluster.ranks_per_host, torch.device(cluster.device.kind))
         constraints = {
             # Embeddings leave the kernels as fp32; unasked, the estimators take the type of the table.
@@ -191,15 +234,14 @@ class _Search:
             ).items()
         }
         fuse_optimizer(self.model, training, skip=data_parallel_tables(constraints))
-        self.rank_items = -(-case.items_per_step // cluster.world_size)
-        self.usable = _usable(cluster)
+        self.rank_items = -(-items_per_step(training, case.loss) // cluster.world_size)
         self.sharders = table_sharders(case.sharding.communication, ranks.device, seed=0)
         topology = cluster.topology()
         self.enumerator = EmbeddingEnumerator(topology=topology, batch_size=self.rank_items, constraints=constraints)
         self.planner = EmbeddingShardingPlanner(
             topology=topology,
             batch_size=self.rank_items,
-            storage_reservation=FixedPercentageStorageReservation(MEMORY_MARGIN),
+            storage_reservation=FixedPercentageStorageReservation(self.reserved),
             constraints=constraints,
         )
 
@@ -223,18 +265,42 @@ class _Search:
         return least
 
 
-def _features(dataset: Path, plan: PlanConfig) -> tuple[FeatureSchema, str]:
+def _features(dataset: Path, plan: PlanConfig) -> tuple[FeatureSchema, str, int]:
+    """Features, where they are from, and the number of items."""
     if (dataset / MANIFEST).exists():
-        return open_dataset(dataset).summary.features, str(dataset)
+        summary = open_dataset(dataset).summary
+        return summary.features, str(dataset), summary.num_items
     if not plan.rows:
         raise ValueError(
             f"nothing to plan: no dataset at {dataset}, and plan.rows is empty; prepare the dataset or set "
             f"row counts, as in --set 'plan.rows={{item_id: 2000000000, brand: 1000000}}'"
         )
-    return FeatureSchema(
-        id_features=[IdFeature(name=name, num_rows=rows) for name, rows in plan.rows.items()],
-        float_features=[f"float_{i}" for i in range(plan.num_floats)],
-    ), "plan.rows"
+    return (
+        FeatureSchema(
+            id_features=[IdFeature(name=name, num_rows=rows) for name, rows in plan.rows.items()],
+            float_features=[f"float_{i}" for i in range(plan.num_floats)],
+        ),
+        "plan.rows",
+        plan.rows["item_id"],
+    )
+
+
+def _content(config: Config, num_items: int) -> _Content | None:
+    """The teacher's embeddings if the run needs them; those of the artifact, or as the recipe has them made."""
+    if not config.needs_content:
+        return None
+    if (config.content_dir / MANIFEST).exists():
+        embeddings = open_array(config.content_dir / EMBEDDINGS)
+        half = embeddings.dtype == np.float16
+        return _Content(len(embeddings), embeddings.shape[1], DataType.FP16 if half else DataType.FP32)
+    encoder = config.content.encoder
+    dim = config.plan.content_dim or (encoder.dim if encoder else 0)
+    if dim == 0 and config.content.storage == "table":
+        raise ValueError(
+            f"plan.content_dim: the width of the content embeddings, for content.storage = table; there are none at "
+            f"{config.content_dir} yet"
+        )
+    return _Content(num_items, dim, DataType.FP16 if encoder else DataType.FP32) if dim else None
 
 
 def _bytes(storage: Any) -> int:
@@ -261,14 +327,13 @@ def _table_plan(option: ShardingOption) -> TablePlan:
     )
 
 
-def _memory(options: list[ShardingOption], model: MTMH, cluster: Cluster) -> list[RankMemory]:
-    towers = sum(
-        value.numel() * value.element_size()
-        for name, value in model.named_parameters()
-        if TABLE_KEY not in name and value.requires_grad
-    )
-    maps = {rows.table: rows.bytes_a_row for rows in model.modules() if isinstance(rows, HashIdRows)}
-    memory = [RankMemory(towers=TOWER_COPIES * towers) for _ in range(cluster.world_size)]
+def _memory(options: list[ShardingOption], search: _Search) -> list[RankMemory]:
+    maps = {rows.table: rows.bytes_a_row for rows in search.model.modules() if isinstance(rows, HashIdRows)}
+    step = search.step
+    memory = [
+        RankMemory(towers=step.towers, batch=step.batch + step.activations, negatives=step.negatives, loss=step.loss)
+        for _ in range(search.planner._topology.world_size)
+    ]
     for option, shard in _shards(options):
         rank = memory[shard.rank]
         if option.compute_kernel == EmbeddingComputeKernel.FUSED_UVM_CACHING.value:
@@ -286,12 +351,14 @@ def _memory(options: list[ShardingOption], model: MTMH, cluster: Cluster) -> lis
 def _optimizer_share(option: ShardingOption) -> float:
     """TorchRec's estimate of optimizer bytes a weight byte: nothing for tables without a fused optimizer."""
     (optimizer,) = getattr(option.tensor, "_optimizer_classes", [None])
-    if optimizer is None:
+    if optimizer in (None, torch.optim.SGD):
         return 0.0
     return 1.0 / option.tensor.shape[1] if optimizer.__name__ == "RowWiseAdagrad" else 1.0
 
 
 def _stage(name: str, options: list[ShardingOption], world_size: int) -> StageTime:
+    if name.startswith("bwd"):  # nothing comes back to what does not learn
+        options = [option for option in options if option.name != CONTENT_ROWS]
     times = [0.0] * world_size
     for _, shard in _shards(options):
         times[shard.rank] += getattr(shard.perf, name)
@@ -300,7 +367,7 @@ def _stage(name: str, options: list[ShardingOption], world_size: int) -> StageTi
     return StageTime(name.replace("_", " "), times[slowest], slowest, max(on_slowest, default=(0.0, "-"))[1])
 
 
-def _notes(case: _Case) -> list[str]:
+def _notes(case: _Case, search: _Search) -> list[str]:
     notes, cluster = [], case.cluster
     travels, uvm_caching, num_shards = case.sharding.communication, case.sharding.uvm_caching, case.training.num_shards
     if case.model.embedding_dtype != "fp32" and cluster.world_size > 1 and travels.forward == "fp32":
@@ -312,6 +379,11 @@ def _notes(case: _Case) -> list[str]:
         notes.append(
             f"tables in host memory ({', '.join(uvm_caching)}) count with their cache only; the rest "
             f"takes part of {_gib(cluster.rank_host_memory)} of host memory a rank"
+        )
+    if cluster.device.kind == "cuda" and search.reserved > MEMORY_MARGIN:
+        notes.append(
+            f"a step takes {search.reserved:.0%} of a GPU beside the tables, which this plan leaves free; training "
+            f"leaves {MEMORY_MARGIN:.0%}, so give it tables that do not fill the rest"
         )
     if num_shards % cluster.world_size:
         notes.append(
@@ -326,7 +398,7 @@ def _diagnosis(case: _Case, search: _Search) -> str:
     over = {name: piece - search.usable for name, (piece, _) in least.items() if piece > search.usable}
     total, room = sum(whole for _, whole in least.values()), search.usable * cluster.world_size
     machines = f"{cluster.num_hosts} x {cluster.ranks_per_host} {cluster.device_name}"
-    margin = f" ({_gib(cluster.rank_memory)} less {MEMORY_MARGIN:.0%} for towers, batches and the loss)"
+    margin = f" ({_gib(cluster.rank_memory)} less {search.reserved:.0%} for towers, batches and the loss)"
     lines = [
         f"the tables do not fit {machines}: a rank has {_gib(search.usable)} for them"
         f"{margin if cluster.device.kind == 'cuda' else ''}"
@@ -344,7 +416,7 @@ def _diagnosis(case: _Case, search: _Search) -> str:
             f"{f', {_gib(total - room)} over' if total > room else ', but cannot be divided up'}; "
             f"the largest is {largest} with {_gib(least[largest][1])}"
         )
-    remedies = list(_remedies(case, over, total))
+    remedies = list(_remedies(case, search, over, total))
     lines += ["what would fit (tried):", *(f"  {remedy}" for remedy in remedies)] if remedies else []
     lines += [] if remedies else ["no single change of those tried (fp16, row-wise, more hosts) makes it fit"]
     a_rank = -(-total // cluster.world_size)
@@ -356,7 +428,7 @@ def _diagnosis(case: _Case, search: _Search) -> str:
     return "\n".join(lines)
 
 
-def _remedies(case: _Case, over: Iterable[str], total: int) -> Iterator[str]:
+def _remedies(case: _Case, search: _Search, over: Iterable[str], total: int) -> Iterator[str]:
     """Changes with which the planner does find a plan: settings first, then more hosts."""
 
     def fits(changed: _Case) -> bool:
@@ -381,7 +453,7 @@ def _remedies(case: _Case, over: Iterable[str], total: int) -> Iterator[str]:
     yield from found
     if cut_flags in found:  # more hosts are no alternative to cutting the table
         return
-    fewest = max(cluster.num_hosts + 1, math.ceil(total / (cluster.ranks_per_host * _usable(cluster))))
+    fewest = max(cluster.num_hosts + 1, math.ceil(total / (cluster.ranks_per_host * search.usable)))
     for num_hosts in (fewest, fewest + 1, 2 * fewest):
         if fits(replace(cut, cluster=replace(cluster, num_hosts=num_hosts))):
             yield f"--hosts {num_hosts} {cut_flags}".rstrip()

@@ -17,6 +17,9 @@ MEMORY = {
     "id_maps": "id maps",
     "buffers": "inputs + outputs",
     "towers": "towers",
+    "batch": "batch",
+    "negatives": "negatives",
+    "loss": "loss",
     "total": "total",
 }
 
@@ -28,9 +31,13 @@ def plan_report(plan: RunPlan) -> Group:
         f"{cluster.num_hosts} x {cluster.ranks_per_host} {cluster.device_name}; rows from {plan.source}; "
         f"a rank embeds up to {plan.rank_items:,} items a step"
     )
+    cost = plan.step
     step = (
         f"Estimated embedding time of a step: {plan.milliseconds:.2f} ms; the bottleneck is {plan.bottleneck.name} of "
-        f"table {plan.bottleneck.table} (rank {plan.bottleneck.rank}). Towers and loss come on top."
+        f"table {plan.bottleneck.table} (rank {plan.bottleneck.rank}). Beside the tables: towers {cost.towers_ms:.2f} "
+        f"ms, exchange of negatives {cost.exchange_ms:.2f} ms, loss {cost.loss_ms:.2f} ms, so "
+        f"{plan.step_milliseconds:.2f} ms a step if nothing overlaps; meanwhile the loader makes a batch in "
+        f"{cost.loader_ms:.2f} ms."
     )
     parts: list[str | Table] = [head, _tables_view(plan), _memory_view(plan), _stages_view(plan), step]
     return Group(*parts, *(f"Note: {note}" for note in plan.notes))

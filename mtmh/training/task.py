@@ -11,8 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtmh.config import LossConfig, TrainingConfig
+from mtmh.config import LossConfig, SimWeightConfig, TrainingConfig
 from mtmh.data.batch import PairBatch
+from mtmh.data.weights import cosine_at_least
+from mtmh.distributed.content_table import ContentTable
 from mtmh.distributed.ranks import gather_numbers
 from mtmh.modules.losses import Similar, TeacherEmbeddings, contrastive_losses
 from mtmh.modules.mtmh import MTMH
@@ -39,6 +41,8 @@ class TrainTask(nn.Module):
         seed: of the run; pseudo-labels follow it.
         frequencies: how often items are in a batch, for ``log_q = streaming``.
         directions: [Dc, P] of the teacher's embeddings, which distillation compares; None: the whole embeddings.
+        content: the teacher's embeddings by item; None: they come with the batch.
+        sim: how pairs weigh that are close by ``content``; None: the batch's weights tell.
     """
 
     def __init__(
@@ -48,14 +52,19 @@ class TrainTask(nn.Module):
         seed: int = 0,
         frequencies: StreamingFrequencies | None = None,
         directions: Tensor | None = None,
+        content: ContentTable | None = None,
+        sim: SimWeightConfig | None = None,
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = GlobalLoss(model.heads, loss, seed, frequencies, directions)
+        self.loss = GlobalLoss(model.heads, loss, seed, frequencies, directions, sim)
+        self.content = content
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """See `GlobalLoss`."""
-        return cast(tuple[Tensor, Tensor], self.loss(self.model(batch.sparse, batch.dense, batch.content), batch))
+        content = batch.content if self.content is None else self.content(batch.sparse)
+        embeddings = self.model(batch.sparse, batch.dense, content)
+        return cast(tuple[Tensor, Tensor], self.loss(embeddings, batch, content))
 
 
 class GlobalLoss(nn.Module):
@@ -72,6 +81,7 @@ class GlobalLoss(nn.Module):
         seed: of the run; pseudo-labels follow it.
         frequencies: how often items are in a batch, for ``log_q = streaming``; every forward is a step that it sees.
         directions: [Dc, P] of the teacher's embeddings; None: the whole embeddings.
+        sim: how pairs weigh that are close by their content; None: the batch's weights tell.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class GlobalLoss(nn.Module):
         seed: int = 0,
         frequencies: StreamingFrequencies | None = None,
         directions: Tensor | None = None,
+        sim: SimWeightConfig | None = None,
     ) -> None:
         super().__init__()
         assert (frequencies is not None) == (config.log_q == "streaming")
@@ -96,19 +107,28 @@ class GlobalLoss(nn.Module):
         self._semantic = [number for number, head in enumerate(heads) if head.semantic_weight > 0.0]
         assert directions is None or not self._semantic
         self._directions = directions
+        self._sim = sim
 
-    def forward(self, embeddings: dict[str, Tensor], batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, embeddings: dict[str, Tensor], batch: PairBatch, content: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Computes the loss.
 
         Args:
             embeddings: head name to [U, D], rows as in ``batch``.
             batch: this rank's share of the global batch.
+            content: [U, Dc] in place of that of the batch, if given.
 
         Returns:
             loss [1] to differentiate; losses [3, num_heads], engagement, relevance and semantic, detached: added up
             over ranks they are the means over the global batch.
         """
         config = self._config
+        if content is not None:
+            batch = replace(batch, content=content)
+        if self._sim is not None:
+            close = cosine_at_least(batch.content, batch.trigger, batch.positive, self._sim.threshold)
+            batch = replace(batch, weight=torch.where(close, batch.weight * self._sim.boost, batch.weight))
         if self._directions is not None:
             batch = replace(batch, content=functional.normalize(batch.content @ self._directions, dim=1))
         by_head = [embeddings[head.name] for head in self._heads]

@@ -19,12 +19,13 @@ from mtmh.data.period import Period
 from mtmh.data.stream import pairs_of_groups
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
+from mtmh.distributed.content_table import CONTENT_ROWS
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tower_gradient_norms
 from mtmh.distributed.ranks import Ranks, join_ranks, writing_alone
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import plan_table, shard
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
-from mtmh.training.content import fit_content, teacher_directions, with_content
+from mtmh.training.content import content_table, fill_content_table, fit_content, teacher_directions, with_content
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
 from mtmh.training.early_stopping import EarlyStopping
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
@@ -79,6 +80,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             training=config.training.sized(num_pairs),
             sharding=config.sharding,
             validation_users=config.validation.num_users,
+            content_in_table=config.content.storage == "table",
             seed=config.training.seed_or(config.seed),
             dataset=dataset,
             content=content,
@@ -87,6 +89,11 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         )
         if view is None:
             return _train(run, ranks, root, resume=resume, profile=profile)[0]
+        if dataset.summary.rides_along:
+            raise ValueError(
+                "training.epochs: auto measures a run without the end of T1, whose items have other counts than "
+                "those that ride along (data.item_features); set a number"
+            )
         # First without the end of T1, to find how long; then on all of it.
         _, stopping = _train(replace(run, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
         assert stopping is not None
@@ -104,6 +111,7 @@ class _Run:
     training: TrainingConfig
     sharding: ShardingConfig
     validation_users: int
+    content_in_table: bool
     seed: int
     dataset: Dataset
     content: ContentEmbeddings | None
@@ -149,7 +157,7 @@ def _train(
     kept = training.patience + 2 if view else training.keep_checkpoints
     checkpoints = Checkpoints(root, record, ranks, kept)
     checkpoint = checkpoints.find(resume)
-    on_gpu = ranks.device.type == "cuda"
+    on_gpu, in_table = ranks.device.type == "cuda", content is not None and run.content_in_table
     loader = PairLoader(
         dataset,
         run.pairs,
@@ -160,6 +168,7 @@ def _train(
         ranks.rank,
         ranks.world_size,
         content,
+        content_rows=CONTENT_ROWS if in_table else None,
         pin_memory=on_gpu,
     )
     if chosen is not None:
@@ -175,13 +184,23 @@ def _train(
         directions = teacher_directions(content, run.model, run.loss, run.seed, ranks)
     frequencies = streaming_frequencies(run.loss, training.global_batch, dataset.item_table, ranks)
     sharded, plan = shard(
-        TrainTask(model, run.loss, run.seed, frequencies, directions),
+        TrainTask(
+            model,
+            run.loss,
+            run.seed,
+            frequencies,
+            directions,
+            content_table(content) if content is not None and in_table else None,
+            run.pairs.sim if in_table and run.pairs.sim.kind == "content" else None,
+        ),
         run.sharding,
         ranks,
         items_per_step=items_per_step(training, run.loss),
         training=training,
         seed=run.seed,
     )
+    if content is not None and in_table:
+        fill_content_table(sharded.module.content, content)
     if frequencies is not None:
         checkpoints.add(FREQUENCIES, frequencies)
     optimizer = build_optimizer(sharded, training)

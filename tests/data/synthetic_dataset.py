@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
+from mtmh.data.arrays import row_type
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.ids import raw_ids
@@ -99,6 +100,7 @@ def write_dataset(
     timestamps: Sequence[Sequence[int]] | None = None,
     float_features: Sequence[str] = ("price", "age"),
     changes: dict[Path, npt.NDArray[Any]] | None = None,
+    rows_before: int = 0,
 ) -> Dataset:
     """A dataset artifact with features item_id, brand (single), tags (0 to 3 values) and two floats.
 
@@ -114,6 +116,7 @@ def write_dataset(
         seed: of the features.
         timestamps: of the events of each user; then the dataset is cut at one instant, after all of them.
         float_features: names of the two.
+        rows_before: rows of item_id that no item has, before the first that one has, as in a huge vocabulary.
         changes: arrays that take the place of a file, to damage the artifact under a valid manifest.
     """
     rng = np.random.default_rng(seed)
@@ -123,7 +126,8 @@ def write_dataset(
         np.array([item for history in histories for item in history], np.int64), minlength=num_items
     ).astype(np.int64)
     known = train_count > 0
-    id_rows = np.where(known, np.cumsum(known), 0).astype(np.int32)
+    num_rows = rows_before + int(known.sum()) + 1
+    id_rows = np.where(known, rows_before + np.cumsum(known), 0).astype(row_type(num_rows))
     tag_counts = rng.integers(0, 4, num_items)
     columns = {
         "item_id": (id_rows, np.arange(num_items + 1)),
@@ -146,7 +150,7 @@ def write_dataset(
         cutoff=None if timestamps is None else 1.0 + max(time for times in timestamps for time in times),
         features=FeatureSchema(
             id_features=[
-                IdFeature(name="item_id", num_rows=int(known.sum()) + 1),
+                IdFeature(name="item_id", num_rows=num_rows),
                 IdFeature(name="brand", num_rows=NUM_BRANDS),
                 IdFeature(name="tags", num_rows=NUM_TAGS),
             ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtmh.data.uniform_negatives import NegativeLogProbability, UniformNegatives
+from mtmh.data.uniform_negatives import NegativeLogProbability, UniformNegatives, known_items
 
 COUNTS = np.array([0, 3, 1, 0, 7, 2, 0, 5], np.int64)
 KNOWN = [1, 2, 4, 5, 7]
@@ -14,7 +14,7 @@ KNOWN = [1, 2, 4, 5, 7]
 @pytest.mark.parametrize("num_draws", [0, 1, 10, 2048])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_shares_of_the_ranks_are_the_draws_of_the_step(num_draws: int, world_size: int) -> None:
-    negatives = UniformNegatives(COUNTS, num_draws, seed=5)
+    negatives = UniformNegatives(known_items(COUNTS), num_draws, seed=5)
     whole = negatives.draw(1, 17, 0, 1)
     shares = [negatives.draw(1, 17, rank, world_size) for rank in range(world_size)]
     assert np.concatenate(shares).tolist() == whole.tolist()
@@ -22,16 +22,16 @@ def test_shares_of_the_ranks_are_the_draws_of_the_step(num_draws: int, world_siz
 
 
 def test_draws_depend_on_seed_epoch_and_step_only() -> None:
-    negatives = UniformNegatives(COUNTS, 100, seed=5)
+    negatives = UniformNegatives(known_items(COUNTS), 100, seed=5)
     reference = negatives.draw(0, 0, 0, 1).tolist()
     assert negatives.draw(0, 1, 0, 1).tolist() != reference
     assert negatives.draw(1, 0, 0, 1).tolist() != reference
-    assert UniformNegatives(COUNTS, 100, seed=6).draw(0, 0, 0, 1).tolist() != reference
+    assert UniformNegatives(known_items(COUNTS), 100, seed=6).draw(0, 0, 0, 1).tolist() != reference
     assert negatives.draw(0, 0, 0, 1).tolist() == reference
 
 
 def test_items_without_training_events_are_never_drawn_and_the_others_equally() -> None:
-    drawn = UniformNegatives(COUNTS, 50_000, seed=0).draw(0, 0, 0, 1)
+    drawn = UniformNegatives(known_items(COUNTS), 50_000, seed=0).draw(0, 0, 0, 1)
     frequency = np.bincount(drawn, minlength=len(COUNTS)) / len(drawn)
     assert np.flatnonzero(frequency).tolist() == KNOWN
     np.testing.assert_allclose(frequency[KNOWN], 0.2, atol=0.01)
@@ -45,7 +45,9 @@ def test_log_q_is_the_log_of_the_mix(in_batch: bool, num_uniform: int) -> None:
     expected = [
         np.log((batch_size * COUNTS[item] / 18 + num_uniform / 5) / (batch_size + num_uniform)) for item in KNOWN
     ]
-    log_q = NegativeLogProbability(COUNTS, in_batch=batch_size, uniform=num_uniform)(np.array(KNOWN))
+    log_q = NegativeLogProbability(
+        num_events=int(COUNTS.sum()), num_known=len(KNOWN), in_batch=batch_size, uniform=num_uniform
+    )(COUNTS[KNOWN])
     assert log_q.dtype == np.float32
     np.testing.assert_allclose(log_q, expected, rtol=1e-6)
     assert np.exp(log_q).sum() == pytest.approx(1.0)

@@ -45,7 +45,7 @@ def test_single_valued_features_give_the_same_answer_without_offsets() -> None:
 def test_cosine_threshold_leaves_out_items_without_content(threshold: float) -> None:
     content = torch.nn.functional.normalize(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     content[[3, 7]] = 0.0
-    first, second = np.divmod(np.arange(400), 20)
+    first, second = (torch.from_numpy(part) for part in np.divmod(np.arange(400), 20))
     expected = [
         a not in (3, 7) and b not in (3, 7) and float(content[a].double() @ content[b].double()) >= threshold
         for a, b in zip(first, second, strict=True)
@@ -58,7 +58,7 @@ def test_cosine_threshold_leaves_out_items_without_content(threshold: float) -> 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.5), (0.0, 1.0), (10.0, 0.0)])
 def test_propensity_weights_have_mean_one_over_training_events(a: float, b: float) -> None:
     counts = np.array([0, 1, 4, 100, 0, 25], np.int64)
-    weights = PropensityWeights(counts, PropensityConfig(a=a, b=b))(np.arange(6))
+    weights = PropensityWeights(counts, PropensityConfig(a=a, b=b))(counts)
     known = counts > 0
     assert (weights[known] * counts[known]).sum() / counts.sum() == pytest.approx(1.0)
     ratio = (a + 100.0**b) / (a + 4.0**b)
@@ -73,7 +73,8 @@ def test_propensity_weights_of_pairs_equal_the_formula(
     counts = np.array([3, 1, 4, 100, 0, 25], np.int64)
     items = np.array([3, 5, 1, 0])
     trigger, candidate = np.divmod(np.arange(16), 4)
-    found = PropensityWeights(counts, PropensityConfig(count_of=on, a=a, b=b)).of_pairs(items, trigger, candidate)
+    weights = PropensityWeights(counts, PropensityConfig(count_of=on, a=a, b=b))
+    found = weights.of_pairs(counts[items], trigger, candidate)
     # The mean over a stream in which each item is as often as it counts.
     mean = np.mean([1.0 / (a + float(count) ** b) for count in counts for _ in range(count)])
     for place in range(16):
@@ -96,9 +97,9 @@ def test_weights_multiply_and_an_item_with_itself_weighs_nothing(tmp_path: Path)
     items = np.arange(5, 25)
     trigger, candidate = np.divmod(np.arange(400), 20)
     weight = PairWeights(config.pairs.sim, config.loss.propensity, table, has_content=False)(
-        items, trigger, candidate, torch.empty(20, 0)
+        table, items, trigger, candidate, torch.empty(20, 0)
     )
-    propensity = PropensityWeights(table.train_count, PropensityConfig(a=1.0, b=0.5))(items)
+    propensity = PropensityWeights(table.train_count, PropensityConfig(a=1.0, b=0.5))(table.train_count[items])
     brand = np.asarray(table.columns["brand"].values)[items]
     for place in range(400):
         t, c = trigger[place], candidate[place]

@@ -77,7 +77,7 @@ def _tables(folder: Path, rng: np.random.Generator) -> dict[str, dict[str, Any]]
     }
     instant = {"kind": "time", "cutoff": "2023-11-15T21:30:00.25"}
     return {
-        "tables by user": {**shop, "split": USER, **FILTERS},
+        "tables by user": {**shop, "split": USER, **FILTERS, "item_features": "ride_along"},
         "tables by time": {**shop, "split": TIME},
         "tables by an instant": {**shop, "split": instant, "popularity_features": False},
         "tables without items": {
@@ -118,7 +118,7 @@ def _labelled_tables(folder: Path, rng: np.random.Generator) -> dict[str, dict[s
     }
     return {
         "labels by user": {**shop, "split": USER, **FILTERS},
-        "labels by time": {**shop, "split": {"kind": "time", "cutoff": 55.5}},
+        "labels by time": {**shop, "split": {"kind": "time", "cutoff": 55.5}, "item_features": "ride_along"},
         "labels but the last": {**shop, "split": {"kind": "user", "test_events": 1}},
     }
 

@@ -1,4 +1,7 @@
-"""Values are kept as they are, or counted, or refused with file and column: a case for each kind of fault."""
+"""Values are kept as they are, or counted, or refused with file and column: a case for each kind of fault.
+
+Those of pictures stand in tests/content/test_images_of_items.py.
+"""
 
 from __future__ import annotations
 
