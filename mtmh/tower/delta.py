@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from mtmh.data.item_table import ItemTable
 from mtmh.data.schema import ITEM_ID
 from mtmh.distributed.ranks import Ranks
 from mtmh.distributed.state_files import stored_pieces, stored_shapes
+from mtmh.modules.id_tables import NO_ROW
 from mtmh.tower.artifact import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.tower.embedder import Embedder
+from mtmh.tower.raw_rows import RawRows
 from mtmh.training.checkpoint import MODEL, STATE
 from mtmh.training.content import content_input
 from mtmh.training.continuation import RowMover, rows_of, table_of
@@ -128,7 +131,8 @@ def find_delta(
 
     An item keeps its vectors if the period before had it with the same values of all id features (and the same float
     features, if those are watched) and training has changed none of the rows that it reads in the watched tables. Rows
-    are compared as they are in the two checkpoints, so whatever moved a row counts.
+    are compared as they are in the two checkpoints, so whatever moved a row counts. In a table of raw ids an item has
+    the row of its id, wherever that lies; it must have had one before if it has one now, and have none if it had none.
 
     Args:
         dataset: of this period.
@@ -145,6 +149,8 @@ def find_delta(
         raise ValueError(f"{checkpoint.path}: was not continued from {previous}; embed the whole catalogue")
     old, embeddings = open_period(before)
     source = _same_items(dataset, old)
+    tables = recorded_config(checkpoint, "model").model.id_tables
+    raw = {name: (RawRows(checkpoint.path / STATE, name), RawRows(before.path / STATE, name)) for name in tables}
     maps = {
         feature.name: previous_rows(
             feature.name, before.path, dataset.artifact.path, 0, feature.num_rows, previous_size=size
@@ -154,17 +160,22 @@ def find_delta(
             [feature.num_rows for feature in old.summary.features.id_features],
             strict=True,
         )
+        if feature.name not in raw
     }
-    watched = set(maps) if watch.watch_tables is None else set(watch.watch_tables)
-    unknown = sorted(watched - set(maps))
+    watched = {*maps, *raw} if watch.watch_tables is None else set(watch.watch_tables)
+    unknown = sorted(watched - {*maps, *raw})
     if unknown:
-        raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {', '.join(maps)}")
+        there_are = ", ".join(feature.name for feature in dataset.summary.features.id_features)
+        raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {there_are}")
     contents = _contents(checkpoint, before, dataset, old)
-    changed = _changed_rows(checkpoint, before, dataset, old, watched, ranks)
+    changed = _changed_rows(checkpoint, before, dataset, old, watched, raw, ranks)
     for start in range(0, dataset.num_items, _CHUNK_ITEMS):
         part = source[start : start + _CHUNK_ITEMS]
         known = np.flatnonzero(part != NO_ITEM)
         stale = np.zeros(len(known), np.bool_)
+        for name, (now_rows, then_rows) in raw.items():
+            if name in watched:
+                stale |= _differs_raw(dataset, start + known, now_rows, then_rows, changed[name])
         for name, rows in maps.items():
             stale |= _differs(dataset, old, name, start + known, part[known], rows, changed[name])
         if watch.watch_floats:
@@ -192,14 +203,9 @@ def open_period(checkpoint: Artifact) -> tuple[Dataset, Artifact]:
         The dataset that it was trained on, and the embeddings made from it.
 
     Raises:
-        ValueError: one is gone or belongs to something else, or a table of the model goes by raw ids.
+        ValueError: one is gone or belongs to something else.
     """
     config = recorded_config(checkpoint, "model")
-    if config.model.id_tables:
-        raise ValueError(
-            f"{checkpoint.path}: {', '.join(config.model.id_tables)} goes by raw ids (model.id_tables), whose rows move"
-            f" when ids are evicted; embed the whole catalogue"
-        )
     old = open_dataset(config.dataset_dir)
     if old.artifact.manifest.digest != checkpoint.manifest.inputs["dataset"]:
         raise ValueError(f"{old.artifact.path}: no longer the dataset of {checkpoint.path}; embed the whole catalogue")
@@ -228,18 +234,29 @@ def _same_items(dataset: Dataset, old: Dataset) -> NDArray[np.int64]:
 
 
 def _changed_rows(
-    checkpoint: Artifact, before: Artifact, dataset: Dataset, old: Dataset, watched: Set[str], ranks: Ranks | None
+    checkpoint: Artifact,
+    before: Artifact,
+    dataset: Dataset,
+    old: Dataset,
+    watched: Set[str],
+    raw: Mapping[str, tuple[RawRows, RawRows]],
+    ranks: Ranks | None,
 ) -> dict[str, NDArray[np.bool_]]:
     """For each table [R]: rows that are new or whose weights are no longer the same; none in tables not watched."""
     share = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
     folder = checkpoint.path / STATE
     sizes = rows_of(old.summary.features)
-    changed = {f.name: np.zeros(f.num_rows, np.bool_) for f in dataset.summary.features.id_features}
+    num_rows = rows_of(dataset.summary.features) | {name: len(now) for name, (now, _) in raw.items()}
+    changed = {name: np.zeros(rows, np.bool_) for name, rows in num_rows.items()}
     for name in stored_shapes(folder):
         feature = table_of(name)
         if feature is None or feature not in watched or not name.startswith(MODEL):
             continue
-        move = RowMover(feature, before.path, dataset.artifact.path, sizes[feature])
+        move = (
+            RowMover(partial(raw[feature][0].in_other, raw[feature][1]))
+            if feature in raw
+            else RowMover.by_vocabulary(feature, before.path, dataset.artifact.path, sizes[feature])
+        )
         for offsets, piece in stored_pieces(folder, name, *share):
             then = torch.full_like(piece, torch.nan)  # equals nothing
             move(before.path / STATE, name, offsets, then)
@@ -248,6 +265,16 @@ def _changed_rows(
         for name in sorted(watched):
             dist.all_reduce(torch.from_numpy(changed[name].view(np.uint8)), dist.ReduceOp.MAX)
     return changed
+
+
+def _differs_raw(
+    dataset: Dataset, items: NDArray[np.int64], now: RawRows, then: RawRows, changed: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """[n] items whose rows in a watched table of raw ids changed, came or went; an item's raw id stays the same."""
+    ids = dataset.item_table.raw_ids[items]
+    rows, had_row = now.of_ids(ids), then.of_ids(ids) != NO_ROW
+    stale: NDArray[np.bool_] = np.where(rows == NO_ROW, had_row, ~had_row | changed[rows])
+    return stale
 
 
 def _differs(

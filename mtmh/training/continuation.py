@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -151,7 +155,7 @@ def carry_over(
                 f"keep their optimizer, and data-parallel ones stay data-parallel; or set "
                 f"training.continuation.optimizer_state=reset"
             )
-        move = RowMover(feature, previous.path, dataset.artifact.path, rows_before[feature])
+        move = RowMover.by_vocabulary(feature, previous.path, dataset.artifact.path, rows_before[feature])
         for offsets, piece in local_shards(state[name]):
             move(folder, name, offsets, piece)
     read_state({name: value for name, value in state.items() if name not in by_row}, folder, prefixes=())
@@ -183,7 +187,7 @@ def carry_over_frequencies(previous: Artifact, dataset: Dataset, frequencies: St
     rows_before = rows_of(FeatureSchema.model_validate(previous.summary["features"]))[ITEM_ID]
     if not any(name.startswith(f"{FREQUENCIES}.") for name in stored):
         return
-    mover = RowMover(ITEM_ID, previous.path, dataset.artifact.path, rows_before)
+    mover = RowMover.by_vocabulary(ITEM_ID, previous.path, dataset.artifact.path, rows_before)
 
     def move(name: str, first: int, part: Tensor) -> None:
         name = f"{FREQUENCIES}.{name}"
@@ -206,17 +210,27 @@ def carried_table(carried: list[CarriedRows]) -> Table:
 
 
 class RowMover:
-    """Fills pieces of a table from the table of the period before; a value's row is found by both vocabularies.
+    """Fills pieces of a table from the table of the period before.
 
     Args:
-        feature: whose table.
-        previous: folder that holds ``vocabulary/`` of the period before.
-        current: the same of this period.
-        previous_size: rows of the previous table.
+        find: gives the rows that some rows of this table (first, one behind the last) had in the one before, `NO_ROW`
+            for new ones.
     """
 
-    def __init__(self, feature: str, previous: Path, current: Path, previous_size: int) -> None:
-        self._find = partial(previous_rows, feature, previous, current, previous_size=previous_size)
+    def __init__(self, find: Callable[[int, int], NDArray[np.int64]]) -> None:
+        self._find = find
+
+    @classmethod
+    def by_vocabulary(cls, feature: str, previous: Path, current: Path, previous_size: int) -> Self:
+        """By the vocabularies of both periods.
+
+        Args:
+            feature: whose table.
+            previous: folder that holds ``vocabulary/`` of the period before.
+            current: the same of this period.
+            previous_size: rows of the previous table.
+        """
+        return cls(partial(previous_rows, feature, previous, current, previous_size=previous_size))
 
     def __call__(self, folder: Path, name: str, offsets: tuple[int, ...], piece: Tensor) -> None:
         """Fills the rows of ``piece`` whose values are known, leaves the others.

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mtmh.modules.id_tables import HashIdRows, scrambled
 from prepare_helpers import prepare_tables
 from tiny_run import state_of, tiny_config
 from typer.testing import CliRunner
@@ -19,11 +20,13 @@ from mtmh.artifacts import open_artifact
 from mtmh.cli import app
 from mtmh.config import Config, EmbeddingConfig
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.ids import raw_ids
 from mtmh.data.schema import vocabulary_file
 from mtmh.tower.artifact import EmbeddingsSummary
 from mtmh.tower.delta import NO_ITEM, find_delta
 from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.model_builder import load_model
 from mtmh.training.trainer import train
 
 FEATURES = ("item_id", "brand", "tags")
@@ -56,7 +59,7 @@ def config_of(root: Path, name: str = "tiny", **sections: Any) -> Config:
     return tiny_config(
         root,
         name,
-        model={"heads": [{"name": "engagement"}], "id_dropout": 0.0},
+        model={"heads": [{"name": "engagement"}], "id_dropout": 0.0} | sections.pop("model", {}),
         loss={"num_uniform_negatives": 0},
         training={"max_steps": 4, "warmup_steps": 0} | sections.pop("training", {}),
         **sections,
@@ -138,6 +141,59 @@ def test_watched_floats_change_with_the_statistics_of_the_period(root: Path) -> 
         ).num_kept
         == 0
     )
+
+
+@pytest.mark.parametrize("eviction", ["none", "lru"])
+@pytest.mark.parametrize("watched", [None, ["brand", "tags"]])
+def test_rows_of_raw_ids_are_compared_wherever_they_lie(
+    tmp_path: Path, eviction: str, watched: list[str] | None
+) -> None:
+    """A table with fewer rows than there are items: some have no row, and with eviction they change hands."""
+    write_period(tmp_path / "one", range(90), range(90))
+    write_period(tmp_path / "two", range(10, 100), range(60, 100))
+    model = {"id_tables": {"item_id": {"rows": 60, "buckets": 6, "eviction": eviction}}}
+    first = config_of(tmp_path / "one", model=model)
+    second = config_of(tmp_path / "two", model=model, training={"continuation": {"freeze_towers": True}})
+    train(first)
+    embed_catalogue(first, first.model_dir("embeddings"))
+    before = latest_checkpoint(first.model_dir("checkpoints"))
+    train(second, continue_from=before)
+    checkpoint = open_artifact(latest_checkpoint(second.model_dir("checkpoints")), "checkpoint")
+    now, then = open_dataset(second.dataset_dir), open_dataset(first.dataset_dir)
+    watch = EmbeddingConfig(watch_tables=watched)
+    delta = find_delta(now, checkpoint, before, watch)
+    rows, old_rows = rows_by_id(checkpoint.path), rows_by_id(before)
+    without = find_delta(now, checkpoint, before, EmbeddingConfig(watch_tables=["brand", "tags"])).source
+    expected = []
+    for item, raw_id, kept in zip(now.item_ids.tolist(), raw_ids(now.item_ids).tolist(), without.tolist(), strict=True):
+        row, old = rows.get(raw_id), old_rows.get(raw_id)
+        same = (row is None and old is None) or (row is not None and old is not None and torch.equal(row, old))
+        assert kept == NO_ITEM or kept == then.item_ids.tolist().index(item)
+        expected.append(kept if watched is not None or same else NO_ITEM)
+    assert delta.source.tolist() == expected
+    assert 0 < delta.num_kept < len(expected)
+    assert rows.keys() != old_rows.keys()
+    out = embed_catalogue(second, tmp_path / "delta", delta_from=before)
+    whole = embed_catalogue(second, tmp_path / "whole")
+    if watched is None:
+        anew = delta.source == NO_ITEM
+        found, full = (np.load(artifact.path / "engagement.npy") for artifact in (out, whole))
+        assert np.allclose(found[anew], full[anew], atol=1e-6)
+
+
+def rows_by_id(checkpoint: Path) -> dict[int, torch.Tensor]:
+    """Weights by raw id, of the model as it is loaded."""
+    model = load_model(checkpoint)
+    (ids,) = (module for module in model.modules() if isinstance(module, HashIdRows))
+    (weight,) = (value for name, value in model.state_dict().items() if name.endswith("embedding_bags.item_id.weight"))
+    every = raw_ids([f"i{item}" for item in range(100)])
+    row_of = {identity: row for row, identity in enumerate(ids.identities.tolist())}
+    scrambled_ids = scrambled(torch.from_numpy(every)).tolist()
+    return {
+        raw: weight[row_of[identity]]
+        for raw, identity in zip(every.tolist(), scrambled_ids, strict=True)
+        if identity in row_of
+    }
 
 
 def test_what_does_not_belong_together_is_refused(root: Path, tmp_path: Path) -> None:
