@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.compare import made_by
+
 BEGAN = time.perf_counter()
 
 USERS, EVENTS_A_USER = 4000, 50
@@ -182,8 +184,9 @@ def main() -> None:
         missing = [way for way in args.ways if not (root / way / "content").exists()]
         write_inputs(root, args.items, missing)
         results = [run(root, way, args.ranks, args.steps) for way in args.ways]
-    machine = {"command": " ".join(["python", *sys.argv]), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-    text = json.dumps({"machine": machine, "items": args.items, "results": results}, indent=2)
+    machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    report = {"command": made_by(), "machine": machine, "items": args.items, "results": results}
+    text = json.dumps(report, indent=2)
     print(text)
     if args.out:
         args.out.write_text(text)
