@@ -23,7 +23,7 @@ Run = Callable[[list[Any]], list[Any]]
 
 _REMEMBERED = 32  # batches by which times are expected, at most ...
 _MEMORY_SECONDS = 2.0  # ... and none older than this: what made them slow may have gone
-_USABLE = 0.7  # of a job's time budget: estimates err
+_USABLE = 0.5  # of a job's time budget: estimates err, and another process may take the cores for a while
 
 
 class QueueFull(Exception):
