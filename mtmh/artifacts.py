@@ -306,6 +306,18 @@ def open_artifact(path: Path, kind: Kind, *, sizes: bool = True) -> Artifact:
     return Artifact(path, manifest)
 
 
+def manifest_bytes(folder: Path) -> bytes:
+    """The content of the manifest in a folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except OSError:
+        raise ValueError(f"{folder}: no artifact here (no {MANIFEST})") from None
+
+
 def kind_of(manifest: bytes, where: str) -> Kind:
     """The kind that a manifest's content names.
 

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mtmh.artifacts import MANIFEST, Artifact, open_artifact, write_atomically
+from mtmh.artifacts import MANIFEST, Artifact, kind_of, manifest_bytes, open_artifact, write_atomically
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 SIGNATURE = "manifest.sig"
+
+_Key = TypeVar("_Key")
 
 
 class SignatureError(ValueError):
@@ -66,7 +68,7 @@ def sign(folder: Path, key: Path) -> Path:
         ValueError: no whole artifact, or no such key.
     """
     signer = _secret_key(key)
-    content = _manifest(folder)
+    content = manifest_bytes(folder)
     _verify_files(folder, content)
     write_atomically(folder / SIGNATURE, base64.b64encode(signer.sign(content)).decode())
     return folder / SIGNATURE
@@ -86,7 +88,7 @@ def verify_signed(folder: Path, key: Path) -> Artifact:
     trusted = _public_key(key)
     from cryptography.exceptions import InvalidSignature
 
-    content = _manifest(folder)
+    content = manifest_bytes(folder)
     try:
         trusted.verify(base64.b64decode((folder / SIGNATURE).read_bytes(), validate=True), content)
     except FileNotFoundError:
@@ -98,7 +100,7 @@ def verify_signed(folder: Path, key: Path) -> Artifact:
 
 def _verify_files(folder: Path, content: bytes) -> Artifact:
     """The artifact whose manifest has this content, each of its files compared."""
-    artifact = open_artifact(folder, json.loads(content)["kind"])
+    artifact = open_artifact(folder, kind_of(content, str(folder / MANIFEST)))
     artifact.verify()
     present = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
     others = sorted(present - artifact.manifest.files.keys() - {MANIFEST, SIGNATURE})
@@ -107,34 +109,25 @@ def _verify_files(folder: Path, content: bytes) -> Artifact:
     return artifact
 
 
-def _manifest(folder: Path) -> bytes:
-    try:
-        return (folder / MANIFEST).read_bytes()
-    except OSError:
-        raise ValueError(f"{folder}: no artifact here (no {MANIFEST})") from None
-
-
 def _secret_key(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: no readable secret key: {error}") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError(f"{path}: not an ed25519 key; mtmh artifact keygen makes one")
-    return key
+    return _key(path, "secret", lambda content: load_pem_private_key(content, password=None), Ed25519PrivateKey)
 
 
 def _public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+    return _key(path, "public", load_pem_public_key, Ed25519PublicKey)
+
+
+def _key(path: Path, name: str, load: Callable[[bytes], Any], kind: type[_Key]) -> _Key:
     try:
-        key = load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: no readable public key: {error}") from None
-    if not isinstance(key, Ed25519PublicKey):
+        key = load(path.read_bytes())
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: no readable {name} key: {error}") from None
+    if not isinstance(key, kind):
         raise ValueError(f"{path}: not an ed25519 key; mtmh artifact keygen makes one")
     return key

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, BinaryIO, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,6 +27,7 @@ from mtmh.artifacts import (
     DamagedArtifactError,
     FileRecord,
     kind_of,
+    manifest_bytes,
     open_artifact,
     say_where,
 )
@@ -35,6 +36,7 @@ from mtmh.signing import SIGNATURE, verify_signed
 from mtmh.sole_writer import sole_writer
 
 if TYPE_CHECKING:
+    from pyarrow import NativeFile
     from pyarrow.fs import FileSystem
 
 POINTER = "CURRENT"
@@ -120,7 +122,7 @@ def push(folder: Path, to: AnyPath, *, keep: int = 3) -> str:
     Raises:
         ValueError: no whole artifact, or the place cannot be written.
     """
-    content = _manifest_of(folder)
+    content = manifest_bytes(folder)
     artifact = open_artifact(folder, kind_of(content, str(folder / MANIFEST)))
     name, there = _name(content), _Folder.at(to)
     version = there / name
@@ -229,19 +231,8 @@ def _read_pointer(there: _Folder) -> Published | None:
 
 
 def _upload(file: Path, record: FileRecord, version: _Folder, name: str) -> None:
-    digest, size = hashlib.sha256(), 0
-
-    def pieces() -> Iterable[bytes]:
-        nonlocal size
-        with file.open("rb") as source:
-            while piece := source.read(PIECE):
-                digest.update(piece)
-                size += len(piece)
-                yield piece
-
-    version.write(name, pieces())
-    if (size, digest.hexdigest()) != (record.bytes, record.sha256):
-        raise DamagedArtifactError(f"{file}: altered since it was written (size or SHA-256 differs)")
+    with file.open("rb") as source:
+        version.write(name, _pieces(source, record, str(file)))
 
 
 def _check_sizes(version: _Folder, files: Iterable[tuple[str, FileRecord]]) -> None:
@@ -252,21 +243,30 @@ def _check_sizes(version: _Folder, files: Iterable[tuple[str, FileRecord]]) -> N
 
 
 def _download(version: _Folder, name: str, record: FileRecord, folder: Path) -> None:
-    title, digest, size = f"{version.title}/{name}", hashlib.sha256(), 0
+    title = f"{version.title}/{name}"
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     try:
         source = version.filesystem.open_input_stream(f"{version.path}/{name}")
     except FileNotFoundError:
         raise DamagedArtifactError(f"{title}: missing, although the manifest lists it") from None
     with source, (folder / name).open("wb") as file:
-        while piece := source.read(PIECE):
-            size += len(piece)
-            if size > record.bytes:
-                break
-            digest.update(piece)
-            file.write(piece)
+        file.writelines(_pieces(source, record, title))
+
+
+def _pieces(source: BinaryIO | NativeFile, record: FileRecord, title: str) -> Iterator[bytes]:
+    """The content of a file, which is compared with its record on the way.
+
+    Raises:
+        DamagedArtifactError: behind the last piece, size or SHA-256 differ; nothing beyond the size is read.
+    """
+    digest, size = hashlib.sha256(), 0
+    while size <= record.bytes and (piece := source.read(PIECE)):
+        size += len(piece)
+        digest.update(piece)
+        yield piece
     if size != record.bytes:
-        raise DamagedArtifactError(f"{title}: {size} bytes or more, the manifest says {record.bytes}")
+        more = " or more" if size > record.bytes else ""
+        raise DamagedArtifactError(f"{title}: {size} bytes{more}, the manifest says {record.bytes}")
     if digest.hexdigest() != record.sha256:
         raise DamagedArtifactError(f"{title}: altered since it was written (SHA-256 differs)")
 
@@ -280,13 +280,6 @@ def _for_each(function: Callable[[_T], None], items: Iterable[_T]) -> None:
         except BaseException:
             threads.shutdown(cancel_futures=True)
             raise
-
-
-def _manifest_of(folder: Path) -> bytes:
-    try:
-        return (folder / MANIFEST).read_bytes()
-    except OSError:
-        raise ValueError(f"{folder}: no artifact here (no {MANIFEST})") from None
 
 
 def _name(manifest: bytes) -> str:
