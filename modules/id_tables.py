@@ -12,11 +12,7 @@ import fbgemm_gpu  # noqa: F401  (registers the operators)
 import torch
 from torch import Tensor
 from torchrec.modules.embedding_configs import DataType
-from torchrec.modules.hash_mc_evictions import (
-    HashZchEvictionConfig,
-    HashZchEvictionPolicyName,
-    get_kernel_from_policy,
-)
+from torchrec.modules.hash_mc_evictions import HashZchEvictionConfig, HashZchEvictionPolicyName
 from torchrec.modules.hash_mc_modules import HashZchManagedCollisionModule
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 from torchrec.modules.mc_modules import ManagedCollisionCollection
@@ -39,9 +35,10 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
     It differs from its base class in this. Ids are scrambled first: their remainder names the bucket, and ids that
     count in tens would leave most buckets empty. An id without a row leaves its bag instead of sharing the row of
     another, so no two ids ever train one row. The clock of evictions counts steps of training instead of hours of the
-    day, so that a run can be repeated and resumed. On the CPU, where FBGEMM only looks up, it inserts and evicts too,
-    by the rules of the CUDA kernel; there lower ids go first, so that the result depends neither on the order in a
-    batch nor on the number of ranks.
+    day, so that a run can be repeated and resumed. FBGEMM only looks up; who inserts and evicts is this class, by
+    the same operations on CPU and GPU: FBGEMM has no insertion for the CPU, and in that for GPUs one new id that comes
+    from several ranks may take two rows, and threads race, so that an id of this step may lose its row. Here lower ids
+    go first, and the result depends neither on the order in a batch nor on the number of ranks.
 
     Only sharded modules start evicted rows afresh: TorchRec's unsharded collection has no optimizer state to reset.
 
@@ -142,53 +139,37 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
         rows = rows[found]
         return JaggedTensor(values=rows if first is None else rows + first, lengths=lengths)
 
-    def _find(self, ids: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
-        return self._kernel(ids, sizes, offsets, readonly=True)[0]
-
-    def _find_or_insert(self, ids: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
-        if ids.device.type == "cpu":
-            rows, evicted = self._find_or_insert_on_cpu(ids, sizes, offsets)
-        else:
-            rows, evicted = self._kernel(ids, sizes, offsets, readonly=False)
-        if evicted is not None and evicted.numel():
-            self.num_evictions += evicted.numel()
-            self._evicted_indices.append(evicted)
-        return rows
-
-    def _kernel(
-        self, ids: Tensor, sizes: Tensor, offsets: Tensor, *, readonly: bool, max_probe: int | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """FBGEMM's operator; ``max_probe`` 0 gives the row that the hash names."""
-        evicts = not readonly and self.last_seen is not None
-        rows, evicted = torch.ops.fbgemm.zero_collision_hash(
+    def _find(self, ids: Tensor, sizes: Tensor, offsets: Tensor, *, max_probe: int | None = None) -> Tensor:
+        """The rows that ids have; with ``max_probe`` 0 those that the hash names."""
+        rows: Tensor = torch.ops.fbgemm.zero_collision_hash(
             input=ids,
             identities=self._hash_zch_identities,
             max_probe=self._max_probe if max_probe is None else max_probe,
             circular_probe=True,
             exp_hours=-1,
-            readonly=readonly,
+            readonly=True,
             local_sizes=sizes,
             offsets=offsets,
-            metadata=self._hash_zch_metadata if evicts else None,
+            metadata=None,
             output_on_uvm=False,
             disable_fallback=max_probe is None,
             _modulo_identity_DPRECATED=False,
-            input_metadata=torch.full_like(ids, self.now + self._lifetime, dtype=torch.int32) if evicts else None,
-            eviction_threshold=self.now if evicts else -1,
-            eviction_policy=get_kernel_from_policy(self._eviction_policy_name) if evicts else 0,
+            input_metadata=None,
+            eviction_threshold=-1,
+            eviction_policy=0,
             opt_in_prob=-1,
             num_reserved_slots=-1,
             opt_in_rands=None,
             runtime_meta=None,
-        )
-        return rows, evicted
+        )[0]
+        return rows
 
     @property
     def _lifetime(self) -> int:
         assert self._eviction_config is not None
         return self._eviction_config.single_ttl or 0
 
-    def _find_or_insert_on_cpu(self, ids: Tensor, sizes: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _find_or_insert(self, ids: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
         identities, last_seen = self.identities, self.last_seen
         rows = self._find(ids, sizes, offsets)
         known = rows != NO_ROW
@@ -196,15 +177,15 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
             last_seen[rows[known]] = self.now + self._lifetime
         (missing,) = torch.nonzero(~known, as_tuple=True)
         if not len(missing):
-            return rows, None
+            return rows
         new, place = torch.unique(ids[missing], return_inverse=True)
         example = torch.empty_like(new).index_copy_(0, place, missing)  # any place of the id: all have one bucket
         sizes, offsets = sizes[example], offsets[example]
-        home = self._kernel(new, sizes, offsets, readonly=True, max_probe=0)[0] - offsets
+        home = self._find(new, sizes, offsets, max_probe=0) - offsets
 
         taken = torch.full_like(new, NO_ROW)
         evicted: list[Tensor] = []
-        waiting = torch.arange(len(new))
+        waiting = torch.arange(len(new), device=new.device)
         while len(waiting):
             parts = torch.split(waiting, _CHUNK_IDS)
             choice = torch.cat([self._choose(home[part], sizes[part], offsets[part]) for part in parts])
@@ -219,7 +200,10 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
                 last_seen[chosen] = self.now + self._lifetime
             waiting = waiting[taken[waiting] == NO_ROW]
         rows[missing] = taken[place]
-        return rows, torch.cat(evicted)
+        if len(rows_of_others := torch.cat(evicted)):
+            self.num_evictions += len(rows_of_others)
+            self._evicted_indices.append(rows_of_others)
+        return rows
 
     def _choose(self, home: Tensor, sizes: Tensor, offsets: Tensor) -> Tensor:
         """The row that each id would take now, `NO_ROW` if there is none: a free one before one to evict."""
@@ -235,7 +219,7 @@ class HashIdRows(HashZchManagedCollisionModule):  # type: ignore[misc]
         The cost of a free row, or one past its time, is its distance, so below ``max_probe``; to evict the least
         recently seen costs more, the more the later it was seen.
         """
-        distance = torch.arange(width)
+        distance = torch.arange(width, device=home.device)
         rows = offsets[:, None] + (home[:, None] + distance) % sizes[:, None]  # [N, width]
         free = self.identities[rows] == NO_ROW
         if self.last_seen is None:

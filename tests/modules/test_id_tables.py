@@ -11,6 +11,10 @@ from mtmh.modules.id_tables import scrambled
 from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 
 ROWS, BUCKETS, PROBE = 60, 6, 7
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+]
 TABLES = {
     "none": IdTable(ROWS, BUCKETS, PROBE),
     "lru": IdTable(ROWS, BUCKETS, PROBE, eviction="lru"),
@@ -26,15 +30,15 @@ def bags(ids: list[list[int]]) -> KeyedJaggedTensor:
     )
 
 
-def make(table: IdTable) -> tuple[SparseNN, HashIdRows]:
-    managed = build_managed_ebc({"item_id": table}, {"item_id": 4})
+def make(table: IdTable, device: str = "cpu") -> tuple[SparseNN, HashIdRows]:
+    managed = build_managed_ebc({"item_id": table}, {"item_id": 4}, device=device)
     (rows,) = (module for module in managed.modules() if isinstance(module, HashIdRows))
     return SparseNN(None, ["item_id"], managed), rows
 
 
 def step(rows: HashIdRows, ids: list[int]) -> dict[int, int]:
     """One step of training; the row of each id, left out if it has none."""
-    features = bags([[raw] for raw in ids])
+    features = bags([[raw] for raw in ids]).to(rows.device)
     out = rows({"item_id": features["item_id"]})["item_id"]
     rows.evict()
     rows.now += 1
@@ -98,10 +102,11 @@ def draw(seed: int, generator: torch.Generator) -> list[int]:
     return torch.cat([often, rare, rare[:3]])[torch.randperm(27, generator=generator)].tolist()
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", TABLES)
-def test_ids_find_their_rows_as_in_a_dictionary(kind: str, seed: int) -> None:
-    _, rows = make(TABLES[kind])
+def test_ids_find_their_rows_as_in_a_dictionary(kind: str, seed: int, device: str) -> None:
+    _, rows = make(TABLES[kind], device)
     naive = Naive(TABLES[kind], rows)
     generator = torch.Generator().manual_seed(seed)
     lookups = collisions = 0
@@ -120,9 +125,10 @@ def test_ids_find_their_rows_as_in_a_dictionary(kind: str, seed: int) -> None:
     assert (naive.num_evictions > 0) == (kind != "none")
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", TABLES)
-def test_the_order_in_a_batch_does_not_matter(kind: str) -> None:
-    (_, first), (_, other) = make(TABLES[kind]), make(TABLES[kind])
+def test_the_order_in_a_batch_does_not_matter(kind: str, device: str) -> None:
+    (_, first), (_, other) = make(TABLES[kind], device), make(TABLES[kind], device)
     generator = torch.Generator().manual_seed(5)
     for _ in range(6):
         ids = draw(0, generator)
@@ -130,8 +136,29 @@ def test_the_order_in_a_batch_does_not_matter(kind: str) -> None:
     assert torch.equal(first.identities, other.identities)
 
 
-def test_lru_evicts_the_id_seen_longest_ago_and_never_one_of_this_step() -> None:
-    _, rows = make(IdTable(rows=3, buckets=1, max_probe=3, eviction="lru"))
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", TABLES)
+def test_a_new_id_from_several_ranks_takes_one_row_and_no_id_of_the_step_loses_its_own(kind: str, device: str) -> None:
+    _, rows = make(TABLES[kind], device)
+    generator = torch.Generator().manual_seed(8)
+    known = step(rows, torch.randint(0, 2**62, (50,), generator=generator).tolist())
+    for _ in range(20):
+        again = list(known)[:20]
+        new = torch.randint(0, 2**62, (30,), generator=generator).tolist()
+        before = {raw: row for raw, row in known.items() if raw in again}
+        ids = (again + new) * 8  # as the batches of eight ranks send them
+        found = step(rows, [ids[place] for place in torch.randperm(len(ids), generator=generator).tolist()])
+        assert {raw: found.get(raw) for raw in again} == before
+        taken = rows.identities[rows.identities >= 0].tolist()
+        assert len(set(taken)) == len(taken), "an id has two rows"
+        assert len(set(found.values())) == len(found), "two ids share a row"
+        known = found
+    assert (rows.num_evictions > 0) == (kind != "none")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_lru_evicts_the_id_seen_longest_ago_and_never_one_of_this_step(device: str) -> None:
+    _, rows = make(IdTable(rows=3, buckets=1, max_probe=3, eviction="lru"), device)
     first = step(rows, [1, 2, 3])
     step(rows, [1, 3])
     assert step(rows, [4]) == {4: first[2]}
@@ -140,24 +167,26 @@ def test_lru_evicts_the_id_seen_longest_ago_and_never_one_of_this_step() -> None
     assert step(rows, [3, 4, 5, 6, 7]).keys() == {3, 4, 5}
 
 
-def test_ttl_keeps_an_id_for_its_time() -> None:
-    _, rows = make(IdTable(rows=2, buckets=1, max_probe=2, eviction="ttl", ttl_steps=2))
+@pytest.mark.parametrize("device", DEVICES)
+def test_ttl_keeps_an_id_for_its_time(device: str) -> None:
+    _, rows = make(IdTable(rows=2, buckets=1, max_probe=2, eviction="ttl", ttl_steps=2), device)
     first = step(rows, [1, 2])
     step(rows, [2])
     assert step(rows, [2, 3]) == {2: first[2]}, "two steps ago"
     assert step(rows, [3]) == {3: first[1]}, "three steps ago"
 
 
-def test_eval_never_inserts_and_unseen_ids_are_zero_vectors() -> None:
-    sparse_nn, rows = make(IdTable(rows=96, buckets=48))
+@pytest.mark.parametrize("device", DEVICES)
+def test_eval_never_inserts_and_unseen_ids_are_zero_vectors(device: str) -> None:
+    sparse_nn, rows = make(IdTable(rows=96, buckets=48), device)
     assert sparse_nn.raw_keys == {"item_id"}
-    trained = sparse_nn(bags([[2**62], [7], [-8]]))
+    trained = sparse_nn(bags([[2**62], [7], [-8]]).to(rows.device))
     before = rows.identities.clone()
     assert int((before >= 0).sum()) == 3
     sparse_nn.eval()
-    found = sparse_nn(bags([[7], [], [9], [2**62, 7], [-8], [8]]))
+    found = sparse_nn(bags([[7], [], [9], [2**62, 7], [-8], [8]]).to(rows.device))
     assert torch.equal(rows.identities, before)
-    nothing = torch.zeros(4)
+    nothing = torch.zeros(4, device=device)
     for row, expected in zip(found, [trained[1], nothing, nothing, None, trained[2], nothing], strict=True):
         if expected is not None:
             assert torch.equal(row, expected)
