@@ -1,7 +1,7 @@
 """The contrastive losses: one interface, a pass in chunks for every device and a Triton pass for GPUs."""
 
 from .chunked import CPU_CHUNK_ELEMENTS
-from .dispatcher import LossOutput, contrastive_losses
+from .dispatcher import LossOutput, Products, contrastive_losses
 from .problem import Similar, TeacherEmbeddings
 
-__all__ = ["CPU_CHUNK_ELEMENTS", "LossOutput", "Similar", "TeacherEmbeddings", "contrastive_losses"]
+__all__ = ["CPU_CHUNK_ELEMENTS", "LossOutput", "Products", "Similar", "TeacherEmbeddings", "contrastive_losses"]

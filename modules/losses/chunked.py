@@ -3,6 +3,9 @@
 Logits of a few rows are turned into probabilities, those into the gradient of the logits, ``(a + b) P - a onehot_+ - b
 Q``, and that into the gradients of the embeddings, in reused buffers. The backward only scales what the forward has
 formed: ``M x D``, ``M x D`` and ``L x D`` a head.
+
+Rows of the buffers are ``[s_1, ..., s_L, s_+]`` and columns of probability 0 up to a multiple of 8: tensor cores take
+operands whose rows begin at multiples of 16 bytes only.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ CPU_TILE_NEGATIVES = 4096
 LEAST_SHARED = 1 << 20
 # Of the probability, outside the columns that the teacher cannot judge: from here on a difference to 1 is exact enough.
 LEAST_REST = 0.1
+ALIGNED = 8  # values
 
 
 def one_pass(problem: Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -104,10 +108,13 @@ def _pass_over(
     """Computes some of the chunks: their rows of the losses and gradients, and what they add to the negatives' ones."""
     num_heads = len(problem.heads)
     triggers, positives, negatives = (embeddings[i * num_heads : (i + 1) * num_heads] for i in range(3))
-    num_rows, width = triggers[0].shape[0], negatives[0].shape[0] + 1
+    num_rows, num_negatives = triggers[0].shape[0], negatives[0].shape[0]
+    width = -(-(num_negatives + 1) // ALIGNED) * ALIGNED
     shape = (min(starts.step, num_rows), width)
-    logits_buffer, probability_buffer = triggers[0].new_empty(shape), triggers[0].new_empty(shape)
+    logits_buffer, probability_buffer = triggers[0].new_full(shape, EXCLUDED), triggers[0].new_empty(shape)
     target_buffer = triggers[0].new_empty(shape) if problem.distillation else None
+    negative_factors = [_factor(negative, problem) for negative in negatives]
+    teacher_factor = _factor(problem.distillation.negative, problem) if problem.distillation else None
 
     for chunk in chunks:
         start = starts[chunk]
@@ -119,30 +126,34 @@ def _pass_over(
             excluded = (problem.hits.rows[found] - start) * width + problem.hits.columns[found]
         similar = None
         if problem.similar is not None:
-            _multiply(problem.similar.trigger[rows], problem.similar.negative, out=logits[:, :-1])
-            similar = logits[:, :-1] >= problem.similar.threshold
+            _multiply(problem.similar.trigger[rows], problem.similar.negative, out=logits[:, :num_negatives])
+            similar = logits[:, :num_negatives] >= problem.similar.threshold
         left_out = (excluded, similar)
         target = None
-        if problem.distillation is not None and target_buffer is not None:
+        if problem.distillation is not None and target_buffer is not None and teacher_factor is not None:
             teacher = problem.distillation
-            _fill_logits(logits, teacher.trigger[rows], teacher.positive[rows], teacher.negative, problem, left_out)
+            _fill_logits(logits, teacher.trigger[rows], teacher.positive[rows], teacher_factor, problem, left_out)
             target = _soft_labels(logits, target_buffer[: rows.stop - start], probability, teacher, rows)
         for index, head in enumerate(problem.heads):
             scaled_trigger = triggers[index][rows] / problem.temperature
-            _fill_logits(logits, scaled_trigger, positives[index][rows], negatives[index], problem, left_out)
-            engagement, relevance, row_factor = _logit_gradient(head, logits, probability, target)
+            _fill_logits(logits, scaled_trigger, positives[index][rows], negative_factors[index], problem, left_out)
+            similarity_to_positive = logits[:, num_negatives].clone()
+            engagement, relevance, row_factor = _logit_gradient(
+                head, logits, probability, target, similarity_to_positive
+            )
             row_losses[0, index, rows], row_losses[1, index, rows] = engagement, relevance
             if not gradients:
                 continue
             row_factor *= problem.row_weight[rows]
             # P, Q and the one-hot all sum to 1, so a row's gradient sums to 0: no cancellation where P_+ is near 1.
-            of_positive = -row_factor * probability[:, :-1].sum(dim=1)
+            of_positive = -row_factor * probability[:, :num_negatives].sum(dim=1)
             of_trigger, of_positives, of_negatives = gradients[index::num_heads]
-            torch.mm(probability[:, :-1], negatives[index], out=of_trigger[rows])
+            of_logits = _factor(probability, problem)[:, :num_negatives]
+            _product(of_logits, negative_factors[index], out=of_trigger[rows])
             of_trigger[rows] *= row_factor[:, None]
             of_trigger[rows].addcmul_(positives[index][rows], of_positive[:, None]).div_(problem.temperature)
             torch.mul(scaled_trigger, of_positive[:, None], out=of_positives[rows])
-            of_negatives.addmm_(probability[:, :-1].t(), scaled_trigger * row_factor[:, None])
+            _add_product(of_logits.t(), _factor(scaled_trigger * row_factor[:, None], problem), out=of_negatives)
 
 
 def _fill_logits(
@@ -153,26 +164,51 @@ def _fill_logits(
     problem: Problem,
     left_out: tuple[Tensor | None, Tensor | None],
 ) -> None:
-    """Writes ``[s_1, ..., s_L, s_+]`` of a chunk's rows.
+    """Writes ``[s_1, ..., s_L, s_+]`` of a chunk's rows; ``negative`` is a `_factor`.
 
     What is left out is given as places in the flattened chunk and as a mask ``[rows, L]``.
     """
-    _multiply(scaled_trigger, negative, out=logits[:, :-1])
+    of_negatives = logits[:, : len(negative)]
+    _multiply(_factor(scaled_trigger, problem), negative, out=of_negatives)
     if problem.log_weight is not None:
-        logits[:, :-1] += problem.log_weight
-    logits[:, -1] = (scaled_trigger * positive).sum(dim=1)
+        of_negatives += problem.log_weight
+    logits[:, len(negative)] = (scaled_trigger * positive).sum(dim=1)
     excluded, similar = left_out
     if excluded is not None:
         logits.view(-1).index_fill_(0, excluded, EXCLUDED)
     if similar is not None:
-        logits[:, :-1].masked_fill_(similar, EXCLUDED)
+        of_negatives.masked_fill_(similar, EXCLUDED)
+
+
+def _factor(matrix: Tensor, problem: Problem) -> Tensor:
+    """A matrix as products take it: with ``problem.bf16`` rounded, and on GPUs in bf16."""
+    if not problem.bf16:
+        return matrix
+    rounded = matrix.bfloat16()
+    return rounded if matrix.device.type == "cuda" else rounded.to(matrix.dtype)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Writes ``left @ right``, summed in the type of ``out``."""
+    if left.dtype == out.dtype:
+        torch.mm(left, right, out=out)
+    else:
+        torch.mm(left, right, out_dtype=out.dtype, out=out)
+
+
+def _add_product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Adds ``left @ right``, summed in the type of ``out``."""
+    if left.dtype == out.dtype:
+        out.addmm_(left, right)
+    else:
+        out += torch.mm(left, right, out_dtype=out.dtype)
 
 
 def _multiply(rows: Tensor, columns: Tensor, out: Tensor) -> None:
     """Writes ``rows @ columns.T``."""
     tile = CPU_TILE_NEGATIVES if out.device.type == "cpu" else max(len(columns), 1)
     for tile_columns, tile_out in zip(torch.split(columns, tile), torch.split(out, tile, dim=1), strict=True):
-        torch.mm(rows, tile_columns.t(), out=tile_out)
+        _product(rows, tile_columns.t(), out=tile_out)
 
 
 def _softmax(logits: Tensor, out: Tensor) -> Tensor:
@@ -186,7 +222,7 @@ def _softmax(logits: Tensor, out: Tensor) -> Tensor:
 class _SoftLabels(NamedTuple):
     """The teacher's side of a chunk."""
 
-    probability: Tensor  # [rows, L + 1]; zero in rows without content
+    probability: Tensor  # as the logits; zero in rows without content
     negative_entropy: Tensor  # [rows], sum of Q log Q
     has_content: Tensor  # [rows] bool
     no_content: Tensor | None  # [K] columns that the teacher cannot judge
@@ -205,7 +241,7 @@ def _soft_labels(logits: Tensor, out: Tensor, scratch: Tensor, teacher: Distilla
 
 
 def _logit_gradient(
-    head: Head, logits: Tensor, out: Tensor, target: _SoftLabels | None
+    head: Head, logits: Tensor, out: Tensor, target: _SoftLabels | None, similarity_to_positive: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses of one head and chunk, and the gradient of its logits.
 
@@ -215,7 +251,6 @@ def _logit_gradient(
         ``L_e``, ``L_r`` and the row factor, ``[rows]`` each.
     """
     a, b = head.engagement_weight, head.relevance_weight
-    similarity_to_positive = logits[:, -1].clone()
     if target is None or b == 0.0:
         normaliser = _softmax(logits, out)
         engagement = normaliser - similarity_to_positive

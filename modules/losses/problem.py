@@ -90,6 +90,7 @@ class Problem:
     similar: Similar | None
     chunk_rows: int
     with_gradients: bool
+    bf16: bool = False  # factors of products are rounded to bf16
     uses_triton: bool = False
 
 

@@ -139,12 +139,19 @@ class TrainingConfig(RunLength):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     continuation: ContinuationConfig = ContinuationConfig()
     checkpoint_every: Annotated[Positive, Decides()] = 500
+    # Of those steps only the ones at least so long after the last checkpoint: nobody has to know how long a step takes.
+    checkpoint_minutes: Annotated[NonNegative, Decides()] = 0.0
     keep_checkpoints: Annotated[Positive, Decides()] = 2
     # Train on while files are written, from a copy of the state in host memory.
     async_checkpoint: Annotated[bool, Decides()] = False
     log_every: Annotated[Positive, Decides()] = 20
     prefetch_batches: Annotated[Positive, Decides()] = 2
     device: Annotated[Literal["auto", "cpu", "cuda"], Decides()] = "auto"
+    # Of float32 products: highest; high: TF32 on GPUs; bf16: high, and the loss's factors rounded to bf16, summed in
+    # float32, on any device. auto: high on GPUs, highest on CPUs.
+    matmul_precision: Literal["auto", "highest", "high", "bf16"] = "auto"
+    # Only operations of PyTorch that give the same bits each time: slower on GPUs, and how a CPU computes anyway.
+    deterministic: Annotated[bool, Decides()] = False
     # Of weights and order, where it is to be another than the recipe's: models of several seeds on one dataset.
     seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
 

@@ -74,7 +74,7 @@ def check_content(config: Config, out: Path) -> Artifact:
     else:
         content = open_content(config.content_dir, dataset)
         inputs["content"] = content.artifact
-        rows = content.gather(items).numpy()
+        rows = content.gather(items).float().numpy()
         kept = (rows != 0.0).any(axis=1)
         embeddings = {"teacher": rows}
         directions = principal_directions(content, config.loss.teacher_dim, config.seed)

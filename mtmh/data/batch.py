@@ -21,7 +21,8 @@ class ItemBatch(Pipelineable):  # type: ignore[misc]
         dense: [U, F] float32 float features.
         item_index: [U] int64 catalogue index of each row, ascending.
         log_q: [U] float32 log probability that one draw of the negatives' mix is this item; zeros when off.
-        content: [U, Dc] float32 further inputs of each item; Dc = 0 without.
+        content: [U, Dc] float32 further inputs of each item, perhaps float16 until they are on their device; Dc = 0
+            without.
         trigger: [M] int64 row (0 to U - 1) of each example's trigger.
         positive: [M] int64 row of each example's candidate.
         uniform: [N] int64 rows of this rank's share of the uniform negatives. ``N`` may differ by 1 between ranks.
@@ -41,10 +42,9 @@ class ItemBatch(Pipelineable):  # type: ignore[misc]
     epoch: int
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """The batch on ``device``; asynchronous from pinned memory if ``non_blocking``."""
-        return replace(
-            self, **{name: part.to(device=device, non_blocking=non_blocking) for name, part in self._parts().items()}
-        )
+        """The batch on ``device``, content widened there; asynchronous from pinned memory if ``non_blocking``."""
+        parts = {name: part.to(device=device, non_blocking=non_blocking) for name, part in self._parts().items()}
+        return replace(self, **parts | {"content": parts["content"].float()})
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Tells the allocator that ``stream`` uses the batch."""

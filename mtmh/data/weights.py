@@ -150,6 +150,7 @@ def cosine_at_least(content: Tensor, first: Tensor, second: Tensor, threshold: f
     Returns:
         [M] bool.
     """
+    content = content.float()
     cosines = torch.linalg.vecdot(content.index_select(0, first), content.index_select(0, second))
     result: Tensor = cosines >= threshold
     if threshold <= 0.0:  # only then would a row of zeros pass

@@ -93,7 +93,7 @@ class Embedder:
         """
         sparse, dense = table.gather(items, raw=self.raw)
         with torch.no_grad():  # FBGEMM's lookup of a sharded table has no form for inference mode
-            content = None if self.content is None else self.content.gather(items).to(self.device)
+            content = None if self.content is None else self.content.gather(items).to(self.device).float()
             embedded = self.model(sparse.to(self.device), dense.to(self.device), content)
             units = {
                 head: torch.nn.functional.normalize(rows.float(), dim=1).cpu().numpy()

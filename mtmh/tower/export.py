@@ -71,7 +71,7 @@ def write_tower(
     )
     raw = () if hidden_rows else (ITEM_ID,)
     sparse, dense = dataset.item_table.gather(sample, hide_id=np.ones(len(sample), bool), raw=raw)
-    inputs = (sparse.values(), sparse.lengths(), dense, content.gather(sample) if content else dense[:, :0])
+    inputs = (sparse.values(), sparse.lengths(), dense, content.gather(sample).float() if content else dense[:, :0])
     keys = sparse.keys()
     expected = embed_unseen(model, keys, *inputs)
     write_quantised(folder / TOWER, model, settings)

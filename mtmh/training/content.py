@@ -85,7 +85,7 @@ def principal_directions(content: ContentEmbeddings, dim: int, seed: int) -> npt
 
 def _sample(content: ContentEmbeddings, seed: int) -> Tensor:
     rows = np.random.default_rng(seed).permutation(len(content.embeddings))[:_FITTED_ITEMS]
-    return content.gather(np.sort(rows))
+    return content.gather(np.sort(rows)).float()
 
 
 def content_input(checkpoint: Artifact, path: Path, dataset: Dataset) -> ContentEmbeddings | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from mtmh.distributed.ranks import Ranks
+from mtmh.distributed.ranks import Ranks, on_first
 from mtmh.distributed.state_files import State
 from mtmh.training.checkpoint import Checkpoints
 from mtmh.training.profile import tracing
@@ -82,6 +83,9 @@ class Trainer(Generic[Batch]):
         log: where losses go.
         ranks: this process among the others.
         checkpoint_every: steps from one checkpoint to the next; the last step has one too.
+        checkpoint_seconds: at least from one checkpoint to the next, but for that of the last step; by the first rank's
+            clock.
+        clock: in seconds.
         save_behind: checkpoints but the last are written in the background.
         profile: so many steps are traced into the folder ``trace`` beside the checkpoints.
         validation: may end the run.
@@ -94,6 +98,8 @@ class Trainer(Generic[Batch]):
     log: TrainingLog
     ranks: Ranks
     checkpoint_every: int
+    checkpoint_seconds: float = 0.0
+    clock: Callable[[], float] = time.monotonic
     save_behind: bool = False
     profile: int = 0
     validation: Validation | None = None
@@ -114,7 +120,7 @@ class Trainer(Generic[Batch]):
             NonFiniteStateError: weights or optimizer state are not; likewise.
         """
         trace = tracing(self.profile, self.checkpoints.root / "trace", self.ranks)
-        checkpoint, is_over = None, step >= num_steps
+        checkpoint, is_over, last_save = None, step >= num_steps, self.clock()
         with self.log, self.checkpoints, trace as end_step:
             while not is_over:
                 # The pipeline works ahead, but never past a stop: nothing of a later step is in the state.
@@ -127,7 +133,8 @@ class Trainer(Generic[Batch]):
                     end_step()
                     self.log.record(step, losses, report=step == stop)  # raises if the loss is no number
                 is_over = self._should_stop(step) or step == num_steps
-                if is_over or step % self.checkpoint_every == 0:
+                if is_over or (step % self.checkpoint_every == 0 and self._is_time(last_save)):
+                    last_save = self.clock()
                     checkpoint = self.checkpoints.save(step, self.trained(), behind=self.save_behind and not is_over)
             if checkpoint is not None:
                 self.log.show(f"Trained {step} steps; checkpoint {checkpoint}")
@@ -141,6 +148,11 @@ class Trainer(Generic[Batch]):
         """The step after which the state is written or looked at next."""
         intervals = [self.checkpoint_every] + ([self.validation.every] if self.validation else [])
         return min(num_steps, *(step + every - step % every for every in intervals))
+
+    def _is_time(self, last_save: float) -> bool:
+        if not self.checkpoint_seconds:
+            return True
+        return on_first(self.ranks, lambda: self.clock() - last_save >= self.checkpoint_seconds)
 
     def _should_stop(self, step: int) -> bool:
         validation = self.validation

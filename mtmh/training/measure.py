@@ -181,7 +181,7 @@ class CatalogueEmbedder:
     @torch.no_grad()
     def _embed(self, items: npt.NDArray[np.int64]) -> dict[str, Tensor]:
         sparse, dense = self.view.item_table.gather(items, raw=self.raw)
-        content = None if self.content is None else self.content.gather(items).to(self.device)
+        content = None if self.content is None else self.content.gather(items).to(self.device).float()
         task = self.sharded.module
         embedded = task.model(sparse.to(self.device), dense.to(self.device), content)
         return {head: nn.functional.normalize(rows.float(), dim=1) for head, rows in embedded.items()}

@@ -62,24 +62,25 @@ def share_negatives(by_head: list[Tensor], batch: PairBatch, config: LossConfig)
     gathered = gather_numbers(torch.cat([totals.new_tensor([len(rows)]), totals]))
     sizes = [int(size) for size, _, _ in gathered]
     embeddings = gather_rows(torch.cat([part.index_select(0, rows) for part in by_head], dim=1), sizes)
-    items, copies, in_batch = gather_rows(
-        torch.stack([batch.item_index[rows], copies[rows], in_batch[rows]], dim=1), sizes
-    ).unbind(1)
-    facts = gather_rows(torch.cat([batch.log_q[rows, None], batch.content.index_select(0, rows)], dim=1), sizes)
+    log_q = batch.log_q[rows].double().view(torch.int64)  # the same bits, so that they travel along
+    facts = torch.stack([batch.item_index[rows], copies[rows], in_batch[rows], log_q], dim=1)
+    items, copies, in_batch, log_q = gather_rows(facts, sizes).unbind(1)
+    content = batch.content.index_select(0, rows)
+    content = gather_rows(content, sizes) if content.shape[1] else content.new_empty(sum(sizes), 0)
     if len(sizes) > 1:
         items, column = torch.unique(items, return_inverse=True)
         copies, in_batch = (torch.zeros_like(items).index_add_(0, column, part) for part in (copies, in_batch))
         one_of = torch.empty_like(items).scatter_reduce_(
             0, column, torch.arange(len(column), device=column.device), "amin", include_self=False
         )
-        embeddings, facts = embeddings.index_select(0, one_of), facts.index_select(0, one_of)
+        embeddings, log_q, content = (part.index_select(0, one_of) for part in (embeddings, log_q, content))
     return SharedNegatives(
         embeddings=list(torch.split(embeddings, [part.shape[1] for part in by_head], dim=1)),
         items=items.contiguous(),
         copies=copies,
         in_batch=in_batch,
-        log_q=facts[:, 0],
-        content=facts[:, 1:],
+        log_q=log_q.contiguous().view(torch.float64).float(),
+        content=content,
         num_draws=int(sum(number for _, number, _ in gathered)),
         total_weight=sum(weight for _, _, weight in gathered),
     )

@@ -16,7 +16,7 @@ from mtmh.data.batch import PairBatch
 from mtmh.data.weights import cosine_at_least
 from mtmh.distributed.content_table import ContentTable
 from mtmh.distributed.ranks import gather_numbers
-from mtmh.modules.losses import Similar, TeacherEmbeddings, contrastive_losses
+from mtmh.modules.losses import Products, Similar, TeacherEmbeddings, contrastive_losses
 from mtmh.modules.mtmh import MTMH
 from mtmh.specs import Head
 from mtmh.training.frequencies import StreamingFrequencies
@@ -43,6 +43,7 @@ class TrainTask(nn.Module):
         directions: [Dc, P] of the teacher's embeddings, which distillation compares; None: the whole embeddings.
         content: the teacher's embeddings by item; None: they come with the batch.
         sim: how pairs weigh that are close by ``content``; None: the batch's weights tell.
+        products: of the loss, see `contrastive_losses`.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class TrainTask(nn.Module):
         directions: Tensor | None = None,
         content: ContentTable | None = None,
         sim: SimWeightConfig | None = None,
+        products: Products = "float32",
     ) -> None:
         super().__init__()
         self.model = model
-        self.loss = GlobalLoss(model.heads, loss, seed, frequencies, directions, sim)
+        self.loss = GlobalLoss(model.heads, loss, seed, frequencies, directions, sim, products)
         self.content = content
 
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -82,6 +84,7 @@ class GlobalLoss(nn.Module):
         frequencies: how often items are in a batch, for ``log_q = streaming``; every forward is a step that it sees.
         directions: [Dc, P] of the teacher's embeddings; None: the whole embeddings.
         sim: how pairs weigh that are close by their content; None: the batch's weights tell.
+        products: see `contrastive_losses`.
     """
 
     def __init__(
@@ -92,8 +95,10 @@ class GlobalLoss(nn.Module):
         frequencies: StreamingFrequencies | None = None,
         directions: Tensor | None = None,
         sim: SimWeightConfig | None = None,
+        products: Products = "float32",
     ) -> None:
         super().__init__()
+        self._products = products
         assert (frequencies is not None) == (config.log_q == "streaming")
         self._frequencies = frequencies
         self._heads = heads
@@ -154,6 +159,7 @@ class GlobalLoss(nn.Module):
             hits=hits_of(batch, negatives.items),
             chunk_rows=config.chunk_rows,
             kernel=config.kernel,
+            products=self._products,
         )
         # Pairs of an item with itself weigh nothing. With no others there is nothing to learn, rather than 0 / 0.
         scale = 1.0 / negatives.total_weight if negatives.total_weight else 0.0
@@ -219,6 +225,7 @@ class GlobalLoss(nn.Module):
             ),
             chunk_rows=self._config.chunk_rows,
             kernel=self._config.kernel,
+            products=self._products,
         )
         total_weight = sum(weight for (weight,) in gather_numbers(pairs.weight.sum(dtype=torch.float64)[None]))
         scale = 1.0 / total_weight if total_weight else 0.0

@@ -24,6 +24,7 @@ from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tow
 from mtmh.distributed.ranks import Ranks, join_ranks, writing_alone
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import plan_table, shard
+from mtmh.training.arithmetic import arithmetic
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.content import content_table, fill_content_table, fit_content, teacher_directions, with_content
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
@@ -61,7 +62,12 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
     root = config.model_dir("checkpoints")
-    with quiet_libraries(), join_ranks(config.training.device) as ranks, writing_alone(ranks, root):
+    with (
+        quiet_libraries(),
+        join_ranks(config.training.device) as ranks,
+        writing_alone(ranks, root),
+        arithmetic(config.training, ranks.device),
+    ):
         dataset = open_dataset(config.dataset_dir)
         content = open_content(config.content_dir, dataset) if config.needs_content else None
         inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
@@ -192,6 +198,7 @@ def _train(
             directions,
             content_table(content) if content is not None and in_table else None,
             run.pairs.sim if in_table and run.pairs.sim.kind == "content" else None,
+            products="bfloat16" if training.matmul_precision == "bf16" else "float32",
         ),
         run.sharding,
         ranks,
@@ -257,6 +264,7 @@ def _train(
         log=log,
         ranks=ranks,
         checkpoint_every=validation.every if validation else training.checkpoint_every,
+        checkpoint_seconds=0.0 if validation else 60 * training.checkpoint_minutes,
         save_behind=training.async_checkpoint,
         profile=profile,
         validation=validation,

@@ -37,6 +37,14 @@ def test_to_moves_every_tensor(dataset: Dataset, tmp_path: Path) -> None:
     assert torch.equal(batch.to(torch.device("cpu")).trigger, batch.trigger)
 
 
+def test_content_travels_as_it_is_stored_and_is_widened_on_its_device(dataset: Dataset, tmp_path: Path) -> None:
+    batch = next(pair_loader(dataset, make_config(tmp_path)).iterate())
+    stored = torch.randn(len(batch.item_index), 8).half()
+    moved = dataclasses.replace(batch, content=stored).to(torch.device("cpu"))
+    assert moved.content.dtype == torch.float32
+    assert torch.equal(moved.content, stored.float())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory and streams need a GPU")
 def test_pinned_batches_copy_on_a_stream(dataset: Dataset, tmp_path: Path) -> None:
     plain = next(pair_loader(dataset, make_config(tmp_path)).iterate())

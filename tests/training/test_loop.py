@@ -18,14 +18,20 @@ NUM_STEPS = 12
 
 
 def run(
-    root: Path, num_steps: int = NUM_STEPS, validation: Callable[[Tensor], Validation] | None = None, every: int = 5
+    root: Path,
+    num_steps: int = NUM_STEPS,
+    validation: Callable[[Tensor], Validation] | None = None,
+    every: int = 5,
+    seconds: float = 0.0,
 ) -> tuple[Path | None, Tensor]:
-    """Trains one weight by SGD; every batch is the number of its step."""
+    """Trains one weight by SGD; every batch is the number of its step, and a step takes a second of the clock."""
+    finished: list[int] = []
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
 
     def begin_step(step: int) -> None:
         optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        finished.append(step)
 
     def task(batch: Tensor) -> tuple[Tensor, Tensor]:
         loss = ((weight - batch) ** 2 + torch.rand(2)).mean()
@@ -47,6 +53,8 @@ def run(
             log=TrainingLog(root, size, names, lambda _: [], ranks, log_every=4, start_step=step),
             ranks=ranks,
             checkpoint_every=every,
+            checkpoint_seconds=seconds,
+            clock=lambda: float(len(finished)),
             validation=validation(weight) if validation else None,
         )
         batches: Iterator[Tensor] = (torch.full((2,), float(number)) for number in range(step, NUM_STEPS))
@@ -62,6 +70,14 @@ def test_it_saves_at_every_interval_and_at_the_end(tmp_path: Path) -> None:
     assert saved(tmp_path) == [5, 10, 12]
     assert last == tmp_path / "step-00000012"
     assert run(tmp_path)[0] is None, "no step is left"
+
+
+def test_with_a_least_time_it_saves_at_the_first_interval_after_it_and_at_the_end(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    weight = run(tmp_path / "timed", every=2, seconds=5.0, num_steps=11)[1]
+    assert saved(tmp_path / "timed") == [6, 11]
+    torch.manual_seed(3)
+    assert torch.equal(run(tmp_path / "plain", every=2, num_steps=11)[1], weight)
 
 
 def test_a_run_in_pieces_computes_what_one_in_one_piece_does(tmp_path: Path) -> None:
