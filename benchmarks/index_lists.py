@@ -107,10 +107,12 @@ def merge(root: Path, way: str) -> dict[str, float]:
         merge_ondisk(index, [str(part) for part in sorted(root.glob("[0-9]*.faiss"))], str(path))
     else:
         shards = lists.ListShards(root, "head", *json.loads((root / "shards.json").read_text()))
-        sizes, code_size = shards.sizes(), int(index.code_size)
+        offsets, code_size = shards.offsets(), int(index.code_size)
+        sizes = lists.list_sizes(offsets)
+        places = lists.list_places(sizes, code_size)
         lists.create_lists(path, sizes, code_size)
         for run in lists.merge_runs(sizes, code_size):
-            lists.merge_lists(shards, sizes, run, code_size, path)
+            lists.merge_lists(shards, offsets, run, int(places[run[0]]), code_size, path)
         lists.attach_lists(index, sizes, path)
     faiss.write_index(index, str(root / f"{way}.index"))
     return {

@@ -2,7 +2,9 @@
 
 A shard is a fixed run of items, filed by one process: its codes sorted by list. The merge lays, list by list, the
 shards' codes and item indices one after another, so the file is the same however many processes there are, and each
-holds one shard or one run of lists at a time.
+holds one shard or one run of lists at a time. A run opens every shard, so large indexes want large shards and have
+large runs: at two billion items of fp16, shards of four million and runs of a gigabyte take a million opens of files,
+where shards of 131,072 and runs of 64 MB would take half a billion.
 
 faiss has a merge of its own, ``faiss.contrib.ondisk.merge_ondisk``, which writes the same bytes in less CPU time
 (``python -m benchmarks.index_lists``). It is one process, though, whatever the number of ranks; it maps all shards and
@@ -12,7 +14,7 @@ process without a word.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from mtmh.data.arrays import open_array
 from mtmh.data.row_file import RowFile, preallocate, write_at
 from mtmh.index.storage import on_gpu
 
@@ -29,7 +32,9 @@ Sizes = npt.NDArray[np.int64]
 ITEM_BYTES = 8
 
 _ENCODE_ROWS = 16_384
-_MERGE_BYTES = 64 << 20
+# Of a run: a 512th of the lists, within these bounds. Merging holds about three times that.
+_LEAST_RUN_BYTES = 64 << 20
+_MOST_RUN_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,9 @@ class ListShards:
         return range(shard * self.shard_items, min((shard + 1) * self.shard_items, self.num_items))
 
     def write(self, shard: int, codes: npt.NDArray[np.uint8], items: Sizes, sizes: Sizes) -> None:
-        """Stores a shard: codes [n, code_size] and items [n], both sorted by list, and the lists' sizes [L]."""
-        for part, rows in (("codes", codes), ("items", items), ("sizes", sizes)):
+        """Stores a shard: codes [n, code_size] and items [n], both sorted by list, and its lists' sizes [L]."""
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        for part, rows in (("codes", codes), ("items", items), ("offsets", offsets)):
             np.save(self._file(shard, part), rows)
 
     def codes(self, shard: int) -> RowFile:
@@ -70,9 +76,9 @@ class ListShards:
         """[n] int64 item indices."""
         return RowFile(self._file(shard, "items"))
 
-    def sizes(self) -> Sizes:
-        """[S, L] sizes of every list in every shard."""
-        return np.stack([np.load(self._file(shard, "sizes"), allow_pickle=False) for shard in range(self.count)])
+    def offsets(self) -> list[Sizes]:
+        """[L + 1] of each shard, mapped: the first vector of each list in the shard, and the number of all."""
+        return [open_array(self._file(shard, "offsets"), np.int64, (None,)) for shard in range(self.count)]
 
     def _file(self, shard: int, part: str) -> Path:
         return self.folder / f"{self.head}.{shard:06d}.{part}.npy"
@@ -113,80 +119,99 @@ class ShardFiler:
         shards.write(shard, codes[order], own.start + order, sizes)
 
 
-def list_offsets(sizes: Sizes, code_size: int) -> Sizes:
+def list_sizes(offsets: Sequence[Sizes]) -> Sizes:
+    """Sizes of all lists [L] over all shards."""
+    return sum((np.diff(of_shard) for of_shard in offsets[1:]), np.diff(offsets[0]))
+
+
+def list_places(sizes: Sizes, code_size: int) -> Sizes:
     """The beginning of each list in the merged file, and the end of the last: [L + 1] bytes."""
-    return np.concatenate([[0], np.cumsum(sizes.sum(axis=0) * (code_size + ITEM_BYTES))])
+    return np.concatenate([[0], np.cumsum(sizes * (code_size + ITEM_BYTES))])
 
 
 def create_lists(path: Path, sizes: Sizes, code_size: int) -> None:
     """Makes the file that ``merge_lists`` fills."""
-    preallocate(path, int(list_offsets(sizes, code_size)[-1]))
+    preallocate(path, int(list_places(sizes, code_size)[-1]))
 
 
 def merge_runs(sizes: Sizes, code_size: int) -> Iterator[tuple[int, int]]:
     """Runs of lists, each small enough to be merged in memory: (first, last + 1).
 
     Args:
-        sizes: [S, L].
+        sizes: [L].
         code_size: bytes a vector.
     """
-    offsets = list_offsets(sizes, code_size)
-    first, num_lists = 0, sizes.shape[1]
+    places = list_places(sizes, code_size)
+    run_bytes = min(max(int(places[-1]) // 512, _LEAST_RUN_BYTES), _MOST_RUN_BYTES)
+    first, num_lists = 0, len(sizes)
     while first < num_lists:
-        end = int(np.searchsorted(offsets, offsets[first] + _MERGE_BYTES, side="right")) - 1
+        end = int(np.searchsorted(places, places[first] + run_bytes, side="right")) - 1
         end = min(max(end, first + 1), num_lists)
         yield first, end
         first = end
 
 
-def merge_lists(shards: ListShards, sizes: Sizes, run: tuple[int, int], code_size: int, path: Path) -> None:
+def merge_lists(
+    shards: ListShards, offsets: Sequence[Sizes], run: tuple[int, int], place: int, code_size: int, path: Path
+) -> None:
     """Writes one run of lists; other processes may write other runs meanwhile.
 
     Args:
         shards: all of them stored.
-        sizes: [S, L].
+        offsets: of the shards.
         run: first list, and the one after the last.
+        place: of the first list in the file.
         code_size: bytes a vector.
         path: made by ``create_lists``.
     """
     first, end = run
-    codes, items = [], []
-    for shard in range(shards.count):
-        begin, stop = sizes[shard, :first].sum(), sizes[shard, :end].sum()
+    codes, items, sizes = [], [], []
+    for shard, of_shard in enumerate(offsets):
+        begin, stop = int(of_shard[first]), int(of_shard[end])
         codes.append(shards.codes(shard).read(begin, stop))
         items.append(shards.filed(shard).read(begin, stop))
-    lists = np.concatenate([np.repeat(np.arange(first, end), of_shard[first:end]) for of_shard in sizes])
+        sizes.append(np.diff(of_shard[first : end + 1]))
+    lists = np.concatenate([np.repeat(np.arange(first, end), of_shard) for of_shard in sizes])
     order = np.argsort(lists, kind="stable")
     sorted_codes, sorted_items = np.concatenate(codes)[order], np.concatenate(items)[order]
-    merged = bytearray()
-    ends = np.cumsum(sizes[:, first:end].sum(axis=0)).tolist()
+    merged = np.empty(len(order) * (code_size + ITEM_BYTES), np.uint8)
+    at = 0
+    ends = np.cumsum(np.sum(sizes, axis=0)).tolist()
     for start, stop in zip([0, *ends], ends, strict=False):
-        merged += sorted_codes[start:stop].tobytes()
-        merged += sorted_items[start:stop].tobytes()
-    write_at(path, int(list_offsets(sizes, code_size)[first]), np.frombuffer(merged, np.uint8))
+        for part in (sorted_codes[start:stop], sorted_items[start:stop]):
+            merged[at : at + part.nbytes] = part.reshape(-1).view(np.uint8)
+            at += part.nbytes
+    write_at(path, place, merged)
 
 
-def places(shards: ListShards, sizes: Sizes, shard: int, code_size: int, value_bytes: int) -> Sizes:
-    """At which value of the merged file each vector of a shard begins.
+def vector_places(
+    shards: ListShards, offsets: Sequence[Sizes], own: Sequence[int], code_size: int, value_bytes: int
+) -> Iterator[tuple[int, Sizes]]:
+    """At which value of the merged file each vector of some shards begins.
 
     Args:
         shards: all of them stored.
-        sizes: [S, L].
-        shard: which.
+        offsets: of the shards.
+        own: which of them, ascending.
         code_size: bytes a vector.
         value_bytes: of one value of a vector; divides ``code_size``.
 
-    Returns:
-        [n] int64, in item order.
+    Yields:
+        a shard, and [n] int64 in item order.
     """
-    own = sizes[shard]
-    lists = np.repeat(np.arange(len(own)), own)
-    within = np.arange(len(lists)) - np.repeat(np.cumsum(own) - own, own) + sizes[:shard].sum(axis=0)[lists]
-    begins = list_offsets(sizes, code_size)[lists] + within * code_size
-    filed, items = shards.filed(shard), shards.items(shard)
-    found = np.empty(len(items), np.int64)
-    found[filed.read(0, len(filed)) - items.start] = begins // value_bytes
-    return found
+    places = list_places(list_sizes(offsets), code_size)
+    before = np.zeros(len(places) - 1, np.int64)  # vectors of each list in earlier shards
+    for shard in range(own[-1] + 1 if own else 0):
+        sizes = np.diff(offsets[shard])
+        if shard in own:
+            lists = np.repeat(np.arange(len(sizes)), sizes)
+            within = np.arange(len(lists)) - offsets[shard][lists] + before[lists]
+            begins = places[lists] + within * code_size
+            filed, items = shards.filed(shard), shards.items(shard)
+            found = np.empty(len(items), np.int64)
+            found[filed.read(0, len(filed)) - items.start] = begins // value_bytes
+            yield shard, found
+        before += sizes
 
 
 def attach_lists(index: Any, sizes: Sizes, path: Path) -> None:
@@ -194,13 +219,13 @@ def attach_lists(index: Any, sizes: Sizes, path: Path) -> None:
 
     Args:
         index: a trained, empty ``faiss.IndexIVF``.
-        sizes: [S, L].
+        sizes: [L].
         path: the merged file.
     """
-    totals = sizes.sum(axis=0).astype(np.uint64)
+    totals = sizes.astype(np.uint64)
     lists: Any = faiss.OnDiskInvertedLists(index.nlist, index.code_size, path.name)
     lists.set_all_lists_sizes(faiss.swig_ptr(totals))
-    lists.totsize = int(list_offsets(sizes, index.code_size)[-1])
+    lists.totsize = int(list_places(sizes, index.code_size)[-1])
     index.replace_invlists(lists, True)
     lists.this.disown()  # the index's now
     index.ntotal = int(totals.sum())

@@ -236,12 +236,14 @@ def _build_head(
         filer.file(vectors, shards, shard)
     dist.barrier()
 
-    sizes, code_size = shards.sizes(), int(index.code_size)
+    offsets, code_size = shards.offsets(), int(index.code_size)
+    sizes = lists.list_sizes(offsets)
+    list_places = lists.list_places(sizes, code_size)
     path = folder / lists_file(head)
     on_first(ranks, lambda: lists.create_lists(path, sizes, code_size))
     for number, run in enumerate(lists.merge_runs(sizes, code_size)):
         if number % ranks.world_size == ranks.rank:
-            lists.merge_lists(shards, sizes, run, code_size, path)
+            lists.merge_lists(shards, offsets, run, int(list_places[run[0]]), code_size, path)
     if summary.vectors == "fp16" or summary.vectors == "fp32":
         exact = VectorFile(folder / exact_file(head), summary.vectors, *vectors.shape)
         on_first(ranks, exact.create)
@@ -251,8 +253,8 @@ def _build_head(
         places = folder / places_file(head)
         on_first(ranks, lambda: RowFile.create(places, np.int64, (len(vectors),)).path)
         table, value_bytes = RowFile(places), np.dtype(PRECISIONS[WHOLE[summary.storage]]).itemsize
-        for shard in own:
-            table.write(shards.items(shard).start, lists.places(shards, sizes, shard, code_size, value_bytes))
+        for shard, found in lists.vector_places(shards, offsets, own, code_size, value_bytes):
+            table.write(shards.items(shard).start, found)
     dist.barrier()
 
     def write_index() -> None:

@@ -39,7 +39,7 @@ def check_ivf(path: Path, lists: Path, summary: IndexSummary) -> None:
     begin = len(found) - after - summary.num_clusters * _ENTRY * _COUNT_BYTES
     if min(summary.num_clusters, summary.dim) > 0 and begin > summary.num_clusters * summary.dim * 4:
         entries = found[begin : len(found) - after].view(np.int64).reshape(-1, _ENTRY)
-        sizes = entries[:, :1].T.copy()
+        sizes = entries[:, 0].copy()
         if sizes.min() >= 0 and sizes.max() <= summary.num_items and sizes.sum() == summary.num_items:
             code_size = code_bytes - _COUNT_BYTES
             for settings in _settings(summary.storage, summary.dim, code_size):
