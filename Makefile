@@ -1,5 +1,6 @@
 # make demo: the whole path on synthetic data.   make test: lint, types, tests.   make test-fast: the quick tests, test-all: every one.
 # make docs: the site.   make bench, make bench-serving: the measured tables.   make bench-compare OLD.json: against an older run.
+# make gpu DEVICE=cuda: the first hour on a GPU, ten minutes a call; the same call goes on.
 # make lock: the locks anew.   make audit: known vulnerabilities of what they name.
 # Each of the others first makes .venv from the pins in requirements/. DEVICE=cuda takes the CUDA builds. LOCKED=1 takes exactly the
 # files of requirements/lock-dev.txt, by their hashes (Python 3.11, Linux on x86_64).
@@ -27,7 +28,7 @@ ADVISORIES := https://pypi.org/pypi/urllib3/1.26.20/json
 # TorchX finds its jobs' programs on PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: demo test test-all test-fast lint layout types docs bench bench-serving bench-compare doctor lock audit clean
+.PHONY: demo test test-all test-fast lint layout types docs bench bench-serving bench-compare gpu doctor lock audit clean
 
 demo: $(INSTALLED)
 	@echo; echo "1/9 Prepare: simulate a catalogue and its users' events, cut them into a training and a test period."
@@ -108,6 +109,11 @@ bench-serving: $(INSTALLED)
 # NEW=NEW.json compares with that run instead; THRESHOLD=1.1 is stricter.
 bench-compare: $(INSTALLED)
 	python -m benchmarks.compare $(filter %.json,$(MAKECMDGOALS)) $(if $(NEW),--new $(NEW)) $(if $(THRESHOLD),--threshold $(THRESHOLD))
+
+# What no CPU can show, checked and measured: runs/first-hour/first-hour.html.
+gpu: $(INSTALLED)
+	mtmh doctor
+	python -m benchmarks.first_hour
 
 doctor: $(INSTALLED)
 	mtmh doctor
