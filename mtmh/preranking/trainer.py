@@ -25,6 +25,7 @@ from mtmh.preranking.labels import Labels
 from mtmh.preranking.model_builder import build_preranker, priors
 from mtmh.preranking.task import PrerankerTask
 from mtmh.tower.embed import embed_catalogue
+from mtmh.training.arithmetic import arithmetic
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.loop import Trainer
 from mtmh.training.padding import of_one_size
@@ -56,7 +57,12 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         NonFiniteStateError: weights or optimizer state are not; likewise.
     """
     root = config.preranker_checkpoints
-    with quiet_libraries(), join_ranks(config.preranker.training.device) as ranks, writing_alone(ranks, root):
+    with (
+        quiet_libraries(),
+        join_ranks(config.preranker.training.device) as ranks,
+        writing_alone(ranks, root),
+        arithmetic(config.preranker.training, ranks.device),
+    ):
         dataset = open_dataset(config.dataset_dir)
         view = ValidationDataset(dataset, config.validation, config.seed)
         embeddings = config.model_dir("embeddings") if config.preranker.head_embeddings else None
@@ -157,6 +163,7 @@ def _run(
         log=log,
         ranks=ranks,
         checkpoint_every=training.checkpoint_every,
+        checkpoint_seconds=60 * training.checkpoint_minutes,
         save_behind=training.async_checkpoint,
     )
     batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(sharding.communication))
