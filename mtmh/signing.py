@@ -9,6 +9,7 @@ import base64
 import binascii
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -113,14 +114,15 @@ def _secret_key(path: Path) -> Ed25519PrivateKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    return _key(path, "secret", lambda content: load_pem_private_key(content, password=None), Ed25519PrivateKey)
+    load = partial(load_pem_private_key, password=None)
+    return _key(path, "secret", load, Ed25519PrivateKey)  # type: ignore[type-abstract]
 
 
 def _public_key(path: Path) -> Ed25519PublicKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-    return _key(path, "public", load_pem_public_key, Ed25519PublicKey)
+    return _key(path, "public", load_pem_public_key, Ed25519PublicKey)  # type: ignore[type-abstract]
 
 
 def _key(path: Path, name: str, load: Callable[[bytes], Any], kind: type[_Key]) -> _Key:

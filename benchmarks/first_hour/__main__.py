@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.first_hour.checks import CHECKS
 from mtmh.artifacts import write_atomically
-from mtmh.pages.page import callout, cell, note, page, pairs, row, section, table
+from mtmh.pages.page import Tone, callout, cell, note, page, pairs, row, section, table
 
 RESULTS = "first-hour.json"
 PAGE = "first-hour.html"
@@ -92,10 +92,10 @@ def show(report: Mapping[str, Any]) -> str:
     passed = [name for name, found in checks.items() if found["state"] == "passed"]
     others = [f"{name}: {found['state']}" for name, found in checks.items() if found["state"] != "passed"]
     rest = [f"{name}: not begun" for name in CHECKS if name not in checks]
-    machine = next((found["machine"] for found in checks.values() if "machine" in found), {})
+    machine: Mapping[str, str] = next((found["machine"] for found in checks.values() if "machine" in found), {})
     rows = []
     for name, found in checks.items():
-        tone = "good" if found["state"] == "passed" else "bad"
+        tone: Tone = "good" if found["state"] == "passed" else "bad"
         first = [cell(name, small=CHECKS[name].question), cell(found["state"], tone), cell(f"{found['seconds']:.0f} s")]
         rows.append(row([*first, cell("")], "rule"))
         rows += [row([cell(""), cell(key), cell(_number(value)), cell("")]) for key, value in _flat(found)]

@@ -53,6 +53,8 @@ class LossConfig(Settings):
     # Pseudo-labels, whose threshold is a cosine of the whole embeddings, take them all.
     teacher_dim: Annotated[int, Field(ge=0), Decides("checkpoint", "check")] = 192
     in_batch_negatives: bool = True
+    # Of the pairs, whose candidates are negatives of all: what the loss costs on many ranks follows their number.
+    in_batch_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     num_uniform_negatives: Annotated[int, Field(ge=0)] = 1024  # of the global batch
     # How often a negative is expected: by the training period's events, by the batches so far, or not corrected for.
     log_q: Literal["counts", "streaming", "none"] = "counts"

@@ -96,7 +96,7 @@ class PairLoader:
             self._log_q = NegativeLogProbability(
                 num_events=dataset.summary.num_train_events,
                 num_known=len(known),
-                in_batch=training.global_batch if loss.in_batch_negatives else 0,
+                in_batch=round(loss.in_batch_share * training.global_batch) if loss.in_batch_negatives else 0,
                 uniform=loss.num_uniform_negatives,
             )
         self.steps_per_epoch = self._plan.steps_per_epoch

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     HISTORY_CONTEXT = 11
     PRERANKER_CHECK = 12
     VALIDATION_USERS = 13
+    SHARED_CANDIDATES = 14
 
 
 def generator(purpose: Purpose, *key: int) -> np.random.Generator:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mtmh.config import LossConfig
 from mtmh.data.batch import PairBatch
+from mtmh.data.randomness import Purpose, mixed, salts, uniform
 from mtmh.distributed.ranks import gather_numbers, gather_rows
 from mtmh.modules.masks import accidental_hits
 
@@ -38,7 +39,7 @@ class SharedNegatives:
     total_weight: float
 
 
-def share_negatives(by_head: list[Tensor], batch: PairBatch, config: LossConfig) -> SharedNegatives:
+def share_negatives(by_head: list[Tensor], batch: PairBatch, config: LossConfig, seed: int = 0) -> SharedNegatives:
     """Exchanges the ranks' negatives; gradients flow back to the rank that embedded them.
 
     Popular items come up many times among the draws. A draw that comes ``c`` times is one column whose probability is
@@ -49,10 +50,11 @@ def share_negatives(by_head: list[Tensor], batch: PairBatch, config: LossConfig)
     Args:
         by_head: [U, D] each.
         batch: this rank's share of the global batch.
-        config: whether the pairs' candidates are negatives too.
+        config: which of the pairs' candidates are negatives too.
+        seed: the run's.
     """
     num_items = len(batch.item_index)
-    in_batch = torch.bincount(batch.positive, minlength=num_items)
+    in_batch = torch.bincount(shared_candidates(batch, config.in_batch_share, seed), minlength=num_items)
     if not config.in_batch_negatives:
         in_batch = torch.zeros_like(in_batch)
     copies = in_batch + torch.bincount(batch.uniform, minlength=num_items)
@@ -84,6 +86,15 @@ def share_negatives(by_head: list[Tensor], batch: PairBatch, config: LossConfig)
         num_draws=int(sum(number for _, number, _ in gathered)),
         total_weight=sum(weight for _, _, weight in gathered),
     )
+
+
+def shared_candidates(batch: PairBatch, share: float, seed: int) -> Tensor:
+    """Candidates of about so large a share of the pairs, a hash of seed, step and pair: rows of the batch's items."""
+    if share == 1.0:
+        return batch.positive
+    (salt,) = salts(Purpose.SHARED_CANDIDATES, seed, batch.step, num=1)
+    pair = mixed(batch.item_index[batch.trigger], salt) ^ batch.item_index[batch.positive]
+    return batch.positive[uniform(mixed(pair, salt)) < share]
 
 
 def hits_of(batch: PairBatch, negative_items: Tensor) -> tuple[Tensor, Tensor]:

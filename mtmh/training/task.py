@@ -137,7 +137,7 @@ class GlobalLoss(nn.Module):
         if self._directions is not None:
             batch = replace(batch, content=functional.normalize(batch.content @ self._directions, dim=1))
         by_head = [embeddings[head.name] for head in self._heads]
-        negatives = share_negatives(by_head, batch, config)
+        negatives = share_negatives(by_head, batch, config, self._seed)
         log_weight = negatives.copies.float().log() - self._log_expected(negatives, batch.step)
         teacher = None
         if self._distils:

@@ -52,6 +52,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "uniform_only": {"in_batch_negatives": False, "mask_history": False},
     "streaming": {"log_q": "streaming", "log_q_rate": 0.3},
     "semantic": {"semantic": {"threshold": 0.4, "share": 0.5}},
+    "fewer_candidates": {"in_batch_share": 0.4},
     "uncorrected": {
         "log_q": "none",
         "num_uniform_negatives": 0,

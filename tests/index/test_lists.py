@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -23,9 +24,9 @@ def test_lists_are_those_of_faiss_whatever_the_shards_and_runs(
     monkeypatch.setattr(lists, "_LEAST_RUN_BYTES", run_bytes)
     vectors = np.random.default_rng(0).standard_normal((NUM_ITEMS, DIM)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
-    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, NUM_LISTS, faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(DIM), DIM, NUM_LISTS, faiss.METRIC_INNER_PRODUCT)
     index.train(vectors)
-    expected = faiss.clone_index(index)
+    expected: Any = faiss.clone_index(index)
     expected.add(vectors)
 
     shards = lists.ListShards(tmp_path, "head", NUM_ITEMS, shard_items)

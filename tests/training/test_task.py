@@ -24,7 +24,7 @@ from mtmh.distributed.ranks import join_ranks
 from mtmh.specs import Head
 from mtmh.training.content import teacher_directions
 from mtmh.training.semantic import label_pairs
-from mtmh.training.shared_negatives import share_negatives
+from mtmh.training.shared_negatives import share_negatives, shared_candidates
 from mtmh.training.task import GlobalLoss
 
 HEADS = (
@@ -64,7 +64,8 @@ def log_softmax(rows: Tensor, pair: tuple[int, int], temperature: float, columns
 def naive(embeddings: dict[str, Tensor], batch: PairBatch, config: Config) -> tuple[Tensor, Tensor]:
     """The loss of one rank: a column for every draw, a loop over pairs."""
     loss = config.loss
-    draws = torch.cat([batch.positive, batch.uniform]) if loss.in_batch_negatives else batch.uniform
+    shared = shared_candidates(batch, loss.in_batch_share, config.seed)
+    draws = torch.cat([shared, batch.uniform]) if loss.in_batch_negatives else batch.uniform
     items, content = batch.item_index, batch.content.double()
     total, reported = torch.zeros((), dtype=torch.float64), torch.zeros(3, len(HEADS), dtype=torch.float64)
     for pair in range(len(batch.trigger)):
@@ -103,7 +104,7 @@ def naive_semantic(
     content = batch.content.double()
     # Labels are columns of the distinct draws.
     by_head = [embeddings[head.name] for head in HEADS]
-    negatives = share_negatives(by_head, batch, loss)
+    negatives = share_negatives(by_head, batch, loss, config.seed)
     labelled = label_pairs(batch, negatives, loss.semantic, config.seed)
     losses = torch.zeros(len(HEADS), dtype=torch.float64)
     total = torch.zeros((), dtype=torch.float64)
@@ -138,8 +139,9 @@ def naive_semantic(
         {"log_q": "none", "propensity": {}},
         {"num_uniform_negatives": 0},
         {"semantic": {"threshold": 0.2, "share": 0.5}},
+        {"in_batch_share": 0.3},
     ],
-    ids=["default", "uniform only", "uncorrected", "in batch only", "other pseudo-labels"],
+    ids=["default", "uniform only", "uncorrected", "in batch only", "other pseudo-labels", "fewer candidates"],
 )
 def test_loss_and_gradients_equal_the_formulas(root: Path, loss: dict[str, Any]) -> None:
     config = tiny_config(root, loss={"num_uniform_negatives": 40, "temperature": 0.5, **loss})
@@ -261,3 +263,23 @@ def test_pseudo_labels_follow_the_step_and_the_seed_alone(root: Path) -> None:
     # Pairs of one trigger and one candidate agree; others of the same trigger need not.
     labels = {trigger: {label for t, label in chosen[0] if t == trigger} for trigger, _ in chosen[0]}
     assert any(len(found) > 1 for found in labels.values())
+
+
+def test_a_share_of_the_candidates_are_negatives_and_expected_as_often(root: Path) -> None:
+    config = tiny_config(root, loss={"in_batch_share": 0.25, "num_uniform_negatives": 40})
+    found = []
+    for batch in islice(batches_of(config), 20):
+        shared = shared_candidates(batch, 0.25, config.seed)
+        found.append(len(shared))
+        other = replace(batch, **{name: getattr(batch, name).flip(0) for name in ("trigger", "positive")})
+        assert torch.equal(shared_candidates(other, 0.25, config.seed).sort().values, shared.sort().values)
+        negatives = share_negatives([torch.randn(len(batch.item_index), 4)], batch, config.loss, config.seed)
+        assert (int(negatives.in_batch.sum()), negatives.num_draws) == (len(shared), len(shared) + 40)
+        # Of the mix of a quarter of the pairs with the uniform draws.
+        counts = torch.from_numpy(open_dataset(config.dataset_dir).item_table.train_count)
+        in_batch = 0.25 * len(batch.trigger)
+        expected = in_batch * counts / counts.sum() + 40.0 / (counts > 0).sum()
+        torch.testing.assert_close(
+            batch.log_q, (expected[batch.item_index] / (in_batch + 40)).log().float(), rtol=1e-4, atol=1e-4
+        )
+    assert 0.15 * 48 * 20 < sum(found) < 0.35 * 48 * 20
