@@ -52,9 +52,9 @@ class ContentEmbeddings:
         return torch.from_numpy(np.take(self.embeddings, indices, axis=0))
 
     def gather_events(self, events: npt.NDArray[np.integer[Any]]) -> Tensor:
-        """Embeddings of the items of some events, where they ride along with these, [U, Dc] float32."""
+        """Embeddings of the items of some events, where they ride along with these, [U, Dc] as `gather` has them."""
         assert self._of_events is not None
-        return torch.from_numpy(np.take(self._of_events, events, axis=0)).float()
+        return torch.from_numpy(np.take(self._of_events, events, axis=0))
 
 
 def open_content(path: Path, dataset: Dataset) -> ContentEmbeddings:
