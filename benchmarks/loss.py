@@ -189,7 +189,7 @@ def main() -> None:
             options = []
             for name in ("rows", "width", "threads", "repeats", "device", "precision"):
                 options += [f"--{name}", getattr(args, name)]
-            command = [sys.executable, __file__, "--method", method, "--negatives", negatives, *options]
+            command = [sys.executable, "-m", "benchmarks.loss", "--method", method, "--negatives", negatives, *options]
             done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{method}, L = {negatives}, failed:\n{done.stderr}")
