@@ -18,6 +18,7 @@ from mtmh.places import RemotePath
 HERE = Path(__file__).parent
 # Half a minute each and more, and what they show is shown on a smaller scale by their neighbours.
 LONG = [
+    "benchmarks/test_first_hour.py::test_checks_of_whole_programs_pass",
     "benchmarks/test_lookup_run.py",
     "benchmarks/test_training_benchmark.py",
     "benchmarks/test_checkpoint_stall.py",
