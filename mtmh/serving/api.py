@@ -316,7 +316,9 @@ class Feedback(Message):
         json_schema_extra={"examples": [{"request_id": "4f2a", "shown": [4, 23, 8], "engaged": [23]}]}
     )
 
-    request_id: Annotated[StrictStr, Field(min_length=1, max_length=64, description="X-Request-ID of the answer.")]
+    request_id: Annotated[
+        StrictStr, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="X-Request-ID of the answer.")
+    ]
     shown: Annotated[list[JsonId], Field(min_length=1, max_length=10_000)]
     engaged: Annotated[list[JsonId], Field(description="Of the items shown; empty: none, which counts too.")] = []
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mtmh.config import load_config
 from mtmh.papers.models import MODELS, NEEDED, PARTS
-from mtmh.papers.reproduce import PAGE, RESULTS, TEXT, reproduce
+from mtmh.papers.reproduce import PAGE, RESULTS, TEXT, _models, reproduce
 from mtmh.papers.runs import plan_runs
 
 TINY = [
@@ -45,9 +46,32 @@ def test_models_share_data_users_and_candidates() -> None:
         assert config.training.optimizer == "adagrad"
         assert (config.loss.propensity is None) == (name.startswith("mtmh-propensity-none"))
         assert config.model_dir("preranker") == first.model_dir("preranker"), name
-        assert config.model.content_dim == (128 if name.startswith("hllm") else 0)
+        inputs = {"hllm": 128, "semantic-task": 64}
+        assert config.model.content_dim == next((dim for start, dim in inputs.items() if name.startswith(start)), 0), (
+            name
+        )
     assert runs["mol-seed0"].model.id_features is None
     assert runs["neucf-seed0"].model.id_features == ["item_id"]
+
+
+def test_a_teacher_of_text_or_pictures_alone_has_folders_of_its_own() -> None:
+    wanted = [MODELS[name] for name in NEEDED["related2"]]
+    plain, text, image, both = (run.config for run in plan_runs("demo", wanted, [0], []))
+    assert plain.content_dir == both.content_dir
+    assert len({config.content_dir for config in (text, image, both)}) == 3
+    assert len({config.encoder_dir for config in (text, image, both)}) == 3
+    assert text.content.encoder is not None
+    assert image.content.encoder is not None
+    assert (text.content.encoder.image, image.content.encoder.text) == (None, None)
+    assert image.content.encoder.concept is not None  # concepts are texts, whatever the items are read by
+    assert (text.content.check.min_auc_l1, both.content.check.min_auc_l1) == (None, 0.9)
+
+
+def test_models_of_pictures_are_left_out_where_there_are_none() -> None:
+    models, lines = _models(["related2"], load_config("synthetic"))
+    assert [model.name for model in models] == ["1 to 500", "semantic task, text as input"]
+    assert "image as input" in lines[0]
+    assert [model.name for model in _models(["related2"], load_config("demo"))[0]] == list(NEEDED["related2"])
 
 
 @pytest.fixture(name="root", scope="module")
