@@ -10,6 +10,9 @@ from synthetic_dataset import make_config
 
 from mtmh.papers.adaptive import compare, measure_adaptive, read_adaptive
 from mtmh.papers.alpha_policy import ALPHAS, FIXED, Outcomes, Policy, fixed_at_match, most_recall
+from mtmh.papers.claims import judge_adaptive
+from mtmh.papers.page import Page, html, markdown
+from mtmh.papers.tables import adaptive_tables
 
 SCALED = np.array(ALPHAS) / 50 - 1
 
@@ -46,6 +49,24 @@ def test_where_nothing_is_to_be_learned_nothing_is_gained() -> None:
     found = compare(simulated(3000, 0.0, seed=0), simulated(3000, 0.0, seed=1), 500, seed=0)
     assert abs(found.above_frontier.value) < 0.005
     assert found.oracle_above_frontier.low > 0.005  # hindsight finds the noise
+
+
+def test_the_page_shows_every_alpha_and_what_is_gained() -> None:
+    found = [compare(simulated(2000, 0.1, seed=seed), simulated(2000, 0.1, seed=9), 500, seed=0) for seed in (0, 1)]
+    assert adaptive_tables([], []) == judge_adaptive([]) == []
+    (table,) = adaptive_tables(found, ["python -m mtmh.papers.adaptive synthetic+paper"])
+    assert [line[0] for line in table.lines[:2]] == ["alpha = 0 for all, here", "alpha = 10 for all, here"]
+    assert [line[0] for line in table.lines[-2:]] == [
+        "an alpha for each user, here", "the best alpha of each user in hindsight, here"
+    ]  # fmt: skip
+    mean = 100 * np.mean([of_seed.recall.value for of_seed in found])
+    assert table.lines[-2][1].startswith(f"{mean:.2f} ±")
+    claims = judge_adaptive(found)
+    assert [claim.verdict for claim in claims] == ["holds", "holds"]
+    assert claims[0].difference.num_seeds == 2
+    page = Page(title="", facts=[], command="", tables=[table], figures=[], claims=claims)
+    assert "an alpha for each user is above fixed alphas of equal match in recall@500" in markdown(page)
+    assert "an alpha for each user, here" in html(page)
 
 
 def test_fixed_alphas_are_mixed_to_a_match() -> None:
