@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -126,6 +127,7 @@ def work(root: Path, way: str, steps: int) -> None:
     from mtmh.training.trainer import train
 
     times: dict[str, float] = {}
+    memory: dict[str, float] = {}
     save, iterate = Checkpoints.save, PairLoader.iterate
 
     def timed_save(self: Checkpoints, *args: Any, **options: Any) -> Path:
@@ -133,6 +135,9 @@ def work(root: Path, way: str, steps: int) -> None:
         times["steps_s"] = began - BEGAN - times["start_s"]
         path = save(self, *args, **options)
         times["checkpoint_s"] = time.perf_counter() - began
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+        now = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines}
+        memory["anonymous_gib"], memory["resident_gib"] = now["Anonymous"], now["Rss"]  # while the loader is there
         return path
 
     def timed_iterate(self: PairLoader, *args: Any) -> Any:
@@ -142,15 +147,13 @@ def work(root: Path, way: str, steps: int) -> None:
     config = Config.model_validate(recipe(root, way, int(os.environ["WORLD_SIZE"]), steps))
     with patch.object(Checkpoints, "save", timed_save), patch.object(PairLoader, "iterate", timed_iterate):
         checkpoint = train(config)
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
-    memory = {line.split(":")[0]: int(line.split()[1]) / 2**20 for line in lines}
-    figures = times | {
-        "private_gib": memory["Private_Clean"] + memory["Private_Dirty"],
-        "anonymous_gib": memory["Anonymous"],
-        "resident_gib": memory["Rss"],
-        "proportional_gib": memory["Pss"],
-        "checkpoint_gib": sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 2**30,
-    }
+    figures = (
+        times
+        | memory
+        | {
+            "checkpoint_gib": sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) / 2**30,
+        }
+    )
     (root / f"{way}-{os.environ['RANK']}.json").write_text(json.dumps(figures))
 
 
@@ -158,6 +161,7 @@ def run(root: Path, way: str, ranks: int, steps: int) -> dict[str, Any]:
     """All ranks; the largest of each figure."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     worker = ["-m", "benchmarks.rehearsal", "--worker", way, "--scratch", str(root), "--steps", str(steps)]
+    shutil.rmtree(root / way / "rehearsal", ignore_errors=True)  # a run that is done would not begin again
     began = time.perf_counter()
     subprocess.run([*torchrun, *worker], env=os.environ, check=True)
     found = [json.loads((root / f"{way}-{rank}.json").read_text()) for rank in range(ranks)]
