@@ -72,13 +72,16 @@ def make_step(args: argparse.Namespace) -> Callable[[], Any]:
 
     sizes = (args.rows, args.rows, args.negatives)
     embeddings = [[unit(rows, args.width).requires_grad_() for _ in HEADS] for rows in sizes]
-    teacher = TeacherEmbeddings(*(unit(rows, args.teacher_width) for rows in sizes), temperature=0.07)
+    trigger, positive, negative = (unit(rows, args.teacher_width) for rows in sizes)
+    teacher = TeacherEmbeddings(trigger, positive, negative, temperature=0.07)
     hits = tuple(torch.randint(0, size, (40 * args.rows,), generator=generator) for size in (args.rows, args.negatives))
     weights, log_weights = torch.rand(args.rows, generator=generator), torch.randn(args.negatives, generator=generator)
 
     def step() -> None:
         loss = contrastive_losses(
-            *embeddings,
+            embeddings[0],
+            embeddings[1],
+            embeddings[2],
             HEADS,
             temperature=0.07,
             row_weight=weights,
@@ -86,7 +89,7 @@ def make_step(args: argparse.Namespace) -> Callable[[], Any]:
             teacher=teacher,
             hits=(hits[0], hits[1]),
         )
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
 
     return step
 
