@@ -7,6 +7,7 @@ coincide are counted as if they did; what the allocator, NCCL and CUDA's context
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +85,8 @@ def step_cost(
     num_heads, dim = len(config.heads), config.head_dim
     num_pairs = -(-training.global_batch // world_size)
     num_items = -(-items_per_step(training, loss) // world_size)
-    num_negatives = (training.global_batch if loss.in_batch_negatives else 0) + loss.num_uniform_negatives
+    in_batch = loss.in_batch_share if loss.in_batch_negatives else 0.0
+    num_negatives = math.ceil(in_batch * training.global_batch) + loss.num_uniform_negatives
     distils = any(head.relevance_weight for head in config.heads)
     compared = any(head.semantic_weight for head in config.heads)
     content = content_dim if distils or compared else 0

@@ -89,6 +89,8 @@ def test_a_step_grows_with_what_it_holds(tmp_path: Path) -> None:
     whole = cost_of(config_of(tmp_path, 0.5, batch_size=16 * PAIRS), many)
     assert whole.negatives > one.negatives, "those of all ranks, on each"
     assert one.exchange_ms == 0 < whole.exchange_ms
+    fewer = cost_of(config_of(tmp_path, 0.5, batch_size=16 * PAIRS, in_batch_share=0.25), many)
+    assert fewer.negatives < whole.negatives
     narrow = cost_of(config_of(tmp_path, 0.5, teacher_dim=8), ONE)
     assert narrow.loss < one.loss
     assert cost_of(config_of(tmp_path, 0.0), ONE).loss < narrow.loss
