@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def main() -> None:
             print(f"{name}: not installed ({error})")
             continue
         begun = time.perf_counter()
-        points = []
+        points: list[dict[str, float]] = []
         for effort, search in curve:
             if not points:
                 built = time.perf_counter() - begun
@@ -90,13 +91,12 @@ def faiss_hnsw(vectors: Vectors, args: argparse.Namespace) -> tuple[str, Iterato
     """Faiss's graph over vectors in halves."""
 
     def curve() -> Iterator[tuple[int, Search]]:
-        index: Any = faiss.IndexHNSWSQ(args.dim, faiss.ScalarQuantizer.QT_fp16, args.links, faiss.METRIC_INNER_PRODUCT)
+        plain: Any = faiss  # whose type stubs tell the arguments of C++
+        index = plain.IndexHNSWSQ(args.dim, faiss.ScalarQuantizer.QT_fp16, args.links, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors[:1])
         index.add(vectors)
-        made: Any = faiss.SearchParametersHNSW
         for effort in (effort for effort in EFFORTS if effort >= args.k):
-            params = made(efSearch=effort)
-            yield effort, lambda part, params=params: index.search(part, args.k, params=params)
+            yield effort, partial(index.search, k=args.k, params=plain.SearchParametersHNSW(efSearch=effort))
 
     return faiss.__version__, curve()
 
