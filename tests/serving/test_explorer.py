@@ -446,6 +446,8 @@ def test_what_feedback_taught_has_a_panel_where_the_service_learns(
         browser.wait("document.querySelectorAll('#learned tbody tr').length === 2")
         assert browser.evaluate("document.getElementById('learned-panel').hidden") is False
         rows = browser.evaluate("[...document.querySelectorAll('#learned tbody tr')].map((row) => row.textContent)")
-        assert [row[:2] for row in rows] == ["20", "80"]
-        assert all("20.00 ±" in row for row in rows)
+        expected = learning.call("GET", "/v1/feedback").json["alphas"]
+        for row, of_alpha in zip(rows, expected, strict=True):
+            value, error = (100 * of_alpha["reward"]["dr"][name] for name in ("value", "standard_error"))
+            assert row == f"{of_alpha['alpha']:g}{value:.2f} ± {error:.2f} %{of_alpha['chosen']}"
         assert "30 answers with feedback" in browser.evaluate("document.getElementById('learned-note').textContent")
