@@ -29,8 +29,8 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from benchmarks.compare import made_by
-from benchmarks.loader import build_content, build_dataset, machine
+from benchmarks.loader import build_content, build_dataset
+from benchmarks.report import report_head
 from mtmh.artifacts import MANIFEST, write_atomically
 from mtmh.config import Config, decisive, load_config
 from mtmh.data.content_store import open_content
@@ -62,9 +62,7 @@ def main() -> None:
             rows.append(launch(way, recipe, args))
             print(json.dumps(rows[-1]), file=sys.stderr)
     if args.out is not None:
-        settings = {key: str(value) for key, value in vars(args).items() if key not in ("worker", "recipe")}
-        report = {"command": made_by(), "machine": machine(), "settings": settings, "results": rows}
-        write_atomically(args.out, json.dumps(report, indent=2) + "\n")
+        write_atomically(args.out, json.dumps(report_head(args) | {"results": rows}, indent=2) + "\n")
     print_table(rows)
 
 

@@ -27,8 +27,8 @@ from rich.table import Table
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from benchmarks.compare import made_by
-from benchmarks.loader import build_dataset, machine
+from benchmarks.loader import build_dataset
+from benchmarks.report import report_head
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.loader import PairLoader
@@ -49,13 +49,8 @@ WARM_UP = 3
 def main() -> None:
     """Runs all cases and prints the tables."""
     args = parse_args()
-    report: dict[str, Any] = {
-        "command": made_by(),
-        "machine": machine() | {"threads": torch.get_num_threads()},
-        "settings": {key: str(value) for key, value in vars(args).items()},
-        "map": [],
-        "training": [],
-    }
+    report: dict[str, Any] = report_head(args) | {"map": [], "training": []}
+    report["machine"]["threads"] = torch.get_num_threads()
     for name, run in (("map", run_map), ("training", run_training)):
         report[name] = run(args)
         if args.out is not None:

@@ -25,9 +25,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.compare import made_by
 from benchmarks.index_build import HEADS, index_config, write_vectors, write_world
-from benchmarks.loader import machine
+from benchmarks.report import report_head
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.build import build_index
 from mtmh.index.store import open_head
@@ -45,13 +44,8 @@ def main() -> None:
     """Measures every kind, prints the table, writes JSON and the plot as it goes."""
     args = parse_args()
     faiss.omp_set_num_threads(args.threads)
-    report: dict[str, Any] = {
-        "command": made_by(),
-        "machine": machine() | {"faiss": faiss.__version__},
-        "settings": {key: str(value) for key, value in vars(args).items()},
-        "exact": None,
-        "kinds": [],
-    }
+    report: dict[str, Any] = report_head(args) | {"exact": None, "kinds": []}
+    report["machine"]["faiss"] = faiss.__version__
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         root = Path(folder)
         write_world(root, args.items, args.dim, 1)

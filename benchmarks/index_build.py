@@ -25,8 +25,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.compare import made_by
-from benchmarks.loader import build_dataset, machine
+from benchmarks.loader import build_dataset
+from benchmarks.report import report_head
 from mtmh.artifacts import open_artifact, write_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
@@ -66,9 +66,7 @@ def main() -> None:
                     f" {min(rows[-1]['recall'].values()):>7.3f}"
                 )
                 if args.out is not None:
-                    settings = {key: str(value) for key, value in vars(args).items()}
-                    report = {"command": made_by(), "machine": machine(), "settings": settings, "results": rows}
-                    args.out.write_text(json.dumps(report, indent=2))
+                    args.out.write_text(json.dumps(report_head(args) | {"results": rows}, indent=2))
 
 
 def parse_args() -> argparse.Namespace:

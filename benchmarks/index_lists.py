@@ -23,9 +23,8 @@ import faiss
 import numpy as np
 from faiss.contrib.ondisk import merge_ondisk
 
-from benchmarks.compare import made_by
 from benchmarks.index_build import peak_gib, write_vectors
-from benchmarks.loader import machine
+from benchmarks.report import report_head
 from mtmh.index import lists
 from mtmh.index.storage import IvfSettings, train_ivf
 
@@ -51,10 +50,7 @@ def main() -> None:
             print(f"{way:<8} {best['seconds']:>7.2f} s {best['cpu_seconds']:>7.2f} s {best['peak_gib']:>6.2f} GiB")
         check_same_lists(root)
     if args.out is not None:
-        settings = {key: str(value) for key, value in vars(args).items()}
-        args.out.write_text(
-            json.dumps({"command": made_by(), "machine": machine(), "settings": settings, "results": rows}, indent=2)
-        )
+        args.out.write_text(json.dumps(report_head(args) | {"results": rows}, indent=2))
 
 
 def parse_args() -> argparse.Namespace:

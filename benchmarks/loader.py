@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
-import os
-import platform
 import pstats
 import statistics
 import tempfile
@@ -29,7 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.compare import made_by
+from benchmarks.report import report_head
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.data.batch import PairBatch
@@ -95,12 +93,7 @@ def main() -> None:
         )
         print("  " + ", ".join(f"{part} {ms:.2f}" for part, ms in row["profile_ms"].items()))
     if args.out is not None:
-        report = {
-            "command": made_by(),
-            "machine": machine(),
-            "settings": {k: str(v) for k, v in vars(args).items()},
-            "results": rows,
-        }
+        report = report_head(args) | {"results": rows}
         args.out.write_text(json.dumps(report, indent=2))
 
 
@@ -239,23 +232,6 @@ def build_content(path: Path, dataset: Dataset) -> ContentEmbeddings:
     with write_artifact(path, "content", config={}, inputs={"dataset": dataset.artifact}) as writer:
         np.save(writer.folder / EMBEDDINGS, vectors.astype(np.float16))
     return open_content(path, dataset)
-
-
-def machine() -> dict[str, Any]:
-    """The machine of the figures."""
-    models = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "pyarrow": pa.__version__,
-    }
 
 
 if __name__ == "__main__":

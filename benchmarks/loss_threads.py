@@ -24,8 +24,7 @@ from mtmh.modules.losses import chunked
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.compare import made_by
-from benchmarks.loader import machine
+from benchmarks.report import report_head
 
 HEADS = (Head("engagement"), Head("relevance", relevance_weight=0.5))
 NEVER = 1 << 62  # logits, below which operations are shared
@@ -58,9 +57,7 @@ def main() -> None:
     for name, figure in result.items():
         print(f"{name:<30} {figure:8.2f}")
     if args.out is not None:
-        settings = {key: str(value) for key, value in vars(args).items()}
-        report = {"command": made_by(), "machine": machine(), "settings": settings, "results": result}
-        args.out.write_text(json.dumps(report, indent=2))
+        args.out.write_text(json.dumps(report_head(args) | {"results": result}, indent=2))
 
 
 def make_step(args: argparse.Namespace) -> Callable[[], Any]:

@@ -24,10 +24,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.compare import made_by
 from benchmarks.index import make_queries, recall, timed
 from benchmarks.index_build import write_vectors
-from benchmarks.loader import machine
+from benchmarks.report import report_head
 from mtmh.index.vector_index import ExactIndex
 
 Vectors = npt.NDArray[np.float32]
@@ -39,12 +38,8 @@ def main() -> None:
     """Measures each library and writes JSON as it goes."""
     args = parse_args()
     faiss.omp_set_num_threads(args.threads)
-    report: dict[str, Any] = {
-        "command": made_by(),
-        "machine": machine() | {"faiss": faiss.__version__},
-        "settings": {key: str(value) for key, value in vars(args).items()},
-        "kinds": [],
-    }
+    report: dict[str, Any] = report_head(args) | {"kinds": []}
+    report["machine"]["faiss"] = faiss.__version__
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         vectors = write_vectors(root / "items.npy", args.items, args.dim, seed=0, noise_seed=0).read(0, args.items)

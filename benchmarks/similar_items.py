@@ -18,9 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare import made_by
 from benchmarks.index_build import index_config, peak_gib, write_world
-from benchmarks.loader import machine
+from benchmarks.report import report_head
 
 
 def main() -> None:
@@ -49,12 +48,7 @@ def main() -> None:
                 flush=True,
             )
             if args.out is not None:
-                settings = {key: str(value) for key, value in vars(args).items()}
-                args.out.write_text(
-                    json.dumps(
-                        {"command": made_by(), "machine": machine(), "settings": settings, "results": rows}, indent=2
-                    )
-                )
+                args.out.write_text(json.dumps(report_head(args) | {"results": rows}, indent=2))
 
 
 def parse_args() -> argparse.Namespace:

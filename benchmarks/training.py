@@ -39,8 +39,8 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from benchmarks.compare import made_by
-from benchmarks.loader import build_content, build_dataset, machine
+from benchmarks.loader import build_content, build_dataset
+from benchmarks.report import report_head
 from mtmh.artifacts import write_atomically
 from mtmh.config import Config, load_config
 from mtmh.data.batch import PairBatch
@@ -448,16 +448,8 @@ def write_report(
 ) -> None:
     """The figures so far, as JSON."""
     if args.out is not None:
-        settings = {key: str(value) for key, value in vars(args).items() if key not in ("worker", "recipe")}
         rows = summaries(runs)
-        report = {
-            "command": made_by(),
-            "machine": machine(),
-            "settings": settings,
-            "results": rows,
-            "against_plain": against_plain(rows),
-            "parts_ms": parts,
-        }
+        report = report_head(args) | {"results": rows, "against_plain": against_plain(rows), "parts_ms": parts}
         write_atomically(args.out, json.dumps(report, indent=2) + "\n")
 
 
