@@ -1,7 +1,8 @@
 """The MTMH model: nn.Modules and losses that any TorchRec stack can import."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mtmh.lazy import lazy_names
 
 if TYPE_CHECKING:
     from mtmh.specs import Head, IdTable
@@ -69,12 +70,4 @@ _PLACES = {
     "task_probability": "mtmh.modules.preranker",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_PLACES])
+__getattr__, __dir__ = lazy_names(__name__, _PLACES)

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.modules.embedding_configs import EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-ITEM = "item_id"
+from .sequence_model import ITEM, SequenceModel
+
 _EPSILON = 1e-6
 _LOG_BASE = 0.301  # time gaps fall into buckets by log(gap) / 0.301, as in the published code
-
-
-def build_item_collection(num_rows: int, dim: int, device: torch.device | str = "cpu") -> EmbeddingCollection:
-    """A TorchRec table of ``num_rows`` item vectors of width ``dim``, one for each place of a sequence."""
-    table = EmbeddingConfig(
-        name=ITEM,
-        feature_names=[ITEM],
-        num_embeddings=num_rows,
-        embedding_dim=dim,
-        weight_init_min=-1.0 / math.sqrt(dim),
-        weight_init_max=1.0 / math.sqrt(dim),
-    )
-    return EmbeddingCollection(tables=[table], device=torch.device(device))
-
-
-def embed_rows(items: EmbeddingCollection, rows: Tensor) -> Tensor:
-    """Unit-length vectors ``[R, D]`` of rows ``[R]`` of a table of `build_item_collection`."""
-    lookup = KeyedJaggedTensor(keys=[ITEM], values=rows, lengths=torch.ones_like(rows))
-    return functional.normalize(items(lookup)[ITEM].values(), dim=-1)
 
 
 class RelativeBias(nn.Module):
@@ -108,8 +87,8 @@ class HstuLayer(nn.Module):
         return out + inputs
 
 
-class Hstu(nn.Module):
-    """A history to a state at each of its places, which looks like the embedding of the item that comes next.
+class Hstu(SequenceModel):
+    """A sequence model of pointwise attention.
 
     The architecture of "Actions Speak Louder than Words" (2402.17152): pointwise attention with a relative bias of
     places and times, causal, learned positions, unit-length outputs.
@@ -124,6 +103,7 @@ class Hstu(nn.Module):
 
     Example::
 
+        >>> from mtmh.modules.sequence_model import build_item_collection
         >>> model = Hstu(build_item_collection(10, 8), dim=8, max_length=4, num_layers=1, num_heads=2)
         >>> history = KeyedJaggedTensor(keys=["item_id"], values=torch.tensor([1, 2, 3]), lengths=torch.tensor([2, 1]))
         >>> model(history, torch.zeros(2, 2, dtype=torch.int64)).shape
@@ -139,14 +119,8 @@ class Hstu(nn.Module):
         num_heads: int = 1,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"Hstu: expected a width that {num_heads} heads divide, got {dim}")
-        self.items = items
-        self.max_length = max_length
-        self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=math.sqrt(1.0 / dim)))
+        super().__init__(items, dim, max_length, num_heads, dropout)
         self.bias = RelativeBias(max_length)
-        self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
             HstuLayer(dim, num_heads, dim // num_heads, max_length, dropout) for _ in range(num_layers)
         )
@@ -162,18 +136,12 @@ class Hstu(nn.Module):
             ``[B, N, D]`` of unit length; what is behind a history means nothing.
         """
         length = times.shape[1]
-        vectors = self.items(history)[ITEM].to_padded_dense(length)
         place = torch.arange(length, device=times.device)
         lengths = history[ITEM].lengths()
         filled = place < lengths[:, None]
-        states = vectors * math.sqrt(vectors.shape[-1]) + self.positions[:length]
-        states = self.dropout(states) * filled[..., None]
+        states = self.inputs(history, length) * filled[..., None]
         allowed = (place[:, None] >= place[None, :]) & filled[:, None, :]
         bias = self.bias(times, lengths)
         for layer in self.layers:
             states = layer(states, bias, allowed) * filled[..., None]
         return functional.normalize(states, dim=-1)
-
-    def embed(self, rows: Tensor) -> Tensor:
-        """Unit-length vectors ``[R, D]`` of rows ``[R]`` of the item table."""
-        return embed_rows(self.items, rows)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from .hstu import ITEM, embed_rows
+from .sequence_model import SequenceModel
 
 
-class SasRec(nn.Module):
-    """A history to a state at each of its places, which looks like the embedding of the item that comes next.
+class SasRec(SequenceModel):
+    """A sequence model of softmax attention.
 
     The architecture of "Self-Attentive Sequential Recommendation" (1808.09781), the layers normalised before attention
-    and feed-forward: learned positions, causal softmax attention, a feed-forward as wide as the state, no times. As in
-    `Hstu` outputs have unit length, so that both learn by the same loss.
+    and feed-forward: learned positions, causal softmax attention, a feed-forward as wide as the state, no times,
+    unit-length outputs.
 
     Args:
         items: table of item vectors, feature ``item_id``; any TorchRec sharder takes it.
@@ -30,7 +28,7 @@ class SasRec(nn.Module):
 
     Example::
 
-        >>> from mtmh.modules.hstu import build_item_collection
+        >>> from mtmh.modules.sequence_model import build_item_collection
         >>> model = SasRec(build_item_collection(10, 8), dim=8, max_length=4, num_layers=1, num_heads=2)
         >>> history = KeyedJaggedTensor(keys=["item_id"], values=torch.tensor([1, 2, 3]), lengths=torch.tensor([2, 1]))
         >>> model(history, torch.zeros(2, 2, dtype=torch.int64)).shape
@@ -46,13 +44,7 @@ class SasRec(nn.Module):
         num_heads: int = 1,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"SasRec: expected a width that {num_heads} heads divide, got {dim}")
-        self.items = items
-        self.max_length = max_length
-        self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=math.sqrt(1.0 / dim)))
-        self.dropout = nn.Dropout(dropout)
+        super().__init__(items, dim, max_length, num_heads, dropout)
         layer = nn.TransformerEncoderLayer(dim, num_heads, dim, dropout, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, num_layers, norm=nn.LayerNorm(dim), enable_nested_tensor=False)
 
@@ -67,12 +59,7 @@ class SasRec(nn.Module):
             ``[B, N, D]`` of unit length; what is behind a history means nothing.
         """
         length = times.shape[1]
-        vectors = self.items(history)[ITEM].to_padded_dense(length)
-        states = self.dropout(vectors * math.sqrt(vectors.shape[-1]) + self.positions[:length])
+        states = self.inputs(history, length)
         # What is behind a history is later than all of it, so the causal mask hides that too.
         later = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
         return functional.normalize(self.layers(states, mask=later), dim=-1)
-
-    def embed(self, rows: Tensor) -> Tensor:
-        """Unit-length vectors ``[R, D]`` of rows ``[R]`` of the item table."""
-        return embed_rows(self.items, rows)

@@ -17,9 +17,10 @@ from mtmh.data.arrays import Vectors
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import flat_lists, flat_numbers
 from mtmh.data.schema import HISTORIES, ITEM_ID
-from mtmh.modules.hstu import Hstu, build_item_collection
+from mtmh.modules.hstu import Hstu
 from mtmh.modules.losses import contrastive_losses
 from mtmh.modules.sasrec import SasRec
+from mtmh.modules.sequence_model import SequenceModel, build_item_collection
 from mtmh.specs import Head
 
 
@@ -113,7 +114,7 @@ def train_sequence_model(dataset: Dataset, settings: SequenceSettings) -> Vector
     rng = np.random.default_rng(settings.seed)
     (num_rows,) = (f.num_rows for f in dataset.summary.features.id_features if f.name == ITEM_ID)
     pieces = Pieces.read(dataset, settings.max_length)
-    model: Hstu | SasRec = (Hstu if settings.kind == "hstu" else SasRec)(
+    model = (Hstu if settings.kind == "hstu" else SasRec)(
         build_item_collection(num_rows, settings.dim),
         settings.dim,
         settings.max_length,
@@ -138,7 +139,7 @@ def train_sequence_model(dataset: Dataset, settings: SequenceSettings) -> Vector
 
 
 def next_item_loss(
-    model: Hstu | SasRec, history: KeyedJaggedTensor, times: Tensor, negatives: Tensor, temperature: float
+    model: SequenceModel, history: KeyedJaggedTensor, times: Tensor, negatives: Tensor, temperature: float
 ) -> Tensor:
     """The sampled softmax of the next item at each place of each history, a mean over places.
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from mtmh.modules.hstu import build_item_collection
 from mtmh.modules.sasrec import SasRec
+from mtmh.modules.sequence_model import build_item_collection
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 

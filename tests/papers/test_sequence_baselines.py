@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from mtmh.modules.hstu import Hstu, build_item_collection
+from mtmh.modules.hstu import Hstu
 from mtmh.modules.sasrec import SasRec
+from mtmh.modules.sequence_model import build_item_collection
 from synthetic_dataset import write_dataset
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
