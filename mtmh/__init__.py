@@ -1,7 +1,6 @@
 """MTMH: multi-task, multi-head item-to-item retrieval on TorchRec."""
 
-from importlib import import_module
-from typing import Any
+from mtmh.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -14,12 +13,4 @@ _NAMES = {
     "load": "mtmh.start.model",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'mtmh' has no attribute {name!r}")
-    return getattr(import_module(_NAMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_NAMES])
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)
