@@ -130,9 +130,8 @@ class TrainingConfig(RunLength):
     max_epochs: Annotated[Positive, Decides()] = 40
     patience: Annotated[Positive, Decides()] = 3
     final: Literal["auto", "retrain", "keep"] = "auto"
-    batch_size: Positive | Literal["auto"] = (
-        "auto"  # with the rates below by measurement on two cores (docs/defaults.md)
-    )
+    # With the rates below by measurement on two cores (docs/defaults.md).
+    batch_size: Positive | Literal["auto"] = "auto"
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
     optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
