@@ -79,7 +79,7 @@ def _num_workers(device: torch.device, num_rows: int, width: int) -> int:
 @cache
 def _threads(count: int) -> ThreadPoolExecutor:
     """So many threads, in which torch computes with one thread each."""
-    begun = threading.Barrier(count + 1)
+    begun, own_threads = threading.Barrier(count + 1), torch.get_num_threads()
 
     def begin() -> None:
         torch.set_num_threads(1)  # of this thread, but also of all that begin later
@@ -89,7 +89,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
     for _ in range(count):
         pool.submit(bool)
     begun.wait()
-    torch.set_num_threads(count)
+    torch.set_num_threads(own_threads)
     return pool
 
 
