@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mtmh.config import TrainingConfig
 from mtmh.data import histories as flat
+from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories, HistoryReader
 from mtmh.data.randomness import Purpose, generator
 
@@ -33,6 +34,7 @@ class Rows(Protocol):
 
 
 RowsT = TypeVar("RowsT", bound=Rows)
+TrainingT = TypeVar("TrainingT", bound=TrainingConfig)
 
 
 class Expansion(Protocol[RowsT]):
@@ -69,6 +71,17 @@ def pairs_of_groups(reader: HistoryReader, pairs: Expansion[Any]) -> npt.NDArray
     """The number of pairs of each row group [G], in file order, from the lengths of the histories."""
     groups = pairwise(reader.group_starts.tolist())
     return np.array([pairs.count(reader.lengths[first:end]).sum() for first, end in groups], dtype=np.int64)
+
+
+def sized(training: TrainingT, dataset: Dataset, pairs: Expansion[Any]) -> TrainingT:
+    """Settings with a number for ``batch_size``; the pairs of the dataset are counted only where it follows from them.
+
+    Raises:
+        ValueError: the histories are damaged.
+    """
+    if training.batch_size != "auto":
+        return training
+    return training.sized(int(pairs_of_groups(dataset.history_reader(), pairs).sum()))
 
 
 class PairPlan:

@@ -12,7 +12,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from mtmh.artifacts import Artifact
 from mtmh.config import Config, PrerankerConfig, ShardingConfig, decisive
 from mtmh.data.dataset import Dataset, open_dataset
-from mtmh.data.stream import pairs_of_groups
+from mtmh.data.stream import sized
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tower_gradient_norms
@@ -73,8 +73,7 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
             held_back = config.held_back_embeddings
             if not on_first(ranks, lambda: embedded_by(config.held_back_embeddings, checkpoint)):
                 embed_catalogue(config, held_back, checkpoint=checkpoint, dataset=view)
-        num_examples = int(pairs_of_groups(view.history_reader(), LaterEvents()).sum())
-        training = config.preranker.training.sized(num_examples)
+        training = sized(config.preranker.training, view, LaterEvents())
         settings = config.preranker.model_copy(update={"training": training})
         first: Path | None = None
         for folder, data, vectors in ((root / VALIDATION, view, held_back), (root, dataset, embeddings)):

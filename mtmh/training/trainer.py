@@ -16,7 +16,7 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.loader import PairLoader
 from mtmh.data.pairs import WindowPairs
 from mtmh.data.period import Period
-from mtmh.data.stream import pairs_of_groups
+from mtmh.data.stream import sized
 from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.content_table import CONTENT_ROWS
@@ -76,14 +76,20 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             previous = open_previous(continue_from, config.model, config.training, dataset.summary)
             inputs["previous"] = previous
         recipe = config.model_dump(mode="json")
-        view = ValidationDataset(dataset, config.validation, config.seed) if config.training.chooses_length else None
+        view = None
+        if config.training.chooses_length:
+            if dataset.summary.rides_along:
+                raise ValueError(
+                    "training.epochs: auto measures a run without the end of T1, whose items have other counts than "
+                    "those that ride along (data.item_features); set a number"
+                )
+            view = ValidationDataset(dataset, config.validation, config.seed)
         expansion = WindowPairs(config.pairs.window, config.pairs.direction)
-        num_pairs = int(pairs_of_groups((view or dataset).history_reader(), expansion).sum())
         run = _Run(
             model=config.model,
             loss=config.loss,
             pairs=config.pairs,
-            training=config.training.sized(num_pairs),
+            training=sized(config.training, view or dataset, expansion),
             sharding=config.sharding,
             validation_users=config.validation.num_users,
             content_in_table=config.content.storage == "table",
@@ -95,11 +101,6 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         )
         if view is None:
             return _train(run, ranks, root, resume=resume, profile=profile)[0]
-        if dataset.summary.rides_along:
-            raise ValueError(
-                "training.epochs: auto measures a run without the end of T1, whose items have other counts than "
-                "those that ride along (data.item_features); set a number"
-            )
         # First without the end of T1, to find how long; then on all of it.
         _, stopping = _train(replace(run, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
         assert stopping is not None
