@@ -149,8 +149,17 @@ def find_delta(
         raise ValueError(f"{checkpoint.path}: was not continued from {previous}; embed the whole catalogue")
     old, embeddings = open_period(before)
     source = _same_items(dataset, old)
+    names = [feature.name for feature in dataset.summary.features.id_features]
+    watched = set(names) if watch.watch_tables is None else set(watch.watch_tables)
+    unknown = sorted(watched - set(names))
+    if unknown:
+        raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {', '.join(names)}")
     tables = recorded_config(checkpoint, "model").model.id_tables
-    raw = {name: (RawRows(checkpoint.path / STATE, name), RawRows(before.path / STATE, name)) for name in tables}
+    raw = {
+        name: (RawRows(checkpoint.path / STATE, name), RawRows(before.path / STATE, name))
+        for name in tables
+        if name in watched
+    }
     maps = {
         feature.name: previous_rows(
             feature.name, before.path, dataset.artifact.path, 0, feature.num_rows, previous_size=size
@@ -160,13 +169,8 @@ def find_delta(
             [feature.num_rows for feature in old.summary.features.id_features],
             strict=True,
         )
-        if feature.name not in raw
+        if feature.name not in tables
     }
-    watched = {*maps, *raw} if watch.watch_tables is None else set(watch.watch_tables)
-    unknown = sorted(watched - {*maps, *raw})
-    if unknown:
-        there_are = ", ".join(feature.name for feature in dataset.summary.features.id_features)
-        raise ValueError(f"embedding.watch_tables: no id feature {', '.join(unknown)}; there are {there_are}")
     contents = _contents(checkpoint, before, dataset, old)
     changed = _changed_rows(checkpoint, before, dataset, old, watched, raw, ranks)
     for start in range(0, dataset.num_items, _CHUNK_ITEMS):
@@ -174,8 +178,7 @@ def find_delta(
         known = np.flatnonzero(part != NO_ITEM)
         stale = np.zeros(len(known), np.bool_)
         for name, (now_rows, then_rows) in raw.items():
-            if name in watched:
-                stale |= _differs_raw(dataset, start + known, now_rows, then_rows, changed[name])
+            stale |= _differs_raw(dataset, start + known, now_rows, then_rows, changed[name])
         for name, rows in maps.items():
             stale |= _differs(dataset, old, name, start + known, part[known], rows, changed[name])
         if watch.watch_floats:
