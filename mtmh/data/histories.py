@@ -157,9 +157,9 @@ class HistoryReader:
         self.group_starts = np.cumsum([0, *rows], dtype=np.int64)
         self._stored_lengths = open_array(folder / HISTORY_LENGTHS, np.int32, (metadata.num_rows,))
         self.lengths = self._stored_lengths if kept is None else kept
-        # Of each row group, the events before it; with the last, all events.
-        ends = np.cumsum(self._stored_lengths, dtype=np.int64) if numbered else np.empty(0, np.int64)
-        self._first_event = np.append(0, ends)[self.group_starts] if numbered else None
+        self._first_event: npt.NDArray[np.int64] | None = None
+        if numbered:  # of each row group, the events before it; with the last, all events
+            self._first_event = np.append(0, np.cumsum(self._stored_lengths, dtype=np.int64))[self.group_starts]
 
     @property
     def num_groups(self) -> int:

@@ -140,8 +140,7 @@ class PairLoader:
             one_each = torch.ones(len(items), dtype=torch.int64)
             own = KeyedJaggedTensor([self._content_rows], torch.from_numpy(items), lengths=one_each)
             sparse = KeyedJaggedTensor.concat([sparse, own])
-        counts = table.train_count[places]
-        log_q = np.zeros(len(items), np.float32) if self._log_q is None else self._log_q(counts)
+        log_q = np.zeros(len(items), np.float32) if self._log_q is None else self._log_q(table.train_count[places])
         history_values, history_offsets, history_row = self._histories(step_pairs, distinct)
         return PairBatch(
             sparse=sparse,

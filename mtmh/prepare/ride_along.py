@@ -51,15 +51,21 @@ def write_ride_along(
             (RAW_IDS.name, np.int64),
         )
     }
-    values, offsets = {}, {}
-    for name, column in table.columns.items():
-        num_values = num_events
-        if column.offsets is not None:
-            groups = (reader.read(group).items for group in range(reader.num_groups))
-            num_values = sum(int(column.lengths(items).sum()) for items in groups)
-            path = folder / RIDE_ALONG / f"{name}.offsets.npy"
-            offsets[name] = create_array(path, np.int64, (num_events + 1,))
-        values[name] = create_array(folder / RIDE_ALONG / f"{name}.values.npy", column.values.dtype, (num_values,))
+    lists = {name: column for name, column in table.columns.items() if column.offsets is not None}
+    num_values = dict.fromkeys(lists, 0)
+    for group in range(reader.num_groups if lists else 0):
+        items = reader.read(group).items
+        for name, column in lists.items():
+            num_values[name] += int(column.lengths(items).sum())
+    offsets = {
+        name: create_array(folder / RIDE_ALONG / f"{name}.offsets.npy", np.int64, (num_events + 1,)) for name in lists
+    }
+    values = {
+        name: create_array(
+            folder / RIDE_ALONG / f"{name}.values.npy", column.values.dtype, (num_values.get(name, num_events),)
+        )
+        for name, column in table.columns.items()
+    }
     filled, start = dict.fromkeys(values, 0), 0
     for group in range(reader.num_groups):
         items = reader.read(group).items
