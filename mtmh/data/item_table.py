@@ -103,10 +103,9 @@ class ItemColumns:
 
     def followed_by(self, other: ItemColumns) -> ItemColumns:
         """These items and others behind them."""
-        both = ((self.columns[name], other.columns[name]) for name in self.columns)
         return ItemColumns(
             self.schema,
-            {name: _joined(*pair) for name, pair in zip(self.columns, both, strict=True)},
+            {name: _joined(column, other.columns[name]) for name, column in self.columns.items()},
             np.concatenate([self.float_features, other.float_features]),
             np.concatenate([self.train_count, other.train_count]),
             None if self._raw_ids is None else np.concatenate([self._raw_ids, other.raw_ids]),

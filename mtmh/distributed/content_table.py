@@ -40,8 +40,3 @@ class ContentTable(nn.Module):
         # Detached, so that nothing comes back to the table, whose kernel would update it in the backward pass.
         rows: Tensor = self.table(features).values().detach()[:, : self._dim]
         return rows
-
-
-def content_tables(model: nn.Module) -> set[str]:
-    """Names of the tables of a model that do not learn."""
-    return {CONTENT_ROWS for module in model.modules() if isinstance(module, ContentTable)}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mtmh.data.arrays import Indices, narrowed, row_type
 from mtmh.data.row_file import create_array
 from mtmh.data.schema import (
+    FLOAT_FEATURES,
     FLOAT_SCALES,
     ITEM_FEATURES,
     ITEM_ID,
@@ -26,6 +27,7 @@ from mtmh.data.schema import (
     RAW_IDS,
     TRAIN_AGE,
     TRAIN_COUNT,
+    TRAIN_COUNTS,
     VOCABULARY,
     FloatScale,
     FloatScales,
@@ -108,7 +110,7 @@ def write_item_ids(streams: Mapping[str, Rows], folder: Path, *, id_type: pa.Dat
     """
     table = _folder(folder / ITEM_TABLE)
     train_count = _column(streams["counts"], "train_count", np.int64)
-    np.save(table / "train_count.npy", train_count)
+    np.save(table / TRAIN_COUNTS, train_count)
     seen = train_count > 0
     num_rows = 1 + int(seen.sum())
     rows = narrowed(np.where(seen, np.cumsum(seen), 0), num_rows)
@@ -158,7 +160,7 @@ def write_float_features(
     train_count = counts["train_count"].to_numpy()
     seen = train_count > 0
     floats = create_array(
-        _folder(folder / ITEM_TABLE) / "float_features.npy", np.float32, (len(seen), len(names) + len(popularity))
+        _folder(folder / ITEM_TABLE) / FLOAT_FEATURES, np.float32, (len(seen), len(names) + len(popularity))
     )
     scales: list[FloatScale] = []
     for column, name in enumerate([*names, *popularity]):

@@ -176,7 +176,7 @@ def make_plan(config: Config, cluster: Cluster) -> RunPlan:
         cluster=cluster,
         rank_items=search.rank_items,
         tables=sorted((_table_plan(option) for option in options), key=lambda table: -table.weight_bytes),
-        memory=_memory(options, search),
+        memory=_memory(options, search, cluster.world_size),
         usable=search.usable,
         stages=[_stage(name, options, cluster.world_size) for name in STAGES],
         step=search.step,
@@ -327,12 +327,12 @@ def _table_plan(option: ShardingOption) -> TablePlan:
     )
 
 
-def _memory(options: list[ShardingOption], search: _Search) -> list[RankMemory]:
+def _memory(options: list[ShardingOption], search: _Search, world_size: int) -> list[RankMemory]:
     maps = {rows.table: rows.bytes_a_row for rows in search.model.modules() if isinstance(rows, HashIdRows)}
     step = search.step
     memory = [
         RankMemory(towers=step.towers, batch=step.batch + step.activations, negatives=step.negatives, loss=step.loss)
-        for _ in range(search.planner._topology.world_size)
+        for _ in range(world_size)
     ]
     for option, shard in _shards(options):
         rank = memory[shard.rank]
