@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.results import verb
-from benchmarks.strangers.__main__ import HERE, write_recipe
+from benchmarks.strangers.__main__ import RECIPES, settings
 from mtmh import Query, Retriever
 from mtmh.artifacts import MANIFEST
 from mtmh.config import load_config
@@ -41,7 +41,7 @@ def main() -> None:
     """Parses the command line, runs what is missing and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with the data sets")
-    parser.add_argument("--only", nargs="+", required=True, choices=sorted(path.stem for path in HERE.glob("*.yaml")))
+    parser.add_argument("--only", nargs="+", required=True, choices=RECIPES)
     parser.add_argument("--share", type=float, default=0.1, help="of the items with training events, held out")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of items and users")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
@@ -59,10 +59,10 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Recall by run, kind of list and cut-off, for one data set."""
     folder = arguments.out.parent / name
     folder.mkdir(parents=True, exist_ok=True)
-    source = write_recipe(name, arguments.data, folder)
-    config = load_config(source)
+    source, overrides = settings(name, arguments.data, folder)
+    config = load_config(source, overrides)
     if not (config.dataset_dir / MANIFEST).is_file():
-        verb(1, "prepare", str(source), [])
+        verb(1, "prepare", source, overrides)
     dataset = open_dataset(config.dataset_dir)
     counts = dataset.items(["train_count"])["train_count"].to_numpy()
     random = np.random.default_rng(arguments.seed)
@@ -78,7 +78,7 @@ def measured(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
     for run, unseen in (("trained", np.zeros_like(held)), ("never seen", held)):
         recipe = write_run(
-            dataset, unseen, yaml.safe_load(source.read_text())["content"], folder / run.replace(" ", "-")
+            dataset, unseen, config.content.model_dump(mode="json", exclude_unset=True), folder / run.replace(" ", "-")
         )
         for words in (
             ("prepare",),

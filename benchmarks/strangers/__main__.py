@@ -3,10 +3,10 @@
     python -m benchmarks.strangers DATA --out runs/strangers/results.json
     python -m benchmarks.strangers DATA --only grocery movielens --out runs/strangers/two.json
 
-``DATA`` holds a folder a data set, as the ``input`` of the recipes beside this file names them. For each the verbs of a
-user run one after another: prepare, content embed, train, embed, train-preranker, build-index, evaluate. Prints for
-each data set its table, what ``auto`` chose and the seconds of every verb, and writes all of it as JSON; the merged
-answer's difference to the yardstick that is best at each cut-off is paired by user, with a 95 % interval.
+``DATA`` holds a folder a data set, as `RECIPES` names them. For each the verbs of a user run one after another:
+prepare, content embed, train, embed, train-preranker, build-index, evaluate. Prints for each data set its table, what
+``auto`` chose and the seconds of every verb, and writes all of it as JSON; the merged answer's difference to the
+yardstick that is best at each cut-off is paired by user, with a 95 % interval.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 from benchmarks.results import markdown, verb
 from mtmh.artifacts import MANIFEST, open_artifact
@@ -33,13 +32,22 @@ from mtmh.training.checkpoint import latest_checkpoint
 
 HERE = Path(__file__).parent
 
+# By data set: its recipe, and its folder.
+RECIPES = {
+    "amazon-sports": ("amazon", "amazon-sports"),
+    "citeulike-t": (str(HERE / "citeulike-t.yaml"), "citeulike-t"),
+    "complete-journey": ("complete-journey", "complete-journey"),
+    "grocery": (str(HERE / "grocery.yaml"), "grocery"),
+    "movielens": ("movielens", "movielens-latest-small"),
+    "online-retail": ("online-retail", "online-retail"),
+}
+
 
 def main() -> None:
     """Parses the command line, runs what is missing and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = sorted(path.stem for path in HERE.glob("*.yaml"))
     parser.add_argument("data", type=Path, help="folder with the data sets")
-    parser.add_argument("--only", nargs="+", default=names, choices=names)
+    parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=RECIPES)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -47,9 +55,10 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     sections, results = [], {}
     for name in arguments.only:
-        recipe = write_recipe(name, arguments.data, arguments.out.parent)
-        seconds = run(recipe, arguments.overrides)
-        config = load_config(recipe, arguments.overrides)
+        recipe, overrides = settings(name, arguments.data, arguments.out.parent)
+        overrides += arguments.overrides
+        seconds = run(recipe, overrides)
+        config = load_config(recipe, overrides)
         found = load_evaluation(config.model_dir("evaluation"))
         chosen = chosen_by_auto(config)
         sections.append(section(name, found, seconds, chosen))
@@ -67,17 +76,13 @@ def main() -> None:
         )
 
 
-def write_recipe(name: str, data: Path, out: Path) -> Path:
-    """The recipe with the folders of this run, beside the results."""
-    recipe = yaml.safe_load((HERE / f"{name}.yaml").read_text())
-    folder = data / recipe["data"]["input"]
-    if "shuffled" in recipe["data"].get("columns", {}).values():
-        folder = shuffle_events(folder, out / f"{name}.shuffled")
-    recipe["data"]["input"] = str(folder.resolve())
-    recipe["paths"] = {"root": str((out / name).resolve())}
-    path = out / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    return path
+def settings(name: str, data: Path, out: Path) -> tuple[str, list[str]]:
+    """A recipe, and the settings that lead it to the data and keep its results beside those of the others."""
+    recipe, folder = RECIPES[name]
+    source = data / folder
+    if load_config(recipe, ["paths.root=."]).data.columns.timestamp == "shuffled":
+        source = shuffle_events(source, out / f"{name}.shuffled")
+    return recipe, [f"data.input={source.resolve()}", f"paths.root={(out / name).resolve()}"]
 
 
 def shuffle_events(folder: Path, out: Path) -> Path:
@@ -90,7 +95,7 @@ def shuffle_events(folder: Path, out: Path) -> Path:
     return out
 
 
-def run(recipe: Path, overrides: list[str]) -> dict[str, float]:
+def run(recipe: str, overrides: list[str]) -> dict[str, float]:
     """Runs the verbs whose artifacts are missing; seconds of each."""
     config = load_config(recipe, overrides)
     seconds = {}
@@ -106,7 +111,7 @@ def run(recipe: Path, overrides: list[str]) -> dict[str, float]:
         if (words == ("content", "embed") and folder is None) or (folder is not None and (folder / MANIFEST).is_file()):
             continue
         started = time.perf_counter()
-        verb(1, *words, str(recipe), overrides)
+        verb(1, *words, recipe, overrides)
         seconds[" ".join(words)] = round(time.perf_counter() - started, 1)
     return seconds
 
