@@ -82,7 +82,7 @@ class DataConfig(Settings):
     input: PathOrUrl | None = None  # folder of the files: a path, or s3://, gs://, abfs://, hdfs://
     # source ``tables``: event files (Parquet or CSV), relative to ``input``, or delta:TABLE, iceberg:TABLE
     events: list[TablePlace] = []
-    items: list[TablePlace] = []  # source ``tables``: item files
+    items: list[TablePlace] = []  # source ``tables``: item files; without any the columns of the events describe items
     columns: TableColumns = TableColumns()
     partitions: list[str] = []  # columns of the events that stand in names of folders: day=2024-01-31/
     # First and last value of a partition that are read, {day: [2024-01-01, 2024-01-31]}; other folders are not opened.

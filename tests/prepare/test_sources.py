@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -299,3 +300,42 @@ def test_real_data(
     assert kept > 0.5 * num_events
     assert num_items is None or summary["num_items"] == num_items
     assert summary["num_test_users"] >= test_users
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_columns_of_the_events_describe_items_by_their_first_known_values(tmp_path: Path, backwards: bool) -> None:
+    rows = [
+        # user, item, time, kind, name, brand, price
+        (1, "a", 10, "buy", None, "acme", 3.0),
+        (1, "b", 11, "buy", "Tent", None, 90.0),
+        (2, "a", 10, "buy", "Bread knife", "acme", 2.5),
+        (2, "b", 12, "buy", "Tent, large", "outdoor", None),
+        (3, "a", 5, "look", "Knife of a look", "other", 1.0),
+        (3, "b", 13, "buy", "Tent", "outdoor", 80.0),
+        (3, "a", 14, "buy", "Another name", "late", 9.0),
+        (3, "c", 15, "look", "Only looked at", "late", 9.0),
+        (None, "d", 16, "buy", "No user", "late", 9.0),
+    ]
+    names = ("user_id", "item_id", "timestamp", "kind", "name", "brand", "price")
+    table = pa.table(dict(zip(names, zip(*(rows[::-1] if backwards else rows), strict=True), strict=True)))
+    pq.write_table(table, tmp_path / "events.parquet")
+    artifact = run(
+        tmp_path,
+        "tables",
+        events=["events.parquet"],
+        columns={"event": "kind", "text": ["name"], "topic_l1": "brand"},
+        options={"keep_events": ["buy"]},
+        id_features=[],
+        float_features=["price"],
+        popularity_features=False,
+    )
+    items = items_of(artifact)
+    assert {name: row["text"] for name, row in items.items()} == {"a": "Bread knife", "b": "Tent"}
+    assert {name: row["topic_l1"] for name, row in items.items()} == {"a": "acme", "b": "outdoor"}
+    assert artifact.summary["dropped_events"]["other_event"] == 2
+    # Of the two prices of "a" at one instant the smaller one, 2.5, whatever the order of the rows: below that of "b".
+    ids = Written.read(artifact.path).item_ids
+    prices = np.load(artifact.path / ITEM_TABLE / "float_features.npy").ravel()
+    assert prices[ids.index("a")] < prices[ids.index("b")]
+    (scale,) = json.loads((artifact.path / ITEM_TABLE / "float_features.json").read_text())["features"]
+    assert (scale["mean"], scale["deviation"]) == pytest.approx((np.mean([2.5, 90.0]), np.std([2.5, 90.0])))

@@ -174,3 +174,58 @@ def test_what_cannot_be_guessed_is_asked_for(
     other = pa.table({name: [f"sku {row}" for row in range(9)] for name in items}) if items else None
     with pytest.raises(ValueError, match=message):
         guessed(tmp_path, table, other)
+
+
+def test_one_wide_table_tells_of_the_items_too(tmp_path: Path) -> None:
+    items = shop_items(embeddings=False)
+    wide = shop_events().join(items.drop_columns(["tags"]), "sku")
+    guess = guessed(tmp_path, wide)
+    data = guess.tree["data"]
+    assert "items" not in data
+    assert data["columns"] == {
+        "user_id": "customer",
+        "item_id": "sku",
+        "timestamp": "ts",
+        "event": "action",
+        "text": ["title"],
+        "topic_l1": "department",
+        "topic_l2": "category",
+    }
+    assert (data["id_features"], data["float_features"]) == (["brand"], ["price"])
+    assert "columns of the events say of an item" in said(guess, "items")
+    config = load_config(write_in(tmp_path, guess))
+    summary = prepare(config, tmp_path / "dataset").summary
+    assert summary["num_items"] == len(set(wide["sku"].to_pylist()))
+    assert [feature["name"] for feature in summary["features"]["id_features"]] == ["item_id", "brand"]
+    assert summary["has_topics"]
+
+
+def write_in(folder: Path, guess: Guess) -> Path:
+    (folder / "wide.yaml").write_text(recipe_text(guess, str(folder / "run"), ""))
+    return folder / "wide.yaml"
+
+
+def test_events_that_say_nothing_of_their_items(tmp_path: Path) -> None:
+    events = shop_events().append_column("shop", pa.array([f"shop {row % 7}" for row in range(2400)]))
+    guess = guessed(tmp_path, events)
+    assert said(guess, "items") == "no table of them, so they have no text, topics or features"
+    assert guess.tree["data"]["id_features"] == []
+
+
+def test_several_values_in_one_text(tmp_path: Path) -> None:
+    kinds = ["old", "new", "red", "blue", "small", "large"]
+    tags = ["|".join(kind for bit, kind in enumerate(kinds) if (item + 1) >> bit & 1) or "none" for item in range(160)]
+    items = shop_items(embeddings=False).drop_columns(["tags"]).append_column("tags", pa.array(tags))
+    guess = guessed(tmp_path, shop_events(), items)
+    assert guess.tree["data"]["id_features"] == ["brand", "tags"]
+    assert guess.tree["data"]["columns"]["separators"] == {"tags": "|"}
+    assert said(guess, "id features") == "brand, tags (several, with | between)"
+
+
+def test_few_of_many_users_who_come_back_are_too_few(tmp_path: Path) -> None:
+    rows = [(user, item, 1_700_000_000 + 86_400 * user + item) for user in range(80) for item in range(10)]
+    rows += [(user, item, 1_700_000_000 + 86_400 * (100 + item)) for user in range(75, 100) for item in range(10, 18)]
+    users, items, times = zip(*rows, strict=True)
+    guess = guessed(tmp_path, pa.table({"user_id": users, "item_id": items, "timestamp": times}))
+    assert guess.tree["data"]["split"] == {"kind": "user", "test_fraction": 0.2}
+    assert "few users come back (5 of 25 after the cut)" in said(guess, "split")

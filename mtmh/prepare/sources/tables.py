@@ -1,13 +1,14 @@
 """Anyone's events and items, in Parquet or CSV: ``data.columns`` says what their columns are called.
 
 ``data.id_features`` and ``data.float_features`` name the columns of the items files that become features; a list column
-(Parquet) is a multi-valued id feature. Without items files the catalogue is what the events name.
+(Parquet) is a multi-valued id feature. Without items files the catalogue is what the events name, and columns of the
+events describe it: each with the item's first value that is known, so that later events change nothing.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -47,24 +48,28 @@ def own_tables(context: SourceContext) -> SourceTables:
     id_features = tuple(name for name in data.id_features or [] if name != ITEM_ID)
     float_features = tuple(data.float_features or [])
     times_and_ids = [columns.user_id, columns.item_id, columns.timestamp, columns.value]
-    events = _open(context, "events", times_and_ids, [columns.event])
-    items = None
+    typed = [columns.item_id, *id_features, *float_features, columns.content_embedding]
+    others = [*columns.text, columns.image, columns.topic_l1, columns.topic_l2]
+    described = any(typed[1:]) or any(others)
     if data.items:
-        items = _open(
-            context,
-            "items",
-            [columns.item_id, *id_features, *float_features, columns.content_embedding],
-            [*columns.text, columns.image, columns.topic_l1, columns.topic_l2],
-        )
-    if items is None and (id_features or float_features):
-        raise ValueError("data.items: empty, but data.id_features or data.float_features name columns of items files")
+        events = _open(context, "events", times_and_ids, [columns.event])
+        items = _open(context, "items", typed, others)
+    else:
+        events = _open(context, "events", [*times_and_ids, *typed], [columns.event, *others])
+        items = None
     in_events = events.id_column(columns.item_id)
     in_items = in_events if items is None else items.id_column(columns.item_id)
+    of_event = _event_columns(events, context, options, _id_like(in_events, in_items))
+    of_item = _item_columns(items or events, context, id_features, float_features)
+    items_query: str | None = None
+    if items is not None:
+        items_query = _items_query(items, _id_like(in_items, in_events), of_item)
+    elif described:
+        items_query = _first_known(events, of_event, of_item)
     return SourceTables(
-        events=_events_query(events, context, options, _id_like(in_events, in_items)),
-        items=None
-        if items is None
-        else _items_query(items, context, _id_like(in_items, in_events), id_features, float_features),
+        events=f"SELECT {of_event} FROM {events.sql}",
+        items=items_query,
+        items_from_events=items is None,
         id_features=id_features,
         float_features=float_features,
         tables=(events, items) if items else (events,),
@@ -133,7 +138,7 @@ def _id_like(own: IdExpression, other: IdExpression) -> str:
     return own.as_text if differ and not (own.is_declared and other.is_declared) else own.sql
 
 
-def _events_query(events: TableFile, context: SourceContext, options: TablesOptions, item_id: str) -> str:
+def _event_columns(events: TableFile, context: SourceContext, options: TablesOptions, item_id: str) -> str:
     columns = context.data.columns
     rules = []
     if options.keep_events is not None:
@@ -151,19 +156,14 @@ def _events_query(events: TableFile, context: SourceContext, options: TablesOpti
         labels += f"{events.text_column(columns.event)} AS event, "
     if columns.value is not None:
         labels += f"({events.number_column(columns.value)})::FLOAT AS value, "
-    return f"""
-        SELECT {events.id_column(columns.user_id).sql} AS user_id, {item_id} AS item_id,
-            {events.time_columns(columns.timestamp)}, {labels}{reasons(*rules)} AS drop_reason
-        FROM {events.sql}"""
+    return f"""{events.id_column(columns.user_id).sql} AS user_id, {item_id} AS item_id,
+            {events.time_columns(columns.timestamp)}, {labels}{reasons(*rules)} AS drop_reason"""
 
 
-def _items_query(
-    items: TableFile,
-    context: SourceContext,
-    item_id: str,
-    id_features: Iterable[str],
-    float_features: Iterable[str],
-) -> str:
+def _item_columns(
+    items: TableFile, context: SourceContext, id_features: Iterable[str], float_features: Iterable[str]
+) -> dict[str, str]:
+    """SQL of what describes an item, by name."""
     columns = context.data.columns
     labels = {columns.topic_l1, columns.topic_l2} - {None}
     for name in (*id_features, *float_features, *columns.text):
@@ -179,18 +179,33 @@ def _items_query(
     if columns.content_embedding is not None:
         embedding = items.vector_column(columns.content_embedding)
     titles = ", ".join(items.text_column(column) for column in columns.text)
-    selected = [
-        f"{item_id} AS item_id",
-        (f"nullif(concat_ws(' ', {titles}), '')" if titles else "NULL::VARCHAR") + " AS text",
-        f"{text(columns.image)} AS image",
-        f"{text(columns.topic_l1)} AS topic_l1",
-        f"{text(columns.topic_l2)} AS topic_l2",
-        f"{embedding} AS content_embedding",
-        *(f"{items.category_column(name, columns.separators.get(name))} AS {quoted(name)}" for name in id_features),
-        *(f"{items.number_column(name)} AS {quoted(name)}" for name in float_features),
-        "NULL::VARCHAR AS drop_reason",
-    ]
-    return f"SELECT {', '.join(selected)} FROM {items.sql}"
+    return {
+        "text": f"nullif(concat_ws(' ', {titles}), '')" if titles else "NULL::VARCHAR",
+        "image": text(columns.image),
+        "topic_l1": text(columns.topic_l1),
+        "topic_l2": text(columns.topic_l2),
+        "content_embedding": embedding,
+        **{name: items.category_column(name, columns.separators.get(name)) for name in id_features},
+        **{name: items.number_column(name) for name in float_features},
+    }
+
+
+def _items_query(items: TableFile, item_id: str, of_item: Mapping[str, str]) -> str:
+    selected = ", ".join(f"{sql} AS {quoted(name)}" for name, sql in of_item.items())
+    return f"SELECT {item_id} AS item_id, {selected}, NULL::VARCHAR AS drop_reason FROM {items.sql}"
+
+
+def _first_known(events: TableFile, of_event: str, of_item: Mapping[str, str]) -> str:
+    """Items as their events describe them; of values of one instant the smallest, whatever the order of the rows."""
+    cells = {f"cell_{place}": (name, sql) for place, (name, sql) in enumerate(of_item.items())}
+    first = ", ".join(
+        f"arg_min({cell}, (timestamp, fraction, {cell})) AS {quoted(name)}" for cell, (name, _) in cells.items()
+    )
+    return f"""
+        SELECT item_id, {first}, NULL::VARCHAR AS drop_reason
+        FROM (SELECT {of_event}, {", ".join(f"{sql} AS {cell}" for cell, (_, sql) in cells.items())} FROM {events.sql})
+        WHERE drop_reason IS NULL AND user_id IS NOT NULL AND item_id IS NOT NULL AND timestamp IS NOT NULL
+        GROUP BY item_id"""
 
 
 def _expand(folder: AnyPath | None, patterns: Sequence[AnyPath], setting: str) -> list[AnyPath]:
