@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import mtmh.modules
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 TORCHREC = {"torchrec", "fbgemm_gpu", "scipy", "transformers", "duckdb"}
@@ -17,7 +20,8 @@ TORCHREC = {"torchrec", "fbgemm_gpu", "scipy", "transformers", "duckdb"}
         ("import mtmh.cli", {"torch", "numpy", "pyarrow", "pydantic", "yaml"}),
         ("import mtmh.config", {"torch", "numpy", "pyarrow", "faiss"}),
         ("import mtmh.live.live_index, mtmh.retrieval.query", {"torch", "pandas", *TORCHREC}),
-        ("import mtmh.serving.server", TORCHREC),
+        ("import mtmh.preranking.user_ranker, mtmh.preranking.fresh", {"torch", "pandas", *TORCHREC}),
+        ("import mtmh.serving.server", {"torch", *TORCHREC}),
         ("from mtmh.modules import Combination, UserTower, task_probability", TORCHREC),
     ],
 )
@@ -25,6 +29,21 @@ def test_a_part_imports_nothing_that_it_does_not_need(importing: str, without: s
     code = f"{importing}\nimport sys; print(sorted({without!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("ids", [[7, 5], ["b", "a"]])
+def test_items_are_read_and_told_without_pandas(ids: list[int] | list[str], tmp_path: Path) -> None:
+    items = {"item_id": ids, "text": ["first", None], "train_count": [3, 1], "first_seen": [1, None]}
+    items |= {"topic_l1": ["t", "t"], "topic_l2": ["u", "u"]}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    code = (
+        "import sys, pathlib\n"
+        "from mtmh.data.parquet import read_whole; from mtmh.retrieval.catalogue import Catalogue\n"
+        f"catalogue = Catalogue(read_whole(pathlib.Path({str(tmp_path / 'items.parquet')!r})))\n"
+        f"print(catalogue.describe(catalogue.find({ids[:1]!r}, 'item'))[0].text, 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["first", "False"]
 
 
 def test_retrieval_imports_without_torchrec() -> None:

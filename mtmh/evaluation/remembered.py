@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mtmh.data.arrays import Floats, Indices
+from mtmh.preranking.neighbours import Sums
 from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.ranking import Ranker
@@ -26,7 +27,7 @@ class _Remembering(UserRanker):
         self._known: dict[bytes, tuple[Indices, Floats]] = {}  # items, ascending, and scores
         self._size = 0
 
-    def score(self, histories: Indices, candidates: Indices) -> Floats:
+    def score(self, histories: Indices, candidates: Indices, sums: tuple[Sums, Sums] | None = None) -> Floats:
         """As ``UserRanker.score``."""
         nothing = np.empty(0, np.int64), np.empty(0, np.float32)
         keys = [row[row >= 0].astype(np.int64).tobytes() for row in histories]
@@ -35,7 +36,7 @@ class _Remembering(UserRanker):
         asked = np.full((len(new), max(map(len, new), default=0)), -1, np.int64)
         for row, items in enumerate(new):
             asked[row, : len(items)] = items
-        found = self._ranker.score(histories, asked) if asked.size else np.empty(asked.shape, np.float32)
+        found = self._ranker.score(histories, asked, sums) if asked.size else np.empty(asked.shape, np.float32)
         scores = np.full(candidates.shape, -np.inf, np.float32)
         for row, (key, (items, values)) in enumerate(zip(keys, known, strict=True)):
             count = len(new[row])

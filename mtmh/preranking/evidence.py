@@ -8,7 +8,7 @@ import numpy as np
 
 from mtmh.data.arrays import Floats, Indices
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
-from mtmh.preranking.neighbours import Neighbours
+from mtmh.preranking.neighbours import Neighbours, Sums
 
 _DECAY = 0.9  # an item of the history counts so much of the one after it, where recency counts
 _BLOCK_FLOATS = 8_388_608  # gathered or computed at a time (32 MiB)
@@ -53,13 +53,21 @@ class Evidence:
         similarities = [f"{source} {kind}" for source in vectors for kind in ("largest", "mean", "recent")]
         self.names = ["logit", *similarities, *_TABLES, "events", "late events", "history length"]
 
-    def __call__(self, histories: Indices, candidates: Indices, logits: Floats) -> Floats:
+    def sums(self, histories: Indices) -> tuple[Sums, Sums]:
+        """What the tables of cosines and of linear weights add up to over histories [U, H]: evenly, and by recency."""
+        weights = np.stack(history_weights(histories))
+        return self.cosines.sums(histories, weights), self.linear.sums(histories, weights)
+
+    def __call__(
+        self, histories: Indices, candidates: Indices, logits: Floats, sums: tuple[Sums, Sums] | None = None
+    ) -> Floats:
         """Gathers the evidence.
 
         Args:
             histories: [U, H] item indices, the latest first, -1: padding.
             candidates: [U, C] item indices, -1: none (its evidence means nothing).
             logits: [U, C] of the user-to-item model.
+            sums: over the histories, where they are known already.
 
         Returns:
             [U, C, F] float32.
@@ -67,18 +75,16 @@ class Evidence:
         evidence = np.empty((*candidates.shape, len(self.names)), np.float32)
         evidence[..., 0] = logits
         column = 1
-        even, recent = history_weights(histories)
+        cosines, linear = sums or self.sums(histories)
         for vectors in self.vectors.values():
             similar = evidence[..., column : column + 3]
             self._compare(vectors, histories[:, : self._length], candidates, similar)
             column += 3
-        weights = np.stack([even, recent])
-        sums = np.log(self.cosines.sums(histories, weights, candidates) + np.float32(_FLOOR))
-        evidence[..., column : column + 2] = sums.transpose(1, 2, 0)
-        sums = self.linear.sums(histories, weights, candidates)
-        evidence[..., column + 2 : column + 4] = sums.transpose(1, 2, 0)
+        evidence[..., column : column + 2] = np.log(cosines.of(candidates) + np.float32(_FLOOR)).transpose(1, 2, 0)
+        evidence[..., column + 2 : column + 4] = linear.of(candidates).transpose(1, 2, 0)
         evidence[..., column + 4 : column + 6] = self.popularity[np.maximum(candidates, 0)]
-        evidence[..., column + 6] = np.log(np.maximum(even.sum(axis=1, keepdims=True), 1.0))
+        lengths = (histories >= 0).sum(axis=1, keepdims=True, dtype=np.float32)
+        evidence[..., column + 6] = np.log(np.maximum(lengths, 1.0))
         return evidence
 
     def _compare(self, vectors: ItemVectors, histories: Indices, candidates: Indices, out: Floats) -> None:
@@ -95,14 +101,14 @@ class Evidence:
             out[part, :, 0] = known.max(axis=2, initial=-1.0)
             out[part, :, 1:] = np.matmul(similar, weights[:, part].transpose(1, 2, 0))
 
-    def proposed(self, histories: Indices, k: int) -> list[Indices]:
-        """Candidates of users by the tables, and items that are popular with all; [U, k] each, best first, -1: none."""
-        even, recent = history_weights(histories)
+    def proposed(self, sums: tuple[Sums, Sums], k: int) -> list[Indices]:
+        """Candidates of users by `sums`, and items that are popular with all; [U, k] each, best first, -1: none."""
+        cosines, linear = sums
         return [
-            *(np.broadcast_to(popular[:k], (len(histories), len(popular[:k]))) for popular in self._popular),
-            self.cosines.nearest(histories, even, k),
-            self.linear.nearest(histories, even, k),
-            self.linear.nearest(histories, recent, k),
+            *(np.broadcast_to(popular[:k], (cosines.num_users, len(popular[:k]))) for popular in self._popular),
+            cosines.nearest(0, k),
+            linear.nearest(0, k),
+            linear.nearest(1, k),
         ]
 
     def with_added(self, vectors: Mapping[str, ItemVectors], count: int) -> Evidence:

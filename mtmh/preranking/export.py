@@ -32,6 +32,7 @@ from mtmh.preranking.artifact import (
     TaskQuality,
     TaskSummary,
 )
+from mtmh.preranking.forward import UserQueries
 from mtmh.preranking.held_back import embedded_by, model_without_end
 from mtmh.preranking.inputs import ItemInputs, open_inputs
 from mtmh.preranking.item_tower import write_item_tower
@@ -83,7 +84,7 @@ def write_preranker(config: Config, out: Path) -> Artifact:
         vectors = write_items(model, inputs, dataset.num_items, writer.folder)
         save_model(model.user_tower, str(writer.folder / USER_TOWER))
         write_item_tower(writer.folder, config.index.tower, dataset, checkpoint)
-        scorer = Scorer(vectors, model.user_tower, tasks, settings.history_length)
+        scorer = Scorer(vectors, UserQueries.of(model.user_tower), tasks, settings.history_length)
         engaged = engagements(dataset.history_reader(), dataset.num_items)
         cosine_neighbours(engaged, settings.neighbours).save(writer.folder / COOCCURRENCE)
         linear_neighbours(engaged, settings.neighbours, settings.linear_items).save(writer.folder / LINEAR)
@@ -168,7 +169,7 @@ def held_back_scorer(
     inputs, artifacts = open_inputs(view, embeddings)
     model = load_preranker(_checkpoint(checkpoints, artifacts).path)
     vectors = write_items(model, inputs, view.num_items, folder)
-    return Scorer(vectors, model.user_tower, tasks, settings.history_length), inputs.vectors
+    return Scorer(vectors, UserQueries.of(model.user_tower), tasks, settings.history_length), inputs.vectors
 
 
 def _held_back_embeddings(checkpoints: Path, embeddings: Path | None, held_back: Path) -> Path | None:

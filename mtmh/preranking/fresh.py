@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from mtmh.data.arrays import Floats
-from mtmh.modules.preranker import Preranker
 from mtmh.tower.artifact import TOWER
 from mtmh.tower.item_features import ItemFeatures
+
+if TYPE_CHECKING:
+    from mtmh.modules.preranker import Preranker
 
 _CHUNK_ITEMS = 8192
 
@@ -51,13 +53,14 @@ class ItemTower:
         ]
         return np.concatenate(parts)
 
-    @torch.no_grad()
     def _embed(self, rows: pa.Table, extra: Floats) -> Floats:
+        import torch
         from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
         values, lengths, dense = map(torch.from_numpy, self._features.encode(rows))
         sparse = KeyedJaggedTensor(self._model.sparse_nn.keys, values, lengths=lengths.reshape(-1))
-        vectors: Floats = self._model(sparse, dense, torch.from_numpy(extra)).numpy()
+        with torch.no_grad():
+            vectors: Floats = self._model(sparse, dense, torch.from_numpy(extra)).numpy()
         return vectors
 
     @cached_property

@@ -9,6 +9,7 @@ a linear model in closed form (EASE, Steck, 2019), which tell items that go toge
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -27,6 +28,46 @@ NEIGHBOUR_WEIGHTS = Path("weights.npy")
 _REGULARIZATION = 250.0  # of the linear model, in users
 _SHARD_ITEMS = 1024  # whose products are held at a time, at most
 _LATE = 0.2  # of each history, at its end
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Weights of neighbours, added up over the histories of U users.
+
+    Attributes:
+        keys: [P] `pair_keys` of users and the neighbours of their histories, ascending.
+        values: [W, P] float32 sums, by each of W weights of the items of a history.
+        num_users: U.
+    """
+
+    keys: npt.NDArray[np.int64]
+    values: Floats
+    num_users: int
+
+    def of_users(self, part: slice) -> Sums:
+        """Those of some users, who are numbered anew."""
+        start, stop, _ = part.indices(self.num_users)
+        low, high = np.searchsorted(self.keys, [start << 32, stop << 32])
+        return Sums(self.keys[low:high] - (start << 32), self.values[:, low:high], stop - start)
+
+    def of(self, candidates: Indices) -> Floats:
+        """Sums [W, U, C] of candidates [U, C] (-1: none); 0 for what is no neighbour of anything."""
+        wanted = pair_keys(np.arange(len(candidates))[:, None], candidates)
+        if not len(self.keys):
+            return np.zeros((len(self.values), *candidates.shape), np.float32)
+        place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        found = (self.keys[place] == wanted) & (candidates >= 0)
+        return np.where(found, self.values[:, place], np.float32(0.0))
+
+    def nearest(self, weight: int, k: int) -> npt.NDArray[np.int64]:
+        """Items [U, k] of the largest sums by one of the weights, the largest first, -1: no further one."""
+        users = self.keys >> 32
+        order = np.lexsort((-self.values[weight], users))
+        place = np.arange(len(order)) - np.searchsorted(users, users[order])
+        kept = place < k
+        nearest = np.full((self.num_users, k), -1, np.int64)
+        nearest[users[order][kept], place[kept]] = (self.keys & 0xFFFFFFFF)[order][kept]
+        return nearest
 
 
 class Neighbours:
@@ -51,43 +92,25 @@ class Neighbours:
         items = open_array(folder / NEIGHBOUR_ITEMS, np.int32, (num_items, None))
         return cls(items, open_array(folder / NEIGHBOUR_WEIGHTS, np.float16, items.shape))
 
-    def sums(self, histories: Indices, weights: Floats, candidates: Indices) -> Floats:
-        """Sums of each candidate's weights for the items of its user's history.
+    def sums(self, histories: Indices, weights: Floats) -> Sums:
+        """Adds up over histories.
 
         Args:
             histories: [U, H] item indices, -1: padding.
             weights: [W, U, H] of the items of the histories.
-            candidates: [U, C] item indices, -1: none.
-
-        Returns:
-            [W, U, C]; 0 for what is no neighbour of anything.
         """
-        users, items, sums = self._summed(histories, weights)
-        known, wanted = pair_keys(users, items), pair_keys(np.arange(len(candidates))[:, None], candidates)
-        if not len(known):
-            return np.zeros((len(weights), *candidates.shape), np.float32)
-        place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-        found = (known[place] == wanted) & (candidates >= 0)
-        return np.where(found, sums[:, place], np.float32(0.0))
-
-    def nearest(self, histories: Indices, weights: Floats, k: int) -> npt.NDArray[np.int64]:
-        """The ``k`` items of the largest sums for each user.
-
-        Args:
-            histories: [U, H].
-            weights: [U, H].
-            k: answers a user.
-
-        Returns:
-            [U, k] item indices, the largest sum first, -1: no further one.
-        """
-        users, items, sums = self._summed(histories, weights[None])
-        order = np.lexsort((-sums[0], users))
-        place = np.arange(len(order)) - np.searchsorted(users, users[order])
-        kept = place < k
-        nearest = np.full((len(histories), k), -1, np.int64)
-        nearest[users[order][kept], place[kept]] = items[order][kept]
-        return nearest
+        users, places = np.nonzero((histories >= 0) & (histories < len(self.items)))
+        rows = histories[users, places]
+        items, own = self.items[rows], self.weights[rows].astype(np.float32)
+        filled = items >= 0
+        keys, pair = np.unique(pair_keys(users[:, None], items)[filled], return_inverse=True)
+        values = np.stack(
+            [
+                np.bincount(pair, (weight[users, places, None] * own)[filled], len(keys)).astype(np.float32)
+                for weight in weights
+            ]
+        )
+        return Sums(keys, values, len(histories))
 
     def taken(self, rows: Indices) -> Neighbours:
         """The table of some items, which are numbered anew; [R] their rows now, some of which may be newer than it."""
@@ -105,21 +128,6 @@ class Neighbours:
         folder.mkdir()
         np.save(folder / NEIGHBOUR_ITEMS, self.items)
         np.save(folder / NEIGHBOUR_WEIGHTS, self.weights)
-
-    def _summed(self, histories: Indices, weights: Floats) -> tuple[Indices, Indices, Floats]:
-        """Users [P], ascending, neighbours of their histories [P], ascending within a user, and the sums [W, P]."""
-        users, places = np.nonzero((histories >= 0) & (histories < len(self.items)))
-        rows = histories[users, places]
-        items, own = self.items[rows], self.weights[rows].astype(np.float32)
-        filled = items >= 0
-        keys, pair = np.unique(pair_keys(users[:, None], items)[filled], return_inverse=True)
-        sums = np.stack(
-            [
-                np.bincount(pair, (weight[users, places, None] * own)[filled], len(keys)).astype(np.float32)
-                for weight in weights
-            ]
-        )
-        return keys >> 32, keys & 0xFFFFFFFF, sums
 
 
 def engagements(reader: HistoryReader, num_items: int) -> sparse.csr_matrix:

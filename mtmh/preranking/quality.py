@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from mtmh.config import PrerankerConfig
 from mtmh.data.dataset import Dataset
 from mtmh.data.histories import Histories
 from mtmh.data.randomness import Purpose, generator
-from mtmh.modules.preranker import task_probability
 from mtmh.preranking.artifact import TaskQuality
+from mtmh.preranking.forward import probability, sigmoid
 from mtmh.preranking.labels import Labels
 from mtmh.preranking.scorer import Scorer
 from mtmh.training.metrics import auc, normalized_entropy
@@ -80,21 +79,21 @@ def measure(scorer: Scorer, posed: Questions) -> dict[str, TaskQuality]:
     logits = np.empty((len(posed.items), queries.shape[1]), np.float32)
     for start in range(0, len(posed.items), _ROWS):
         part = slice(start, start + _ROWS)
-        users = torch.from_numpy(posed.users[part])
-        vectors = torch.from_numpy(scorer.vectors[posed.items[part]])
-        logits[part] = (torch.einsum("nkd,nd->nk", queries[users], vectors) + biases[users]).numpy()
+        users = posed.users[part]
+        products = queries[users] @ scorer.vectors[posed.items[part]][:, :, None]
+        logits[part] = products[:, :, 0] + biases[users]
     logits[:, 0] -= shift
     engaged = posed.labels[:, 0] > 0.5
     found: dict[str, TaskQuality] = {}
     for task in scorer.tasks:
         label = task.label
-        chance = task_probability(torch.from_numpy(logits.T), label).numpy()
+        chance = probability(logits.T, label)
         truth = posed.labels[:, 0] if label is None else posed.labels[:, 1 + label]
         quality = TaskQuality(
             auc=auc(chance, truth), normalized_entropy=normalized_entropy(chance, truth), rate=_rate(truth)
         )
         if label is not None:
-            given = torch.from_numpy(logits[engaged, 1 + label]).sigmoid().numpy()
+            given = sigmoid(logits[engaged, 1 + label])
             quality.engaged_auc = auc(given, truth[engaged])
             quality.engaged_normalized_entropy = normalized_entropy(given, truth[engaged])
             quality.engaged_rate = _rate(truth[engaged])

@@ -8,17 +8,14 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.data.arrays import Floats, Indices, open_array
 from mtmh.data.item_vectors import StackedVectors
-from mtmh.modules.preranker import UserTower, task_probability
 from mtmh.preranking.artifact import USER_TOWER, VECTORS, PrerankerSummary, TaskSummary
+from mtmh.preranking.forward import UserQueries, probability
 from mtmh.preranking.fresh import ItemTower
-from mtmh.tower.weights import fill_weights
 
 _BLOCK_FLOATS = 8_388_608  # gathered or computed at a time (32 MiB)
 # Logits of the whole catalogue cost less than those of gathered candidates where it is at most so many times larger.
@@ -44,14 +41,14 @@ class Scorer:
     def __init__(
         self,
         vectors: Floats | StackedVectors,
-        user_tower: UserTower,
+        user_tower: UserQueries,
         tasks: list[TaskSummary],
         history_length: int,
         item_tower: ItemTower | None = None,
         heads: Sequence[str] = (),
     ) -> None:
         self.vectors = vectors if isinstance(vectors, StackedVectors) else StackedVectors(vectors)
-        self._user_tower = user_tower.eval()
+        self._user_tower = user_tower
         self.tasks = tasks
         self._history_length = history_length
         self._item_tower = item_tower
@@ -71,8 +68,7 @@ class Scorer:
         made = read_summary(open_artifact(folder, "preranker"))
         if num_items is not None and made.num_items != num_items:
             raise ValueError(f"{folder}: a preranker of {made.num_items} items, the index has {num_items}")
-        user_tower = UserTower(made.dim, made.hidden, made.temperature, made.prior)
-        fill_weights(user_tower, folder / USER_TOWER)
+        user_tower = UserQueries.load(folder / USER_TOWER, made.dim, made.hidden, len(made.prior), made.temperature)
         vectors = open_array(folder / VECTORS, np.float32, (made.num_items, made.dim + len(made.prior)))
         return cls(vectors, user_tower, made.tasks, made.history_length, ItemTower(folder), made.heads)
 
@@ -98,8 +94,7 @@ class Scorer:
         """Unit-length directions of items; [..., D] for item indices [...]."""
         return self.vectors[items][..., : self._user_tower.dim]
 
-    @torch.inference_mode()
-    def queries(self, histories: Indices, users: Indices, triggers: Indices) -> tuple[Tensor, Tensor]:
+    def queries(self, histories: Indices, users: Indices, triggers: Indices) -> tuple[Floats, Floats]:
         """Reduces the user side to a vector and a constant a task.
 
         Args:
@@ -123,11 +118,9 @@ class Scorer:
             pooled[start : start + block] = sums / np.maximum(known.sum(axis=1), 1)
         own = self.vectors[triggers][:, :dim]
         history = np.where(np.count_nonzero(filled, axis=1)[users, None] > 0, pooled[users], own)
-        out: tuple[Tensor, Tensor] = self._user_tower.queries(torch.from_numpy(history), torch.from_numpy(own))
-        return out
+        return self._user_tower(history, own)
 
-    @torch.inference_mode()
-    def logits(self, queries: Tensor, biases: Tensor, items: Indices) -> Iterator[tuple[slice, Tensor]]:
+    def logits(self, queries: Floats, biases: Floats, items: Indices) -> Iterator[tuple[slice, Floats]]:
         """Logits of candidates, a block of triggers at a time.
 
         Args:
@@ -144,20 +137,18 @@ class Scorer:
         num_queries, num_candidates = queries.shape[1], items.shape[1]
         whole = num_items <= _WHOLE_CATALOGUE * num_candidates and len(items) > 1
         floats = num_items * num_queries if whole else num_candidates * max(dim, num_queries)
-        catalogue = torch.from_numpy(np.array(self.vectors[:])) if whole else torch.empty(0)
+        catalogue = self.vectors[:] if whole else np.empty(0, np.float32)
         block = max(1, _BLOCK_FLOATS // max(1, floats))
         for start in range(0, len(items), block):
             rows = slice(start, start + block)
-            wanted = torch.from_numpy(np.maximum(items[rows], 0).astype(np.int64))
+            wanted = np.maximum(items[rows], 0)
             if whole:
-                all_items = torch.matmul(queries[rows], catalogue.T)
-                found = all_items.gather(2, wanted[:, None, :].expand(-1, num_queries, -1))
+                all_items = (queries[rows].reshape(-1, dim) @ catalogue.T).reshape(-1, num_queries, num_items)
+                found = np.stack([np.take(own, places, axis=1) for own, places in zip(all_items, wanted, strict=True)])
             else:
-                vectors = torch.from_numpy(self.vectors[wanted.numpy()])
-                found = torch.bmm(queries[rows], vectors.transpose(1, 2))
+                found = (self.vectors[wanted] @ queries[rows].transpose(0, 2, 1)).transpose(0, 2, 1)
             yield rows, found + biases[rows, :, None]
 
-    @torch.inference_mode()
     def score(self, histories: Indices, users: Indices, triggers: Indices, items: Indices) -> Floats:
         """The tasks' probabilities, weighted and added up; shapes as in `queries` and `logits`.
 
@@ -166,7 +157,7 @@ class Scorer:
         """
         scores = np.empty(items.shape, np.float32)
         for rows, logits in self.logits(*self.queries(histories, users, triggers), items):
-            scores[rows] = sum(task.weight * task_probability(logits, task.label) for task in self.tasks)
+            scores[rows] = sum(task.weight * probability(logits, task.label) for task in self.tasks)
         return np.where(items >= 0, scores, np.float32(-np.inf))
 
 

@@ -85,9 +85,10 @@ def judged_candidates(
     evidence = Evidence(heads, cosines, linear, popularity, settings.history_length)
     triggers = histories[:, :_TRIGGERS]
     queries, biases = scorer.queries(histories, np.arange(len(histories)), histories[:, 0])
+    sums = evidence.sums(histories)
     found = [
-        *evidence.proposed(histories, _PROPOSED),
-        _nearest(queries[:, 0].numpy(), scorer.vectors[:], _PROPOSED),
+        *evidence.proposed(sums, _PROPOSED),
+        _nearest(queries[:, 0], scorer.vectors[:], _PROPOSED),
     ]
     for vectors in heads.values():
         known, place = np.unique(triggers, return_inverse=True)
@@ -110,9 +111,9 @@ def judged_candidates(
     candidates = np.where(present, candidates, -1)
     logits = np.empty(candidates.shape, np.float32)
     for rows, found_logits in scorer.logits(queries, biases, candidates):
-        logits[rows] = found_logits[:, 0].numpy()
+        logits[rows] = found_logits[:, 0]
     num_held_out = np.bincount(asking, ~np.isin(test, past), len(row)).astype(np.int64)
-    return Judged(evidence(histories, candidates, logits), held_out, present, num_held_out, evidence.names)
+    return Judged(evidence(histories, candidates, logits, sums), held_out, present, num_held_out, evidence.names)
 
 
 def _nearest(queries: Floats, vectors: Floats, k: int) -> Indices:

@@ -9,17 +9,14 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import torch
-from safetensors.torch import load_model
 
 from mtmh.artifacts import open_artifact
 from mtmh.data.arrays import Floats, Indices, open_array
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
-from mtmh.modules.combination import Combination
-from mtmh.modules.preranker import task_probability
 from mtmh.preranking.artifact import COMBINATION, COOCCURRENCE, LINEAR, POPULARITY
 from mtmh.preranking.evidence import Evidence
-from mtmh.preranking.neighbours import Neighbours
+from mtmh.preranking.forward import CombinedEvidence, probability
+from mtmh.preranking.neighbours import Neighbours, Sums
 from mtmh.preranking.scorer import Scorer, read_summary
 
 
@@ -32,10 +29,10 @@ class UserRanker:
         combination: of the evidence.
     """
 
-    def __init__(self, scorer: Scorer, evidence: Evidence, combination: Combination) -> None:
+    def __init__(self, scorer: Scorer, evidence: Evidence, combination: CombinedEvidence) -> None:
         self.scorer = scorer
         self.evidence = evidence
-        self.combination = combination.eval()
+        self.combination = combination
 
     @classmethod
     def load(cls, folder: Path, vectors: Mapping[str, ItemVectors]) -> Self:
@@ -64,8 +61,7 @@ class UserRanker:
             StackedVectors(popularity),
             made.history_length,
         )
-        combination = Combination(len(evidence.names), made.combination_hidden)
-        load_model(combination, folder / COMBINATION)
+        combination = CombinedEvidence.load(folder / COMBINATION, len(evidence.names), made.combination_hidden)
         return cls(scorer, evidence, combination)
 
     def with_added(
@@ -81,13 +77,13 @@ class UserRanker:
         evidence = self.evidence.with_added({head: vectors[head] for head in self.evidence.vectors}, len(items))
         return UserRanker(self.scorer.with_added(items, added), evidence, self.combination)
 
-    @torch.inference_mode()
-    def score(self, histories: Indices, candidates: Indices) -> Floats:
+    def score(self, histories: Indices, candidates: Indices, sums: tuple[Sums, Sums] | None = None) -> Floats:
         """The tasks' probabilities, weighted and added up, where the combination speaks for the engagement.
 
         Args:
             histories: [U, H] item indices, the latest first, at least one a user; -1: padding.
             candidates: [U, C] item indices, -1: none.
+            sums: as for ``Evidence``.
 
         Returns:
             [U, C]; -inf where there is no candidate.
@@ -95,10 +91,11 @@ class UserRanker:
         queries, biases = self.scorer.queries(histories, np.arange(len(histories)), histories[:, 0])
         scores = np.empty(candidates.shape, np.float32)
         for rows, logits in self.scorer.logits(queries, biases, candidates):
-            evidence = self.evidence(histories[rows], candidates[rows], logits[:, 0].numpy())
-            logits[:, 0] = self.combination(torch.from_numpy(evidence))
+            own = None if sums is None else (sums[0].of_users(rows), sums[1].of_users(rows))
+            evidence = self.evidence(histories[rows], candidates[rows], logits[:, 0], own)
+            logits[:, 0] = self.combination(evidence)
             tasks = self.scorer.tasks
-            scores[rows] = sum(task.weight * task_probability(logits, task.label) for task in tasks)
+            scores[rows] = sum(task.weight * probability(logits, task.label) for task in tasks)
         return np.where(candidates >= 0, scores, np.float32(-np.inf))
 
     def judged(
@@ -122,11 +119,12 @@ class UserRanker:
             [U, P] distinct item indices, ascending but for -1 (none), and their scores.
         """
         parts = [np.where(may_answer(found), found, -1)]
-        for items in self.evidence.proposed(histories, k + more):
+        sums = self.evidence.sums(histories)
+        for items in self.evidence.proposed(sums, k + more):
             allowed = may_answer(items) & (items >= 0)
             parts.append(np.where(allowed & (np.cumsum(allowed, axis=1) <= k), items, -1))
         pool = distinct(np.concatenate(parts, axis=1))
-        return pool, self.score(histories, pool)
+        return pool, self.score(histories, pool, sums)
 
 
 def distinct(items: Indices) -> Indices:

@@ -211,14 +211,14 @@ class Catalogue:
         ):
             where = np.flatnonzero(chosen)
             if len(where):
-                rows = table.select(shown).take(pa.array(places[where] - start)).to_pylist()
+                rows = table.select(shown).take(_rows(places[where] - start)).to_pylist()
                 for place, row in zip(where.tolist(), rows, strict=True):
                     described[place] = ItemDescription(**{name: value or "" for name, value in row.items()})
         return described
 
     def columns(self, indices: Indices, names: Sequence[str]) -> pa.Table:
         """Columns of item indices, as they are stored; N rows."""
-        return self._all.select(list(names)).take(pa.array(indices))
+        return self._all.select(list(names)).take(_rows(indices))
 
     @cached_property
     def _all(self) -> pa.Table:
@@ -337,14 +337,14 @@ class _Base:
         self.items = items
         column = items.column("item_id")
         self.id_type = "int64" if pa.types.is_integer(column.type) else "string"
-        ids: npt.NDArray[Any] = column.to_numpy()
-        self.ids = ids if self.id_type == "int64" else ids.astype(np.dtypes.StringDType())
+        self.ids = (
+            _numbers(column) if self.id_type == "int64" else np.array(column.to_pylist(), np.dtypes.StringDType())
+        )
         self._order = np.argsort(self.ids, kind="stable")
         self._sorted = self.ids[self._order]
         self.column_names = [field.name for field in items.schema if is_filterable(field.type)]
         self._columns: dict[str, ItemColumn] = {}
-        self.first_seen = _first_seen(items)
-        self.train_count = items.column("train_count").to_numpy()
+        self.train_count = _numbers(items.column("train_count"))
 
     def find(self, ids: Sequence[ItemId]) -> npt.NDArray[np.int64]:
         """Indices of ids of the right type, -1: not there."""
@@ -359,6 +359,11 @@ class _Base:
         if name not in self._columns:
             self._columns[name] = ItemColumn(self.items.column(name))
         return self._columns[name]
+
+    @cached_property
+    def first_seen(self) -> npt.NDArray[np.int64]:
+        """[I] instants at which the items were first seen."""
+        return _first_seen(self.items)
 
     @cached_property
     def by_popularity(self) -> npt.NDArray[np.int64]:
@@ -381,4 +386,16 @@ def _of_schema(items: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _first_seen(items: pa.Table) -> npt.NDArray[np.int64]:
     column = pc.fill_null(items.column("first_seen").cast(pa.int64()), _ALWAYS_NEW)
-    return np.asarray(column.to_numpy(), np.int64)
+    return _numbers(column)
+
+
+def _numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Numbers without gaps; pyarrow's own conversion imports pandas first, where it is installed."""
+    return np.from_dlpack(column.combine_chunks())
+
+
+def _rows(indices: Indices) -> pa.Array:
+    """The way back, likewise."""
+    return pa.Array.from_buffers(
+        pa.int64(), len(indices), [None, pa.py_buffer(np.ascontiguousarray(indices, np.int64))]
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,11 +74,15 @@ def compute_with(threads: int) -> None:
     """Lets faiss and torch, where this thread calls them, spread their work over so many threads.
 
     OpenMP keeps the number for each calling thread. Torch sets its own when a thread uses it for the first time, and in
-    some builds shares it with faiss, so both are told.
+    some builds shares it with faiss, so both are told; where torch is not loaded it will read the number when the
+    features of an item make it load.
     """
-    import torch
+    if "torch" in sys.modules:
+        import torch
 
-    torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     faiss.omp_set_num_threads(threads)
 
 

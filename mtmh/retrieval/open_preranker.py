@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +12,8 @@ import pyarrow as pa
 from mtmh.config.retrieval import Ranking
 from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
+from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.ranking import USER, Candidates, HeadScorePreranker, HistoryPreranker, Ranker, Requests
-
-if TYPE_CHECKING:  # torch takes a second to import, and other rankers do without
-    from mtmh.preranking.user_ranker import UserRanker
 
 _MORE_CANDIDATES = 2000  # looked at in the place of those that may not be answers
 
@@ -148,8 +145,6 @@ def open_prerankers(
     engagement = heads[0]
     rankers: dict[str, Ranker] = {}
     if "learned" in (preranker, sorter):
-        from mtmh.preranking.user_ranker import UserRanker
-
         rankers["learned"] = LearnedPreranker(UserRanker.load(folder, vectors))
     if "history" in (preranker, sorter):
         rankers["history"] = HistoryPreranker(engagement, vectors[engagement], temperature)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mtmh.modules.combination import Combination
 
 from mtmh.evaluation import remembered
 from mtmh.evaluation.remembered import remembering
@@ -21,10 +20,10 @@ class Counting(UserRanker):
     def __init__(self) -> None:
         self.scorer: Any = None
         self.evidence: Any = None
-        self.combination = Combination(1, 0)
+        self.combination: Any = None
         self.asked = 0
 
-    def score(self, histories: Any, candidates: Any) -> Any:
+    def score(self, histories: Any, candidates: Any, sums: Any = None) -> Any:
         self.asked += int((candidates >= 0).sum())
         users = np.where(histories >= 0, histories, 0).sum(axis=1)
         return np.where(candidates >= 0, (1000.0 * users[:, None] + candidates).astype(np.float32), -np.inf)

@@ -53,7 +53,9 @@ def test_sums_over_a_history_count_each_item_by_its_weight(dataset: Dataset) -> 
     histories[3] = [*histories[3, :5], dataset.num_items + 7]  # newer than the table
     candidates = rng.integers(-1, dataset.num_items + 9, (4, 50))
     weights = np.stack(history_weights(histories))
-    sums = table.sums(histories, weights, candidates)
+    added = table.sums(histories, weights)
+    sums = added.of(candidates)
+    np.testing.assert_array_equal(added.of_users(slice(1, 3)).of(candidates[1:3]), sums[:, 1:3])
     for user in range(4):
         for column, candidate in enumerate(candidates[user].tolist()):
             for kind in range(2):
@@ -64,9 +66,10 @@ def test_sums_over_a_history_count_each_item_by_its_weight(dataset: Dataset) -> 
                         if candidate >= 0 and len(at):
                             expected += float(weights[kind, user, place]) * float(table.weights[item, at[0]])
                 assert sums[kind, user, column] == pytest.approx(expected, rel=1e-4, abs=1e-7)
-    nearest = table.nearest(histories, weights[0], 9)
+    nearest = added.nearest(0, 9)
+    np.testing.assert_array_equal(added.of_users(slice(1, 9)).nearest(0, 9), nearest[1:])
     everything = np.arange(dataset.num_items)[None, :].repeat(4, axis=0)
-    totals = table.sums(histories, weights[:1], everything)[0]
+    totals = added.of(everything)[0]
     for user in range(4):
         best = np.sort(totals[user])[::-1][:9]
         np.testing.assert_allclose(totals[user][nearest[user][nearest[user] >= 0]], best[best > 0], rtol=1e-4)

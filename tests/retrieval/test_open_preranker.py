@@ -16,6 +16,7 @@ from mtmh.config import RetrievalConfig
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.preranking.artifact import TaskSummary
 from mtmh.preranking.evidence import Evidence
+from mtmh.preranking.forward import CombinedEvidence, UserQueries
 from mtmh.preranking.neighbours import Neighbours
 from mtmh.preranking.scorer import Scorer
 from mtmh.preranking.stacking import logits_alone
@@ -34,7 +35,7 @@ def scorer_of(num_items: int, dim: int = 8) -> Scorer:
     torch.manual_seed(0)
     vectors = np.random.default_rng(0).normal(size=(num_items, dim + 2)).astype(np.float32)
     vectors[:, :dim] /= np.linalg.norm(vectors[:, :dim], axis=1, keepdims=True)
-    return Scorer(vectors, UserTower(dim, [16], 0.1, [-5.0, -1.0]), TASKS, history_length=20)
+    return Scorer(vectors, UserQueries.of(UserTower(dim, [16], 0.1, [-5.0, -1.0])), TASKS, history_length=20)
 
 
 def ranker_of(num_items: int) -> UserRanker:
@@ -48,7 +49,7 @@ def ranker_of(num_items: int) -> UserRanker:
     combination = logits_alone(len(evidence.names))
     with torch.no_grad():
         combination.linear.weight[0, evidence.names.index("engagement largest")] = 50.0  # its scale is 0.01
-    return UserRanker(scorer_of(num_items), evidence, combination)
+    return UserRanker(scorer_of(num_items), evidence, CombinedEvidence.of(combination))
 
 
 def test_all_candidates_of_a_request_are_one_product() -> None:
@@ -58,8 +59,8 @@ def test_all_candidates_of_a_request_are_one_product() -> None:
     queries, biases = scorer.queries(histories, np.array([0]), np.array([5]))
     blocks = list(scorer.logits(queries, biases, items))
     assert [tuple(logits.shape) for _, logits in blocks] == [(1, 2, 100_000)]
-    wide = scorer.vectors[items[0]].astype(np.float64) @ queries[0].double().numpy().T + biases[0].double().numpy()
-    np.testing.assert_allclose(blocks[0][1][0].numpy().T, wide, rtol=1e-3, atol=1e-4)
+    wide = scorer.vectors[items[0]].astype(np.float64) @ queries[0].astype(np.float64).T + biases[0].astype(np.float64)
+    np.testing.assert_allclose(blocks[0][1][0].T, wide, rtol=1e-3, atol=1e-4)
 
 
 def test_a_candidate_is_scored_by_all_evidence_whatever_brought_it() -> None:
@@ -73,7 +74,7 @@ def test_a_candidate_is_scored_by_all_evidence_whatever_brought_it() -> None:
         history = histories[user][histories[user] >= 0]
         queries, biases = ranker.scorer.queries(histories[user : user + 1], np.array([0]), history[:1])
         for column, item in enumerate(items[row].tolist()):
-            logits = ranker.scorer.vectors[np.array([item])][0] @ queries[0].numpy().T + biases[0].numpy()
+            logits = ranker.scorer.vectors[np.array([item])][0] @ queries[0].T + biases[0]
             logit = logits[0] + 0.5 * (vectors[history] @ vectors[item]).max()
             chances = 1.0 / (1.0 + np.exp(-np.array([logit, logits[1]])))
             expected = chances[0] * (1.0 + 0.5 * chances[1]) if item >= 0 else -np.inf
