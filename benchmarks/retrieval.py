@@ -7,6 +7,10 @@ One user is a history of triggers that lie together; the answer is one list. Eac
 calls that it contains: the same queries against the same inverted lists with the same filter, called directly, one head
 after the other in the same thread. The other cases are the same request with filters, and with items added and removed
 since the build. A filter widens the search, so the same calls without it stand beside them too.
+
+``--sorter learned`` ranks by a learned preranker of random weights over simulated tables of neighbours, as large as
+those of a catalogue of this size are: what it says means nothing, how long it takes does. ``--indexes FOLDER`` keeps
+the trained indexes for the next run.
 """
 
 from __future__ import annotations
@@ -25,17 +29,27 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from mtmh.modules.combination import Combination
+from mtmh.modules.preranker import UserTower
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compare import made_by
-from mtmh.config import RetrievalConfig
+from mtmh.config import PrerankerConfig, RetrievalConfig
+from mtmh.data.item_vectors import StackedVectors
 from mtmh.index.storage import IvfSettings, Storage, empty_flat, packed, train_ivf
 from mtmh.index.vector_index import IvfIndex, selector
+from mtmh.preranking.artifact import TaskSummary
+from mtmh.preranking.evidence import Evidence
+from mtmh.preranking.forward import CombinedEvidence, UserQueries
+from mtmh.preranking.neighbours import Neighbours
+from mtmh.preranking.scorer import Scorer
+from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.filters import Filters
+from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.query import Query
-from mtmh.retrieval.ranking import HeadScorePreranker
+from mtmh.retrieval.ranking import HeadScorePreranker, Ranker
 from mtmh.retrieval.retriever import Retriever
 from mtmh.retrieval.timings import Timings
 
@@ -56,6 +70,8 @@ def main() -> None:
     parser.add_argument("--k-ann", type=int, default=1000)
     parser.add_argument("--num-probes", type=int, default=32)
     parser.add_argument("--storage", choices=["flat", "fp16", "fastscan"], default="flat")
+    parser.add_argument("--sorter", choices=["head-score", "learned"], default="head-score")
+    parser.add_argument("--indexes", type=Path, help="folder of trained indexes, which are made where they are missing")
     parser.add_argument("--added", type=int, default=10_000, help="items added since the build")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--iterations", type=int, default=8, help="of k-means")
@@ -64,11 +80,11 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
 
     vectors = {head: simulated(arguments.items, arguments.dim, seed) for seed, head in enumerate(HEADS)}
-    indexes = {head: in_memory(vectors[head], arguments.iterations, arguments.storage) for head in HEADS}
+    indexes = {head: opened(head, vectors[head], arguments) for head in HEADS}
     retriever = make_retriever(indexes, vectors, arguments)
     result: dict[str, Any] = {
         "command": made_by(),
-        "settings": {name: value for name, value in vars(arguments).items() if name != "out"},
+        "settings": {name: value for name, value in vars(arguments).items() if name not in ("out", "indexes")},
         "num_clusters": indexes[HEADS[0]].num_clusters,
         "threads": faiss.omp_get_max_threads(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
@@ -107,6 +123,18 @@ def simulated(num_items: int, dim: int, seed: int) -> Vectors:
     return vectors
 
 
+def opened(head: str, vectors: Vectors, arguments: argparse.Namespace) -> IvfIndex:
+    """The index of one head, from the folder of trained ones where it is there."""
+    if arguments.indexes is None or arguments.storage == "fastscan":
+        return in_memory(vectors, arguments.iterations, arguments.storage)
+    settings = (*vectors.shape, arguments.iterations, arguments.storage)
+    path = arguments.indexes / f"{head}-{'-'.join(map(str, settings))}.faiss"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        faiss.write_index(in_memory(vectors, arguments.iterations, arguments.storage).faiss_index, str(path))
+    return IvfIndex(faiss.read_index(str(path)))
+
+
 def in_memory(vectors: Vectors, iterations: int, storage: Storage) -> IvfIndex:
     """An index of vectors [I, D]."""
     settings = IvfSettings(iterations=iterations, storage=storage)
@@ -140,8 +168,38 @@ def make_retriever(
         Catalogue(table),
         RetrievalConfig(k=arguments.k, k_ann=arguments.k_ann, num_probes=arguments.num_probes),
         preranker=HeadScorePreranker(),
-        sorter=HeadScorePreranker((HEADS[0], vectors[HEADS[0]])),
+        sorter=learned(vectors) if arguments.sorter == "learned" else HeadScorePreranker((HEADS[0], vectors[HEADS[0]])),
     )
+
+
+def learned(vectors: dict[str, Vectors]) -> Ranker:
+    """A preranker of the sizes of the recipe's defaults."""
+    settings, num_items, rng = PrerankerConfig(), len(vectors[HEADS[0]]), np.random.default_rng(11)
+
+    def table(known: int) -> Neighbours:
+        items = np.full((num_items, settings.neighbours), -1, np.int32)
+        # An item's neighbours are the same as those of items near its number: histories share many, as they do.
+        first = np.arange(known) // 100 * 100
+        items[:known] = (first[:, None] + rng.integers(0, 2000, (1, settings.neighbours))) % num_items
+        weights = np.zeros(items.shape, np.float16)
+        weights[:known] = rng.random((1, settings.neighbours), np.float32)
+        return Neighbours(items, weights)
+
+    popularity = np.log1p(np.stack([np.arange(num_items) % 97, np.arange(num_items) % 31], axis=1)).astype(np.float32)
+    evidence = Evidence(
+        vectors, table(num_items), table(settings.linear_items), StackedVectors(popularity), settings.history_length
+    )
+    items = simulated(num_items, settings.dim, 12)
+    tower = UserTower(settings.dim, settings.hidden, settings.temperature, [-5.0])
+    combination = Combination(len(evidence.names), settings.combination_hidden)
+    tasks = [TaskSummary(name="engagement", label=None, weight=1.0)]
+    scorer = Scorer(
+        np.concatenate([items, np.zeros((num_items, 1), np.float32)], axis=1),
+        UserQueries.of(tower),
+        tasks,
+        settings.history_length,
+    )
+    return LearnedPreranker(UserRanker(scorer, evidence, CombinedEvidence.of(combination)))
 
 
 def with_changes(retriever: Retriever, arguments: argparse.Namespace) -> Retriever:

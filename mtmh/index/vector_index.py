@@ -7,7 +7,7 @@ import math
 import mmap
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import faiss
 import numpy as np
@@ -53,6 +53,18 @@ class VectorIndex(Protocol):
         """
 
 
+class Near(NamedTuple):
+    """The P clusters nearest to each of Q queries.
+
+    Attributes:
+        scores: [Q, P] float32 inner products with their centroids.
+        clusters: [Q, P] int64, the nearest first.
+    """
+
+    scores: Vectors
+    clusters: npt.NDArray[np.int64]
+
+
 def check_search(queries: Vectors, k: int, num_probes: int, dim: int) -> None:
     """Raises ValueError for arguments that no index can answer."""
     if queries.ndim != 2 or queries.shape[1] != dim:
@@ -87,10 +99,16 @@ class _FaissIndex:
         return int(self._index.d)
 
     def _search(self, index: Any, queries: Vectors, k: int, params: Any) -> tuple[Vectors, Items]:
-        found = min(k, max(self.num_items, 1))
-        scores, items = index.search(np.ascontiguousarray(queries, dtype=np.float32), found, params=params)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        return self._padded(index.search(queries, self._width(k), params=params), k)
+
+    def _width(self, k: int) -> int:
+        return min(k, max(self.num_items, 1))
+
+    def _padded(self, found: tuple[Vectors, Items], k: int) -> tuple[Vectors, Items]:
+        scores, items = found
         scores[items < 0] = -np.inf
-        missing = ((0, 0), (0, k - found))
+        missing = ((0, 0), (0, k - scores.shape[1]))
         return np.pad(scores, missing, constant_values=-np.inf), np.pad(items, missing, constant_values=-1)
 
 
@@ -156,23 +174,28 @@ class IvfIndex(_FaissIndex):
         """The ``faiss.IndexIVF`` itself, for a comparison with plain faiss."""
         return self._index
 
-    def search(self, queries: Vectors, k: int, num_probes: int, allowed: Mask | None = None) -> tuple[Vectors, Items]:
-        """As ``VectorIndex.search``; safe to call from several threads with different arguments."""
+    def search(
+        self, queries: Vectors, k: int, num_probes: int, allowed: Mask | None = None, near: Near | None = None
+    ) -> tuple[Vectors, Items]:
+        """As ``VectorIndex.search``; safe to call from several threads with different arguments.
+
+        ``near`` are the clusters of so many probes (`nearest`), where they are known already.
+        """
         check_search(queries, k, num_probes, self.dim)
         # Parameters of the call, not of the index: concurrent requests share no state.
         params = _made(faiss.SearchParametersIVF, sel=selector(allowed), nprobe=min(num_probes, self.num_clusters))
         if self.refined_index is None:
+            if near is not None:
+                return self._padded(search_lists(self._index, queries, self._width(k), near, allowed), k)
             return self._search(self._index, queries, k, params)
         wanted = max(self.refine_factor, math.ceil(_REFINED * self.refine_factor / k))
         factor = min(wanted, math.ceil(max(self.num_items, 1) / k))
         refined = _made(faiss.IndexRefineSearchParameters, k_factor=factor, base_index_params=params)
         return self._search(self.refined_index, queries, k, refined)
 
-    def nearest_clusters(self, queries: Vectors, num_probes: int) -> npt.NDArray[np.int64]:
-        """The clusters that a search of so many visits for each query, the nearest first: [Q, P] int64."""
-        probed = min(num_probes, self.num_clusters)
-        clusters: npt.NDArray[np.int64] = self._index.quantizer.search(np.ascontiguousarray(queries), probed)[1]
-        return clusters
+    def nearest(self, queries: Vectors, num_probes: int) -> Near:
+        """The clusters that a search of so many visits for each query."""
+        return Near(*self._index.quantizer.search(np.ascontiguousarray(queries), min(num_probes, self.num_clusters)))
 
     @cached_property
     def clusters_of_items(self) -> npt.NDArray[np.int32]:
@@ -193,6 +216,29 @@ class IvfIndex(_FaissIndex):
         address = ctypes.c_void_p(int(lists.ptr))
         if libc.madvise(address, ctypes.c_size_t(lists.totsize), ctypes.c_int(mmap.MADV_DONTNEED)):
             raise OSError(ctypes.get_errno(), "madvise of the inverted lists")
+
+
+def search_lists(index: Any, queries: Vectors, k: int, near: Near, allowed: Mask | None) -> tuple[Vectors, Items]:
+    """Searches the lists of some clusters of a ``faiss.IndexIVF``; faiss's own Python layer takes no parameters here.
+
+    Args:
+        index: the index.
+        queries: [Q, D] float32.
+        k: answers a query.
+        near: the clusters of each.
+        allowed: by number of the vector; None: all.
+
+    Returns:
+        Scores [Q, k] float32 and numbers of vectors [Q, k] int64, -1: none.
+    """
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    scores, items = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    params = _made(faiss.SearchParametersIVF, sel=selector(allowed), nprobe=near.clusters.shape[1])
+    at = faiss.swig_ptr
+    index.search_preassigned_c(
+        len(queries), at(queries), k, at(near.clusters), at(near.scores), at(scores), at(items), False, params
+    )
+    return scores, items
 
 
 def read_faiss(path: Path, flags: int) -> Any:

@@ -8,13 +8,15 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.arrays import Indices, Mask, Scores, narrowed
+from mtmh.data.arrays import Indices, Mask, Scores, Vectors, narrowed
 from mtmh.data.item_vectors import StackedVectors
-from mtmh.index.vector_index import IvfIndex, VectorIndex
+from mtmh.index.added_lists import AddedLists
+from mtmh.index.vector_index import IvfIndex, Near, VectorIndex
 
 Found = tuple[Scores, npt.NDArray[np.int64]]
 
 SCANNED_ITEMS = 4096  # up to so many allowed items, comparing all of them costs less than the index in any case
+SCANNED_ADDED = 1024  # up to so many added items, the latest, are in no lists
 _FEW_OF = 32  # items that may be no answers are few where they are at most so small a part of all
 _SPARE = 64  # candidates in the place of those that may be no answers
 # Costs in comparisons of a query with an item of a list (by benchmarks.retrieval, 1M x 128): testing whether an item is
@@ -30,11 +32,21 @@ class HeadSearch:
     Args:
         index: over the I items of the built version.
         vectors: of these and of F added items.
+        lists: of the first added items; None: all are compared one by one.
     """
 
-    def __init__(self, index: VectorIndex, vectors: StackedVectors) -> None:
+    def __init__(self, index: VectorIndex, vectors: StackedVectors, lists: AddedLists | None = None) -> None:
         self.index = index
         self.vectors = vectors
+        self._lists = lists
+
+    def with_added(self, vectors: Vectors, *, listed: bool) -> HeadSearch:
+        """That of more items [N, D]; ``listed``: they may be answers, so that lists are worth their while."""
+        stacked, lists = self.vectors.with_added(vectors), self._lists
+        unlisted = stacked.num_added - (lists.num_items if lists else 0)
+        if listed and unlisted > SCANNED_ADDED and isinstance(self.index, IvfIndex):
+            lists = AddedLists(self.index, stacked.added, lists)
+        return HeadSearch(self.index, stacked, lists)
 
     def search(
         self, triggers: Indices, k: int, *, num_probes: int, needed: int, allowed: Mask | None = None
@@ -53,29 +65,45 @@ class HeadSearch:
             Items [T, k], the nearest first, -1: none; scores [T, k] float32, -inf: none.
         """
         queries = self.vectors[triggers]
+        near = None
+        if self._lists is not None and isinstance(self.index, IvfIndex):  # which both ask for
+            near = self.index.nearest(queries, num_probes)
         # One more than asked for: a trigger is its own nearest neighbour.
-        found = self._search_base(queries, k + 1, num_probes, needed + 1, allowed)
+        found = self._search_base(queries, k + 1, num_probes, needed + 1, allowed, near)
         if self.vectors.num_added:
-            found = self._with_added(queries, found, allowed)
+            found = self._with_added(queries, found, allowed, near)
         scores, items = _without_self(found, triggers)
         return narrowed(items, len(self.vectors)), scores
 
-    def _search_base(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask | None) -> Found:
+    def _search_base(
+        self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask | None, near: Near | None
+    ) -> Found:
         num_items = self.index.num_items
         num_allowed = num_items
         if allowed is not None:
             allowed = allowed[:num_items]
             num_allowed = int(np.count_nonzero(allowed))
         if allowed is None or num_allowed == num_items:
-            return self._probe(queries, k, num_probes, min(needed, num_items, k), None)
+            return self._probe(queries, k, num_probes, min(needed, num_items, k), None, near)
         if (num_items - num_allowed) * _FEW_OF <= num_items and num_allowed > SCANNED_ITEMS:
-            return self._past_few(queries, k, num_probes, needed, allowed, num_items - num_allowed)
+            return self._past_few(queries, k, num_probes, needed, allowed, num_items - num_allowed, near)
         return self._search_allowed(queries, k, num_probes, needed, allowed)
 
-    def _probe(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask | None) -> Found:
+    def _probe(
+        self,
+        queries: Scores,
+        k: int,
+        num_probes: int,
+        needed: int,
+        allowed: Mask | None,
+        near: Near | None = None,
+    ) -> Found:
         """Asks the index; where fewer than ``needed`` are found, again with more clusters."""
         width, probes = min(k, self.index.num_items), min(num_probes, self.index.num_clusters)
-        scores, items = self.index.search(queries, width, probes, allowed)
+        if near is not None and isinstance(self.index, IvfIndex):
+            scores, items = self.index.search(queries, width, probes, allowed, near)
+        else:
+            scores, items = self.index.search(queries, width, probes, allowed)
         while probes < self.index.num_clusters:
             short = np.flatnonzero(items[:, needed - 1] < 0)
             if not len(short):
@@ -84,10 +112,20 @@ class HeadSearch:
             scores[short], items[short] = self.index.search(queries[short], width, probes, allowed)
         return _padded((scores, items), k)
 
-    def _past_few(self, queries: Scores, k: int, num_probes: int, needed: int, allowed: Mask, num_others: int) -> Found:
+    def _past_few(
+        self,
+        queries: Scores,
+        k: int,
+        num_probes: int,
+        needed: int,
+        allowed: Mask,
+        num_others: int,
+        near: Near | None,
+    ) -> Found:
         """Finds some more and drops the few that may be no answers; a filter would test every item that is compared."""
         spare = min(num_others, max(_SPARE, k))
-        scores, items = self._probe(queries, k + spare, num_probes, min(needed + spare, self.index.num_items), None)
+        least = min(needed + spare, self.index.num_items)
+        scores, items = self._probe(queries, k + spare, num_probes, least, None, near)
         present = items >= 0
         gone = present & ~allowed[items]
         order = np.argsort(gone | ~present, axis=1, kind="stable")[:, :k]
@@ -132,22 +170,30 @@ class HeadSearch:
         assert isinstance(self.index, IvfIndex)
         clusters = self.index.clusters_of_items[places]
         counts = np.bincount(clusters, minlength=self.index.num_clusters)
-        visited = self.index.nearest_clusters(queries, num_probes)
+        visited = self.index.nearest(queries, num_probes).clusters
         before = np.cumsum(counts[visited], axis=1) - counts[visited]
         is_visited = np.zeros(self.index.num_clusters, bool)
         is_visited[visited[before < compared]] = True
         return places[is_visited[clusters]]
 
-    def _with_added(self, queries: Scores, found: Found, allowed: Mask | None) -> Found:
+    def _with_added(self, queries: Scores, found: Found, allowed: Mask | None, near: Near | None) -> Found:
         """The best of what was found and of the added items, as many as were found."""
-        first = self.index.num_items
-        places = np.arange(self.vectors.num_added) if allowed is None else np.flatnonzero(allowed[first:])
+        first, listed = self.index.num_items, 0
+        may = np.ones(self.vectors.num_added, bool) if allowed is None else allowed[first:]
+        # A filter that leaves few of them would need more clusters than the search without it.
+        if self._lists is not None and near is not None and 2 * np.count_nonzero(may) > len(may):
+            listed = self._lists.num_items
+            some = may[:listed]
+            scores, places = self._lists.search(queries, found[0].shape[1], near, None if some.all() else some)
+            scores[places < 0] = -np.inf
+            found = _merged(found, scores, np.where(places >= 0, places + first, -1))
+        places = listed + np.flatnonzero(may[listed:])
         if not len(places):
             return found
         added = self.vectors.added[places]
         block = max(1, _COMPARED // len(places))
         parts = [
-            _merged((found[0][rows], found[1][rows]), queries[rows] @ added.T, places + first)
+            _merged((found[0][rows], found[1][rows]), queries[rows] @ added.T, places[None, :] + first)
             for rows in (slice(start, start + block) for start in range(0, len(queries), block))
         ]
         return np.concatenate([scores for scores, _ in parts]), np.concatenate([items for _, items in parts])
@@ -167,7 +213,7 @@ def _nearest(queries: Scores, vectors: Scores, items: npt.NDArray[np.int64], k: 
 
 
 def _merged(found: Found, scores: Scores, items: npt.NDArray[np.int64]) -> Found:
-    """The best of answers [Q, k] and of others with scores [Q, N] of ``items`` [N]; [Q, k]."""
+    """The best of answers [Q, k] and of others with scores [Q, N] of ``items`` [Q or 1, N]; [Q, k]."""
     width = found[0].shape[1]
     # Few of the others, if any, are better than the last answer.
     better = min(width, int((scores > found[0][:, -1:]).sum(axis=1).max(initial=0)))
@@ -175,7 +221,8 @@ def _merged(found: Found, scores: Scores, items: npt.NDArray[np.int64]) -> Found
         return found
     columns = np.argpartition(-scores, better - 1, axis=1)[:, :better]
     scores = np.concatenate([found[0], np.take_along_axis(scores, columns, axis=1)], axis=1)
-    merged = np.concatenate([found[1], items[columns]], axis=1)
+    others = np.take_along_axis(np.broadcast_to(items, (len(columns), items.shape[1])), columns, axis=1)
+    merged = np.concatenate([found[1], others], axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(merged, order, axis=1)
 

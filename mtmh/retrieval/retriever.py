@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -37,7 +37,6 @@ from mtmh.retrieval.answers import (
     user_answers,
 )
 from mtmh.retrieval.catalogue import Catalogue, ItemDescription
-from mtmh.retrieval.cpu_cores import Shares
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.open_preranker import open_prerankers
@@ -99,8 +98,6 @@ class Retriever:
         tower: Tower | None = None,
         version: str = "",
         files: FilesInUse | None = None,
-        threads: ThreadPoolExecutor | None = None,
-        cores: Shares | None = None,
     ) -> None:
         self.heads = list(indexes)
         self.catalogue = catalogue
@@ -115,9 +112,7 @@ class Retriever:
             for head, stored in vectors.items()
         }
         self.vectors = stacked
-        self._searches = AllHeads(
-            {head: HeadSearch(index, stacked[head]) for head, index in indexes.items()}, threads, cores
-        )
+        self._searches = AllHeads({head: HeadSearch(index, stacked[head]) for head, index in indexes.items()})
 
     @classmethod
     def load(cls, index_dir: Path, settings: RetrievalConfig | None = None, milvus: MilvusConfig | None = None) -> Self:
@@ -180,8 +175,8 @@ class Retriever:
 
     def exact(self) -> Retriever:
         """The same retriever over exact search: what is left of a difference to it is the index's loss."""
-        indexes = {head: ExactIndex.build(search.vectors.base) for head, search in self._searches.by_head.items()}
-        return self._changed(self.catalogue, self.vectors, indexes)
+        by_head = {head: HeadSearch(ExactIndex.build(stacked.base), stacked) for head, stacked in self.vectors.items()}
+        return self._changed(self.catalogue, by_head)
 
     def with_added(
         self, items: pa.Table, vectors: Mapping[str, npt.NDArray[np.float32]], *, answerable: bool = True
@@ -194,11 +189,13 @@ class Retriever:
             vectors: head -> [N, D] float32, unit length.
             answerable: False: the items only serve as triggers.
         """
-        stacked = {head: search.vectors.with_added(vectors[head]) for head, search in self._searches.by_head.items()}
-        changed = self._changed(self.catalogue.with_added(items, answerable=answerable), stacked)
+        by_head = {
+            head: search.with_added(vectors[head], listed=answerable) for head, search in self._searches.by_head.items()
+        }
+        changed = self._changed(self.catalogue.with_added(items, answerable=answerable), by_head)
 
         def extended(ranker: Ranker) -> Ranker:
-            return ranker.with_added(items, vectors, stacked) if isinstance(ranker, Extensible) else ranker
+            return ranker.with_added(items, vectors, changed.vectors) if isinstance(ranker, Extensible) else ranker
 
         changed.preranker = extended(self.preranker)
         changed.sorter = changed.preranker if self.sorter is self.preranker else extended(self.sorter)
@@ -210,15 +207,15 @@ class Retriever:
         Raises:
             UnknownItemError: an id is not in the index.
         """
-        return self._changed(self.catalogue.with_removed(self.catalogue.indices(ids, "item")), self.vectors)
+        return self._changed(self.catalogue.with_removed(self.catalogue.indices(ids, "item")))
 
     def with_returned(self, indices: Indices) -> Retriever:
         """A retriever that answers with removed items of these indices again, as before they were removed."""
-        return self._changed(self.catalogue.with_returned(indices), self.vectors)
+        return self._changed(self.catalogue.with_returned(indices))
 
     def with_version(self, version: str) -> Retriever:
         """This retriever under another version name."""
-        changed = self._changed(self.catalogue, self.vectors)
+        changed = self._changed(self.catalogue)
         changed.version = version
         return changed
 
@@ -536,7 +533,7 @@ class Retriever:
             away = away[away >= 0]
             if not query.boosts and not len(away):
                 return knowing
-            knowing = knowing._changed(knowing.catalogue, knowing.vectors)
+            knowing = knowing._changed(knowing.catalogue)
             adjustment = Adjustment(knowing.catalogue, knowing._likeness, query.boosts, away)
             knowing.preranker = adjusted(knowing.preranker, adjustment)
             knowing.sorter = adjusted(knowing.sorter, adjustment)
@@ -561,26 +558,14 @@ class Retriever:
         find = self.catalogue.indices if (query.unknown or self.defaults.unknown) == "error" else self.catalogue.find
         return find(query.ids, "trigger", "triggers")
 
-    def _changed(
-        self,
-        catalogue: Catalogue,
-        vectors: Mapping[str, StackedVectors],
-        indexes: Mapping[str, VectorIndex] | None = None,
-    ) -> Retriever:
-        """This retriever with some of its parts replaced."""
-        return Retriever(
-            indexes or {head: search.index for head, search in self._searches.by_head.items()},
-            vectors,
-            catalogue,
-            self.defaults,
-            preranker=self.preranker,
-            sorter=self.sorter,
-            tower=self.tower,
-            version=self.version,
-            files=self.files,
-            threads=self._searches.threads,
-            cores=self._searches.cores,
-        )
+    def _changed(self, catalogue: Catalogue, by_head: Mapping[str, HeadSearch] | None = None) -> Retriever:
+        """This retriever with some of its parts replaced; searches of both share threads and cores."""
+        changed = copy.copy(self)
+        changed.catalogue = catalogue
+        if by_head is not None:
+            changed.vectors = {head: search.vectors for head, search in by_head.items()}
+            changed._searches = AllHeads(by_head, self._searches.threads, self._searches.cores)
+        return changed
 
 
 def _read_items(index_dir: Path) -> pa.Table:

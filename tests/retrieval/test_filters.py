@@ -163,7 +163,7 @@ def test_a_filter_is_answered_from_the_clusters_near_the_triggers() -> None:
     queries = VECTORS["visual"][[4, 5]]
     near = search._near(queries, allowed, 30, compared=20.0)
     for query in queries:
-        visited = INDEXES["visual"].nearest_clusters(query[None, :], 30)[0]
+        visited = INDEXES["visual"].nearest(query[None, :], 30).clusters[0]
         members = [allowed[INDEXES["visual"].clusters_of_items[allowed] == cluster] for cluster in visited]
         enough = next(count for count in range(31) if sum(map(len, members[:count])) >= 20)
         assert set(np.concatenate(members[:enough])) <= set(near)
