@@ -98,7 +98,7 @@ def asking(
     dataset: Dataset, held: npt.NDArray[np.bool_], random: np.random.Generator
 ) -> list[tuple[list[str], set[str]]]:
     """Users who engage with held-out items in T2 only: their histories without such items, and what they want."""
-    ids = dataset.item_ids.astype(str)
+    ids = np.array(dataset.item_ids.tolist(), str)
     sample = dataset.evaluation_users(dataset.summary.num_users, 0)
     users = []
     for row in random.permutation(len(sample.user_index)):
@@ -113,7 +113,7 @@ def asking(
 def write_run(dataset: Dataset, unseen: npt.NDArray[np.bool_], content: dict[str, Any], folder: Path) -> Path:
     """Tables of all items and of the events but for those of unseen items in T1, and a recipe of them: its path."""
     folder.mkdir(exist_ok=True)
-    ids, reader = dataset.item_ids.astype(str), dataset.history_reader()
+    ids, reader = np.array(dataset.item_ids.tolist(), str), dataset.history_reader()
     parts, first = [], 0
     for group in range(reader.num_groups):
         histories = reader.read(group)
