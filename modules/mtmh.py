@@ -85,11 +85,18 @@ class MTMH(nn.Module):
         Raises:
             ValueError: there is a ``content_nn`` and no ``content``.
         """
+        return self.embeddings(self.features(sparse, dense, content))
+
+    def features(self, sparse: KeyedJaggedTensor, dense: Tensor, content: Tensor | None = None) -> Tensor:
+        """What all heads see of ``B`` items, ``[B, in_dim]``; arguments and errors as of `forward`."""
         pooled = self.sparse_nn(sparse).to(dense.dtype)
         parts = [pooled, self.dense_nn(dense)]
         if self.content_nn is not None:
             if content is None:
                 raise ValueError("this model takes content embeddings in: give it content [B, Dc]")
             parts.append(self.content_nn(content))
-        features = torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1)
+
+    def embeddings(self, features: Tensor) -> dict[str, Tensor]:
+        """Head name to ``[B, D]``, of features ``[B, in_dim]``."""
         return {name: mlp(features) for name, mlp in self.head_mlps.items()}

@@ -14,6 +14,7 @@ from mtmh.config.retrieval import RetrievalConfig
 from mtmh.config.serving import AdaptiveAlphaConfig, ServiceConfig
 from mtmh.config.tower import EmbeddingConfig
 from mtmh.config.training import (
+    GradNormConfig,
     LossConfig,
     PlanConfig,
     PropensityConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "EncoderTrainingConfig",
     "EvaluationConfig",
     "Fraction",
+    "GradNormConfig",
     "HeadConfig",
     "IdTableConfig",
     "IndexConfig",

@@ -44,6 +44,19 @@ class SemanticConfig(Settings):
     share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
 
 
+class GradNormConfig(Settings):
+    """The way ``weighting: gradnorm`` moves the weights of losses.
+
+    ``alpha``: how much more a loss shall pull that has come down less; 0: all pull alike. ``learning_rate``: of the
+    weights, relative to the mean pull. ``every``: steps from one look to the next; a look costs a pass and a backward
+    of each loss.
+    """
+
+    alpha: NonNegative = 1.5
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.025
+    every: Positive = 10
+
+
 class LossConfig(Settings):
     """InfoNCE and KL distillation over shared negatives (paper, equations 1 to 3)."""
 
@@ -63,8 +76,10 @@ class LossConfig(Settings):
     history_mask_length: Positive = 100  # the last items of a history that are masked as accidental hits
     propensity: PropensityConfig | None = None
     # fixed: losses add up by the heads' weights. uncertainty: each loss of a head is also divided by a learned variance
-    # (1705.07115), so that one that cannot get small weighs less.
-    weighting: Literal["fixed", "uncertainty"] = "fixed"
+    # (1705.07115), so that one that cannot get small weighs less. gradnorm: weights begin as the heads' and then
+    # move so that losses pull alike on what the heads share (1711.02257).
+    weighting: Literal["fixed", "uncertainty", "gradnorm"] = "fixed"
+    gradnorm: GradNormConfig = GradNormConfig()
     semantic: SemanticConfig = SemanticConfig()
     chunk_rows: Annotated[Positive, Decides()] = 256
     # auto: Triton on GPUs where it is installed. Not the default before a GPU has run it.

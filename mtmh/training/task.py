@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from mtmh.modules.losses import Products, Similar, TeacherEmbeddings, contrastiv
 from mtmh.modules.mtmh import MTMH
 from mtmh.specs import Head
 from mtmh.training.frequencies import StreamingFrequencies
+from mtmh.training.grad_norm import GradNorm
 from mtmh.training.semantic import label_pairs
 from mtmh.training.shared_negatives import SharedNegatives, hits_of, share_negatives
 
@@ -65,8 +67,18 @@ class TrainTask(nn.Module):
     def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """See `GlobalLoss`."""
         content = batch.content if self.content is None else self.content(batch.sparse)
-        embeddings = self.model(batch.sparse, batch.dense, content)
-        return cast(tuple[Tensor, Tensor], self.loss(embeddings, batch, content))
+        features = self.model.features(batch.sparse, batch.dense, content)
+        return cast(tuple[Tensor, Tensor], self.loss(self.model.embeddings(features), batch, content, features))
+
+
+class _Step(NamedTuple):
+    """What all losses of a step are computed from."""
+
+    by_head: list[Tensor]
+    batch: PairBatch
+    negatives: SharedNegatives
+    log_weight: Tensor
+    teacher: TeacherEmbeddings | None
 
 
 class GlobalLoss(nn.Module):
@@ -108,14 +120,18 @@ class GlobalLoss(nn.Module):
         self.log_variances = nn.Parameter(torch.zeros(3, len(heads))) if config.weighting == "uncertainty" else None
         weights = [(head.engagement_weight, head.relevance_weight, head.semantic_weight) for head in heads]
         self._weights = torch.tensor(weights).T
+        self.grad_norm = GradNorm(self._weights, config.gradnorm) if config.weighting == "gradnorm" else None
         self._distils = any(head.relevance_weight > 0.0 for head in heads)
-        self._semantic = [number for number, head in enumerate(heads) if head.semantic_weight > 0.0]
-        assert directions is None or not self._semantic
+        assert directions is None or not any(head.semantic_weight > 0.0 for head in heads)
         self._directions = directions
         self._sim = sim
 
     def forward(
-        self, embeddings: dict[str, Tensor], batch: PairBatch, content: Tensor | None = None
+        self,
+        embeddings: dict[str, Tensor],
+        batch: PairBatch,
+        content: Tensor | None = None,
+        features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Computes the loss.
 
@@ -123,6 +139,7 @@ class GlobalLoss(nn.Module):
             embeddings: head name to [U, D], rows as in ``batch``.
             batch: this rank's share of the global batch.
             content: [U, Dc] in place of that of the batch, if given.
+            features: [U, F] that the embeddings are made of, for ``weighting = gradnorm``.
 
         Returns:
             loss [1] to differentiate; losses [3, num_heads], engagement, relevance and semantic, detached: added up
@@ -147,15 +164,32 @@ class GlobalLoss(nn.Module):
                 negative=negatives.content,
                 temperature=config.teacher_temperature,
             )
+        step = _Step(by_head, batch, negatives, log_weight, teacher)
+        if self.grad_norm is not None and torch.is_grad_enabled() and self.grad_norm.is_due(batch.step):
+            assert features is not None
+            self._balance(step, features)
+        loss, losses = self._losses(step, dict(enumerate(self._weighted_heads())))
+        if self.log_variances is not None:
+            loss = loss + self._variance_terms(losses)
+        return (loss * dist.get_world_size()).reshape(1), losses
+
+    def _losses(self, step: _Step, heads: Mapping[int, Head]) -> tuple[Tensor, Tensor]:
+        """The weighted sum of some heads' losses, and each of them, [3, len(heads)], detached.
+
+        Args:
+            step: what they are computed from.
+            heads: place of a head -> its weights.
+        """
+        config, batch, negatives = self._config, step.batch, step.negatives
         sums = contrastive_losses(
-            trigger=[rows.index_select(0, batch.trigger) for rows in by_head],
-            positive=[rows.index_select(0, batch.positive) for rows in by_head],
-            negative=negatives.embeddings,
-            heads=self._weighted_heads(),
+            trigger=[step.by_head[place].index_select(0, batch.trigger) for place in heads],
+            positive=[step.by_head[place].index_select(0, batch.positive) for place in heads],
+            negative=[negatives.embeddings[place] for place in heads],
+            heads=list(heads.values()),
             temperature=config.temperature,
             row_weight=batch.weight,
-            log_weight_negative=log_weight,
-            teacher=teacher,
+            log_weight_negative=step.log_weight,
+            teacher=step.teacher,
             hits=hits_of(batch, negatives.items),
             chunk_rows=config.chunk_rows,
             kernel=config.kernel,
@@ -165,18 +199,34 @@ class GlobalLoss(nn.Module):
         scale = 1.0 / negatives.total_weight if negatives.total_weight else 0.0
         loss, parts = sums.total * scale, torch.stack([sums.engagement, sums.relevance]) * scale
         semantic = torch.zeros_like(parts[0])
-        if self._semantic:
-            semantic_loss, semantic[self._semantic] = self._semantic_losses(by_head, batch, negatives, log_weight)
+        labelled = {place: head for place, head in heads.items() if head.semantic_weight > 0.0}
+        if labelled:
+            semantic_loss, of_heads = self._semantic_losses(step, labelled)
+            semantic[[place in labelled for place in heads]] = of_heads
             loss = loss + semantic_loss
-        if self.log_variances is not None:
-            loss = loss + self._variance_terms(torch.cat([parts, semantic[None]]).detach())
-        return (loss * dist.get_world_size()).reshape(1), torch.cat([parts, semantic[None]]).detach()
+        return loss, torch.cat([parts, semantic[None]]).detach()
+
+    def _balance(self, step: _Step, features: Tensor) -> None:
+        """Lets the weights follow the gradients of each loss alone: a pass and a backward to the features for each."""
+        assert self.grad_norm is not None
+        losses, gradients = torch.zeros_like(self.grad_norm.weights), []
+        for kind, place in self._weights.nonzero().tolist():
+            alone = [0.0, 0.0, 0.0]
+            alone[kind] = 1.0
+            loss, parts = self._losses(step, {place: Head(self._heads[place].name, *alone)})
+            (gradient,) = torch.autograd.grad(loss, features, retain_graph=True)
+            gradients.append(gradient)
+            losses[kind, place] = parts[kind, 0]
+        self.grad_norm.update(losses, gradients, features.detach())
 
     def _weighted_heads(self) -> tuple[Head, ...]:
         """The heads with the weights of this step."""
-        if self.log_variances is None:
+        if self.grad_norm is not None:
+            weights = self.grad_norm.by_loss()
+        elif self.log_variances is not None:
+            weights = (self._weights.to(self.log_variances) * (-self.log_variances.detach()).exp()).T.tolist()
+        else:
             return self._heads
-        weights = (self._weights.to(self.log_variances) * (-self.log_variances.detach()).exp()).T.tolist()
         return tuple(Head(head.name, *of_head) for head, of_head in zip(self._heads, weights, strict=True))
 
     def _variance_terms(self, losses: Tensor) -> Tensor:
@@ -201,24 +251,22 @@ class GlobalLoss(nn.Module):
             return torch.zeros_like(negatives.log_q)
         return negatives.log_q + math.log(negatives.num_draws)
 
-    def _semantic_losses(
-        self, by_head: list[Tensor], batch: PairBatch, negatives: SharedNegatives, log_weight: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _semantic_losses(self, step: _Step, heads: Mapping[int, Head]) -> tuple[Tensor, Tensor]:
         """The semantic task: the sampled softmax with the pseudo-label as the positive; other aligned items left out.
 
         Returns:
-            The weighted sum over the heads that have it, and each one's own.
+            The weighted sum over the heads, all of which have it, and each one's own.
         """
-        heads = self._weighted_heads()
+        batch, negatives = step.batch, step.negatives
         pairs = label_pairs(batch, negatives, self._config.semantic, self._seed)
         sums = contrastive_losses(
-            trigger=[by_head[number].index_select(0, pairs.trigger) for number in self._semantic],
-            positive=[negatives.embeddings[number].index_select(0, pairs.label) for number in self._semantic],
-            negative=[negatives.embeddings[number] for number in self._semantic],
-            heads=[Head(heads[i].name, engagement_weight=heads[i].semantic_weight) for i in self._semantic],
+            trigger=[step.by_head[place].index_select(0, pairs.trigger) for place in heads],
+            positive=[negatives.embeddings[place].index_select(0, pairs.label) for place in heads],
+            negative=[negatives.embeddings[place] for place in heads],
+            heads=[Head(head.name, engagement_weight=head.semantic_weight) for head in heads.values()],
             temperature=self._config.temperature,
             row_weight=pairs.weight,
-            log_weight_negative=log_weight,
+            log_weight_negative=step.log_weight,
             hits=(torch.arange(len(pairs.label), device=pairs.label.device), pairs.label),
             similar=Similar(
                 batch.content.index_select(0, pairs.trigger), negatives.content, self._config.semantic.threshold

@@ -52,6 +52,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "uniform_only": {"in_batch_negatives": False, "mask_history": False},
     "streaming": {"log_q": "streaming", "log_q_rate": 0.3},
     "semantic": {"semantic": {"threshold": 0.4, "share": 0.5}},
+    "gradnorm": {"weighting": "gradnorm", "gradnorm": {"learning_rate": 0.1, "every": 2}},
     "fewer_candidates": {"in_batch_share": 0.4},
     "uncorrected": {
         "log_q": "none",
@@ -227,6 +228,19 @@ def test_full_adagrad_allows_column_plans(root: Path, plan: str, world_size: int
 @pytest.mark.parametrize("loss", LOSSES)
 def test_other_losses_do_not_depend_on_ranks(root: Path, loss: str, world_size: int) -> None:
     assert_same_run(loss_config(root, world_size, loss), loss_config(root, 1, loss))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_balanced_weights_do_not_depend_on_ranks(root: Path, world_size: int) -> None:
+    states = [
+        state_of(latest_checkpoint(loss_config(root, size, "gradnorm").model_dir("checkpoints")))
+        for size in (world_size, 1)
+    ]
+    weights, expected = (state["loss.grad_norm.weights"] for state in states)
+    torch.testing.assert_close(weights, expected, rtol=1e-5, atol=1e-6)
+    begun = torch.tensor([[1.0, 1.0], [0.0, 0.5], [0.0, 0.0]])
+    assert expected.sum().item() == pytest.approx(begun.sum().item())
+    assert ((expected - begun).abs()[begun > 0] > 0.01).all()
 
 
 @pytest.mark.parametrize("world_size", [1, 3])

@@ -16,13 +16,14 @@ from synthetic_dataset import pair_loader
 from tiny_run import tiny_config, write_inputs
 from torch import Tensor
 
-from mtmh.config import Config
+from mtmh.config import Config, GradNormConfig
 from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks
 from mtmh.specs import Head
 from mtmh.training.content import teacher_directions
+from mtmh.training.grad_norm import GradNorm
 from mtmh.training.semantic import label_pairs
 from mtmh.training.shared_negatives import share_negatives, shared_candidates
 from mtmh.training.task import GlobalLoss
@@ -204,6 +205,76 @@ def test_learned_variances_divide_the_losses_and_have_their_own_gradient(root: P
     (of_variances,) = torch.autograd.grad(formula.sum(), [log_variances])
     torch.testing.assert_close(gradients[-1].double(), of_variances, rtol=1e-5, atol=1e-6)
     assert (of_variances[weights == 0] == 0).all()
+
+
+def test_balanced_weights_follow_the_formulas_of_gradnorm(root: Path) -> None:
+    settings = {"alpha": 1.5, "learning_rate": 0.05, "every": 2}
+    config = tiny_config(
+        root,
+        loss={"num_uniform_negatives": 40, "temperature": 0.5, "weighting": "gradnorm", "gradnorm": settings},
+    )
+    fixed = config.loss.model_copy(update={"weighting": "fixed"})
+    task = GlobalLoss(HEADS, config.loss, config.seed)
+    assert task.grad_norm is not None
+    kinds = ("engagement", "relevance", "semantic")
+    alone = [
+        (kind, place, Head(head.name, **{f"{other}_weight": float(other == kind) for other in kinds}))
+        for kind in kinds
+        for place, head in enumerate(HEADS)
+        if getattr(head, f"{kind}_weight")
+    ]
+    weights = np.array([getattr(HEADS[place], f"{kind}_weight") for kind, place, _ in alone])
+    total, first = weights.sum(), None
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.randn(6, 8, dtype=torch.float64, generator=generator) for _ in HEADS]
+
+    for batch in islice(batches_of(config), 5):
+        features = torch.randn(len(batch.item_index), 6, dtype=torch.float64, generator=generator).requires_grad_()
+        embeddings = {
+            head.name: torch.nn.functional.normalize(features @ layer, dim=1)
+            for head, layer in zip(HEADS, layers, strict=True)
+        }
+        loss, reported = task(embeddings, batch, None, features)
+        if batch.step % 2 == 0:
+            losses, pulls = [], []
+            for kind, _, head in alone:
+                value, parts = GlobalLoss((head,), fixed, config.seed)({head.name: embeddings[head.name]}, batch)
+                # The gradient of a layer that multiplies the features, where it is the identity.
+                layer = torch.eye(6, dtype=torch.float64, requires_grad=True)
+                (gradient,) = torch.autograd.grad(value.sum(), features, retain_graph=True)
+                (of_layer,) = torch.autograd.grad((features.detach() @ layer * gradient).sum(), layer)
+                pulls.append(of_layer.norm().item())
+                losses.append(float(parts[kinds.index(kind), 0]))
+            first = np.array(losses) if first is None else first
+            norms = weights * pulls
+            relative = np.array(losses) / first
+            target = norms.mean() * (relative / relative.mean()) ** 1.5
+            weights = weights - 0.05 * np.sign(norms - target) * pulls / norms.mean()
+            weights = np.maximum(weights, 1e-3 * total)
+            weights = weights * total / weights.sum()
+        found = [task.grad_norm.weights[kinds.index(kind), place].item() for kind, place, _ in alone]
+        np.testing.assert_allclose(found, weights, rtol=1e-4)
+        assert np.count_nonzero(task.grad_norm.weights) == len(alone)
+        expected = sum(
+            weight * float(reported[kinds.index(kind), place])
+            for (kind, place, _), weight in zip(alone, weights, strict=True)
+        )
+        assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_balanced_weights_make_losses_pull_alike() -> None:
+    """With ``alpha`` 0, from any beginning."""
+    weights = torch.tensor([[1.0, 1.0], [0.0, 0.5], [0.0, 0.0]])
+    balance = GradNorm(weights, GradNormConfig(alpha=0.0, learning_rate=0.01, every=1))
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(20, 6, generator=generator)
+    gradients = [scale * torch.randn(20, 6, generator=generator) for scale in (1.0, 3.0, 10.0)]
+    for _ in range(300):
+        balance.update(torch.ones(3, 2), gradients, features)
+    plain = torch.stack([(gradient.T @ features).norm() for gradient in gradients])
+    pulls = plain * balance.weights[weights > 0]
+    torch.testing.assert_close(pulls / pulls.mean(), torch.ones(3), rtol=0.0, atol=0.1)
+    assert balance.weights.sum().item() == pytest.approx(2.5)
 
 
 def test_distillation_compares_the_teachers_largest_directions(root: Path) -> None:

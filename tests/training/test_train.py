@@ -74,9 +74,16 @@ def test_checkpoints_hold_the_run_and_only_the_last_are_kept(root: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("plan", "loss"), [(None, {}), ("data_parallel", {}), ("row_wise", {}), (None, {"log_q": "streaming"})]
+    ("plan", "loss"),
+    [
+        (None, {}),
+        ("data_parallel", {}),
+        ("row_wise", {}),
+        (None, {"log_q": "streaming"}),
+        (None, {"weighting": "gradnorm", "gradnorm": {"every": 2}}),
+    ],
 )
-def test_a_resumed_run_equals_one_without_a_break(root: Path, plan: str | None, loss: dict[str, str]) -> None:
+def test_a_resumed_run_equals_one_without_a_break(root: Path, plan: str | None, loss: dict[str, Any]) -> None:
     whole, broken = root / "whole", root / "broken"
     for folder in (whole, broken):
         folder.mkdir()
@@ -89,7 +96,8 @@ def test_a_resumed_run_equals_one_without_a_break(root: Path, plan: str | None, 
     other = trained(broken, 9, sharding=sharding, loss=loss)
     expected, state = (state_of(latest_checkpoint(c.model_dir("checkpoints"))) for c in (first, other))
     assert state.keys() == expected.keys()
-    assert ("frequencies.gap" in state) == bool(loss)
+    assert ("frequencies.gap" in state) == ("log_q" in loss)
+    assert ("loss.grad_norm.first" in state) == ("weighting" in loss)
     for name, value in expected.items():
         assert torch.equal(state[name], value), name
     assert losses_of(other) == losses_of(first)
