@@ -22,7 +22,7 @@ from mtmh.evaluation.origin import origin_of
 from mtmh.evaluation.published import rank_published
 from mtmh.evaluation.report import write_report
 from mtmh.evaluation.results import METRICS, REPORT, USERS, Evaluation, Protocol, Published, users_file
-from mtmh.evaluation.subject import ItemRows, Subject
+from mtmh.evaluation.subject import CandidateSearch, ItemRows, Subject
 from mtmh.evaluation.user_values import UserValues
 from mtmh.evaluation.yardstick_rows import YardstickRows
 from mtmh.index.artifact import PRERANKER
@@ -43,6 +43,7 @@ def evaluate(
     *,
     index: Path | None = None,
     published: Path | None = None,
+    search: CandidateSearch | None = None,
 ) -> Artifact:
     """Writes an evaluation artifact: ``metrics.json``, ``report.html`` and per-user values.
 
@@ -53,6 +54,7 @@ def evaluate(
         index: a version of the index, or another index; None: the published version.
         published: a version to measure beside on the same users, of whatever data; None: none. If it cannot be
             measured, the evaluation says why.
+        search: finds candidates in the index's place, for a model whose similarity no index has.
 
     Raises:
         ValueError: an input is missing, belongs to another dataset, or was evaluated by another protocol.
@@ -67,7 +69,8 @@ def evaluate(
             " again, or evaluate another version (mtmh index list, mtmh evaluate --index-version)"
         )
     retriever = Retriever.load(opened.path, config.retrieval, config.index.milvus)
-    subject = Subject(retriever, ItemRows.match(dataset, retriever.catalogue) if compacted else None)
+    assert search is None or not compacted
+    subject = Subject(retriever, ItemRows.match(dataset, retriever.catalogue) if compacted else None, search=search)
     settings = config.evaluation
     cohort = make_cohort(
         dataset.evaluation_users(settings.num_users, config.seed),
@@ -107,7 +110,7 @@ def evaluate(
         sorter=subject.ranked_by[1],
         steps=origin.steps,
         origin=origin,
-        examples=find_examples(retriever),
+        examples=find_examples(retriever) if search is None else [],
         protocol=Protocol(
             num_triggers=settings.num_triggers,
             k=config.retrieval.k,

@@ -17,6 +17,8 @@ from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker, Requests, UserListSource
 from mtmh.retrieval.retriever import Retriever
 
+CandidateSearch = Callable[[str, Indices, int], Candidates]  # head, [T] triggers, k_ann -> [T, k_ann]
+
 
 class Subject:
     """A retriever that is asked by rows of a dataset and answers with such.
@@ -25,6 +27,7 @@ class Subject:
         retriever: to evaluate.
         rows: where the items of the dataset are in its index; None: at the same rows.
         rankers: preranker and sorter, where they are not the retriever's own.
+        search: finds candidates in the retriever's place, where rows are the dataset's.
 
     Attributes:
         heads: names, the engagement head first.
@@ -34,8 +37,13 @@ class Subject:
     """
 
     def __init__(
-        self, retriever: Retriever, rows: ItemRows | None = None, rankers: tuple[Ranker, Ranker] | None = None
+        self,
+        retriever: Retriever,
+        rows: ItemRows | None = None,
+        rankers: tuple[Ranker, Ranker] | None = None,
+        search: CandidateSearch | None = None,
     ) -> None:
+        self._search = search
         self._retriever = retriever
         self._rows = rows
         self._rankers = rankers or (remembering(retriever.preranker), remembering(retriever.sorter))
@@ -60,6 +68,8 @@ class Subject:
         Items that the dataset does not have are no candidates, so gaps (-1) may be anywhere in a row. They are not kept
         out of the search: few allowed items would be compared one by one, which shows nothing of the index's loss.
         """
+        if self._search is not None:
+            return self._search(head, triggers, k_ann)
         if self._rows is None:
             return self._retriever.search(head, triggers, k_ann, num_probes, needed=needed)
         rows = self._rows.row_of[triggers]

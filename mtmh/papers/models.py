@@ -30,15 +30,16 @@ NEXT_ITEM: Part = "leave-one-out"  # the one part of recipes that ask for a user
 # Of the teacher that a model takes in; "both" and "text" of a recipe whose teacher reads text alone are the same.
 Modality = Literal["text", "image", "both"]
 
-Source = Literal["hstu", "sasrec", "content"]  # of item embeddings that no tower of ours makes
+Source = Literal["hstu", "sasrec", "content", "mixture"]  # of candidates that no tower of ours finds
 
 # Modules that make a model's artifacts.
 STAGES, VECTORS, WATCH, ADAPT = "mtmh.cli", "mtmh.papers.vectors", "mtmh.papers.convergence", "mtmh.papers.adaptive"
 
 MTMH = "MTMH"
 CONTENT = "content encoder"
+MIXTURE = "MoL, mixture of logits"
 DEFAULTS = "MTMH, defaults"  # the recipe's own settings, not the paper's
-LEARNED_WEIGHTS = "MTMH, learned weights"  # of the losses, by uncertainty
+LEARNED_WEIGHTS = {"MTMH, learned weights": "uncertainty", "MTMH, GradNorm": "gradnorm"}  # of the losses
 WEIGHTS = (0.0, 0.25, 0.5, 1.0, 5.0)  # w_r of table 4
 # Of the semantic task beside a co-engagement loss of weight 1: a thousandth of the related-video paper's (table I).
 MULTIMODAL_WEIGHT = 0.5  # the same of its table II
@@ -165,13 +166,14 @@ MODELS: dict[str, PaperModel] = {
         _paper("HLLM", "hllm"),
         _paper("HSTU", vectors="hstu"),
         _paper("SASRec", vectors="sasrec"),
+        _paper(MIXTURE, "neucf", vectors="mixture"),
         _paper(CONTENT, vectors="content"),
         _paper("MTSH", "mtsh"),
         _paper("STMH", "stmh", heads=2),
         *(_weighted(weight) for weight in WEIGHTS if weight != 0.5),
         *map(_semantic, SEMANTIC_WEIGHTS),
         *map(_with_input, get_args(Modality)),
-        _paper(LEARNED_WEIGHTS, heads=2, loss__weighting="uncertainty"),
+        *(_paper(name, heads=2, loss__weighting=weighting) for name, weighting in LEARNED_WEIGHTS.items()),
         *map(_propensity, (None, "candidate", "both")),
     )
 }
@@ -181,7 +183,7 @@ PROPENSITIES = tuple(name for name in MODELS if "propensity" in name)  # MTMH it
 BASELINES = ("ItemCF", "NeuCF", "MoL", "HLLM", "HSTU")
 
 # Those that can be had on data without content.
-WITHOUT_CONTENT = ("ItemCF", "NeuCF", "MoL", "HSTU", "SASRec", DEFAULTS)
+WITHOUT_CONTENT = ("ItemCF", "NeuCF", "MoL", "HSTU", "SASRec", MIXTURE, DEFAULTS)
 
 # Training runs of figure 7, whose embeddings are watched on their way.
 WATCHED: dict[str, PaperModel] = {
@@ -199,9 +201,9 @@ WATCHED: dict[str, PaperModel] = {
 ADAPTED = PaperModel("alpha for each user", ("paper",), 2, {"training.epochs": "auto"}, (ADAPT,))
 
 NEEDED: dict[Part, tuple[str, ...]] = {
-    "table1": (MTMH, *BASELINES, "SASRec", DEFAULTS),
+    "table1": (MTMH, *BASELINES, "SASRec", MIXTURE, DEFAULTS),
     "table2": (MTMH, "MTSH", "STMH"),
-    "table4": tuple(dict.fromkeys([MTMH, *map(weight_name, WEIGHTS), LEARNED_WEIGHTS])),
+    "table4": tuple(dict.fromkeys([MTMH, *map(weight_name, WEIGHTS), *LEARNED_WEIGHTS])),
     "figure1": (MTMH, "NeuCF", CONTENT),
     "figure2": (MTMH, "NeuCF", "MTSH"),
     "figure6": (MTMH, *BASELINES, "MTSH", "STMH"),

@@ -16,6 +16,7 @@ from mtmh.papers.models import (
     CONTENT,
     DEFAULTS,
     LEARNED_WEIGHTS,
+    MIXTURE,
     MTMH,
     MULTIMODAL_WEIGHT,
     NEXT_ITEM,
@@ -147,7 +148,7 @@ def _shown(interval: Interval | None) -> str:
 
 def _table_1(rows: Mapping[str, Measured]) -> Table:
     table = Table("table1", "Table 1: MTMH and baselines", COLUMNS)
-    _beside(table, rows, [*BASELINES, "SASRec", MTMH, DEFAULTS, *YARDSTICKS], TABLE_1)
+    _beside(table, rows, [*BASELINES, "SASRec", MIXTURE, MTMH, DEFAULTS, *YARDSTICKS], TABLE_1)
     return table
 
 
@@ -168,10 +169,10 @@ def _table_4(rows: Mapping[str, Measured]) -> Table:
         table.lines.append([f"{name}, paper", *(f"{figure:+.2f} %" for figure in paper)])
         table.lines.append([f"{name}, here", *(_relative(rows[name], base, column) for column in columns)])
         _add_command(table, rows[name])
-    if base is not None and LEARNED_WEIGHTS in rows:
-        learned = rows[LEARNED_WEIGHTS]
-        table.lines.append([f"{LEARNED_WEIGHTS}, here", *(_relative(learned, base, column) for column in columns)])
-        _add_command(table, learned)
+    for name in LEARNED_WEIGHTS:
+        if base is not None and name in rows:
+            table.lines.append([f"{name}, here", *(_relative(rows[name], base, column) for column in columns)])
+            _add_command(table, rows[name])
     if table.commands and base is not None:
         table.lines.append([f"{weight_name(0.5)}, w_r = 0.5, here", *(_shown(base.interval(c)) for c in columns)])
         _add_command(table, base)

@@ -3,8 +3,8 @@
     python -m mtmh.papers.vectors hstu synthetic+paper --set name=hstu
 
 ``hstu``, ``sasrec``: the item embeddings of that sequence model. ``content``: the teacher's embeddings, the paper's
-content-encoder model. Dataset, content embeddings and preranker must be there; what is there and unchanged is not done
-again.
+content-encoder model. ``mixture``: a mixture of logits, whose neighbours take the place of the index's. Dataset,
+content embeddings and preranker must be there; what is there and unchanged is not done again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.evaluation.evaluate import evaluate
 from mtmh.index.build import build_version
 from mtmh.index.versions import current_version
+from mtmh.papers.mixture import MixtureSettings, Neighbours, mixture_identity, train_mixture
 from mtmh.papers.models import Source
 from mtmh.papers.sequence_model import SequenceSettings, train_sequence_model
 from mtmh.tower.artifact import EmbeddingsSummary, vectors_file
@@ -55,7 +56,11 @@ def evaluate_vectors(source: Source, config: Config) -> Artifact:
     index = _current_index(config, needed) or build_version(config)
     found = config.model_dir("evaluation")
     digest = open_artifact(index, "index").manifest.digest
-    return _unchanged(found, "evaluation", {"index": digest}, decisive(config, "evaluation")) or evaluate(config, found)
+    made = _unchanged(found, "evaluation", {"index": digest}, decisive(config, "evaluation"))
+    if made is not None:
+        return made
+    neighbours = Neighbours.read(vectors.path) if source == "mixture" else None
+    return evaluate(config, found, search=None if neighbours is None else neighbours.search)
 
 
 def write_vectors(source: Source, config: Config, dataset: Dataset) -> Artifact:
@@ -66,31 +71,40 @@ def write_vectors(source: Source, config: Config, dataset: Dataset) -> Artifact:
         config: the recipe.
         dataset: of its items.
     """
-    inputs, settings = {"dataset": dataset.artifact}, {}
-    if source == "content":
+    inputs, content = {"dataset": dataset.artifact}, None
+    if source == "content" or (source == "mixture" and config.needs_content):
         content = open_content(config.content_dir, dataset)
         inputs["content"] = content.artifact
-    else:
+    sequence, mixture = None, MixtureSettings()
+    settings: dict[str, Any] = {"source": source}
+    if source == "mixture":
+        settings |= asdict(mixture) | mixture_identity(config)
+    elif source != "content":
         sequence = SequenceSettings(
             kind=source,
             dim=config.model.head_dim,
             num_negatives=config.loss.num_uniform_negatives,
             seed=config.training.seed_or(config.seed),
         )
-        settings = asdict(sequence)
+        settings |= asdict(sequence)
     path = config.model_dir("embeddings")
     digests = {name: artifact.manifest.digest for name, artifact in inputs.items()}
-    made = _unchanged(path, "embeddings", digests, {"source": source} | settings)
+    made = _unchanged(path, "embeddings", digests, settings)
     if made is not None:
         return made
-    vectors = (
-        np.asarray(content.embeddings, np.float32) if source == "content" else train_sequence_model(dataset, sequence)
-    )
+    neighbours = None
+    if sequence is not None:
+        vectors = train_sequence_model(dataset, sequence)
+    elif source == "mixture":
+        vectors, neighbours = train_mixture(config, dataset, content, mixture)
+    else:
+        assert content is not None
+        vectors = np.asarray(content.embeddings, np.float32)
     recipe = config.model_dump(mode="json")
-    with write_artifact(
-        path, "embeddings", config=recipe, inputs=inputs, decisive={"source": source} | settings
-    ) as writer:
+    with write_artifact(path, "embeddings", config=recipe, inputs=inputs, decisive=settings) as writer:
         np.save(writer.folder / vectors_file(HEAD), vectors)
+        if neighbours is not None:
+            neighbours.write(writer.folder)
         summary = EmbeddingsSummary(heads=[HEAD], dim=vectors.shape[1], num_items=dataset.num_items)
         writer.summary |= summary.model_dump()
     return open_artifact(path, "embeddings")
