@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections import Counter, OrderedDict, deque
@@ -71,7 +72,7 @@ class AlphaChooser:
         self._unsaved: dict[str, Choice] = {}
         self._unsaved_rewards: list[tuple[str, float]] = []
         self._gone: list[str] = []
-        self._pending = OrderedDict(self._journal.choices(time.time() - self._expires))
+        self._pending = OrderedDict(self._journal.waiting(time.time() - self._expires))
         # Rewards that count, oldest first; those of alphas that are no choice any more do not.
         kept = [row for row in self._journal.rewarded(settings.memory) if row[1].alpha in self._arms]
         self._rewarded = deque(kept)
@@ -97,12 +98,13 @@ class AlphaChooser:
             RequestError: ids that are no ids of this catalogue.
         """
         base = retriever.vectors[retriever.heads[0]].base
-        if self._features is None or self._features[0] is not base:
+        features = self._features  # another thread may answer from another version meanwhile
+        if features is None or features[0] is not base:
             vectors = {head: retriever.vectors[head] for head in retriever.heads}
             popularity = retriever.catalogue.popularity(np.arange(len(base)))
-            self._features = base, RequestFeatures(vectors, popularity)
+            self._features = features = base, RequestFeatures(vectors, popularity)
         role = ("trigger", "triggers") if query.history is None else ("item of the history", "history")
-        return self.draw(request_id, self._features[1].of(retriever.catalogue.find(query.ids, *role)))
+        return self.draw(request_id, features[1].of(retriever.catalogue.find(query.ids, *role)))
 
     def draw(self, request_id: str, features: npt.NDArray[np.float64]) -> float:
         """The alpha of a request with these features [F]."""
@@ -153,13 +155,24 @@ class AlphaChooser:
         return True
 
     def save(self) -> None:
-        """Writes what is new to the log; called every few seconds."""
+        """Writes what is new to the log; called every few seconds.
+
+        Raises:
+            sqlite3.Error: it cannot be written; what is new is kept for the next call.
+        """
         with self._writing:
             with self._lock:
                 new = self._unsaved, self._unsaved_rewards, self._gone
                 self._unsaved, self._unsaved_rewards, self._gone = {}, [], []
-            if any(new):
+            if not any(new):
+                return
+            try:
                 self._journal.save(*new)
+            except sqlite3.Error:
+                with self._lock:
+                    self._unsaved = new[0] | self._unsaved
+                    self._unsaved_rewards, self._gone = new[1] + self._unsaved_rewards, new[2] + self._gone
+                raise
 
     def close(self) -> None:
         """Writes what is new and closes the log."""
@@ -168,20 +181,23 @@ class AlphaChooser:
             self._journal.close()
 
     def summary(self) -> AlphaSummary:
-        """All that was learned, with the off-policy value of each alpha."""
-        with self._lock:
-            if self._summary is None or self._summary[0] != self._changes:
-                self._summary = self._changes, self._summarise()
-            return self._summary[1]
-
-    def _summarise(self) -> AlphaSummary:
+        """All that was learned, with the off-policy value of each alpha; choices and feedback go on meanwhile."""
         alphas = self._settings.alphas
-        chosen = [self._chosen[arm] for arm in range(len(alphas))]
-        if not self._rewarded:
-            return AlphaSummary(0, None, alphas, chosen, [])
-        logged = self._logged(self._rewarded)
-        values = values_of_alphas(logged, len(alphas), self._policy.expected)
-        return AlphaSummary(len(logged), float(logged.rewards.mean()), alphas, chosen, values)
+        with self._lock:
+            changes = self._changes
+            if self._summary is not None and self._summary[0] == changes:
+                return self._summary[1]
+            chosen = [self._chosen[arm] for arm in range(len(alphas))]
+            rewarded, expected = list(self._rewarded), self._policy.expectation()
+        if rewarded:
+            logged = self._logged(rewarded)
+            values = values_of_alphas(logged, len(alphas), expected)
+            found = AlphaSummary(len(logged), float(logged.rewards.mean()), alphas, chosen, values)
+        else:
+            found = AlphaSummary(0, None, alphas, chosen, [])
+        with self._lock:
+            self._summary = changes, found
+        return found
 
     def _logged(self, rows: Sequence[tuple[str, Choice, float]]) -> Logged:
         choices = [choice for _, choice, _ in rows]

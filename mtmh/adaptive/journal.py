@@ -72,12 +72,12 @@ class Journal:
                 f"{path}: choices by {stored[0]}, not by {names}: move the file away, learning begins anew"
             )
 
-    def choices(self, since: float) -> dict[str, Choice]:
-        """Choices from a time on that have no reward yet, by request."""
+    def waiting(self, since: float) -> dict[str, Choice]:
+        """Choices from a time on that have no reward yet, by request; older ones are forgotten."""
+        with self._file:
+            self._file.execute("DELETE FROM choice WHERE reward IS NULL AND at < ?", (since,))
         found = self._file.execute(
-            "SELECT request_id, at, features, alpha, propensity FROM choice WHERE reward IS NULL AND at >= ?"
-            " ORDER BY at",
-            (since,),
+            "SELECT request_id, at, features, alpha, propensity FROM choice WHERE reward IS NULL ORDER BY at"
         )
         return {
             request_id: Choice(at, np.frombuffer(features), alpha, propensity)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -72,9 +72,10 @@ class AlphaPolicy:
         arm = int(self._rng.choice(len(self.alphas), p=probabilities))
         return arm, float(probabilities[arm])
 
-    def expected(self, features: Floats) -> Floats:
-        """[N, A] rewards that the model expects."""
-        return self._all_rows(features) @ self._posterior()[0]
+    def expectation(self) -> Callable[[Floats], Floats]:
+        """Features [N, F] -> [N, A] rewards that the model expects as it is now, whatever it learns later."""
+        mean, _ = self._posterior()
+        return lambda features: self._all_rows(features) @ mean
 
     def _posterior(self) -> tuple[Floats, Floats]:
         """The mean of the weights, and a matrix that turns standard normal rows into deviations from it."""

@@ -89,16 +89,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     service: Service = app.state.service
     ended = threading.Event()
 
+    def look() -> None:
+        service.current.refresh()
+        if service.holds_files:
+            service.current.hold_files()
+
+    duties = {"looking for a new index version": look}
+    if service.adaptive is not None:
+        duties["keeping feedback"] = service.adaptive.save
+
     def watch() -> None:
         while not ended.wait(service.limits.reload_seconds):
-            try:
-                service.current.refresh()
-                if service.holds_files:
-                    service.current.hold_files()
-                if service.adaptive is not None:
-                    service.adaptive.save()
-            except Exception:  # the watch goes on: the next version may be whole
-                log.exception("looking for a new index version, or keeping feedback, failed")
+            for name, duty in duties.items():
+                try:
+                    duty()
+                except Exception:  # the watch goes on: the next version may be whole
+                    log.exception("%s failed", name)
 
     watcher = threading.Thread(target=watch, name="index-watch", daemon=True)
     watcher.start()

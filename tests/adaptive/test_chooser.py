@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from mtmh.adaptive import chooser as chooser_module
 from mtmh.adaptive.chooser import AlphaChooser, UnknownRequestError
 from mtmh.adaptive.features import FEATURES, RequestFeatures
 from mtmh.adaptive.journal import Journal
+from mtmh.adaptive.off_policy import values_of_alphas
 from mtmh.config import AdaptiveAlphaConfig
 
 SETTINGS = AdaptiveAlphaConfig(alphas=[20, 50, 80], explore=0.3, memory=1000)
@@ -79,8 +84,63 @@ def test_late_feedback_is_refused_and_old_one_makes_room(tmp_path: Path, monkeyp
     chooser.close()
     journal = Journal(file, FEATURES)
     assert [request_id for request_id, _, _ in journal.rewarded(1000)] == [f"r{number}" for number in range(70, 120)]
-    assert journal.choices(0.0) == {}
+    assert journal.waiting(0.0) == {}
     journal.close()
+
+
+def test_choices_that_nobody_told_of_leave_the_log_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.model_copy(update={"expire_minutes": 10.0})
+    file, now = tmp_path / "feedback.sqlite", 1_000_000.0
+    monkeypatch.setattr("mtmh.adaptive.chooser.time.time", lambda: now)
+    for request_id, later in (("old", 590.0), ("new", 20.0), ("newest", 0.0)):
+        chooser = AlphaChooser(settings, file, seed=0)
+        chooser.draw(request_id, features())
+        chooser.close()
+        now += later
+    journal = Journal(file, FEATURES)
+    assert list(journal.waiting(0.0)) == ["new", "newest"]
+    journal.close()
+
+
+def test_a_log_that_cannot_be_written_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "feedback.sqlite"
+    chooser = AlphaChooser(SETTINGS, file, seed=0)
+    fill(chooser, 10)
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "save", full)
+        with pytest.raises(sqlite3.OperationalError):
+            chooser.save()
+    fill(chooser, 5, start=10)
+    chooser.close()
+    again = AlphaChooser(SETTINGS, file, seed=0)
+    assert again.summary().num_feedback == 15
+    again.close()
+
+
+def test_feedback_is_taken_while_a_summary_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser = AlphaChooser(SETTINGS, tmp_path / "feedback.sqlite", seed=0)
+    fill(chooser, 30)
+    estimate = values_of_alphas
+
+    def slow(*arguments: Any) -> Any:
+        other = threading.Thread(target=fill, args=(chooser, 20, 30), daemon=True)
+        other.start()
+        other.join(20.0)
+        assert not other.is_alive()
+        return estimate(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chooser_module, "values_of_alphas", slow)
+        before = chooser.summary()
+    assert (before.num_feedback, sum(before.chosen)) == (30, 30)
+    assert chooser.summary().num_feedback == 50
+    chooser.close()
 
 
 def test_alphas_that_are_no_choice_any_more_are_passed_over(tmp_path: Path) -> None:

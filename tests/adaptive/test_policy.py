@@ -27,7 +27,7 @@ def test_it_expects_what_ridge_regression_over_the_powers_of_alpha_expects() -> 
         wanted = (
             features @ weights[:3] + a[place] * (features @ weights[3:6]) + a[place] ** 2 * (features @ weights[6:])
         )
-        np.testing.assert_allclose(policy.expected(features)[:, place], wanted, rtol=1e-9)
+        np.testing.assert_allclose(policy.expectation()(features)[:, place], wanted, rtol=1e-9)
 
 
 def test_what_is_forgotten_leaves_nothing() -> None:
@@ -36,7 +36,7 @@ def test_what_is_forgotten_leaves_nothing() -> None:
     kept.learn(features[:40], arms[:40], rewards[:40])
     all_of_them.learn(features, arms, rewards)
     all_of_them.learn(features[40:], arms[40:], rewards[40:], sign=-1)
-    np.testing.assert_allclose(all_of_them.expected(features), kept.expected(features), rtol=1e-9)
+    np.testing.assert_allclose(all_of_them.expectation()(features), kept.expectation()(features), rtol=1e-9)
     np.testing.assert_allclose(all_of_them.probabilities(features[0]), kept.probabilities(features[0]), atol=1e-9)
 
 
@@ -67,6 +67,6 @@ def test_requests_of_two_kinds_come_to_have_their_own_alpha() -> None:
         policy.learn(features[None], np.array([arm]), np.array([float(rng.random() < earns[kind, arm])]))
         earned += earns[kind, arm]
         best += earns[kind].max()
-    assert policy.expected(np.array([[1.0, -1.0]])).argmax() == 0
-    assert policy.expected(np.array([[1.0, 1.0]])).argmax() == 4
+    assert policy.expectation()(np.array([[1.0, -1.0]])).argmax() == 0
+    assert policy.expectation()(np.array([[1.0, 1.0]])).argmax() == 4
     assert earned / best > 0.9  # the best fixed alpha has two thirds
