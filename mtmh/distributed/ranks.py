@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -185,6 +186,31 @@ def gather_rows(rows: Tensor, sizes: list[int]) -> Tensor:
     if len(sizes) == 1:
         return rows
     return cast(Tensor, _GatherRows.apply(rows, sizes))  # type: ignore[no-untyped-call]
+
+
+def exchange_rows(rows: Tensor, sizes: list[int]) -> tuple[Tensor, list[int]]:
+    """Sends rows to the ranks that they are for; all ranks call it together.
+
+    Args:
+        rows: [sum(sizes), ...] on the CPU, those for the first rank first; one dtype and width on all ranks.
+        sizes: rows for each rank.
+
+    Returns:
+        The rows that came, those from the first rank first, and how many came from each.
+    """
+    assert len(rows) == sum(sizes)
+    if len(sizes) == 1:
+        return rows, sizes
+    counts = torch.empty(len(sizes), dtype=torch.int64)
+    dist.all_to_all_single(counts, torch.tensor(sizes))
+    came = counts.tolist()
+    received = rows.new_empty(sum(came), *rows.shape[1:])
+    width = rows.element_size() * math.prod(rows.shape[1:])
+    # As bytes: gloo does not know all types. What comes from NumPy may have strides that have no view as bytes.
+    sent = rows.clone(memory_format=torch.contiguous_format)
+    into, data = (tensor.view(-1).view(torch.uint8) for tensor in (received, sent))
+    dist.all_to_all_single(into, data, [width * count for count in came], [width * size for size in sizes])
+    return received, came
 
 
 class _GatherRows(torch.autograd.Function):

@@ -12,11 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed._shard._utils import narrow_tensor_by_index
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
@@ -112,68 +108,46 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(entry.size) for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
-def stored_pieces(
-    folder: Path, name: str, part: int = 0, num_parts: int = 1
-) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-    """The pieces of one tensor as the ranks wrote them, one at a time: (offsets, piece).
+def stored_pieces(folder: Path, name: str) -> list[tuple[tuple[int, ...], Tensor]]:
+    """The pieces of one tensor as the ranks wrote them, memory-mapped: (offsets, piece).
 
     For tensors that are too large for one process and whose rows are wanted in another order than `read_state` offers.
 
     Args:
         folder: as given to `write_state`.
         name: one of `stored_shapes`.
-        part: which of the pieces, for ranks that share the work.
-        num_parts: in so many parts; 1: all pieces.
     """
-    reader = StateReader(folder)
-    entry = reader.read_metadata().state_dict_metadata[name]
-    assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
-    for chunk in entry.chunks[part::num_parts]:
-        piece = torch.empty(chunk.sizes, dtype=entry.properties.dtype)
-        with _quiet_about_one_process():
-            load({name: piece}, storage_reader=reader, planner=_PiecePlanner(name, chunk, piece), no_dist=True)
-        yield tuple(chunk.offsets), piece
+    return StateReader(folder).pieces(name)[1]
 
 
-def stored_rows(folder: Path, name: str, start: int, end: int) -> Tensor:
-    """Rows ``start`` to ``end - 1`` of one table; nothing else of it is held.
+class StoredTable:
+    """One tensor of a state on disk, read by rows.
 
     Args:
         folder: as given to `write_state`.
-        name: one of `stored_shapes`, of two dimensions.
-        start: first row.
-        end: behind the last.
+        name: one of `stored_shapes`, of one dimension or two.
+
+    Attributes:
+        shape: of the whole tensor.
+        dtype: of its values.
     """
-    reader = StateReader(folder)
-    entry = reader.read_metadata().state_dict_metadata[name]
-    assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
-    rows = torch.empty(end - start, entry.size[1], dtype=entry.properties.dtype)
-    chunk = ChunkStorageMetadata(torch.Size([start, 0]), rows.size())
-    with _quiet_about_one_process():
-        load({name: rows}, storage_reader=reader, planner=_PiecePlanner(name, chunk, rows), no_dist=True)
-    return rows
 
+    def __init__(self, folder: Path, name: str) -> None:
+        entry, self._pieces = StateReader(folder).pieces(name)
+        self.shape = tuple(entry.size)
+        self.dtype = entry.properties.dtype
 
-class _PiecePlanner(DefaultLoadPlanner):
-    """Asks for one region of one tensor."""
-
-    def __init__(self, name: str, chunk: ChunkStorageMetadata, piece: Tensor) -> None:
-        super().__init__()
-        self._name = name
-        self._chunk = chunk
-        self._piece = piece
-
-    def create_local_plan(self) -> LoadPlan:
-        assert self.metadata is not None
-        entry = self.metadata.state_dict_metadata[self._name]
-        assert isinstance(entry, TensorStorageMetadata)
-        return LoadPlan(create_read_items_for_chunk_list(self._name, entry, [self._chunk]))
-
-    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        return narrow_tensor_by_index(self._piece, read_item.dest_offsets, read_item.lengths)
-
-    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
-        """Nothing is left to do: `resolve_tensor` gave a view of the piece."""
+    def rows(self, start: int, end: int) -> Tensor:
+        """Rows ``start`` to ``end - 1``; nothing else of it is read."""
+        rows = torch.empty(max(0, end - start), *self.shape[1:], dtype=self.dtype)
+        for (first, *columns), piece in self._pieces:
+            low, high = max(first, start), min(first + len(piece), end)
+            if low < high:
+                into = rows[low - start : high - start]
+                for column in columns:
+                    into = into.narrow(1, column, piece.shape[1])
+                into.copy_(piece[low - first : high - first])
+        return rows
 
 
 @contextmanager

@@ -168,20 +168,37 @@ class StateReader(FileSystemReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Copies what is wanted of each piece; pages of a file that hold nothing wanted are not read."""
         for item in plan.items:
-            place = self.storage_data[item.storage_index]
             entry = self._entries[item.storage_index.fqn]
             assert isinstance(entry, TensorStorageMetadata)
             sizes = next(chunk.sizes for chunk in entry.chunks if chunk.offsets == item.storage_index.offset)
             target = planner.resolve_tensor(item).detach()
-            if place.length:
-                # Private to this process: the files stay as they are.
-                mapped = np.memmap(Path(self.path, place.relative_path), np.uint8, "c", place.offset, place.length)
-                piece = torch.from_numpy(mapped).view(entry.properties.dtype).reshape(sizes)
-                target.copy_(narrow_tensor_by_index(piece, item.storage_offsets, item.lengths))
+            piece = self._mapped(self.storage_data[item.storage_index], entry.properties.dtype, sizes)
+            target.copy_(narrow_tensor_by_index(piece, item.storage_offsets, item.lengths))
             planner.commit_tensor(item, target)
         done: Future[None] = Future()
         done.set_result(None)
         return done
+
+    def pieces(self, name: str) -> tuple[TensorStorageMetadata, list[tuple[tuple[int, ...], Tensor]]]:
+        """Type and shape of one tensor, and its pieces as they lie in the files, with the offsets of each.
+
+        Pieces are memory-mapped: what is not touched is not read.
+        """
+        metadata = self.read_metadata()
+        entry = metadata.state_dict_metadata[name]
+        assert isinstance(entry, TensorStorageMetadata), f"{name} is no tensor"
+        places, dtype = metadata.storage_data, entry.properties.dtype
+        return entry, [
+            (tuple(chunk.offsets), self._mapped(places[MetadataIndex(name, chunk.offsets)], dtype, chunk.sizes))
+            for chunk in entry.chunks
+        ]
+
+    def _mapped(self, place: _StorageInfo, dtype: torch.dtype, sizes: torch.Size) -> Tensor:
+        if not place.length:
+            return torch.empty(sizes, dtype=dtype)
+        # Private to this process: the files stay as they are.
+        mapped = np.memmap(Path(self.path, place.relative_path), np.uint8, "c", place.offset, place.length)
+        return torch.from_numpy(mapped).view(dtype).reshape(sizes)
 
 
 def _checked(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
@@ -22,8 +21,9 @@ from mtmh.data.arrays import Vectors, open_array
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_table import ItemTable
-from mtmh.data.schema import ITEM_ID
-from mtmh.distributed.ranks import Ranks
+from mtmh.data.row_file import RowFile, create_array
+from mtmh.data.schema import ITEM_ID, ITEMS
+from mtmh.distributed.ranks import Ranks, on_all, on_first
 from mtmh.distributed.state_files import stored_pieces, stored_shapes
 from mtmh.modules.id_tables import NO_ROW
 from mtmh.tower.artifact import DeltaSummary, EmbeddingsSummary, vectors_file
@@ -32,7 +32,7 @@ from mtmh.tower.raw_rows import RawRows
 from mtmh.training.checkpoint import MODEL, STATE
 from mtmh.training.content import content_input
 from mtmh.training.continuation import RowMover, rows_of, table_of
-from mtmh.training.row_maps import previous_rows
+from mtmh.training.row_maps import previous_items, previous_rows
 
 NO_ITEM = -1
 _CHUNK_ITEMS = 1 << 20
@@ -45,7 +45,8 @@ class Delta:
 
     Attributes:
         embeddings: the embeddings artifact of the period before.
-        source: [I] int64; the item of ``embeddings`` whose vectors an item keeps, `NO_ITEM`: to be embedded anew.
+        source: [I] int64, in memory or mapped; the item of ``embeddings`` whose vectors an item keeps, `NO_ITEM`: to be
+            embedded anew.
     """
 
     embeddings: Artifact
@@ -54,7 +55,20 @@ class Delta:
     @property
     def num_kept(self) -> int:
         """Items that keep their vectors."""
-        return int((self.source != NO_ITEM).sum())
+        return sum(map(len, self._kept()))
+
+    def kept_items(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[n] the items with these numbers [n] among those that keep their vectors."""
+        items, before = np.empty(len(numbers), np.int64), 0
+        for kept in self._kept():
+            here = (numbers >= before) & (numbers < before + len(kept))
+            items[here] = kept[numbers[here] - before]
+            before += len(kept)
+        return items
+
+    def _kept(self) -> Iterator[NDArray[np.int64]]:
+        for start in range(0, len(self.source), _CHUNK_ITEMS):
+            yield start + np.flatnonzero(self.source[start : start + _CHUNK_ITEMS] != NO_ITEM)
 
 
 @dataclass(frozen=True)
@@ -111,8 +125,9 @@ class DeltaEmbedder:
 
     def measure(self, table: ItemTable, seed: int) -> DeltaSummary:
         """Compares a sample of kept embeddings with the model's; all ranks call it together and get the same."""
-        known = np.flatnonzero(self.delta.source != NO_ITEM)
-        sample = np.random.default_rng(seed).choice(known, min(_SAMPLE_ITEMS, len(known)), replace=False)
+        num_kept = self.delta.num_kept
+        numbers = np.random.default_rng(seed).choice(num_kept, min(_SAMPLE_ITEMS, num_kept), replace=False)
+        sample = self.delta.kept_items(numbers)
         drift = np.zeros(1)
         if len(sample):
             now = self.model.embed(table, sample)
@@ -120,12 +135,16 @@ class DeltaEmbedder:
                 [1.0 - (now[head] * self.kept[head][self.delta.source[sample]]).sum(axis=1) for head in self.heads]
             )
         return DeltaSummary(
-            num_kept=len(known), num_sampled=len(sample), mean_drift=float(drift.mean()), max_drift=float(drift.max())
+            num_kept=num_kept, num_sampled=len(sample), mean_drift=float(drift.mean()), max_drift=float(drift.max())
         )
 
 
 def find_delta(
-    dataset: Dataset, checkpoint: Artifact, previous: Path, watch: EmbeddingConfig, ranks: Ranks | None = None
+    dataset: Dataset,
+    checkpoint: Artifact,
+    previous: Path,
+    watch: EmbeddingConfig,
+    shared: tuple[Ranks, Path] | None = None,
 ) -> Delta:
     """Compares the model and the items of two periods.
 
@@ -139,7 +158,8 @@ def find_delta(
         checkpoint: of this period, continued from ``previous``.
         previous: the checkpoint of the period before; its dataset and embeddings must still be where it knows them.
         watch: ``watch_tables`` and ``watch_floats``.
-        ranks: this process among others that call it together, share the reading and get the same; None: alone.
+        shared: this process among others that call it together, share the work and get the same; and a folder on a disk
+            that all of them see, for what they all map: 8 bytes an item and a row. None: alone, in memory.
 
     Raises:
         ValueError: an artifact is gone or belongs to something else; the message names it.
@@ -148,7 +168,10 @@ def find_delta(
     if checkpoint.manifest.inputs.get("previous") != before.manifest.digest:
         raise ValueError(f"{checkpoint.path}: was not continued from {previous}; embed the whole catalogue")
     old, embeddings = open_period(before)
-    source = _same_items(dataset, old)
+    files = [some.artifact.path / ITEMS for some in (dataset, old)]
+    now_type, then_type = (pq.read_schema(file).field(ITEM_ID).type for file in files)
+    if now_type != then_type:
+        raise ValueError(f"{files[0]}: item ids are {now_type}, in {files[1]} {then_type}")
     names = [feature.name for feature in dataset.summary.features.id_features]
     watched = set(names) if watch.watch_tables is None else set(watch.watch_tables)
     unknown = sorted(watched - set(names))
@@ -161,39 +184,56 @@ def find_delta(
         if name in watched
     }
     maps = {
-        feature.name: previous_rows(
-            feature.name, before.path, dataset.artifact.path, 0, feature.num_rows, previous_size=size
+        feature.name: _by_ranges(
+            f"rows.{feature.name}",
+            feature.num_rows,
+            partial(previous_rows, feature.name, before.path, dataset.artifact.path, previous_size=then.num_rows),
+            shared,
         )
-        for feature, size in zip(
-            dataset.summary.features.id_features,
-            [feature.num_rows for feature in old.summary.features.id_features],
-            strict=True,
-        )
+        for feature, then in zip(dataset.summary.features.id_features, old.summary.features.id_features, strict=True)
         if feature.name not in tables
     }
     contents = _contents(checkpoint, before, dataset, old)
-    changed = _changed_rows(checkpoint, before, dataset, old, watched, raw, ranks)
-    for start in range(0, dataset.num_items, _CHUNK_ITEMS):
-        part = source[start : start + _CHUNK_ITEMS]
-        known = np.flatnonzero(part != NO_ITEM)
-        stale = np.zeros(len(known), np.bool_)
-        for name, (now_rows, then_rows) in raw.items():
-            stale |= _differs_raw(dataset, start + known, now_rows, then_rows, changed[name])
-        for name, rows in maps.items():
-            stale |= _differs(dataset, old, name, start + known, part[known], rows, changed[name])
-        if watch.watch_floats:
-            now, then = (
-                table.item_table.float_features[items]
-                for table, items in ((dataset, start + known), (old, part[known]))
-            )
-            stale |= (now != then).any(axis=1)
-        if contents is not None:
-            now, then = (
-                some.embeddings[items] for some, items in zip(contents, (start + known, part[known]), strict=True)
-            )
-            stale |= (now != then).any(axis=1)
-        part[known[stale]] = NO_ITEM
-    return Delta(embeddings, source)
+    changed = _changed_rows(checkpoint, before, dataset, old, watched, raw, None if shared is None else shared[0])
+
+    def find(first: int, last: int) -> NDArray[np.int64]:
+        source = previous_items(files[1], files[0], first, last)
+        for start in range(first, last, _CHUNK_ITEMS):
+            part = source[start - first : start - first + _CHUNK_ITEMS]
+            known = np.flatnonzero(part != NO_ITEM)
+            stale = np.zeros(len(known), np.bool_)
+            for name, (now_rows, then_rows) in raw.items():
+                stale |= _differs_raw(dataset, start + known, now_rows, then_rows, changed[name])
+            for name, rows in maps.items():
+                stale |= _differs(dataset, old, name, start + known, part[known], rows, changed[name])
+            if watch.watch_floats:
+                now, then = (
+                    table.item_table.float_features[items]
+                    for table, items in ((dataset, start + known), (old, part[known]))
+                )
+                stale |= (now != then).any(axis=1)
+            if contents is not None:
+                now, then = (
+                    some.embeddings[items] for some, items in zip(contents, (start + known, part[known]), strict=True)
+                )
+                stale |= (now != then).any(axis=1)
+            part[known[stale]] = NO_ITEM
+        return source
+
+    return Delta(embeddings, _by_ranges("items", dataset.num_items, find, shared))
+
+
+def _by_ranges(
+    name: str, size: int, find: Callable[[int, int], NDArray[np.int64]], shared: tuple[Ranks, Path] | None
+) -> NDArray[np.int64]:
+    """[size] numbers that ``find`` gives for a range; each rank finds its share and all map the file with all of it."""
+    if shared is None:
+        return find(0, size)
+    ranks, path = shared[0], shared[1] / f"{name}.npy"
+    on_first(ranks, lambda: create_array(path, np.int64, (size,)).shape)
+    first, last = (size * rank // ranks.world_size for rank in (ranks.rank, ranks.rank + 1))
+    on_all(lambda: RowFile(path).write(first, find(first, last)))
+    return open_array(path, np.int64, (size,))
 
 
 def open_period(checkpoint: Artifact) -> tuple[Dataset, Artifact]:
@@ -227,15 +267,6 @@ def _contents(
     return None if now is None or then is None else (now, then)
 
 
-def _same_items(dataset: Dataset, old: Dataset) -> NDArray[np.int64]:
-    """[I] the index that an item had in the period before; `NO_ITEM`: it is new."""
-    now, then = (table.items([ITEM_ID]).column(ITEM_ID) for table in (dataset, old))
-    if now.type != then.type:
-        raise ValueError(f"{dataset.artifact.path}: item ids are {now.type}, in {old.artifact.path} {then.type}")
-    found: pa.ChunkedArray = pc.index_in(now, value_set=then)
-    return np.asarray(pc.fill_null(found, NO_ITEM).to_numpy(), dtype=np.int64)
-
-
 def _changed_rows(
     checkpoint: Artifact,
     before: Artifact,
@@ -260,9 +291,14 @@ def _changed_rows(
             if feature in raw
             else RowMover.by_vocabulary(feature, before.path, dataset.artifact.path, sizes[feature])
         )
-        for offsets, piece in stored_pieces(folder, name, *share):
+        pieces = stored_pieces(folder, name)
+        for start in range(0, len(pieces), share[1]):  # all ranks move rows together, with a piece or without
+            if (number := start + share[0]) >= len(pieces):
+                move(before.path / STATE, name, None)
+                continue
+            offsets, piece = pieces[number]
             then = torch.full_like(piece, torch.nan)  # equals nothing
-            move(before.path / STATE, name, offsets, then)
+            move(before.path / STATE, name, (offsets, then))
             changed[feature][offsets[0] : offsets[0] + len(piece)] |= (piece != then).any(dim=1).numpy()
     if share[1] > 1:
         for name in sorted(watched):

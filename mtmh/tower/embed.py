@@ -73,11 +73,13 @@ def embed_catalogue(
         items_per_step = ranks.world_size * _CHUNK_ITEMS
         model = Embedder.load(checkpoint.path, config.sharding, ranks, content, items_per_step=items_per_step)
         embedder: Embedder | DeltaEmbedder = model
+        scratch = out.with_name(f"{out.name}.delta")
         inputs, measured = {"dataset": dataset.artifact, "checkpoint": checkpoint}, None
         if content is not None:
             inputs["content"] = content.artifact
         if delta_from is not None:
-            delta = find_delta(dataset, checkpoint, delta_from, config.embedding, ranks)
+            on_first(ranks, lambda: _emptied(scratch))
+            delta = find_delta(dataset, checkpoint, delta_from, config.embedding, (ranks, scratch))
             embedder = DeltaEmbedder.open(model, delta)
             inputs["previous"] = delta.embeddings
             measured = embedder.measure(dataset.item_table, config.seed)
@@ -95,6 +97,7 @@ def embed_catalogue(
             writer = _gather(parts, measured, out)
             writer.commit(config.model_dump(mode="json"), inputs, records, decisive=decisive(config, "embeddings"))
             shutil.rmtree(parts.folder)
+            shutil.rmtree(scratch, ignore_errors=True)
 
         on_first(ranks, finish)
         return open_artifact(out, "embeddings")
@@ -188,6 +191,11 @@ def _steps(parts: Parts, shards: list[int]) -> Iterator[tuple[range, int | None]
         for start in range(items.start, items.stop, _CHUNK_ITEMS):
             stop = min(start + _CHUNK_ITEMS, items.stop)
             yield range(start, stop), number if stop == items.stop else None
+
+
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _check_drift(measured: DeltaSummary, max_drift: float, num_items: int) -> None:

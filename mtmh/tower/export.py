@@ -18,7 +18,7 @@ from mtmh.config import ModelConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.dataset import Dataset
 from mtmh.data.schema import ITEM_ID, FeatureSchema
-from mtmh.distributed.state_files import read_state, stored_rows
+from mtmh.distributed.state_files import StoredTable, read_state
 from mtmh.modules.mtmh import MTMH
 from mtmh.tower.artifact import TOWER, TowerFacts
 from mtmh.tower.fresh import Tower
@@ -123,7 +123,7 @@ def read_unseen(model: nn.Module, checkpoint: Path, hidden_rows: int) -> None:
     (item_table,) = [name for name in state if name.endswith(f"embedding_bags.{ITEM_ID}.weight")]
     row = state.pop(item_table)
     if hidden_rows:
-        row.copy_(stored_rows(checkpoint / STATE, item_table, 0, 1))
+        row.copy_(StoredTable(checkpoint / STATE, item_table).rows(0, 1))
     read_state(state, checkpoint / STATE, prefixes=(), distributed=False)
 
 

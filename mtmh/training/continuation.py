@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Self
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
@@ -24,9 +26,10 @@ from mtmh.data.dataset import Dataset
 from mtmh.data.period import Period, why_it_may_leak
 from mtmh.data.schema import ITEM_ID, DatasetSummary, FeatureSchema
 from mtmh.distributed.optimizers import TABLE_KEY
-from mtmh.distributed.ranks import Ranks, on_first
+from mtmh.distributed.ranks import Ranks, exchange_rows, on_first
 from mtmh.distributed.sharding import buckets_of, local_shards
-from mtmh.distributed.state_files import read_state, stored_pieces, stored_shapes
+from mtmh.distributed.state_files import StoredTable, read_state, stored_shapes
+from mtmh.modules.id_tables import NO_ROW
 from mtmh.training.checkpoint import OPTIMIZER, STATE, training_state
 from mtmh.training.frequencies import FREQUENCIES, StreamingFrequencies
 from mtmh.training.row_maps import num_carried, previous_rows
@@ -117,7 +120,7 @@ def carry_over(
     move to their new rows; rows of new values keep their initial weights and empty sums, so that they learn at the full
     rate. Rows of values that are gone are dropped. Towers and heads are taken over as they are.
 
-    A rank reads a previous table piece by piece, as it was written, and holds one piece at a time.
+    Each rank reads its share of a previous table, once, and sends the rows to the ranks of today (`RowMover`).
 
     Args:
         previous: the checkpoint, as `open_previous` gives it.
@@ -147,8 +150,15 @@ def carry_over(
     }
     folder = previous.path / STATE
     stored = stored_shapes(folder)
-    for name, feature in by_row.items():
-        wanted = (rows_before[feature], *state[name].size()[1:])
+    pieces = {name: list(local_shards(state[name])) for name in by_row}
+    # A rank names the tables that it holds a part of; all of them move each one together.
+    held: list[dict[str, tuple[int, tuple[int, ...]]]] = [{} for _ in range(ranks.world_size)]
+    dist.all_gather_object(held, {name: (len(own), tuple(state[name].size()[1:])) for name, own in pieces.items()})
+    for name in sorted({name for part in held for name in part}):
+        feature = table_of(name)
+        assert feature is not None
+        most, columns = max(part[name] for part in held if name in part)
+        wanted = (rows_before[feature], *columns)
         if stored.get(name) != wanted:
             raise ValueError(
                 f"{folder}: {name}: expected a tensor of shape {wanted}, found {stored.get(name, 'none')}; tables must "
@@ -156,8 +166,9 @@ def carry_over(
                 f"training.continuation.optimizer_state=reset"
             )
         move = RowMover.by_vocabulary(feature, previous.path, dataset.artifact.path, rows_before[feature])
-        for offsets, piece in local_shards(state[name]):
-            move(folder, name, offsets, piece)
+        own = pieces.get(name, [])
+        for number in range(most):
+            move(folder, name, own[number] if number < len(own) else None)
     read_state({name: value for name, value in state.items() if name not in by_row}, folder, prefixes=())
     return on_first(
         ranks,
@@ -193,7 +204,7 @@ def carry_over_frequencies(previous: Artifact, dataset: Dataset, frequencies: St
         name = f"{FREQUENCIES}.{name}"
         if stored.get(name) != (rows_before,):
             raise ValueError(f"{folder}: {name}: expected {rows_before} estimates, found {stored.get(name, 'none')}")
-        mover(folder, name, (first,), part)
+        mover(folder, name, ((first,), part))
 
     batch_size = previous.summary.get("batch_size", previous.manifest.config["training"]["batch_size"])
     frequencies.carry_over(move, int(previous.summary["step"]), int(batch_size))
@@ -210,15 +221,20 @@ def carried_table(carried: list[CarriedRows]) -> Table:
 
 
 class RowMover:
-    """Fills pieces of a table from the table of the period before.
+    """Fills pieces of a table from the table of the period before, together with the other ranks.
+
+    Ranges of the previous table go round the ranks: each is read by one of them, which sends its rows to those that
+    want them, so that a rank reads its share and holds one range of it at a time.
 
     Args:
         find: gives the rows that some rows of this table (first, one behind the last) had in the one before, `NO_ROW`
             for new ones.
+        range_bytes: of the previous table that a rank reads at a time.
     """
 
-    def __init__(self, find: Callable[[int, int], NDArray[np.int64]]) -> None:
+    def __init__(self, find: Callable[[int, int], NDArray[np.int64]], range_bytes: int = 1 << 26) -> None:
         self._find = find
+        self._range_bytes = range_bytes
 
     @classmethod
     def by_vocabulary(cls, feature: str, previous: Path, current: Path, previous_size: int) -> Self:
@@ -232,28 +248,36 @@ class RowMover:
         """
         return cls(partial(previous_rows, feature, previous, current, previous_size=previous_size))
 
-    def __call__(self, folder: Path, name: str, offsets: tuple[int, ...], piece: Tensor) -> None:
-        """Fills the rows of ``piece`` whose values are known, leaves the others.
+    def __call__(self, folder: Path, name: str, piece: tuple[tuple[int, ...], Tensor] | None) -> None:
+        """Fills the rows of a piece whose values are known, leaves the others; all ranks call it together.
 
         Args:
             folder: state on disk that holds the previous table.
-            name: the table there.
-            offsets: where ``piece`` lies in the present table: first row, and first column if it has columns.
-            piece: [rows] or [rows, columns], filled in place.
+            name: the table there, the same on all ranks.
+            piece: where it lies in the present table (first row, and first column if it has columns), and [rows] or
+                [rows, columns], filled in place; None: this rank has none to fill.
         """
-        rows = torch.from_numpy(self._find(offsets[0], offsets[0] + len(piece)))
-        for (first, *columns), part in stored_pieces(folder, name):
-            here = ((rows >= first) & (rows < first + len(part))).nonzero().squeeze(1)
-            found = part.index_select(0, rows[here] - first)
-            if not columns:
-                piece[here.to(piece.device)] = found.to(piece)
-                continue
-            # Both may be cut by columns, each in its own way.
-            start, stop = max(columns[0], offsets[1]), min(columns[0] + part.shape[1], offsets[1] + piece.shape[1])
-            if start < stop:
-                piece[here.to(piece.device), start - offsets[1] : stop - offsets[1]] = found[
-                    :, start - columns[0] : stop - columns[0]
-                ].to(piece)
+        (first, *columns), target = piece or ((0,), torch.empty(0))
+        rows = self._find(first, first + len(target)) if piece else np.empty(0, np.int64)
+        places = np.flatnonzero(rows != NO_ROW)
+        places = places[np.argsort(rows[places])]
+        rows, into = rows[places], torch.from_numpy(places)
+        table = StoredTable(folder, name)
+        rank, num_ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        step = max(1, self._range_bytes // (table.dtype.itemsize * math.prod(table.shape[1:])))
+        for start in range(0, table.shape[0], num_ranks * step):
+            edges = start + step * np.arange(num_ranks + 1)
+            cuts = np.searchsorted(rows, edges)
+            wanted = torch.from_numpy(rows[cuts[0] : cuts[-1]])
+            asked, sizes = exchange_rows(wanted, np.diff(cuts).tolist())
+            low = int(edges[rank])
+            # Unasked, nothing is read.
+            read = table.rows(low, min(low + step, table.shape[0]) if len(asked) else low)
+            found, _ = exchange_rows(read.index_select(0, asked - low), sizes)
+            for column in columns:  # each rank may have cut the columns in its own way
+                found = found.narrow(1, column, target.shape[1])
+            if len(found):
+                target[into[cuts[0] : cuts[-1]].to(target.device)] = found.to(target)
 
 
 def rows_of(schema: FeatureSchema) -> dict[str, int]:

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from mtmh.data.schema import vocabulary_file
+from mtmh.data.schema import ITEM_ID, vocabulary_file
 from mtmh.modules.id_tables import NO_ROW
 
-_JOIN = "read_parquet(?) AS c JOIN read_parquet(?) AS p ON c.value = p.value"
+_JOIN = "read_parquet(?, file_row_number=true) AS c JOIN read_parquet(?, file_row_number=true) AS p ON c.{0} = p.{0}"
 
 
 def previous_rows(
@@ -37,13 +37,7 @@ def previous_rows(
         ValueError: a file is missing, the values are of two types, or a row lies outside the previous table.
     """
     files = _vocabularies(feature, previous, current)
-    with duckdb.connect() as connection:
-        found = connection.sql(
-            f"SELECT c.row - ? AS place, p.row AS previous FROM {_JOIN} WHERE c.row >= ? AND c.row < ?",
-            params=[first, *files, first, last],
-        ).to_arrow_table()
-    rows = np.full(last - first, NO_ROW, np.int64)
-    rows[found["place"].to_numpy()] = found["previous"].to_numpy()
+    rows = _joined(files, "value", "row", first, last)
     if first == 0 and last > 0:
         rows[0] = 0
     if len(rows) and rows.max() >= previous_size:
@@ -51,11 +45,41 @@ def previous_rows(
     return rows
 
 
+def previous_items(previous: Path, current: Path, first: int, last: int) -> NDArray[np.int64]:
+    """The indices that items of this period had in the one before.
+
+    Args:
+        previous: the items of the period before, a Parquet file in the order of the indices.
+        current: those of this period.
+        first: first current index that is asked for.
+        last: one behind the last.
+
+    Returns:
+        [last - first] int64; `NO_ROW` stands for an item that is new.
+    """
+    return _joined([str(current), str(previous)], ITEM_ID, "file_row_number", first, last)
+
+
 def num_carried(feature: str, previous: Path, current: Path) -> int:
     """Values that both vocabularies hold, row 0 (unknown) counted as one; arguments as in `previous_rows`."""
     with duckdb.connect() as connection:
-        found = connection.execute(f"SELECT count(*) FROM {_JOIN}", _vocabularies(feature, previous, current))
+        found = connection.execute(
+            f"SELECT count(*) FROM {_JOIN.format('value')}", _vocabularies(feature, previous, current)
+        )
         return 1 + int(found.fetchall()[0][0])
+
+
+def _joined(files: list[str], value: str, row: str, first: int, last: int) -> NDArray[np.int64]:
+    """[last - first] the row of the second file that has the value of a row of the first; `NO_ROW`: none has."""
+    with duckdb.connect() as connection:
+        found = connection.sql(
+            f"SELECT c.{row} - ? AS place, p.{row} AS previous FROM {_JOIN.format(value)} "
+            f"WHERE c.{row} >= ? AND c.{row} < ?",
+            params=[first, *files, first, last],
+        ).to_arrow_table()
+    rows = np.full(last - first, NO_ROW, np.int64)
+    rows[found["place"].to_numpy()] = found["previous"].to_numpy()
+    return rows
 
 
 def _vocabularies(feature: str, previous: Path, current: Path) -> list[str]:

@@ -13,7 +13,7 @@ from forging import dotted_pickle, fit_manifest, plain_pickle
 from tiny_run import tiny_config, write_inputs
 
 from mtmh.config import Config
-from mtmh.distributed.state_files import stored_names, stored_pieces, stored_rows, stored_shapes
+from mtmh.distributed.state_files import StoredTable, stored_names, stored_pieces, stored_shapes
 from mtmh.distributed.state_format import INDEX
 from mtmh.tower.embed import embed_catalogue
 from mtmh.training.checkpoint import STATE, latest_checkpoint
@@ -94,7 +94,7 @@ def test_pickles_in_the_place_of_tensors_are_numbers(state: Path, tmp_path: Path
         fit_manifest(state.parent)
         load_model(state.parent)
         assert list(stored_pieces(state, TABLE))
-        assert stored_rows(state, TABLE, 1, 3).shape == (2, 8)
+        assert StoredTable(state, TABLE).rows(1, 3).shape == (2, 8)
     assert not (tmp_path / "ran").exists()
 
 

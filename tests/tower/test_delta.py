@@ -237,6 +237,8 @@ def test_kept_items_keep_their_vectors_and_the_others_get_the_models(root: Path,
     assert np.array_equal(alone[kept], old[delta.source[kept]])
     assert np.allclose(alone[~kept], full[~kept], atol=1e-6)
     assert np.allclose(two, alone, atol=1e-6)
+    assert np.array_equal(two[kept], alone[kept])
+    assert not list(tmp_path.glob("*.delta"))
     artifact = open_artifact(tmp_path / "one", "embeddings")
     made = EmbeddingsSummary.model_validate(artifact.summary).delta
     assert made is not None
