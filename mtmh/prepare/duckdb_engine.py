@@ -15,7 +15,7 @@ from mtmh.prepare.table_file import readable
 
 T = TypeVar("T")
 
-RANGE_EVENTS = 2_000_000  # events of a range of users that are sorted together
+RANGE_EVENTS = 1_000_000  # of a range of users that are sorted together, for each GB that DuckDB may use
 BATCH_ROWS = 1 << 18
 DIALECT = Dialect(
     unnest="unnest",
@@ -33,12 +33,14 @@ class DuckDbEngine:
     Args:
         connection: to the database of the working tables.
         folder: where files go.
+        memory_gb: that DuckDB may use.
     """
 
     dialect = DIALECT
 
-    def __init__(self, connection: Any, folder: Path) -> None:
+    def __init__(self, connection: Any, folder: Path, memory_gb: float) -> None:
         self._connection = connection
+        self._range_events = max(1, int(RANGE_EVENTS * memory_gb))
         self._folder = folder
 
     def read(self, name: str, reading: Reading, *, copied: bool) -> None:
@@ -70,9 +72,9 @@ class DuckDbEngine:
         return found
 
     def ranges(self, query: str) -> list[Users]:
-        """Ranges of about ``RANGE_EVENTS``."""
+        """Ranges that follow the memory: each is a scan of all events."""
         counts = self._connection.sql(query).to_arrow_table().column(1).to_numpy()
-        return [*bounded_ranges(counts, RANGE_EVENTS)]
+        return [*bounded_ranges(counts, self._range_events)]
 
     def write(self, writer: Writer[T], streams: Mapping[str, Sequence[str]]) -> T:
         """Runs the writer here."""

@@ -115,7 +115,7 @@ def open_workspace(data: DataConfig, seed: int, folder: Path, scratch: Path) -> 
 @contextmanager
 def _engine(data: DataConfig, connection: Any, folder: Path, scratch: Path) -> Iterator[Engine]:
     if data.engine == "duckdb":
-        yield DuckDbEngine(connection, folder)
+        yield DuckDbEngine(connection, folder, data.memory_limit_gb)
         return
     with spark_session(data) as session:
         yield SparkEngine(session, data, folder, scratch)

@@ -138,7 +138,10 @@ def write_id_feature(
     per_item = np.zeros(num_items, np.int64)
     for rows in streams["rows"]:
         parts.append(rows["row"].to_numpy().astype(kind))
-        per_item += np.bincount(rows["item_index"].to_numpy(), minlength=num_items)
+        items = rows["item_index"].to_numpy()  # ascending: a batch counts in the range of its own items
+        if len(items):
+            counts = np.bincount(items - items[0])
+            per_item[items[0] : items[0] + len(counts)] += counts
     offsets = np.concatenate(([0], np.cumsum(per_item)))
     _save_lists(_folder(folder / ITEM_TABLE), name, np.concatenate(parts), offsets)
     _write_vocabulary(streams["values"], folder, name, value_type, num_rows)

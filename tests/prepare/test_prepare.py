@@ -120,7 +120,7 @@ def test_histories_come_in_hash_order_of_users_and_in_row_groups(
     rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     assert rows == np.unique(before // 50, return_counts=True)[1].tolist()
     # How many users are handled at a time makes no difference.
-    monkeypatch.setattr("mtmh.prepare.duckdb_engine.RANGE_EVENTS", 64)
+    monkeypatch.setattr("mtmh.prepare.duckdb_engine.RANGE_EVENTS", 32)
     pieces = prepare_tables(tmp_path, random_events(2), split=split, out=tmp_path / "pieces")
     assert files_of(pieces.path) == files_of(whole.path)
 
