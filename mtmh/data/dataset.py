@@ -40,7 +40,7 @@ from mtmh.data.schema import (
     TEST,
     DatasetSummary,
 )
-from mtmh.data.uniform_negatives import known_items
+from mtmh.data.uniform_negatives import KnownItems, find_known_items
 
 _COPY_ROWS = 1 << 20
 
@@ -151,11 +151,11 @@ class Dataset:
         return ids, order
 
     @cached_property
-    def known_items(self) -> Indices:
+    def known_items(self) -> KnownItems:
         """[K] the items with training events, ascending; memory-mapped where features ride along."""
         if self.summary.rides_along:
             return open_array(self.artifact.path / KNOWN_ITEMS, (np.int32, np.int64), (None,))
-        return known_items(self.item_table.train_count)
+        return find_known_items(self.item_table.train_count)
 
     @cached_property
     def ride_along(self) -> ItemTable | None:

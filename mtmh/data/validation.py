@@ -14,14 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mtmh.config import ValidationConfig
-from mtmh.data.arrays import Indices
 from mtmh.data.dataset import Dataset, EvaluationUsers
 from mtmh.data.histories import Histories, HistoryReader, concatenate_histories, flat_numbers
 from mtmh.data.item_table import IdColumn, ItemTable
 from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.randomness import Purpose, generator
 from mtmh.data.schema import HISTORIES, ITEM_ID, TRAIN_AGE, TRAIN_COUNT, FloatScale
-from mtmh.data.uniform_negatives import known_items
+from mtmh.data.uniform_negatives import KnownItems, find_known_items
 
 _SAMPLED_TIMES = 1 << 22  # bounds the memory of finding the cut
 _LITTLE = 0.05  # of T1's events
@@ -86,9 +85,9 @@ class ValidationDataset(Dataset):
         return self.summary.num_test_events < _LITTLE * (self.summary.num_test_events + self.summary.num_train_events)
 
     @cached_property
-    def known_items(self) -> Indices:
+    def known_items(self) -> KnownItems:
         """[K] the items with kept events, ascending."""
-        return known_items(self._train_count)
+        return find_known_items(self._train_count)
 
     @cached_property
     def item_table(self) -> ItemTable:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mtmh.data.uniform_negatives import NegativeLogProbability, UniformNegatives, known_items
+from mtmh.data.uniform_negatives import (
+    CountedItems,
+    NegativeLogProbability,
+    UniformNegatives,
+    find_known_items,
+    known_bytes,
+    known_items,
+)
 
 COUNTS = np.array([0, 3, 1, 0, 7, 2, 0, 5], np.int64)
 KNOWN = [1, 2, 4, 5, 7]
@@ -19,6 +26,28 @@ def test_shares_of_the_ranks_are_the_draws_of_the_step(num_draws: int, world_siz
     shares = [negatives.draw(1, 17, rank, world_size) for rank in range(world_size)]
     assert np.concatenate(shares).tolist() == whole.tolist()
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize("num_items", [1, 128, 1000, 3 * (128 << 13) + 57])
+def test_items_that_are_looked_up_are_those_that_are_held(num_items: int) -> None:
+    counts = np.random.default_rng(num_items).integers(0, 3, num_items)
+    counts[-1] = 1
+    counts[300:700] = 0  # blocks without any
+    held, counted = known_items(counts), CountedItems(counts)
+    assert len(counted) == len(held)
+    numbers = np.concatenate([[0, len(held) - 1], np.random.default_rng(0).integers(0, len(held), 5000)])
+    assert np.array_equal(counted[numbers], held[numbers])
+    assert counted[numbers].dtype == held.dtype
+    draws = [UniformNegatives(known, 500, seed=5).draw(0, 3, 1, 2).tolist() for known in (held, counted)]
+    assert draws[0] == draws[1]
+
+
+def test_a_very_large_catalogue_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known_bytes(2_000_000_000) == 125_000_000
+    assert isinstance(find_known_items(COUNTS), np.ndarray)
+    monkeypatch.setattr("mtmh.data.uniform_negatives._HELD_ITEMS", len(COUNTS) - 1)
+    assert isinstance(find_known_items(COUNTS), CountedItems)
+    assert find_known_items(COUNTS)[np.arange(5)].tolist() == KNOWN
 
 
 def test_draws_depend_on_seed_epoch_and_step_only() -> None:
