@@ -56,7 +56,11 @@ def plan(
     device: Annotated[str, typer.Option(help="a100-40gb, a100-80gb, h100-80gb, h200-141gb or cpu.")] = "a100-80gb",
     overrides: Overrides = None,
 ) -> None:
-    """Shows how the tables would be spread over machines that are not there; exit code 1 if they do not fit."""
+    """Plans a chain on machines that are not there; exit code 1 if the tables do not fit.
+
+    Shows how the tables would be spread, and what each stage would take and where it would break.
+    """
+    from mtmh.chain.stage_plan import plan_stages, stages_view
     from mtmh.config import load_config
     from mtmh.distributed.hardware import Cluster
     from mtmh.training.plan import DoesNotFit, make_plan
@@ -64,11 +68,17 @@ def plan(
 
     config = load_config(recipe, overrides)
     try:
-        planned = make_plan(config, Cluster(device, hosts, gpus))
+        cluster = Cluster(device, hosts, gpus)
+        planned = make_plan(config, cluster)
     except DoesNotFit as error:
         Console(stderr=True).print(str(error), highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
-    Console().print(plan_report(planned), highlight=False)
+    stages = plan_stages(config, cluster, planned)
+    console = Console()
+    console.print(plan_report(planned), stages_view(stages), highlight=False)
+    for stage in stages:
+        for problem in stage.breaks:
+            console.print(f"{stage.name}: {problem}", highlight=False, markup=False)
 
 
 def embed(

@@ -102,6 +102,8 @@ class PlanConfig(Settings):
     # Rows of each id feature's table, item_id among them, row 0 (unknown) included.
     rows: dict[str, Positive] = {}
     num_floats: Annotated[int, Field(ge=0)] = 0  # float features
+    events: Annotated[int, Field(ge=0)] = 0  # of the training period; 0: five an item
+    users: Annotated[int, Field(ge=0)] = 0  # with a history; 0: one for fifty events
     content_dim: Annotated[int, Field(ge=0)] = 0  # width of the content embeddings; 0: the encoder's, or not counted
 
     @field_validator("rows")

@@ -134,6 +134,11 @@ def create_lists(path: Path, sizes: Sizes, code_size: int) -> None:
     preallocate(path, int(list_places(sizes, code_size)[-1]))
 
 
+def run_bytes(num_bytes: int) -> int:
+    """Bytes of a run, at most, where all lists together take so many."""
+    return min(max(num_bytes // 512, _LEAST_RUN_BYTES), _MOST_RUN_BYTES)
+
+
 def merge_runs(sizes: Sizes, code_size: int) -> Iterator[tuple[int, int]]:
     """Runs of lists, each small enough to be merged in memory: (first, last + 1).
 
@@ -142,10 +147,10 @@ def merge_runs(sizes: Sizes, code_size: int) -> Iterator[tuple[int, int]]:
         code_size: bytes a vector.
     """
     places = list_places(sizes, code_size)
-    run_bytes = min(max(int(places[-1]) // 512, _LEAST_RUN_BYTES), _MOST_RUN_BYTES)
+    most = run_bytes(int(places[-1]))
     first, num_lists = 0, len(sizes)
     while first < num_lists:
-        end = int(np.searchsorted(places, places[first] + run_bytes, side="right")) - 1
+        end = int(np.searchsorted(places, places[first] + most, side="right")) - 1
         end = min(max(end, first + 1), num_lists)
         yield first, end
         first = end

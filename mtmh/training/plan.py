@@ -160,8 +160,8 @@ def make_plan(config: Config, cluster: Cluster) -> RunPlan:
         DoesNotFit: the tables do not fit.
         ValueError: neither a dataset nor ``plan.rows``, or a sharding setting that cannot be honoured.
     """
-    schema, source, num_items = _features(config.dataset_dir, config.plan)
-    content = _content(config, num_items)
+    schema, source, num_items = features_of(config.dataset_dir, config.plan)
+    content = content_of(config, num_items)
     if content is not None and config.model.content_dim:
         schema = schema.model_copy(update={"content_dim": content.dim})
     in_table = config.content.storage == "table"
@@ -185,7 +185,7 @@ def make_plan(config: Config, cluster: Cluster) -> RunPlan:
 
 
 @dataclass(frozen=True)
-class _Content:
+class Content:
     """The teacher's embeddings: their number, width and type."""
 
     num_items: int
@@ -203,7 +203,7 @@ class _Case:
     loss: LossConfig
     schema: FeatureSchema
     cluster: Cluster
-    content: _Content | None
+    content: Content | None
     content_in_table: bool
 
 
@@ -265,8 +265,12 @@ class _Search:
         return least
 
 
-def _features(dataset: Path, plan: PlanConfig) -> tuple[FeatureSchema, str, int]:
-    """Features, where they are from, and the number of items."""
+def features_of(dataset: Path, plan: PlanConfig) -> tuple[FeatureSchema, str, int]:
+    """Features, where they are from, and the number of items.
+
+    Raises:
+        ValueError: neither a dataset nor ``plan.rows``.
+    """
     if (dataset / MANIFEST).exists():
         summary = open_dataset(dataset).summary
         return summary.features, str(dataset), summary.num_items
@@ -285,14 +289,18 @@ def _features(dataset: Path, plan: PlanConfig) -> tuple[FeatureSchema, str, int]
     )
 
 
-def _content(config: Config, num_items: int) -> _Content | None:
-    """The teacher's embeddings if the run needs them; those of the artifact, or as the recipe has them made."""
+def content_of(config: Config, num_items: int) -> Content | None:
+    """The teacher's embeddings if the run needs them; those of the artifact, or as the recipe has them made.
+
+    Raises:
+        ValueError: a table of them is wanted, and nothing tells their width.
+    """
     if not config.needs_content:
         return None
     if (config.content_dir / MANIFEST).exists():
         embeddings = open_array(config.content_dir / EMBEDDINGS)
         half = embeddings.dtype == np.float16
-        return _Content(len(embeddings), embeddings.shape[1], DataType.FP16 if half else DataType.FP32)
+        return Content(len(embeddings), embeddings.shape[1], DataType.FP16 if half else DataType.FP32)
     encoder = config.content.encoder
     dim = config.plan.content_dim or (encoder.dim if encoder else 0)
     if dim == 0 and config.content.storage == "table":
@@ -300,7 +308,7 @@ def _content(config: Config, num_items: int) -> _Content | None:
             f"plan.content_dim: the width of the content embeddings, for content.storage = table; there are none at "
             f"{config.content_dir} yet"
         )
-    return _Content(num_items, dim, DataType.FP16 if encoder else DataType.FP32) if dim else None
+    return Content(num_items, dim, DataType.FP16 if encoder else DataType.FP32) if dim else None
 
 
 def _bytes(storage: Any) -> int:
