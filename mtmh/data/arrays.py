@@ -29,6 +29,13 @@ def narrowed(rows: npt.NDArray[np.int64], num_rows: int) -> Indices:
     return rows.astype(np.int32) if row_type(num_rows) is np.int32 else rows
 
 
+def falling(scores: Scores) -> npt.NDArray[np.uint64]:
+    """Numbers of 32 bits that rise as finite scores fall: packed with others into one, they sort many times faster."""
+    bits = (scores + np.float32(0.0)).view(np.uint32)  # the sum makes -0 and 0 one number
+    rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
+    return (~rising).astype(np.uint64)
+
+
 def open_array(
     path: Path, dtypes: type | tuple[type, ...] | None = None, shape: tuple[int | None, ...] | None = None
 ) -> npt.NDArray[Any]:

@@ -8,22 +8,23 @@ leaves a user's list short, the triggers keep more than K, by the rule of servin
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.arrays import Indices, Scores
+from mtmh.data.arrays import Indices, Scores, falling
 from mtmh.data.histories import last_distinct
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.shared_preranking import shared_merge, shared_prerank
 from mtmh.retrieval.merge import Merged, head_quotas, head_shares, quota_merge
-from mtmh.retrieval.ranking import Candidates, Ranker, Requests, UserListSource, prerank
+from mtmh.retrieval.ranking import Candidates, Ranker, Requests, UserListSource, keeps_order, prerank
 from mtmh.retrieval.user_list import trigger_widths
 
-# [T] triggers, and how many candidates each needs at least -> [T, k_ann]; the trigger is not among its candidates.
-Search = Callable[[Indices, int], Candidates]
+# [T] triggers, how many candidates are looked at, and how many each needs at least -> as many of each, best first, and
+# more where there may be gaps among them; the trigger is not among its candidates.
+Search = Callable[[Indices, int, int], Candidates]
 
 _BLOCK_CANDIDATES = 134_217_728  # of distinct triggers held at a time (1 GiB of items and scores)
 _CHUNK_CANDIDATES = 2_097_152  # preranked at a time
@@ -88,6 +89,7 @@ class Ranked:
         kept: by head, [P, width], best first.
         scores: by head, [P, width], comparable over heads and triggers.
         own: [G, N] candidates of the users themselves, and their scores; None: there are none.
+        merged: the last merge of what is kept, by its length and alpha: answers, lists and triggers go by the same.
     """
 
     users: npt.NDArray[np.intp]
@@ -95,6 +97,7 @@ class Ranked:
     kept: list[Candidates]
     scores: list[Scores]
     own: tuple[Indices, Scores] | None = None
+    merged: dict[tuple[int, float], Merged] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -213,8 +216,10 @@ def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> RankedCandida
     groups: list[Ranked] = []
     while (widths >= 0).any():
         width = int(widths[widths >= 0].min())
-        users = np.flatnonzero(widths == width)
-        part = _rank(cohort.select(users), users, pipeline, width, length)
+        reaches = _reaches(cohort, pipeline, width)
+        reach = int(reaches[widths == width].min())
+        users = np.flatnonzero((widths == width) & (reaches == reach))
+        part = _rank(cohort.select(users), users, pipeline, width, reach, length)
         short = _falling_short(pipeline, part, length)
         for user in users[short]:
             widths[user] = next(rules[user], -1)
@@ -223,6 +228,19 @@ def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> RankedCandida
         if settled.any():
             groups.append(part if settled.all() else part.select(settled))
     return RankedCandidates(pipeline, cohort.num_users, length, groups)
+
+
+def _reaches(cohort: Cohort, pipeline: Pipeline, width: int) -> npt.NDArray[np.int64]:
+    """[U] how many candidates of a trigger are looked at: all where they are ranked anew.
+
+    Where the order of the search stays, the first ``width`` that the user has not seen are all that count; the numbers
+    are rounded up, so that few groups of users differ in them.
+    """
+    if pipeline.shared or not keeps_order(pipeline.preranker):
+        return np.full(cohort.num_users, pipeline.k_ann)
+    most = width + np.diff(cohort.seen.offsets)
+    rounded: npt.NDArray[np.int64] = np.minimum(1 << np.ceil(np.log2(most)).astype(np.int64), pipeline.k_ann)
+    return rounded
 
 
 def user_lists(users: Indices, items: Indices, scores: Scores, num_users: int, length: int) -> npt.NDArray[np.int64]:
@@ -246,26 +264,18 @@ def user_lists(users: Indices, items: Indices, scores: Scores, num_users: int, l
         inside = (users >= start) & (users < start + users_a_block)
         rows, columns = np.nonzero((items >= 0) & np.isfinite(scores) & inside[:, None])
         user, item = (users[rows] - start).astype(np.uint64), items[rows, columns].astype(np.uint64)
-        falling = _falling(scores[rows, columns])
-        by_item = np.sort((user << item_bits | item) << np.uint64(32) | falling)
+        by_item = np.sort((user << item_bits | item) << np.uint64(32) | falling(scores[rows, columns]))
         best = np.ones(len(by_item), dtype=bool)
         best[1:] = by_item[1:] >> np.uint64(32) != by_item[:-1] >> np.uint64(32)
         by_item = by_item[best]
-        pair, falling = by_item >> np.uint64(32), by_item & np.uint64(0xFFFFFFFF)
+        pair, score = by_item >> np.uint64(32), by_item & np.uint64(0xFFFFFFFF)
         item_mask = (np.uint64(1) << item_bits) - np.uint64(1)
-        by_score = np.sort(((pair >> item_bits) << np.uint64(32) | falling) << item_bits | pair & item_mask)
+        by_score = np.sort(((pair >> item_bits) << np.uint64(32) | score) << item_bits | pair & item_mask)
         owner = (by_score >> (item_bits + np.uint64(32))).astype(np.intp)
         slot = np.arange(len(owner)) - np.searchsorted(owner, owner)
         first = slot < length
         lists[start + owner[first], slot[first]] = (by_score & item_mask)[first]
     return lists
-
-
-def _falling(scores: Scores) -> npt.NDArray[np.uint64]:
-    """Numbers of 32 bits that rise as the finite scores fall."""
-    bits = (scores + np.float32(0.0)).view(np.uint32)  # the sum makes -0 and 0 one number
-    rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
-    return (~rising).astype(np.uint64)
 
 
 def _falling_short(pipeline: Pipeline, part: Ranked, length: int) -> npt.NDArray[np.bool_]:
@@ -286,11 +296,15 @@ def _merge(pipeline: Pipeline, part: Ranked, k: int, alpha: float, head: int | N
     """K items of each trigger [P, K], and where they come from: None if from one head."""
     if head is not None:
         return part.kept[head].items[:, :k], None
-    items = [of_head.items[:, :k] for of_head in part.kept]
     if pipeline.shared:
         merged = shared_merge([of_head.items for of_head in part.kept], part.scores, k)
+    elif (k, alpha) in part.merged:
+        merged = part.merged[k, alpha]
     else:
+        items = [of_head.items[:, :k] for of_head in part.kept]
         merged = quota_merge(items, head_quotas(head_shares(alpha, len(items)), k))
+        part.merged.clear()
+        part.merged[k, alpha] = merged
     return merged.items, merged
 
 
@@ -321,38 +335,55 @@ def _scored(
 def _best_triggers(
     requests: Requests, items: Indices, scores: Scores, lists: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """[G, length] the trigger of the best answer that is the item, -1: there is none."""
-    width = int(max(items.max(initial=0), lists.max(initial=0))) + 1
-    rows, columns = np.nonzero(items >= 0)
-    keys = requests.users[rows].astype(np.int64) * width + items[rows, columns]
-    order = np.lexsort((-scores[rows, columns], keys))
-    keys, rows = keys[order], rows[order]
-    wanted = np.arange(len(lists))[:, None] * width + lists
-    places = np.minimum(np.searchsorted(keys, wanted), max(0, len(keys) - 1))
-    if not len(keys):
-        return np.full(lists.shape, -1, np.int64)
-    found = np.where((keys[places] == wanted) & (lists >= 0), requests.triggers[rows[places]], -1)
-    return found.astype(np.int64)
+    """[G, length] the trigger of the best answer that is the item, the first of equals, -1: there is none."""
+    found = np.full(lists.shape, -1, np.int64)
+    num_items = int(max(items.max(initial=0), lists.max(initial=0))) + 1
+    first_rows = np.searchsorted(requests.users, np.arange(len(lists) + 1))
+    row_bits = np.uint64(max(1, int(np.diff(first_rows).max(initial=0)).bit_length()))
+    users_a_block = max(1, min(_SEEN_FLAGS // num_items, (1 << (32 - int(row_bits))) // max(1, lists.shape[1])))
+    for start in range(0, len(lists), users_a_block):
+        own = lists[start : start + users_a_block]
+        slots = np.full((len(own), num_items + 1), -1, np.int32)
+        users, columns = np.nonzero(own >= 0)
+        slots[users, own[users, columns]] = users * own.shape[1] + columns
+        rows = slice(first_rows[start], first_rows[start + len(own)])
+        asking = requests.users[rows]
+        slot = slots[asking[:, None] - start, items[rows]]  # the last column is for none
+        row, column = np.nonzero(slot >= 0)
+        within = (np.arange(len(asking)) - np.searchsorted(asking, asking)).astype(np.uint64)
+        place = slot[row, column].astype(np.uint64) << np.uint64(32) | falling(scores[rows][row, column])
+        packed = np.sort(place << row_bits | within[row])
+        place = (packed >> (np.uint64(32) + row_bits)).astype(np.intp)
+        best = np.flatnonzero(np.diff(place, prepend=-1))
+        within_best = (packed[best] & ((np.uint64(1) << row_bits) - np.uint64(1))).astype(np.intp)
+        user = start + place[best] // own.shape[1]
+        found[user, place[best] % own.shape[1]] = requests.triggers[first_rows[user] + within_best]
+    return found
 
 
 def _wide(values: npt.NDArray[Any], width: int, filling: float) -> npt.NDArray[Any]:
     return np.pad(values, ((0, 0), (0, width - values.shape[1])), constant_values=filling)
 
 
-def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width: int, length: int) -> Ranked:
-    """The ``width`` preranked candidates of every trigger and head; a trigger of several users is searched once."""
+def _rank(
+    cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width: int, reach: int, length: int
+) -> Ranked:
+    """The ``width`` preranked ones of the first ``reach`` candidates of every trigger and head.
+
+    A trigger of several users is searched once.
+    """
     kept: dict[str, list[Candidates]] = {head: [] for head in pipeline.searches}
     scores: dict[str, list[Scores]] = {head: [] for head in pipeline.searches}
     own: list[tuple[Indices, Scores]] = []
     num_own = round(length * pipeline.user_share / 100.0)
-    candidates_a_user = cohort.triggers.shape[1] * pipeline.k_ann
+    candidates_a_user = cohort.triggers.shape[1] * reach
     users_a_block = max(1, _BLOCK_CANDIDATES // (candidates_a_user * len(pipeline.searches)))
     users_a_chunk = max(1, min(_CHUNK_CANDIDATES // candidates_a_user, _SEEN_FLAGS // pipeline.num_items))
     for block in range(0, cohort.num_users, users_a_block):
         block_end = min(block + users_a_block, cohort.num_users)
         in_block = cohort.triggers[block:block_end]
         distinct = np.unique(in_block[in_block >= 0])
-        found = {head: search(distinct, width) for head, search in pipeline.searches.items()}
+        found = {head: search(distinct, reach, width) for head, search in pipeline.searches.items()}
         for start in range(block, block_end, users_a_chunk):
             end = min(start + users_a_chunk, block_end)
             requests = _requests(cohort, start, end)
@@ -362,11 +393,12 @@ def _rank(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width
             ]
             seen = _seen_flags(cohort, start, end, pipeline.num_items)
             best = _prerank(pipeline, requests, candidates, width, seen)
+            # First what judges all candidates of a user at once; a sorter that remembers knows them then.
+            if num_own and not pipeline.shared and isinstance(pipeline.sorter, UserListSource):
+                own.append(_own(pipeline.sorter, requests, best, num_own, seen))
             for of_head in best:
                 kept[of_head.head].append(of_head)
                 scores[of_head.head].append(pipeline.sorter.score(requests, of_head))
-            if num_own and not pipeline.shared and isinstance(pipeline.sorter, UserListSource):
-                own.append(_own(pipeline.sorter, requests, best, num_own, seen))
     joined = [
         Candidates(head, np.concatenate([p.items for p in parts]), np.concatenate([p.scores for p in parts]))
         for head, parts in kept.items()

@@ -32,21 +32,32 @@ class _Remembering(UserRanker):
         nothing = np.empty(0, np.int64), np.empty(0, np.float32)
         keys = [row[row >= 0].astype(np.int64).tobytes() for row in histories]
         known = [self._known.get(key, nothing) for key in keys]
-        new = [np.setdiff1d(row[row >= 0], items) for row, (items, _) in zip(candidates, known, strict=True)]
-        asked = np.full((len(new), max(map(len, new), default=0)), -1, np.int64)
-        for row, items in enumerate(new):
-            asked[row, : len(items)] = items
-        found = self._ranker.score(histories, asked, sums) if asked.size else np.empty(asked.shape, np.float32)
-        scores = np.full(candidates.shape, -np.inf, np.float32)
-        for row, (key, (items, values)) in enumerate(zip(keys, known, strict=True)):
+        new = [_missing(row, items) for row, (items, _) in zip(candidates, known, strict=True)]
+        asking = [row for row, items in enumerate(new) if len(items) or sums is not None]
+        asked = np.full((len(asking), max(map(len, new), default=0)), -1, np.int64)
+        for place, row in enumerate(asking):
+            asked[place, : len(new[row])] = new[row]
+        found = self._ranker.score(histories[asking], asked, sums) if asked.size else np.empty(asked.shape, np.float32)
+        for row, scores_of in zip(asking, found, strict=True):
             count = len(new[row])
-            if count:
-                items, values = np.concatenate([items, new[row]]), np.concatenate([values, found[row, :count]])
-                order = np.argsort(items)
-                items, values = items[order], values[order]
-                if self._size < _MOST_SCORES:
-                    self._known[key] = items, values
-                    self._size += count
+            items, values = known[row]
+            items, values = np.concatenate([items, new[row]]), np.concatenate([values, scores_of[:count]])
+            order = np.argsort(items)
+            known[row] = items[order], values[order]
+            if count and self._size < _MOST_SCORES:
+                self._known[keys[row]] = known[row]
+                self._size += count
+        scores = np.full(candidates.shape, -np.inf, np.float32)
+        for row, (items, values) in enumerate(known):
             present = candidates[row] >= 0
             scores[row, present] = values[np.searchsorted(items, candidates[row, present])]
         return scores
+
+
+def _missing(candidates: Indices, items: Indices) -> Indices:
+    """The distinct candidates that are not among some items, both ascending; -1 among the candidates is none."""
+    wanted = np.sort(candidates[candidates >= 0])
+    wanted = wanted[np.flatnonzero(np.diff(wanted, prepend=-1))]
+    if len(items):
+        wanted = wanted[items[np.minimum(np.searchsorted(items, wanted), len(items) - 1)] != wanted]
+    return wanted

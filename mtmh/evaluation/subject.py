@@ -87,7 +87,9 @@ class Subject:
         num_probes = self._retriever.num_probes
 
         def search(head: str) -> Search:
-            return lambda triggers, needed: self.search(head, triggers, settings.k_ann, num_probes, needed)
+            if self._rows is not None:  # which leaves gaps
+                return lambda triggers, _, needed: self.search(head, triggers, settings.k_ann, num_probes, needed)
+            return lambda triggers, k, needed: self.search(head, triggers, k, num_probes, needed)
 
         return Pipeline(
             {head: search(head) for head in self.heads},

@@ -99,6 +99,6 @@ class YardstickRows:
         num_items = self.engaged.shape[1]
         k_ann = min(self.k_ann, num_items)
         by_score = HeadScorePreranker()
-        searches = {name: lambda triggers, _needed: yardstick.search(triggers, k_ann)}
+        searches = {name: lambda triggers, k, _needed: yardstick.search(triggers, k)}
         pipeline = Pipeline(searches, by_score, by_score, num_items=num_items, k_ann=k_ann, k=min(self.k, k_ann))
         return rank_users(self.cohort, pipeline, length)

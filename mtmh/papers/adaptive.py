@@ -145,9 +145,7 @@ def outcomes(config: Config, dataset: Dataset, vectors: Mapping[str, npt.NDArray
     )
 
     def search(head: str) -> Search:
-        return lambda triggers, needed: searches.search(
-            head, triggers, config.retrieval.k_ann, 1, needed=needed, allowed=None
-        )
+        return lambda triggers, k, needed: searches.search(head, triggers, k, 1, needed=needed, allowed=None)
 
     pipeline = Pipeline(
         {head: search(head) for head in vectors},

@@ -95,11 +95,11 @@ class Evidence:
         block = max(1, _BLOCK_FLOATS // max(1, width))
         for start in range(0, len(candidates), block):
             part = slice(start, start + block)
-            past = np.where(histories[part, :, None] >= 0, vectors[histories[part]], np.float32(0.0))
-            similar = np.matmul(vectors[candidates[part]], past.transpose(0, 2, 1))
-            known = np.where(histories[part, None, :] >= 0, similar, np.float32(-1.0))
-            out[part, :, 0] = known.max(axis=2, initial=-1.0)
-            out[part, :, 1:] = np.matmul(similar, weights[:, part].transpose(1, 2, 0))
+            # [U, H, C]: many candidates in a row make the passes over it fast.
+            similar = np.matmul(vectors[histories[part]], vectors[candidates[part]].transpose(0, 2, 1))
+            similar[histories[part] < 0] = -1.0  # which has no weight
+            out[part, :, 0] = similar.max(axis=1, initial=-1.0)
+            out[part, :, 1:] = np.matmul(weights[:, part].transpose(1, 0, 2), similar).transpose(0, 2, 1)
 
     def proposed(self, sums: tuple[Sums, Sums], k: int) -> list[Indices]:
         """Candidates of users by `sums`, and items that are popular with all; [U, k] each, best first, -1: none."""

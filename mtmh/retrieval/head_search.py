@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -23,7 +22,7 @@ _SPARE = 64  # candidates in the place of those that may be no answers
 # allowed; taking the vector of an item out of the index; comparing it with a query in one product with all others.
 _TEST, _TAKE, _PRODUCT = 0.3, 6.0, 0.4
 _MORE_PROBES = 8
-_COMPARED = 16_777_216  # scores of added items at a time: bounds memory
+_COMPARED = 16_777_216  # scores of exact search at a time: bounds memory
 
 
 class HeadSearch:
@@ -205,11 +204,26 @@ def _scan_cost(num_items: int, num_queries: int) -> float:
 
 
 def _nearest(queries: Scores, vectors: Scores, items: npt.NDArray[np.int64], k: int) -> Found:
-    """Exact search among [N, D] vectors of ``items`` [N]; [Q, min(k, N)]."""
-    if not len(items):
-        return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    scores, places = faiss.knn(queries, vectors, min(k, len(items)), metric=faiss.METRIC_INNER_PRODUCT)
-    return scores, items[places]
+    """Exact search among [N, D] vectors of ``items`` [N]; [Q, min(k, N)].
+
+    NumPy's products take a quarter of the time of ``faiss.knn`` here.
+    """
+    width = min(k, len(items))
+    scores, found = np.empty((len(queries), width), np.float32), np.empty((len(queries), width), np.int64)
+    block = max(1, _COMPARED // max(1, len(items)))
+    for start in range(0, len(queries) if width else 0, block):
+        rows = slice(start, start + block)
+        scores[rows], columns = largest(queries[rows] @ vectors.T, width)
+        found[rows] = items[columns]
+    return scores, found
+
+
+def largest(scores: Scores, k: int) -> tuple[Scores, npt.NDArray[np.intp]]:
+    """The ``k`` largest scores of each row, 1 <= k <= N, descending, and their columns; [Q, N] -> [Q, k]."""
+    columns = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k :]
+    found = np.take_along_axis(scores, columns, axis=1)
+    order = np.argsort(-found, axis=1)
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(columns, order, axis=1)
 
 
 def _merged(found: Found, scores: Scores, items: npt.NDArray[np.int64]) -> Found:
@@ -219,8 +233,8 @@ def _merged(found: Found, scores: Scores, items: npt.NDArray[np.int64]) -> Found
     better = min(width, int((scores > found[0][:, -1:]).sum(axis=1).max(initial=0)))
     if better == 0:
         return found
-    columns = np.argpartition(-scores, better - 1, axis=1)[:, :better]
-    scores = np.concatenate([found[0], np.take_along_axis(scores, columns, axis=1)], axis=1)
+    best, columns = largest(scores, better)
+    scores = np.concatenate([found[0], best], axis=1)
     others = np.take_along_axis(np.broadcast_to(items, (len(columns), items.shape[1])), columns, axis=1)
     merged = np.concatenate([found[1], others], axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :width]

@@ -375,11 +375,14 @@ class Retriever:
         self, heads: Sequence[str], requests: Requests, plan: QueryPlan, allowed: Mask | None, timings: Timings
     ) -> list[Candidates]:
         """The ``plan.kept`` best candidates of each trigger under each of the heads."""
-        if keeps_order(self.preranker):
+        in_order = keeps_order(self.preranker)
+        if in_order:
             plan = replace(plan, k_ann=plan.kept)
         with timings.stage("search"):
             found = self._searches.search_all(heads, requests.triggers, plan, allowed)
         with timings.stage("prerank"):
+            if in_order:
+                return found
             return [prerank(self.preranker, requests, candidates, plan.kept) for candidates in found]
 
     def _lists(

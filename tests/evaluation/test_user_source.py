@@ -50,7 +50,7 @@ def test_a_share_of_the_list_is_the_users_own() -> None:
     users = EvaluationUsers(np.array([0, 1]), lists_of(histories), lists_of([[30], [31, 32]]))
     cohort = make_cohort(users, num_triggers=2, exclude_seen=True)
 
-    def search(triggers: Indices, needed: int) -> Candidates:
+    def search(triggers: Indices, k: int, needed: int) -> Candidates:
         items = (triggers[:, None] + 1 + np.arange(6)) % 20  # never one of the upper half
         return Candidates("engagement", items, -np.tile(np.arange(6, dtype=np.float32), (len(triggers), 1)))
 
