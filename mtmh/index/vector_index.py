@@ -17,6 +17,8 @@ from mtmh.data.arrays import Items, Mask, Vectors
 from mtmh.data.item_vectors import ItemVectors
 
 _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
+_NEAR_ROWS = 4096  # queries whose clusters are looked for at a time
+_HEAP = 128  # so many largest scores are found faster by a heap than by dividing all
 _REFINED = 100  # answers for which codes are compared again, at least: those that recall is measured by
 
 
@@ -195,7 +197,16 @@ class IvfIndex(_FaissIndex):
 
     def nearest(self, queries: Vectors, num_probes: int) -> Near:
         """The clusters that a search of so many visits for each query."""
-        return Near(*self._index.quantizer.search(np.ascontiguousarray(queries), min(num_probes, self.num_clusters)))
+        scores = np.empty((len(queries), probed := min(num_probes, self.num_clusters)), np.float32)
+        clusters = np.empty(scores.shape, np.int64)
+        for start in range(0, len(queries), _NEAR_ROWS):
+            rows = slice(start, start + _NEAR_ROWS)
+            scores[rows], clusters[rows] = largest(queries[rows] @ self._centroids.T, probed)
+        return Near(scores, clusters)
+
+    @cached_property
+    def _centroids(self) -> Vectors:
+        return np.asarray(self._index.quantizer.reconstruct_n(0, self.num_clusters), np.float32)
 
     @cached_property
     def clusters_of_items(self) -> npt.NDArray[np.int32]:
@@ -216,6 +227,29 @@ class IvfIndex(_FaissIndex):
         address = ctypes.c_void_p(int(lists.ptr))
         if libc.madvise(address, ctypes.c_size_t(lists.totsize), ctypes.c_int(mmap.MADV_DONTNEED)):
             raise OSError(ctypes.get_errno(), "madvise of the inverted lists")
+
+
+def largest(scores: Vectors, k: int) -> tuple[Vectors, Items]:
+    """The ``k`` largest scores of each row, 1 <= k <= N, descending, and their columns; [Q, N] -> [Q, k].
+
+    With a product of NumPy before it, it takes a quarter of the time of ``faiss.knn``. Where fewer than ``k`` scores
+    are above -inf, the others are -inf, of some columns.
+    """
+    if k < _HEAP:
+        found, columns = np.empty((len(scores), k), np.float32), np.empty((len(scores), k), np.int64)
+        heaps = faiss.float_minheap_array_t()
+        heaps.k, heaps.nh = k, len(scores)
+        heaps.val, heaps.ids = faiss.swig_ptr(found), faiss.swig_ptr(columns)
+        heaps.heapify()
+        heaps.addn(scores.shape[1], faiss.swig_ptr(np.ascontiguousarray(scores)))
+        heaps.reorder()
+        missing = columns < 0
+        found[missing], columns[missing] = -np.inf, 0
+        return found, columns
+    columns = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k :]
+    found = np.take_along_axis(scores, columns, axis=1)
+    order = np.argsort(-found, axis=1)
+    return np.take_along_axis(found, order, axis=1), np.take_along_axis(columns, order, axis=1)
 
 
 def search_lists(index: Any, queries: Vectors, k: int, near: Near, allowed: Mask | None) -> tuple[Vectors, Items]:

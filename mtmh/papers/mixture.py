@@ -241,7 +241,7 @@ class _Training:
         k_ann = min(config.retrieval.k_ann, view.num_items - 1)
         found = self.model.neighbours(self.model.embed(view.item_table), k_ann, triggers)
         by_score = HeadScorePreranker()
-        searches = {"mixture": lambda asking, _needed: found.search("mixture", asking, k_ann)}
+        searches = {"mixture": lambda asking, _k, _needed: found.search("mixture", asking, k_ann)}
         pipeline = Pipeline(
             searches, by_score, by_score, num_items=view.num_items, k_ann=k_ann, k=min(config.retrieval.k, k_ann)
         )

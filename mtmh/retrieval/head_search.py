@@ -10,7 +10,7 @@ import numpy.typing as npt
 from mtmh.data.arrays import Indices, Mask, Scores, Vectors, narrowed
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.index.added_lists import AddedLists
-from mtmh.index.vector_index import IvfIndex, Near, VectorIndex
+from mtmh.index.vector_index import IvfIndex, Near, VectorIndex, largest
 
 Found = tuple[Scores, npt.NDArray[np.int64]]
 
@@ -204,10 +204,7 @@ def _scan_cost(num_items: int, num_queries: int) -> float:
 
 
 def _nearest(queries: Scores, vectors: Scores, items: npt.NDArray[np.int64], k: int) -> Found:
-    """Exact search among [N, D] vectors of ``items`` [N]; [Q, min(k, N)].
-
-    NumPy's products take a quarter of the time of ``faiss.knn`` here.
-    """
+    """Exact search among [N, D] vectors of ``items`` [N]; [Q, min(k, N)]."""
     width = min(k, len(items))
     scores, found = np.empty((len(queries), width), np.float32), np.empty((len(queries), width), np.int64)
     block = max(1, _COMPARED // max(1, len(items)))
@@ -216,14 +213,6 @@ def _nearest(queries: Scores, vectors: Scores, items: npt.NDArray[np.int64], k: 
         scores[rows], columns = largest(queries[rows] @ vectors.T, width)
         found[rows] = items[columns]
     return scores, found
-
-
-def largest(scores: Scores, k: int) -> tuple[Scores, npt.NDArray[np.intp]]:
-    """The ``k`` largest scores of each row, 1 <= k <= N, descending, and their columns; [Q, N] -> [Q, k]."""
-    columns = np.argpartition(scores, scores.shape[1] - k, axis=1)[:, scores.shape[1] - k :]
-    found = np.take_along_axis(scores, columns, axis=1)
-    order = np.argsort(-found, axis=1)
-    return np.take_along_axis(found, order, axis=1), np.take_along_axis(columns, order, axis=1)
 
 
 def _merged(found: Found, scores: Scores, items: npt.NDArray[np.int64]) -> Found:
@@ -236,7 +225,7 @@ def _merged(found: Found, scores: Scores, items: npt.NDArray[np.int64]) -> Found
     best, columns = largest(scores, better)
     scores = np.concatenate([found[0], best], axis=1)
     others = np.take_along_axis(np.broadcast_to(items, (len(columns), items.shape[1])), columns, axis=1)
-    merged = np.concatenate([found[1], others], axis=1)
+    merged = np.concatenate([found[1], np.where(np.isfinite(best), others, -1)], axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(merged, order, axis=1)
 

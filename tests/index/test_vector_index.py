@@ -7,7 +7,7 @@ import pytest
 from ivf_in_memory import build_ivf
 
 from mtmh.index.storage import default_num_clusters
-from mtmh.index.vector_index import ExactIndex, read_faiss
+from mtmh.index.vector_index import ExactIndex, largest, read_faiss
 
 
 def unit(rng: np.random.Generator, rows: int, dim: int = 16) -> np.ndarray:
@@ -107,3 +107,13 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "broken.faiss").write_bytes(b"not an index at all")
     with pytest.raises(ValueError, match=r"broken.faiss: not a readable faiss index"):
         read_faiss(tmp_path / "broken.faiss", 0)
+
+
+@pytest.mark.parametrize(("width", "k"), [(300, 1), (300, 127), (300, 128), (300, 300), (5, 5)])
+def test_the_largest_scores_of_each_row(width: int, k: int) -> None:
+    scores = np.random.default_rng(0).normal(size=(6, width)).astype(np.float32)
+    scores[3, : width // 2] = -np.inf
+    found, columns = largest(scores, k)
+    np.testing.assert_array_equal(found, -np.sort(-scores, axis=1)[:, :k])
+    real = np.isfinite(found)
+    np.testing.assert_array_equal(np.take_along_axis(scores, columns, axis=1)[real], found[real])

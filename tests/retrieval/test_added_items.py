@@ -86,6 +86,16 @@ def test_every_storage_has_lists_of_added_items(search: HeadSearch) -> None:
 
 
 @pytest.mark.parametrize("storage", ["flat"])
+def test_an_added_item_is_no_answer_where_it_was_not_found(search: HeadSearch) -> None:
+    items, scores = search.search(TRIGGERS, 4000, num_probes=1, needed=1)
+    assert ((items < 0) == np.isneginf(scores)).all()
+    assert (items < 0).any()
+    for row in items.tolist():
+        found = [item for item in row if item >= 0]
+        assert len(found) == len(set(found))
+
+
+@pytest.mark.parametrize("storage", ["flat"])
 def test_items_of_one_request_change_no_lists(search: HeadSearch) -> None:
     more = search.with_added(unit(5, 200), listed=False)
     assert more._lists is search._lists
