@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -154,6 +154,10 @@ def carry_over(
     # A rank names the tables that it holds a part of; all of them move each one together.
     held: list[dict[str, tuple[int, tuple[int, ...]]]] = [{} for _ in range(ranks.world_size)]
     dist.all_gather_object(held, {name: (len(own), tuple(state[name].size()[1:])) for name, own in pieces.items()})
+    movers = {
+        feature: RowMover.by_vocabulary(feature, previous.path, dataset.artifact.path, size)
+        for feature, size in rows_before.items()
+    }
     for name in sorted({name for part in held for name in part}):
         feature = table_of(name)
         assert feature is not None
@@ -165,10 +169,9 @@ def carry_over(
                 f"keep their optimizer, and data-parallel ones stay data-parallel; or set "
                 f"training.continuation.optimizer_state=reset"
             )
-        move = RowMover.by_vocabulary(feature, previous.path, dataset.artifact.path, rows_before[feature])
         own = pieces.get(name, [])
         for number in range(most):
-            move(folder, name, own[number] if number < len(own) else None)
+            movers[feature](folder, name, own[number] if number < len(own) else None)
     read_state({name: value for name, value in state.items() if name not in by_row}, folder, prefixes=())
     return on_first(
         ranks,
@@ -246,7 +249,10 @@ class RowMover:
             current: the same of this period.
             previous_size: rows of the previous table.
         """
-        return cls(partial(previous_rows, feature, previous, current, previous_size=previous_size))
+        # Weights and sums of a table are cut alike: the vocabularies are joined once for both.
+        return cls(
+            lru_cache(maxsize=1)(partial(previous_rows, feature, previous, current, previous_size=previous_size))
+        )
 
     def __call__(self, folder: Path, name: str, piece: tuple[tuple[int, ...], Tensor] | None) -> None:
         """Fills the rows of a piece whose values are known, leaves the others; all ranks call it together.
