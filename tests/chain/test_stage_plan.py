@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tiny_run import tiny_config, write_inputs
 from typer.testing import CliRunner
 
 from mtmh.chain.stage_plan import StagePlan, num_pairs, plan_stages
 from mtmh.cli import app
 from mtmh.config import Config, PairsConfig
+from mtmh.data.dataset import open_dataset
+from mtmh.data.schema import ITEM_TABLE, ITEMS
 from mtmh.distributed.hardware import Cluster
 from mtmh.training.plan import make_plan
 
 CLUSTER = Cluster("a100-80gb", num_hosts=6, ranks_per_host=8)
-ITEMS, EVENTS = 2_000_000_000, 10_000_000_000
+NUM_ITEMS, NUM_EVENTS = 2_000_000_000, 10_000_000_000
 
 
 def recipe(root: Path, **sections: Any) -> Config:
@@ -24,9 +28,9 @@ def recipe(root: Path, **sections: Any) -> Config:
         "paths": {"root": str(root)},
         "data": {"source": "synthetic", "memory_limit_gb": 100, "threads": 50},
         "plan": {
-            "rows": {"item_id": ITEMS},
+            "rows": {"item_id": NUM_ITEMS},
             "num_floats": 8,
-            "events": EVENTS,
+            "events": NUM_EVENTS,
             "users": 100_000_000,
             "content_dim": 64,
         },
@@ -59,11 +63,11 @@ def test_defaults_break_at_two_billion_items_and_the_plan_says_by_what(tmp_path:
     assert "evaluate: evaluation.exact_search holds 2,048 GB" in said
     assert "yardstick teacher holds 512 GB" in said
     assert found["prepare"].breaks == []
-    assert found["prepare"].hours == pytest.approx(EVENTS / (100_000 * 50) / 3600)
-    assert found["embed"].disk == 2 * 128 * 4 * ITEMS
+    assert found["prepare"].hours == pytest.approx(NUM_EVENTS / (100_000 * 50) / 3600)
+    assert found["embed"].disk == 2 * 128 * 4 * NUM_ITEMS
     # fp16 tables of 32, and four bytes of the optimizer a row: the estimator counts two; three files at a time.
-    assert found["train"].disk >= 3 * ITEMS * 32 * 2
-    assert found["train"].mapped == ITEMS * (12 + 4 * 8 + 8 + 4 * 64)
+    assert found["train"].disk >= 3 * NUM_ITEMS * 32 * 2
+    assert found["train"].mapped == NUM_ITEMS * (12 + 4 * 8 + 8 + 4 * 64)
 
 
 def test_settings_of_that_size_leave_nothing_that_breaks(tmp_path: Path) -> None:
@@ -76,7 +80,7 @@ def test_settings_of_that_size_leave_nothing_that_breaks(tmp_path: Path) -> None
     found = stages(large)
     assert "train-preranker" not in found
     assert {name: stage.breaks for name, stage in found.items()} == {name: [] for name in found}
-    lists = 2 * (2 * 128 + 8) * ITEMS
+    lists = 2 * (2 * 128 + 8) * NUM_ITEMS
     assert found["serve"].mapped == lists
     assert found["build-index"].disk == 2 * lists
     small = Cluster("cpu", num_hosts=1, ranks_per_host=8)
@@ -86,6 +90,21 @@ def test_settings_of_that_size_leave_nothing_that_breaks(tmp_path: Path) -> None
     tight = large.model_copy(update={"data": large.data.model_copy(update={"memory_limit_gb": 500})})
     (prepared, *_) = plan_stages(tight, small, run)
     assert "in the memory of a host, which has 550 GB" in prepared.breaks[0]
+
+
+def test_sizes_are_those_of_the_dataset_where_there_is_one(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    config = tiny_config(tmp_path, plan={"rows": {"item_id": NUM_ITEMS}})
+    dataset, cluster = open_dataset(config.dataset_dir), Cluster("cpu", num_hosts=1, ranks_per_host=2)
+    found = {stage.name: stage for stage in plan_stages(config, cluster, make_plan(config, cluster))}
+    summary, items = dataset.summary, dataset.artifact.path / ITEMS
+    assert found["prepare"].hours == pytest.approx(summary.num_train_events / (100_000 * config.data.threads) / 3600)
+    assert found["serve"].memory == items.stat().st_size + 8 * summary.num_items
+    assert found["embed"].disk == 4 * len(config.model.heads) * config.model.head_dim * summary.num_items
+    content = np.load(config.content_dir / "embeddings.npy")
+    files = sum(file.stat().st_size for file in (dataset.artifact.path / ITEM_TABLE).iterdir())
+    assert found["train"].mapped == pytest.approx(files + content.nbytes, rel=0.3)  # headers, tags with several values
+    assert not any(stage.breaks for stage in found.values())
 
 
 def test_the_verb_prints_a_line_a_stage(tmp_path: Path) -> None:
