@@ -74,15 +74,13 @@ def compute_with(threads: int) -> None:
     """Lets faiss and torch, where this thread calls them, spread their work over so many threads.
 
     OpenMP keeps the number for each calling thread. Torch sets its own when a thread uses it for the first time, and in
-    some builds shares it with faiss, so both are told; where torch is not loaded it will read the number when the
-    features of an item make it load.
+    some builds shares it with faiss, so both are told; where torch is not loaded yet, what loads it tells it the number
+    of faiss (`mtmh.tower.fresh`).
     """
     if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(threads)
-    else:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
     faiss.omp_set_num_threads(threads)
 
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import faiss
 import numpy as np
 import pyarrow as pa
 
@@ -49,10 +50,12 @@ class Tower:
         return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
 
     def _embed(self, rows: pa.Table) -> dict[str, Vectors]:
+        threads = faiss.omp_get_max_threads()  # of this thread, before torch has its own number
         import torch
 
         from mtmh.tower.unseen import embed_unseen
 
+        torch.set_num_threads(threads)
         inputs = (*self.features.encode(rows), self.features.content(rows))
         keys = [ITEM_ID, *(feature.name for feature in self.features.facts.id_features)]
         embedded = embed_unseen(self.model, keys, *map(torch.from_numpy, inputs))

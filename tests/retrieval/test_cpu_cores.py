@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,24 @@ def test_cores_are_within_the_quota_of_the_container(
     assert found == expected or (expected is None and found > 1_000_000)
     membership.unlink()
     assert cgroup_cores(tmp_path / "groups", membership) >= 1
+
+
+def test_a_tower_that_loads_torch_computes_with_the_share_of_its_thread() -> None:
+    code = (
+        "import sys, threading, pyarrow as pa, numpy as np\n"
+        "from mtmh.retrieval.cpu_cores import compute_with; from mtmh.tower.fresh import Tower\n"
+        "class Stopped(Exception): pass\n"
+        "def stop(rows): raise Stopped\n"
+        "tower = object.__new__(Tower); tower.features = type('Features', (), {'encode': staticmethod(stop)})\n"
+        "def work():\n"
+        "    compute_with(3); assert 'torch' not in sys.modules\n"
+        "    try: tower.embed(pa.table({'item_id': [1]}))\n"
+        "    except Stopped: pass\n"
+        "    import torch; torch.ones(300, 300) @ torch.ones(300, 300); print(torch.get_num_threads())\n"
+        "thread = threading.Thread(target=work); thread.start(); thread.join()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3"]
 
 
 def test_every_thread_computes_with_its_share() -> None:
