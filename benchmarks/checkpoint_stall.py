@@ -41,8 +41,8 @@ from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.distributed.sharding import shard
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.model_builder import build_model
-from mtmh.training.padding import of_one_size
 from mtmh.training.progress import quiet_libraries
+from mtmh.training.shared_negatives import with_draws
 from mtmh.training.task import TrainTask, items_per_step
 
 WAYS = ("at once", "in the background")
@@ -147,19 +147,18 @@ def measure(config: Config, ranks: Ranks, way: str, every: int, num_saves: int) 
     )
     optimizer = build_optimizer(sharded, config.training)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-    feed = of_one_size(
-        PairLoader(
-            dataset,
-            config.pairs,
-            config.loss,
-            config.training,
-            config.model,
-            config.seed,
-            ranks.rank,
-            ranks.world_size,
-            content,
-        ).batches()
+    loader = PairLoader(
+        dataset,
+        config.pairs,
+        config.loss,
+        config.training,
+        config.model,
+        config.seed,
+        ranks.rank,
+        ranks.world_size,
+        content,
     )
+    feed = with_draws(loader.batches(), config.loss, config.seed)
     saves: list[float] = []
     plain: list[float] = []
     beside: list[float] = []

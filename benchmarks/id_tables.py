@@ -37,8 +37,8 @@ from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.distributed.raw_id_tables import IdTables
 from mtmh.distributed.sharding import shard
 from mtmh.training.model_builder import build_model
-from mtmh.training.padding import of_one_size
 from mtmh.training.progress import quiet_libraries
+from mtmh.training.shared_negatives import with_draws
 from mtmh.training.task import TrainTask, items_per_step
 
 BUCKETS = 48
@@ -187,9 +187,8 @@ def train_steps(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float
     )
     optimizer, id_tables = build_optimizer(sharded, config.training), IdTables(sharded)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-    batches = of_one_size(
-        PairLoader(dataset, config.pairs, config.loss, config.training, config.model, config.seed).batches()
-    )
+    loader = PairLoader(dataset, config.pairs, config.loss, config.training, config.model, config.seed)
+    batches = with_draws(loader.batches(), config.loss, config.seed)
 
     def steps(number: int) -> None:
         for _ in range(number):

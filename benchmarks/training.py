@@ -53,8 +53,8 @@ from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.distributed.sharding import shard
 from mtmh.training import task as task_module
 from mtmh.training.model_builder import build_model
-from mtmh.training.padding import of_one_size
 from mtmh.training.progress import quiet_libraries
+from mtmh.training.shared_negatives import with_draws
 from mtmh.training.task import TrainTask, items_per_step
 
 ENGINES = ("mtmh", "plain")
@@ -203,7 +203,7 @@ def run_mtmh(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
     """The engine as ``train`` runs it, without checkpoints and log."""
     sharded, optimizer, batches = build(config, ranks)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-    feed = of_one_size(batches)
+    feed = with_draws(batches, config.loss, config.seed)
 
     def step() -> Tensor:
         set_learning_rates(optimizer, config.training, 0)
@@ -260,7 +260,7 @@ def watch_forward(sharded: nn.Module, watch: Stopwatch) -> None:
 def run_parts(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
     """Milliseconds of each part of a step, one after another without the pipeline's overlap; mean over the ranks."""
     sharded, optimizer, batches = build(config, ranks)
-    feed = of_one_size(batches)
+    feed = with_draws(batches, config.loss, config.seed)
     watch = Stopwatch()
     watch_forward(sharded, watch)
     for number in range(WARM_UP + num_steps):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .dense_nn import DenseNN
     from .heads import HeadMLP
     from .id_tables import HashIdRows, build_managed_ebc
-    from .losses import LossOutput, Similar, TeacherEmbeddings, contrastive_losses
+    from .losses import Hits, LossOutput, Similar, TeacherEmbeddings, contrastive_losses
     from .masks import accidental_hits
     from .mtmh import MTMH
     from .preranker import Preranker, UserTower, task_probability
@@ -28,6 +28,7 @@ __all__ = [
     "HashIdRows",
     "Head",
     "HeadMLP",
+    "Hits",
     "IdTable",
     "LossOutput",
     "PooledEncoder",
@@ -54,6 +55,7 @@ _PLACES = {
     "HashIdRows": "mtmh.modules.id_tables",
     "Head": "mtmh.specs",
     "HeadMLP": "mtmh.modules.heads",
+    "Hits": "mtmh.modules.losses",
     "IdTable": "mtmh.specs",
     "LossOutput": "mtmh.modules.losses",
     "PooledEncoder": "mtmh.modules.content_encoder",

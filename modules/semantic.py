@@ -63,12 +63,13 @@ def pseudo_labels(
     labels = own.new_full((num_rows,), NONE)
     if num_candidates == 0:
         return labels
-    chunk_rows = min(chunk_rows, max(32, CPU_CHUNK_ELEMENTS // num_candidates))
+    if trigger.device.type == "cpu":
+        chunk_rows = min(chunk_rows, max(32, CPU_CHUNK_ELEMENTS // num_candidates))
     for start in range(0, num_rows, chunk_rows):
         rows = slice(start, start + chunk_rows)
         far = trigger[rows] @ candidate.t() < threshold
-        inside = (own[rows] >= 0).nonzero().squeeze(1)
-        far[inside, own[rows][inside]] = True
+        column = own[rows, None]  # by values alone: asking which rows have one would hold a GPU up
+        far.scatter_(1, column.clamp(min=0), far.gather(1, column.clamp(min=0)) | (column >= 0))
         place = (row_draw[rows, None] + candidate_draw).frac_().masked_fill_(far, -1.0)
         best, label = place.max(dim=1)
         labels[rows] = torch.where(best >= 0.0, label, NONE)

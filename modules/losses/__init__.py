@@ -2,6 +2,14 @@
 
 from .chunked import CPU_CHUNK_ELEMENTS
 from .dispatcher import LossOutput, Products, contrastive_losses
-from .problem import Similar, TeacherEmbeddings
+from .problem import Hits, Similar, TeacherEmbeddings
 
-__all__ = ["CPU_CHUNK_ELEMENTS", "LossOutput", "Products", "Similar", "TeacherEmbeddings", "contrastive_losses"]
+__all__ = [
+    "CPU_CHUNK_ELEMENTS",
+    "Hits",
+    "LossOutput",
+    "Products",
+    "Similar",
+    "TeacherEmbeddings",
+    "contrastive_losses",
+]

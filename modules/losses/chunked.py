@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_left
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from mtmh.specs import Head
 
-from .problem import EXCLUDED, Distillation, Hits, Problem
+from .problem import EXCLUDED, Distillation, Problem
 
 # On CPU a chunk's logits should stay near the last-level cache; beyond that, more rows do not make its products faster.
 CPU_CHUNK_ELEMENTS = 1 << 23
@@ -44,7 +45,7 @@ def one_pass(problem: Problem, embeddings: Sequence[Tensor]) -> tuple[Tensor, Te
     workers = _num_workers(embeddings[0].device, num_rows, width)
     rounds = -(-num_rows // (workers * problem.chunk_rows))
     starts = range(0, num_rows, -(-num_rows // (workers * rounds)) if workers > 1 else problem.chunk_rows)
-    bounds = _hit_bounds(problem.hits, starts)
+    bounds = [] if problem.hits is None else [problem.hits.offsets[i] for i in (*starts, num_rows)]
     if workers == 1:
         _pass_over(range(len(starts)), starts, bounds, problem, embeddings, gradients, row_losses)
     else:
@@ -235,8 +236,10 @@ def _soft_labels(logits: Tensor, out: Tensor, scratch: Tensor, teacher: Distilla
     normaliser = _softmax(logits, out)
     negative_entropy = torch.mul(out, logits, out=scratch).sum(dim=1) - normaliser
     has_content = teacher.row_has_content[rows]
-    if not teacher.all_rows_have_content:
-        out.index_fill_(0, (~has_content).nonzero().squeeze(1), 0.0)
+    first, end = (bisect_left(teacher.rows_without, place) for place in (rows.start, rows.stop))
+    if first < end:
+        without = torch.tensor(teacher.rows_without[first:end]) - rows.start
+        out.index_fill_(0, without.to(out.device, non_blocking=True), 0.0)
     return _SoftLabels(out, negative_entropy, has_content, teacher.no_content)
 
 
@@ -298,11 +301,3 @@ def rows_at_a_time(chunk_rows: int, num_negatives: int, device: torch.device) ->
     if device.type != "cpu":
         return chunk_rows
     return min(chunk_rows, max(32, CPU_CHUNK_ELEMENTS // torch.get_num_threads() // (num_negatives + 1)))
-
-
-def _hit_bounds(hits: Hits | None, starts: range) -> list[int]:
-    """Offsets at which each chunk's hits begin, and at which the last chunk's end."""
-    if hits is None:
-        return []
-    bounds = torch.searchsorted(hits.rows, torch.tensor([*starts], dtype=hits.rows.dtype, device=hits.rows.device))
-    return [*bounds.tolist(), hits.rows.numel()]

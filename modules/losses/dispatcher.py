@@ -68,7 +68,7 @@ def contrastive_losses(
     row_weight: Tensor | None = None,
     log_weight_negative: Tensor | None = None,
     teacher: TeacherEmbeddings | None = None,
-    hits: tuple[Tensor, Tensor] | None = None,
+    hits: tuple[Tensor, Tensor] | Hits | None = None,
     similar: Similar | None = None,
     chunk_rows: int = 256,
     kernel: Kernel = "torch",
@@ -90,7 +90,8 @@ def contrastive_losses(
             item is expected among the draws, plus the log of how often it was drawn if one column stands for all its
             draws. ``None``: 0. No gradient.
         teacher: content embeddings; needed if a head has a relevance weight, unused otherwise.
-        hits: rows and columns ``[K]`` int64 of the pairs to leave out, as from ``accidental_hits``; any order.
+        hits: rows and columns ``[K]`` int64 of the pairs to leave out, as from ``accidental_hits``, in any order; or
+            sorted before (`Hits.sort`, on the CPU), so that the host need not wait for a GPU here.
         similar: further pairs to leave out, by their content rather than by a list. No gradient.
         chunk_rows: rows whose logits are held at a time, at most; on CPU fewer if there are many negatives.
         kernel: ``torch``: the pass in chunks, on any device; ``triton``: tiles in registers, see ``triton.py``,
@@ -125,13 +126,16 @@ def contrastive_losses(
         raise ValueError("a head with a relevance_weight needs a teacher")
     if row_weight is None:
         row_weight = trigger[0].new_ones(num_rows)
+    if hits is not None and not isinstance(hits, Hits):
+        hits = Hits.sort(hits, num_rows, num_negatives)
+    assert hits is None or len(hits.offsets) == num_rows + 1
     problem = Problem(
         heads=tuple(heads),
         temperature=temperature,
         row_weight=row_weight.detach().to(dtype),
         log_weight=None if log_weight_negative is None else log_weight_negative.detach().to(dtype),
         distillation=prepare_teacher(teacher, dtype, num_rows, num_negatives) if teacher and relevance else None,
-        hits=Hits.sort(hits, num_rows, num_negatives) if hits is not None else None,
+        hits=hits,
         similar=prepare_similar(similar, dtype, num_rows, num_negatives) if similar is not None else None,
         chunk_rows=rows_at_a_time(chunk_rows, num_negatives, trigger[0].device),
         with_gradients=torch.is_grad_enabled()
@@ -152,8 +156,9 @@ class _ContrastiveLosses(torch.autograd.Function):
         with torch.autocast(device_type=embeddings[0].device.type, enabled=False):
             engagement, relevance, gradients = _path(problem)(problem, embeddings)
         ctx.save_for_backward(*gradients)
-        weights = engagement.new_tensor([(head.engagement_weight, head.relevance_weight) for head in problem.heads])
-        total = (torch.stack([engagement, relevance], dim=1) * weights).sum()
+        weights = [(head.engagement_weight, head.relevance_weight) for head in problem.heads]
+        by_head = torch.tensor(weights, dtype=engagement.dtype).to(engagement.device, non_blocking=True)
+        total = (torch.stack([engagement, relevance], dim=1) * by_head).sum()
         ctx.mark_non_differentiable(engagement, relevance)
         return total, engagement, relevance
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,14 +48,31 @@ class Similar:
 
 
 class Hits(NamedTuple):
-    """Pairs to leave out, sorted by row."""
+    """Pairs to leave out, sorted by row and column, each once.
+
+    Attributes:
+        rows: ``[K]`` int64.
+        columns: ``[K]`` int64.
+        offsets: of the ``M`` rows, on the host; the pairs of row ``i`` are those from ``offsets[i]`` to before
+            ``offsets[i + 1]``.
+    """
 
     rows: Tensor
     columns: Tensor
+    offsets: list[int]
 
     @staticmethod
     def sort(hits: tuple[Tensor, Tensor], num_rows: int, num_negatives: int) -> Hits:
-        """Checks and sorts the pairs as they are given."""
+        """Checks and sorts the pairs as they are given; asks the device that they are on for their number.
+
+        Args:
+            hits: rows and columns ``[K]`` int64 in any order; pairs may be there several times.
+            num_rows: ``M``.
+            num_negatives: ``L``.
+
+        Raises:
+            ValueError: a pair points outside ``M x L``.
+        """
         rows, columns = hits
         if rows.shape != columns.shape or rows.dim() != 1:
             raise ValueError(f"hits: expected rows and columns of one length, got {rows.shape} and {columns.shape}")
@@ -62,8 +80,10 @@ class Hits(NamedTuple):
             low, high = torch.stack([torch.stack(torch.aminmax(x)) for x in (rows, columns)], dim=1).tolist()
             if min(low) < 0 or high[0] >= num_rows or high[1] >= num_negatives:
                 raise ValueError(f"hits: row or column out of range for {num_rows} rows and {num_negatives} negatives")
-        rows, order = torch.sort(rows, stable=True)
-        return Hits(rows, columns[order])
+        places = torch.unique(rows * max(num_negatives, 1) + columns)
+        rows, columns = places // max(num_negatives, 1), places % max(num_negatives, 1)
+        offsets = torch.searchsorted(rows, torch.arange(num_rows + 1, device=rows.device))
+        return Hits(rows, columns, offsets.tolist())
 
 
 class Distillation(NamedTuple):
@@ -73,7 +93,7 @@ class Distillation(NamedTuple):
     positive: Tensor
     negative: Tensor
     row_has_content: Tensor  # [M] bool
-    all_rows_have_content: bool
+    rows_without: list[int]  # the others
     no_content: Tensor | None  # [K] columns that the teacher cannot judge; None: there are none
 
 
@@ -106,15 +126,17 @@ def prepare_teacher(teacher: TeacherEmbeddings, dtype: torch.dtype, num_rows: in
     trigger, positive, negative = (
         tensor.detach().to(dtype) for tensor in (teacher.trigger, teacher.positive, teacher.negative)
     )
-    no_content = (negative == 0.0).all(dim=1).nonzero().squeeze(1)
     row_has_content = (trigger != 0.0).any(dim=1) & (positive != 0.0).any(dim=1)
+    # The host must know which of them have none: it asks once for all.
+    missing = torch.cat([~row_has_content, (negative == 0.0).all(dim=1)]).cpu().numpy()
+    no_content = torch.from_numpy(np.flatnonzero(missing[num_rows:]))
     return Distillation(
         trigger=trigger / teacher.temperature,
         positive=positive,
         negative=negative,
         row_has_content=row_has_content,
-        all_rows_have_content=bool(row_has_content.all()),
-        no_content=no_content if len(no_content) else None,
+        rows_without=np.flatnonzero(missing[:num_rows]).tolist(),
+        no_content=no_content.to(negative.device, non_blocking=True) if len(no_content) else None,
     )
 
 

@@ -172,7 +172,7 @@ def _flags(columns: Tensor, negative: Tensor) -> Tensor:
 def _bit_mask(hits: Hits, num_rows: int, num_negatives: int) -> Tensor:
     """``[M, ceil(L / 32)]`` int32, bit ``l % 32`` of word ``l // 32`` set where the pair is left out."""
     words = triton.cdiv(num_negatives, 32)
-    place = torch.unique(hits.rows * (32 * words) + hits.columns)  # a pair may be there twice: bits are added below
+    place = hits.rows * (32 * words) + hits.columns  # each once: bits are added below
     bit = torch.ones_like(place) << (place % 32)
     mask = torch.zeros(num_rows * words, dtype=torch.int64, device=place.device)
     mask.index_add_(0, place // 32, bit)

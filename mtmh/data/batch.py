@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -11,8 +11,30 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 
+class Movable(Pipelineable):  # type: ignore[misc]
+    """A dataclass whose tensors move together; what is none stays as it is."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """A copy on ``device``; asynchronous from pinned memory if ``non_blocking``."""
+        parts = {name: part.to(device=device, non_blocking=non_blocking) for name, part in self._parts().items()}
+        return replace(self, **parts)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Tells the allocator that ``stream`` uses the tensors."""
+        for part in self._parts().values():
+            part.record_stream(stream)
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory."""
+        return replace(self, **{name: part.pin_memory() for name, part in self._parts().items()})
+
+    def _parts(self) -> dict[str, Any]:
+        """All that lives on a device, by field name."""
+        return {name: part for name, part in vars(self).items() if isinstance(part, (Tensor, Pipelineable))}
+
+
 @dataclass
-class ItemBatch(Pipelineable):  # type: ignore[misc]
+class ItemBatch(Movable):
     """Item inputs of one rank in one step, each distinct item once, and the examples that point to them by row.
 
     Attributes:
@@ -43,21 +65,8 @@ class ItemBatch(Pipelineable):  # type: ignore[misc]
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """The batch on ``device``, content widened there; asynchronous from pinned memory if ``non_blocking``."""
-        parts = {name: part.to(device=device, non_blocking=non_blocking) for name, part in self._parts().items()}
-        return replace(self, **parts | {"content": parts["content"].float()})
-
-    def record_stream(self, stream: torch.Stream) -> None:
-        """Tells the allocator that ``stream`` uses the batch."""
-        for part in self._parts().values():
-            part.record_stream(stream)
-
-    def pin_memory(self) -> Self:
-        """The batch in page-locked memory."""
-        return replace(self, **{name: part.pin_memory() for name, part in self._parts().items()})
-
-    def _parts(self) -> dict[str, Any]:
-        """All that lives on a device, by field name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("step", "epoch")}
+        moved = super().to(device, non_blocking)
+        return replace(moved, content=moved.content.float())
 
 
 @dataclass

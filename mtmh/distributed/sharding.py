@@ -19,6 +19,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 from torchrec.distributed.types import CacheParams, ParameterSharding, ShardingEnv, ShardingPlan, ShardingType
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
 from torchrec.types import DataType
@@ -140,6 +141,14 @@ def shard(
     return sharded, plan
 
 
+def train_pipeline(
+    sharded: DistributedModelParallel, optimizer: torch.optim.Optimizer, sharding: ShardingConfig, device: torch.device
+) -> TrainPipelineSparseDist[Any, Any]:
+    """TorchRec's pipeline; if tables lie in host memory, that which fetches the next batch's rows beside this step."""
+    kind = PrefetchTrainPipelineSparseDist if sharding.uvm_caching else TrainPipelineSparseDist
+    return kind(sharded, optimizer, device, execute_all_batches=True)
+
+
 def table_constraints(
     tables: dict[str, EmbeddingBagConfig],
     sharding: ShardingConfig,
@@ -210,7 +219,8 @@ def table_constraints(
             sharding_types=[wanted] if wanted else [kind.value for kind in free],
             # Pinned: otherwise a table that does not fit silently becomes a cached table in host memory.
             compute_kernels=[kernel.value],
-            cache_params=None if cached is None else CacheParams(load_factor=cached),
+            # With `train_pipeline` rows of the next step come while this one still writes: the kernel must know.
+            cache_params=CacheParams(load_factor=cached, prefetch_pipeline=optimizer is not None) if cached else None,
             # The planner's own minimum, 32, leaves narrow tables whole.
             min_partition=_column_width(table.embedding_dim) if wanted in {k.value for k in COLUMN_TYPES} else None,
         )

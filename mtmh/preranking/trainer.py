@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtmh.artifacts import Artifact
 from mtmh.config import Config, PrerankerConfig, ShardingConfig, decisive
@@ -17,7 +16,7 @@ from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.communication import items_at_a_time
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tower_gradient_norms
 from mtmh.distributed.ranks import Ranks, join_ranks, on_first, writing_alone
-from mtmh.distributed.sharding import plan_table, shard
+from mtmh.distributed.sharding import plan_table, shard, train_pipeline
 from mtmh.preranking.examples import ExampleLoader, LaterEvents
 from mtmh.preranking.held_back import embedded_by, model_without_end
 from mtmh.preranking.inputs import ItemInputs, open_inputs
@@ -155,7 +154,7 @@ def _run(
     log.add("grad_norm", partial(tower_gradient_norms, optimizer))
     log.show(plan_table(plan))
     trainer = Trainer(
-        pipeline=TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True),
+        pipeline=train_pipeline(sharded, optimizer, sharding, ranks.device),
         begin_step=partial(set_learning_rates, optimizer, training),
         trained=trained,
         checkpoints=checkpoints,

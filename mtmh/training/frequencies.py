@@ -70,21 +70,32 @@ class StreamingFrequencies:
         self._num_hits = torch.ones(size, dtype=torch.int32, device=ranks.device)  # counted up to 1 / rate
         self._mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
 
-    def observe(self, step: int, items: Tensor, hits: Tensor) -> Tensor:
+    def places(self, items: Tensor) -> Tensor:
+        """Looks up items on the host, in any thread: which of them lie on this rank, and where.
+
+        Args:
+            items: [L] int64 distinct catalogue indices, the same on all ranks.
+
+        Returns:
+            [2, O] int64: which of the items, and their places here.
+        """
+        place = self._item_rows[items.numpy()].astype(np.int64) - self._first
+        own = np.flatnonzero((place >= 0) & (place < len(self._gap)))
+        return torch.from_numpy(np.stack([own, place[own]]))
+
+    def observe(self, step: int, places: Tensor, hits: Tensor) -> Tensor:
         """Takes in a step, then tells how often the items are expected in one; all ranks call it together.
 
         Args:
             step: finished steps, this one included; never less than before.
-            items: [L] int64 distinct catalogue indices, the same on all ranks.
-            hits: [L] int64, how often each is a candidate of the global step; may be 0.
+            places: [2, O] of L items, from `places`.
+            hits: [L] int64, how often each item is a candidate of the global step; may be 0.
 
         Returns:
             [L] float32, above 0.
         """
-        rows = torch.from_numpy(self._item_rows[items.cpu().numpy()].astype(np.int64)).to(items.device)
-        place = rows - self._first
-        own = ((place >= 0) & (place < len(self._gap))).nonzero().squeeze(1)
-        place, count = place[own], hits[own].double()
+        own, place = places.unbind(0)
+        count = hits[own].double()
         gap, known = self._gap[place].double(), self._num_hits[place].double()
         elapsed = (step - self._last_step[place]).double()
         hit = count > 0
@@ -95,7 +106,7 @@ class StreamingFrequencies:
         self._num_hits[place] = known.int()
         self._last_step[place] = torch.where(hit, step, self._last_step[place])
         open_gap = torch.where(hit, 0.0, elapsed)
-        expected = torch.zeros(len(items), device=self._gap.device)
+        expected = torch.zeros(len(hits), device=self._gap.device)
         expected[own] = (1.0 / (gap + open_gap / known)).float()
         if self._mesh.size() > 1:
             dist.all_reduce(expected)  # one rank has it, the others add 0

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from mtmh.config import SemanticConfig
-from mtmh.data.batch import PairBatch
 from mtmh.data.randomness import Purpose, mixed, salts, uniform
 from mtmh.modules.semantic import NONE, pseudo_labels
-from mtmh.training.shared_negatives import SharedNegatives
+from mtmh.training.shared_negatives import GlobalBatch
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class LabelledPairs:
     weight: Tensor
 
 
-def label_pairs(batch: PairBatch, negatives: SharedNegatives, config: SemanticConfig, seed: int) -> LabelledPairs:
+def label_pairs(batch: GlobalBatch, content: Tensor, config: SemanticConfig, seed: int) -> LabelledPairs:
     """Labels this rank's pairs with items of the global step.
 
     All choices are hashes of the seed, the step and the items: they depend neither on the ranks nor on what was drawn
@@ -37,7 +36,7 @@ def label_pairs(batch: PairBatch, negatives: SharedNegatives, config: SemanticCo
 
     Args:
         batch: this rank's share of the global batch.
-        negatives: the items of the global step.
+        content: [L, Dc] of the shared negatives.
         config: threshold, and the share of pairs that take part.
         seed: the run's.
     """
@@ -45,15 +44,16 @@ def label_pairs(batch: PairBatch, negatives: SharedNegatives, config: SemanticCo
     trigger = batch.item_index[batch.trigger]
     pair = mixed(trigger, salt[0]) ^ batch.item_index[batch.positive]
     pairs = ((uniform(mixed(pair, salt[0])) < config.share) & (batch.weight > 0.0)).nonzero().squeeze(1)
-    own = torch.searchsorted(negatives.items, trigger[pairs])
-    found = negatives.items[own.clamp(max=len(negatives.items) - 1)] == trigger[pairs]
+    items = batch.draws.items
+    own = torch.searchsorted(items, trigger[pairs])
+    found = items[own.clamp(max=len(items) - 1)] == trigger[pairs]
     labels = pseudo_labels(
         batch.content.index_select(0, batch.trigger[pairs]),
-        negatives.content,
+        content,
         torch.where(found, own, NONE),
         threshold=config.threshold,
         row_draw=uniform(mixed(pair[pairs], salt[1])),
-        candidate_draw=uniform(mixed(negatives.items, salt[2])),
+        candidate_draw=uniform(mixed(items, salt[2])),
     )
     labelled = (labels != NONE).nonzero().squeeze(1)
     pairs = pairs[labelled]

@@ -13,17 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtmh.config import LossConfig, SimWeightConfig, TrainingConfig
-from mtmh.data.batch import PairBatch
 from mtmh.data.weights import cosine_at_least
 from mtmh.distributed.content_table import ContentTable
-from mtmh.distributed.ranks import gather_numbers
-from mtmh.modules.losses import Products, Similar, TeacherEmbeddings, contrastive_losses
+from mtmh.modules.losses import Hits, Products, Similar, TeacherEmbeddings, contrastive_losses
 from mtmh.modules.mtmh import MTMH
 from mtmh.specs import Head
 from mtmh.training.frequencies import StreamingFrequencies
 from mtmh.training.grad_norm import GradNorm
 from mtmh.training.semantic import label_pairs
-from mtmh.training.shared_negatives import SharedNegatives, hits_of, share_negatives
+from mtmh.training.shared_negatives import Draws, GlobalBatch, share_negatives
 
 
 def items_per_step(training: TrainingConfig, loss: LossConfig) -> int:
@@ -64,7 +62,7 @@ class TrainTask(nn.Module):
         self.loss = GlobalLoss(model.heads, loss, seed, frequencies, directions, sim, products)
         self.content = content
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, batch: GlobalBatch) -> tuple[Tensor, Tensor]:
         """See `GlobalLoss`."""
         content = batch.content if self.content is None else self.content(batch.sparse)
         features = self.model.features(batch.sparse, batch.dense, content)
@@ -75,8 +73,9 @@ class _Step(NamedTuple):
     """What all losses of a step are computed from."""
 
     by_head: list[Tensor]
-    batch: PairBatch
-    negatives: SharedNegatives
+    batch: GlobalBatch
+    negatives: list[Tensor]  # by head
+    content: Tensor  # of the negatives
     log_weight: Tensor
     teacher: TeacherEmbeddings | None
 
@@ -129,7 +128,7 @@ class GlobalLoss(nn.Module):
     def forward(
         self,
         embeddings: dict[str, Tensor],
-        batch: PairBatch,
+        batch: GlobalBatch,
         content: Tensor | None = None,
         features: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -154,17 +153,18 @@ class GlobalLoss(nn.Module):
         if self._directions is not None:
             batch = replace(batch, content=functional.normalize(batch.content @ self._directions, dim=1))
         by_head = [embeddings[head.name] for head in self._heads]
-        negatives = share_negatives(by_head, batch, config, self._seed)
-        log_weight = negatives.copies.float().log() - self._log_expected(negatives, batch.step)
+        draws = batch.draws
+        negatives, of_negatives = share_negatives(by_head, batch.content, draws)
+        log_weight = draws.copies.float().log() - self._log_expected(draws, batch.step)
         teacher = None
         if self._distils:
             teacher = TeacherEmbeddings(
                 trigger=batch.content.index_select(0, batch.trigger),
                 positive=batch.content.index_select(0, batch.positive),
-                negative=negatives.content,
+                negative=of_negatives,
                 temperature=config.teacher_temperature,
             )
-        step = _Step(by_head, batch, negatives, log_weight, teacher)
+        step = _Step(by_head, batch, negatives, of_negatives, log_weight, teacher)
         if self.grad_norm is not None and torch.is_grad_enabled() and self.grad_norm.is_due(batch.step):
             assert features is not None
             self._balance(step, features)
@@ -180,29 +180,32 @@ class GlobalLoss(nn.Module):
             step: what they are computed from.
             heads: place of a head -> its weights.
         """
-        config, batch, negatives = self._config, step.batch, step.negatives
+        config, batch, draws = self._config, step.batch, step.batch.draws
         sums = contrastive_losses(
             trigger=[step.by_head[place].index_select(0, batch.trigger) for place in heads],
             positive=[step.by_head[place].index_select(0, batch.positive) for place in heads],
-            negative=[negatives.embeddings[place] for place in heads],
+            negative=[step.negatives[place] for place in heads],
             heads=list(heads.values()),
             temperature=config.temperature,
             row_weight=batch.weight,
             log_weight_negative=step.log_weight,
             teacher=step.teacher,
-            hits=hits_of(batch, negatives.items),
+            hits=draws.hits,
             chunk_rows=config.chunk_rows,
             kernel=config.kernel,
             products=self._products,
         )
         # Pairs of an item with itself weigh nothing. With no others there is nothing to learn, rather than 0 / 0.
-        scale = 1.0 / negatives.total_weight if negatives.total_weight else 0.0
+        scale: float | Tensor = 1.0 / draws.total_weight if draws.total_weight else 0.0
+        if self._sim is not None:  # weighs the pairs on the device
+            scale = _inverse_total(batch.weight).to(sums.total)
         loss, parts = sums.total * scale, torch.stack([sums.engagement, sums.relevance]) * scale
         semantic = torch.zeros_like(parts[0])
         labelled = {place: head for place, head in heads.items() if head.semantic_weight > 0.0}
         if labelled:
             semantic_loss, of_heads = self._semantic_losses(step, labelled)
-            semantic[[place in labelled for place in heads]] = of_heads
+            found = dict(zip(labelled, of_heads.unbind(), strict=True))
+            semantic = torch.stack([found.get(place, zero) for place, zero in zip(heads, semantic.unbind(), strict=True)])
             loss = loss + semantic_loss
         return loss, torch.cat([parts, semantic[None]]).detach()
 
@@ -242,14 +245,14 @@ class GlobalLoss(nn.Module):
         own = (scaled - scaled.detach()).sum()
         return own + 0.5 * (self.log_variances * (weights > 0.0)).sum() / dist.get_world_size()
 
-    def _log_expected(self, negatives: SharedNegatives, step: int) -> Tensor:
+    def _log_expected(self, draws: Draws, step: int) -> Tensor:
         """Log of how often each negative is expected among the draws of a step, [L]."""
         if self._frequencies is not None:
             uniform = self._config.num_uniform_negatives / self._frequencies.num_known
-            return (self._frequencies.observe(step + 1, negatives.items, negatives.in_batch) + uniform).log()
+            return (self._frequencies.observe(step + 1, draws.observed, draws.in_batch) + uniform).log()
         if self._config.log_q == "none":
-            return torch.zeros_like(negatives.log_q)
-        return negatives.log_q + math.log(negatives.num_draws)
+            return torch.zeros_like(draws.log_q)
+        return draws.log_q + math.log(draws.num_draws)
 
     def _semantic_losses(self, step: _Step, heads: Mapping[int, Head]) -> tuple[Tensor, Tensor]:
         """The semantic task: the sampled softmax with the pseudo-label as the positive; other aligned items left out.
@@ -258,23 +261,31 @@ class GlobalLoss(nn.Module):
             The weighted sum over the heads, all of which have it, and each one's own.
         """
         batch, negatives = step.batch, step.negatives
-        pairs = label_pairs(batch, negatives, self._config.semantic, self._seed)
+        pairs = label_pairs(batch, step.content, self._config.semantic, self._seed)
+        num_pairs = len(pairs.label)
         sums = contrastive_losses(
             trigger=[step.by_head[place].index_select(0, pairs.trigger) for place in heads],
-            positive=[negatives.embeddings[place].index_select(0, pairs.label) for place in heads],
-            negative=[negatives.embeddings[place] for place in heads],
+            positive=[negatives[place].index_select(0, pairs.label) for place in heads],
+            negative=[negatives[place] for place in heads],
             heads=[Head(head.name, engagement_weight=head.semantic_weight) for head in heads.values()],
             temperature=self._config.temperature,
             row_weight=pairs.weight,
             log_weight_negative=step.log_weight,
-            hits=(torch.arange(len(pairs.label), device=pairs.label.device), pairs.label),
+            hits=Hits(torch.arange(num_pairs, device=pairs.label.device), pairs.label, [*range(num_pairs + 1)]),
             similar=Similar(
-                batch.content.index_select(0, pairs.trigger), negatives.content, self._config.semantic.threshold
+                batch.content.index_select(0, pairs.trigger), step.content, self._config.semantic.threshold
             ),
             chunk_rows=self._config.chunk_rows,
             kernel=self._config.kernel,
             products=self._products,
         )
-        total_weight = sum(weight for (weight,) in gather_numbers(pairs.weight.sum(dtype=torch.float64)[None]))
-        scale = 1.0 / total_weight if total_weight else 0.0
+        scale = _inverse_total(pairs.weight).to(sums.total)
         return sums.total * scale, sums.engagement * scale
+
+
+def _inverse_total(weight: Tensor) -> Tensor:
+    """One over the weight of the pairs of all ranks, or 0 if they have none; float64 and on their device."""
+    total = weight.sum(dtype=torch.float64)
+    if dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    return torch.where(total > 0.0, 1.0 / total, 0.0)

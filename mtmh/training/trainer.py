@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from mtmh.artifacts import Artifact
 from mtmh.config import Config, LossConfig, ModelConfig, PairsConfig, ShardingConfig, TrainingConfig, decisive
@@ -23,7 +22,7 @@ from mtmh.distributed.content_table import CONTENT_ROWS
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates, tower_gradient_norms
 from mtmh.distributed.ranks import Ranks, join_ranks, writing_alone
 from mtmh.distributed.raw_id_tables import IdTables
-from mtmh.distributed.sharding import plan_table, shard
+from mtmh.distributed.sharding import plan_table, shard, train_pipeline
 from mtmh.training.arithmetic import arithmetic
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.content import content_table, fill_content_table, fit_content, teacher_directions, with_content
@@ -33,8 +32,8 @@ from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.loop import Trainer, Validation
 from mtmh.training.measure import CatalogueEmbedder, ValidationMeasure
 from mtmh.training.model_builder import build_model
-from mtmh.training.padding import of_one_size
 from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
+from mtmh.training.shared_negatives import with_draws
 from mtmh.training.task import TrainTask, items_per_step
 
 VALIDATION = "validation"  # beside the checkpoints: the run that finds how long to train
@@ -244,7 +243,7 @@ def _train(
     log.show(plan_table(plan))
     if carried:
         log.show(carried_table(carried))
-    pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
+    pipeline = train_pipeline(sharded, optimizer, run.sharding, ranks.device)
     validation = stopping = None
     if view is not None:
         measure = ValidationMeasure(view, run.validation_users, run.seed, ranks)
@@ -270,7 +269,8 @@ def _train(
         profile=profile,
         validation=validation,
     )
-    batches = of_one_size(log.timed(loader.batches(step)), items_at_a_time(run.sharding.communication))
+    multiple_of = items_at_a_time(run.sharding.communication)
+    batches = with_draws(log.timed(loader.batches(step)), run.loss, run.seed, frequencies, multiple_of)
     checkpoint = trainer.run(batches, step, loader.num_steps) or checkpoint
     assert checkpoint is not None
     if stopping is not None and not stopping.curve:  # over before the first look

@@ -35,7 +35,7 @@ def stream(shares: np.typing.NDArray[np.float64], steps: int, seed: int = 0) -> 
 def observe_all(frequencies: StreamingFrequencies, steps: Iterator[Tensor], first_step: int = 1) -> Tensor:
     everything = torch.arange(NUM_ITEMS)
     for number, hits in enumerate(steps):
-        expected = frequencies.observe(first_step + number, everything, hits)
+        expected = frequencies.observe(first_step + number, frequencies.places(everything), hits)
     return expected
 
 
@@ -46,7 +46,7 @@ def test_equals_a_loop_over_items_in_float64(ranks: Ranks, rate: float) -> None:
     state = dict.fromkeys(range(NUM_ITEMS), (NUM_ITEMS / HITS, 0, 1))  # gap, last step, hits
     for step, hits in enumerate(stream(SHARES, 60), start=1):
         items = rng.permutation(NUM_ITEMS)[: NUM_ITEMS // 2]  # the order does not matter
-        found = frequencies.observe(step, torch.from_numpy(items), hits[items])
+        found = frequencies.observe(step, frequencies.places(torch.from_numpy(items)), hits[items])
         for place, item in enumerate(items.tolist()):
             gap, last, known = state[item]
             count, elapsed = int(hits[item]), step - last
@@ -62,7 +62,7 @@ def test_few_hits_are_a_plain_mean(ranks: Ranks) -> None:
     """Time over hits, the prior's included, however the hits fall."""
     frequencies = StreamingFrequencies(ROWS[:2], 3, 1, 0.01, ranks)
     for step, hits in ((3, [1, 0]), (4, [2, 0]), (11, [1, 0]), (20, [0, 0])):
-        found = frequencies.observe(step, torch.arange(2), torch.tensor(hits))
+        found = frequencies.observe(step, frequencies.places(torch.arange(2)), torch.tensor(hits))
     torch.testing.assert_close(found, torch.tensor([5.0 / (2 + 20), 1.0 / (2 + 20)]))
     assert frequencies.state()["gap"].full_tensor()[ROWS[0]] == pytest.approx((2 + 11) / 5)  # type: ignore[attr-defined]
 
@@ -94,5 +94,5 @@ def test_follows_a_change_of_the_distribution(ranks: Ranks) -> None:
 
 def test_an_early_hit_does_not_make_an_item_frequent(ranks: Ranks) -> None:
     frequencies = StreamingFrequencies(np.arange(1, 1001), 1001, 10, 0.02, ranks)
-    found = frequencies.observe(1, torch.tensor([7]), torch.tensor([1]))
+    found = frequencies.observe(1, frequencies.places(torch.tensor([7])), torch.tensor([1]))
     assert float(found) == pytest.approx(2 / (100 + 1))

@@ -18,6 +18,7 @@ from mtmh.distributed.hardware import Cluster
 from mtmh.distributed.ranks import join_ranks
 from mtmh.specs import Head
 from mtmh.training.model_builder import build_model
+from mtmh.training.shared_negatives import with_draws
 from mtmh.training.step_cost import StepCost, step_cost
 from mtmh.training.task import GlobalLoss
 
@@ -69,7 +70,8 @@ def batch_of(content: int) -> PairBatch:
 def test_negatives_and_loss_take_what_is_calculated(tmp_path: Path, relevance: float) -> None:
     config = config_of(tmp_path, relevance)
     cost = cost_of(config, ONE)
-    batch = batch_of(CONTENT if relevance else 0)
+    with join_ranks("cpu"):
+        batch = next(with_draws(iter([batch_of(CONTENT if relevance else 0)]), config.loss))
     embeddings = {head.name: torch.randn(len(batch.item_index), DIM, requires_grad=True) for head in config.model.heads}
     heads = tuple(Head(**head.model_dump()) for head in config.model.heads)
     with join_ranks("cpu"):

@@ -25,7 +25,7 @@ from mtmh.specs import Head
 from mtmh.training.content import teacher_directions
 from mtmh.training.grad_norm import GradNorm
 from mtmh.training.semantic import label_pairs
-from mtmh.training.shared_negatives import share_negatives, shared_candidates
+from mtmh.training.shared_negatives import GlobalBatch, share_negatives, shared_candidates, with_draws
 from mtmh.training.task import GlobalLoss
 
 HEADS = (
@@ -50,9 +50,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def batches_of(config: Config) -> Iterator[PairBatch]:
+def own_batches(config: Config) -> Iterator[PairBatch]:
     dataset = open_dataset(config.dataset_dir)
     return pair_loader(dataset, config, content=open_content(config.content_dir, dataset)).iterate()
+
+
+def batches_of(config: Config) -> Iterator[GlobalBatch]:
+    return with_draws(own_batches(config), config.loss, config.seed)
 
 
 def log_softmax(rows: Tensor, pair: tuple[int, int], temperature: float, columns: Tensor, correction: Tensor) -> Tensor:
@@ -62,7 +66,7 @@ def log_softmax(rows: Tensor, pair: tuple[int, int], temperature: float, columns
     return torch.cat([near[None], rows[columns] @ rows[trigger] / temperature - correction]).log_softmax(0)
 
 
-def naive(embeddings: dict[str, Tensor], batch: PairBatch, config: Config) -> tuple[Tensor, Tensor]:
+def naive(embeddings: dict[str, Tensor], batch: GlobalBatch, config: Config) -> tuple[Tensor, Tensor]:
     """The loss of one rank: a column for every draw, a loop over pairs."""
     loss = config.loss
     shared = shared_candidates(batch, loss.in_batch_share, config.seed)
@@ -98,19 +102,18 @@ def naive(embeddings: dict[str, Tensor], batch: PairBatch, config: Config) -> tu
 
 
 def naive_semantic(
-    embeddings: dict[str, Tensor], batch: PairBatch, config: Config, draws: Tensor
+    embeddings: dict[str, Tensor], batch: GlobalBatch, config: Config, draws: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The sampled softmax of the pseudo-labels; which pair has which label is looked up, what it may be is checked."""
     loss = config.loss
     content = batch.content.double()
     # Labels are columns of the distinct draws.
-    by_head = [embeddings[head.name] for head in HEADS]
-    negatives = share_negatives(by_head, batch, loss, config.seed)
-    labelled = label_pairs(batch, negatives, loss.semantic, config.seed)
+    _, of_columns = share_negatives([embeddings[head.name] for head in HEADS], batch.content, batch.draws)
+    labelled = label_pairs(batch, of_columns, loss.semantic, config.seed)
     losses = torch.zeros(len(HEADS), dtype=torch.float64)
     total = torch.zeros((), dtype=torch.float64)
     for trigger, label, weight in zip(*map(Tensor.tolist, vars(labelled).values()), strict=True):
-        positive = int((batch.item_index == negatives.items[label]).nonzero()[0])
+        positive = int((batch.item_index == batch.draws.items[label]).nonzero()[0])
         near = content @ content[trigger] >= loss.semantic.threshold
         assert near[positive]
         assert positive != trigger
@@ -305,8 +308,9 @@ def test_distillation_compares_the_teachers_largest_directions(root: Path) -> No
 
 def test_a_batch_without_weight_teaches_nothing(root: Path) -> None:
     config = tiny_config(root)
-    batch = next(batches_of(config))
-    batch.weight.zero_()
+    weightless = next(own_batches(config))
+    weightless.weight.zero_()
+    batch = next(with_draws(iter([weightless]), config.loss))
     embeddings = {head.name: torch.randn(len(batch.item_index), 8, requires_grad=True) for head in HEADS}
     total, _ = GlobalLoss(HEADS, config.loss)(embeddings, batch)
     total.sum().backward()
@@ -321,12 +325,11 @@ def test_pseudo_labels_follow_the_step_and_the_seed_alone(root: Path) -> None:
     chosen = []
     for seed, number in ((0, 0), (0, 1), (0, 0), (1, 0)):
         batch = next(islice(batches_of(config), number, None))
-        by_head = [torch.randn(len(batch.item_index), 2)]
-        negatives = share_negatives(by_head, batch, config.loss)
-        pairs = label_pairs(batch, negatives, config.loss.semantic, seed)
+        _, of_columns = share_negatives([torch.randn(len(batch.item_index), 2)], batch.content, batch.draws)
+        pairs = label_pairs(batch, of_columns, config.loss.semantic, seed)
         assert 0.4 * len(batch.trigger) < len(pairs.trigger) < 0.9 * len(batch.trigger)
         chosen.append(
-            [*zip(batch.item_index[pairs.trigger].tolist(), negatives.items[pairs.label].tolist(), strict=True)]
+            [*zip(batch.item_index[pairs.trigger].tolist(), batch.draws.items[pairs.label].tolist(), strict=True)]
         )
     assert chosen[0] == chosen[2]
     assert chosen[0] != chosen[3]
@@ -344,8 +347,7 @@ def test_a_share_of_the_candidates_are_negatives_and_expected_as_often(root: Pat
         found.append(len(shared))
         other = replace(batch, **{name: getattr(batch, name).flip(0) for name in ("trigger", "positive")})
         assert torch.equal(shared_candidates(other, 0.25, config.seed).sort().values, shared.sort().values)
-        negatives = share_negatives([torch.randn(len(batch.item_index), 4)], batch, config.loss, config.seed)
-        assert (int(negatives.in_batch.sum()), negatives.num_draws) == (len(shared), len(shared) + 40)
+        assert (int(batch.draws.in_batch.sum()), batch.draws.num_draws) == (len(shared), len(shared) + 40)
         # Of the mix of a quarter of the pairs with the uniform draws.
         counts = torch.from_numpy(open_dataset(config.dataset_dir).item_table.train_count)
         in_batch = 0.25 * len(batch.trigger)
