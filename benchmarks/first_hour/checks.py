@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from mtmh.training.checkpoint import Checkpoints, RunRecord
 
 Figures = dict[str, float | str]
 Products = Literal["float32", "bfloat16"]
+Kernel = Literal["torch", "triton"]
 # Setting of ``training.matmul_precision`` -> PyTorch's, and the loss's products.
 PRECISIONS: dict[str, tuple[str, Products]] = {
     "highest": ("highest", "float32"),
@@ -90,7 +92,7 @@ class Check:
 
 
 def gradients(
-    inputs: tuple[list[list[Tensor]], Any], kernel: Literal["torch", "triton"], precision: str, dtype: torch.dtype
+    inputs: tuple[list[list[Tensor]], Any], kernel: Kernel, precision: str, dtype: torch.dtype
 ) -> tuple[Tensor, list[Tensor]]:
     """Loss and gradients of the product's pass over `make_inputs`, under a setting of ``matmul_precision``."""
     groups, teacher = inputs
@@ -116,15 +118,18 @@ def gradients(
     return loss.detach(), list(found)
 
 
+def paths_of(run: Run) -> list[tuple[Kernel, str]]:
+    """The passes of the loss that there are here, and the precisions that each has."""
+    on_gpu: list[tuple[Kernel, str]] = [("triton", "highest"), ("triton", "high")]
+    return [("torch", precision) for precision in PRECISIONS] + (on_gpu if run.on_gpu else [])
+
+
 def kernels(run: Run) -> Figures:
     """Losses and gradients of each path and precision against float64."""
     inputs = make_inputs(32 if run.small else 512, 501 if run.small else 8191, 128, run.device)
     exact, wanted = gradients(inputs, "torch", "highest", torch.float64)
     figures: Figures = {}
-    paths: list[tuple[Literal["torch", "triton"], str]] = [("torch", precision) for precision in PRECISIONS]
-    if run.on_gpu:
-        paths += [("triton", "highest"), ("triton", "high")]
-    for kernel, precision in paths:
+    for kernel, precision in paths_of(run):
         loss, found = gradients(inputs, kernel, precision, torch.float32)
         worst = max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True))
         figures[f"{kernel}, {precision}: relative error of the loss"] = abs(float(loss.double() / exact) - 1)
@@ -134,16 +139,16 @@ def kernels(run: Run) -> Figures:
 
 
 def precision(run: Run) -> Figures:
-    """Time of the loss under each setting of ``matmul_precision``."""
+    """Time of the loss under each setting of ``matmul_precision``, and on a GPU of both paths."""
     figures: Figures = {}
     for rows, negatives in ((64, 1000),) if run.small else ((2048, 8191), (2048, 65_535), (2048, 147_455)):
         inputs = make_inputs(rows, negatives, 128, run.device)
         # Forward and backward of two heads, and the forward of the teacher: 2 M L D each.
         flops = 2 * rows * negatives * 128 * (2 * 3 + 1)
-        for name in PRECISIONS:
-            spent = run.milliseconds(lambda name=name, inputs=inputs: gradients(inputs, "torch", name, torch.float32))  # type: ignore[misc]
-            figures[f"{rows} x {negatives}, {name}: ms"] = spent
-            figures[f"{rows} x {negatives}, {name}: TFLOP/s"] = flops / spent / 1e9
+        for kernel, name in paths_of(run):
+            spent = run.milliseconds(partial(gradients, inputs, kernel, name, torch.float32))
+            figures[f"{rows} x {negatives}, {kernel}, {name}: ms"] = spent
+            figures[f"{rows} x {negatives}, {kernel}, {name}: TFLOP/s"] = flops / spent / 1e9
     return figures
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ EMBEDDINGS = Path("embeddings.npy")
 OF_EVENTS = Path("ride_along.npy")  # [H, Dc], in the order of the histories
 
 _EVENTS_AT_A_TIME = 1 << 16
+_BYTES_AT_A_TIME = 1 << 24
+_READERS = 8  # threads, each of which waits for one page at a time
 
 
 class ContentEmbeddings:
@@ -33,6 +38,27 @@ class ContentEmbeddings:
         self.artifact = artifact
         self.embeddings = embeddings
         self._of_events = of_events
+        self._readers: ThreadPoolExecutor | None = None
+
+    def expect_random_reads(self, *, reads_for_host: bool) -> None:
+        """Prepares for rows from all over the file, step after step.
+
+        A file that fits half of the memory that is free is read once in order, in the background: a disk or a network
+        gives megabytes in order as fast as a few rows. Of a larger one the system is to read what is asked for and
+        nothing around it, and `gather` asks on several threads, because each waits for one page at a time.
+
+        Args:
+            reads_for_host: whether this process is the one of its host that reads it in order.
+        """
+        if self.embeddings.nbytes < _free_memory() // 2:
+            if reads_for_host:
+                path = self.artifact.path / EMBEDDINGS
+                threading.Thread(target=_read_through, args=(path,), name="content", daemon=True).start()
+            return
+        mapped = self.embeddings.base
+        assert isinstance(mapped, np.memmap)
+        mapped._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+        self._readers = ThreadPoolExecutor(_READERS, "content")
 
     @property
     def dim(self) -> int:
@@ -49,12 +75,32 @@ class ContentEmbeddings:
             [U, Dc] float16 or float32, as they are stored: who computes with them widens them where they are computed
             with, for of all that a step takes to a GPU they are the largest part.
         """
-        return torch.from_numpy(np.take(self.embeddings, indices, axis=0))
+        if self._readers is None:
+            return torch.from_numpy(np.take(self.embeddings, indices, axis=0))
+        parts = self._readers.map(
+            lambda part: np.take(self.embeddings, part, axis=0), np.array_split(indices, _READERS)
+        )
+        return torch.from_numpy(np.concatenate(list(parts)))
 
     def gather_events(self, events: npt.NDArray[np.integer[Any]]) -> Tensor:
         """Embeddings of the items of some events, where they ride along with these, [U, Dc] as `gather` has them."""
         assert self._of_events is not None
         return torch.from_numpy(np.take(self._of_events, events, axis=0))
+
+
+def _free_memory() -> int:
+    """Bytes that this host could give, its page cache included."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+
+
+def _read_through(path: Path) -> int:
+    """Reads a file once, so that the system keeps it in memory; the number of its bytes."""
+    buffer, total = bytearray(_BYTES_AT_A_TIME), 0
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            total += count
+    return total
 
 
 def open_content(path: Path, dataset: Dataset) -> ContentEmbeddings:

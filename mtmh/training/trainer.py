@@ -185,6 +185,8 @@ def _train(
     torch.manual_seed(run.seed)
     model = build_model(run.model, features, ranks.device, tables=torch.device("meta"))
     directions = None
+    if content is not None and not in_table:
+        content.expect_random_reads(reads_for_host=ranks.rank % ranks.local_world_size == 0)
     if content is not None:
         fit_content(model, content, run.seed)
         directions = teacher_directions(content, run.model, run.loss, run.seed, ranks)
