@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from mtmh.config import Config, LossConfig, TrainingConfig, decisive
 from mtmh.data.arrays import Indices, Scores, Vectors
-from mtmh.data.batch import PairBatch
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset
 from mtmh.data.item_table import ItemTable
@@ -39,7 +38,7 @@ from mtmh.retrieval.ranking import Candidates, HeadScorePreranker
 from mtmh.training.early_stopping import SCORE, EarlyStopping
 from mtmh.training.measure import CUTS, NUM_TRIGGERS
 from mtmh.training.model_builder import build_model
-from mtmh.training.shared_negatives import hits_of, share_negatives
+from mtmh.training.shared_negatives import GlobalBatch, with_draws
 
 _CHUNK_PAIRS = 1 << 18  # of trigger and candidate whose logits are held at a time
 _EMBEDDED = 4096  # items at a time
@@ -225,9 +224,10 @@ class _Training:
     def steps(self) -> Iterator[int]:
         """Trains; yields the number of finished steps."""
         optimizer = self.model.optimizer(self._training)
-        for step, batch in enumerate(self.loader.batches(), start=1):
+        batches = with_draws(self.loader.batches(), self._config.loss, self._seed)
+        for step, batch in enumerate(batches, start=1):
             optimizer.zero_grad()
-            self.loss = learn(self.model, batch, self._config.loss, self._seed)
+            self.loss = learn(self.model, batch, self._config.loss)
             optimizer.step()
             yield step
 
@@ -253,7 +253,7 @@ class _Training:
         return recalls | {SCORE: mean}
 
 
-def learn(model: MixtureModel, batch: PairBatch, config: LossConfig, seed: int) -> float:
+def learn(model: MixtureModel, batch: GlobalBatch, config: LossConfig) -> float:
     """Adds the gradients of one batch to the parameters; the weighted mean of the sampled softmax over its pairs.
 
     The same loss as `GlobalLoss` has for a head of ``L_e`` alone, with another similarity.
@@ -262,29 +262,27 @@ def learn(model: MixtureModel, batch: PairBatch, config: LossConfig, seed: int) 
         model: whose parameters learn.
         batch: of a process alone.
         config: of the loss.
-        seed: of the run.
 
     Returns:
         The loss.
     """
     (tower,) = model.tower(batch.sparse, batch.dense).values()
     rows = tower.detach().requires_grad_()
-    negatives = share_negatives([rows], batch, config, seed)
-    log_weight = negatives.copies.float().log()
+    draws = batch.draws
+    log_weight = draws.copies.float().log()
     if config.log_q != "none":
-        log_weight = log_weight - negatives.log_q - math.log(negatives.num_draws)
-    of_row, of_column = hits_of(batch, negatives.items)
-    scale, total = (1.0 / negatives.total_weight if negatives.total_weight else 0.0), 0.0
+        log_weight = log_weight - draws.log_q - math.log(draws.num_draws)
+    scale, total = (1.0 / draws.total_weight if draws.total_weight else 0.0), 0.0
     size = max(1, _CHUNK_PAIRS // (2 * len(log_weight)))  # several tensors of it are kept for the gradients
-    of_negatives = torch.searchsorted(batch.item_index, negatives.items)
     for start in range(0, len(batch.trigger), size):
         part = slice(start, start + size)
-        positive, negative = rows.index_select(0, batch.positive[part]), rows.index_select(0, of_negatives)
+        positive, negative = rows.index_select(0, batch.positive[part]), rows.index_select(0, draws.rows)
         num = len(positive)
         scores = model.mixture(rows.index_select(0, batch.trigger[part]), torch.cat([positive, negative]))
         logits = scores[:, num:] / config.temperature + log_weight
-        inside = (of_row >= start) & (of_row < start + num)
-        logits = logits.index_put((of_row[inside] - start, of_column[inside]), logits.new_tensor(-math.inf))
+        hits = slice(draws.hit_offsets[start], draws.hit_offsets[start + num])
+        left_out = (draws.hit_rows[hits] - start, draws.hit_columns[hits])
+        logits = logits.index_put(left_out, logits.new_tensor(-math.inf))
         wanted = scores[:, :num].diagonal() / config.temperature
         losses = torch.cat([wanted[:, None], logits], dim=1).logsumexp(dim=1) - wanted
         loss = (batch.weight[part] * losses).sum() * scale

@@ -205,7 +205,9 @@ class GlobalLoss(nn.Module):
         if labelled:
             semantic_loss, of_heads = self._semantic_losses(step, labelled)
             found = dict(zip(labelled, of_heads.unbind(), strict=True))
-            semantic = torch.stack([found.get(place, zero) for place, zero in zip(heads, semantic.unbind(), strict=True)])
+            semantic = torch.stack(
+                [found.get(place, zero) for place, zero in zip(heads, semantic.unbind(), strict=True)]
+            )
             loss = loss + semantic_loss
         return loss, torch.cat([parts, semantic[None]]).detach()
 

@@ -14,13 +14,13 @@ import torch
 from synthetic_dataset import make_config, pair_loader, write_dataset
 
 from mtmh.config import Config
-from mtmh.data.batch import PairBatch
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks
 from mtmh.papers import mixture as mixture_module
 from mtmh.papers.mixture import MixtureModel, MixtureSettings, Neighbours, learn, train_mixture
 from mtmh.specs import Head
 from mtmh.training.model_builder import build_model
+from mtmh.training.shared_negatives import GlobalBatch, with_draws
 from mtmh.training.task import GlobalLoss
 
 NUM_ITEMS, SHELF = 100, 20
@@ -60,8 +60,9 @@ def make_model(config: Config, num_components: int) -> MixtureModel:
     return MixtureModel(tower, MixtureSettings(num_components, gate_hidden=4))
 
 
-def batches_of(config: Config, number: int) -> list[PairBatch]:
-    return list(islice(pair_loader(open_dataset(config.dataset_dir), config).iterate(), number))
+def batches_of(config: Config, number: int) -> list[GlobalBatch]:
+    batches = pair_loader(open_dataset(config.dataset_dir), config).iterate()
+    return list(islice(with_draws(batches, config.loss, config.seed), number))
 
 
 @pytest.mark.usefixtures("_alone")
@@ -69,7 +70,7 @@ def test_with_one_component_it_learns_what_our_own_loss_teaches(config: Config) 
     model = make_model(config, 1)
     for batch in batches_of(config, 2):
         model.zero_grad()
-        found = learn(model, batch, config.loss, config.seed)
+        found = learn(model, batch, config.loss)
         gradients = [parameter.grad for parameter in model.tower.parameters()]
         embeddings = model.tower(batch.sparse, batch.dense)
         total, _ = GlobalLoss((Head("engagement"),), config.loss, config.seed)(embeddings, batch)
@@ -85,7 +86,7 @@ def test_the_loss_is_the_corrected_softmax_of_the_mixture(config: Config, monkey
     monkeypatch.setattr(mixture_module, "_CHUNK_PAIRS", 1000)  # a few pairs at a time
     model = make_model(config, 2)
     (batch,) = batches_of(config, 1)
-    found = learn(model, batch, config.loss, config.seed)
+    found = learn(model, batch, config.loss)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
 
     double = make_model(config, 2).double()
