@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -129,13 +128,13 @@ def prepare_teacher(teacher: TeacherEmbeddings, dtype: torch.dtype, num_rows: in
     row_has_content = (trigger != 0.0).any(dim=1) & (positive != 0.0).any(dim=1)
     # The host must know which of them have none: it asks once for all.
     missing = torch.cat([~row_has_content, (negative == 0.0).all(dim=1)]).cpu().numpy()
-    no_content = torch.from_numpy(np.flatnonzero(missing[num_rows:]))
+    no_content = torch.from_numpy(missing[num_rows:].nonzero()[0])
     return Distillation(
         trigger=trigger / teacher.temperature,
         positive=positive,
         negative=negative,
         row_has_content=row_has_content,
-        rows_without=np.flatnonzero(missing[:num_rows]).tolist(),
+        rows_without=missing[:num_rows].nonzero()[0].tolist(),
         no_content=no_content.to(negative.device, non_blocking=True) if len(no_content) else None,
     )
 
