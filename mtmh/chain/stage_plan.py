@@ -161,13 +161,12 @@ def _content(config: Config, sizes: _Sizes, ranks: int) -> StagePlan:
     )
     if kind == "encoder":
         return StagePlan("content", ranks, disk=2.0 * written, breaks=unknown)  # the shards, and all of it
-    held = 4.0 * width * sizes.items if kind == "column" else sizes.items_file
     slow = ["one process encodes all texts: content.kind=encoder shares them among the ranks"]
     return StagePlan(
         "content",
-        memory=held,
+        memory=0.0 if kind == "column" else sizes.items_file,
         disk=written,
-        hours=(held + written) / SHARED_DISK / 3600 if kind == "column" else None,
+        hours=2.0 * written / SHARED_DISK / 3600 if kind == "column" else None,
         breaks=unknown + ([] if kind == "column" or sizes.items < 10_000_000 else slow),
     )
 

@@ -61,7 +61,10 @@ def embed_content(config: Config, out: Path) -> Artifact:
         else:
             embeddings = _encode_texts(dataset, config.content, path)
         join_content(writer.folder, dataset)
-        without = int((np.einsum("id,id->i", embeddings, embeddings) == 0).sum())
+        without = sum(
+            int(np.count_nonzero(~embeddings[start : start + _CHUNK_ITEMS].any(axis=1)))
+            for start in range(0, len(embeddings), _CHUNK_ITEMS)
+        )
         if without == len(embeddings):
             raise ValueError(f"{dataset.artifact.path}: no item has content (content.kind = {config.content.kind})")
         writer.summary |= {
@@ -81,10 +84,10 @@ def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
             f"{dataset.artifact.path}: the items have no column {COLUMN} (content.kind = column); name one in the"
             " recipe (data.columns.content_embedding), or embed item text with content.kind = transformers"
         )
-    column = dataset.items([COLUMN]).column(COLUMN)
     embeddings = create_array(path, np.float32, (dataset.num_items, dim))
-    for start in range(0, dataset.num_items, _CHUNK_ITEMS):
-        part = column.slice(start, _CHUNK_ITEMS).combine_chunks()
+    start = 0
+    for batch in dataset.item_batches([COLUMN], _CHUNK_ITEMS):
+        part = batch.column(COLUMN)
         valid = np.asarray(part.is_valid())
         vectors = np.zeros((len(part), dim), np.float32)
         vectors[valid] = np.asarray(part.flatten().cast(pa.float32())).reshape(-1, dim)
@@ -92,6 +95,7 @@ def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
             row = start + int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
             raise ValueError(f"{dataset.artifact.path}: column {COLUMN}, row {row}: not finite numbers")
         embeddings[start : start + len(part)] = unit_rows(vectors)
+        start += len(part)
     embeddings.flush()
     return embeddings
 

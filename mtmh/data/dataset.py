@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,8 +94,17 @@ class Dataset:
         file = self._items_file(columns)
         schema = pa.schema([file.schema_arrow.field(name) for name in columns])
         with pq.ParquetWriter(path, schema) as writer:
-            for batch in file.iter_batches(_COPY_ROWS, columns=list(columns)):
-                writer.write_batch(batch.select(list(columns)))
+            for batch in self.item_batches(columns, _COPY_ROWS):
+                writer.write_batch(batch)
+
+    def item_batches(self, columns: Sequence[str], num_rows: int) -> Iterator[pa.RecordBatch]:
+        """The same, at most ``num_rows`` items at a time.
+
+        Raises:
+            ValueError: as ``items``.
+        """
+        for batch in self._items_file(columns).iter_batches(num_rows, columns=list(columns)):
+            yield batch.select(list(columns))
 
     def _items_file(self, columns: Sequence[str] | None) -> pq.ParquetFile:
         path = self.artifact.path / ITEMS

@@ -11,6 +11,9 @@ from mtmh.config import PropensityConfig, SimWeightConfig
 from mtmh.data.arrays import Indices
 from mtmh.data.item_table import IdColumn, ItemColumns
 
+_CHUNK_ITEMS = 1 << 20
+_MANY_EVENTS = 1 << 16  # of an item; few have as many
+
 
 class PairWeights:
     """The weight of a pair: SIM boost times propensity weight, 0 for a pair of an item with itself."""
@@ -81,11 +84,16 @@ class PropensityWeights:
         self._config = config
         self._scale = 1.0
         # Items with as many events weigh alike, so a catalogue of any size is a few distinct numbers.
-        num_items = np.bincount(train_count)
-        num_items[:1] = 0
-        events = np.flatnonzero(num_items).astype(np.float64)
+        num_items, many = np.zeros(_MANY_EVENTS + 1, np.int64), []
+        for start in range(0, len(train_count), _CHUNK_ITEMS):
+            counts = train_count[start : start + _CHUNK_ITEMS]
+            num_items += np.bincount(counts.clip(max=_MANY_EVENTS), minlength=len(num_items))
+            many.append(counts[counts >= _MANY_EVENTS])
+        few = 1 + np.flatnonzero(num_items[1:_MANY_EVENTS])
+        most, of_most = np.unique(np.concatenate([few[:0], *many]), return_counts=True)
+        events = np.concatenate([few, most]).astype(np.float64)
         if len(events):
-            total = events * num_items[num_items > 0]
+            total = events * np.concatenate([num_items[few], of_most])
             self._scale = total.sum() / (total / (config.a + events**config.b)).sum()
 
     def __call__(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -81,7 +81,9 @@ def test_topics_are_not_read(tmp_path: Path, bert: Path) -> None:
     assert files[0] == files[1]
 
 
-def test_column_is_normalised_and_nulls_become_zero_rows(tmp_path: Path) -> None:
+def test_column_is_normalised_and_nulls_become_zero_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtmh.content.embed._CHUNK_ITEMS", 5)
+    monkeypatch.setattr(Dataset, "items", None)  # that would take the memory of the whole column
     vectors = np.random.default_rng(0).normal(size=(NUM_ITEMS, 4)).astype(np.float32)
     rows = [None if item in (0, 5) else vectors[item].tolist() for item in range(NUM_ITEMS)]
     column = pa.array(rows, pa.list_(pa.float32(), 4))
@@ -119,7 +121,8 @@ def test_a_catalogue_without_any_text(tmp_path: Path, bert: Path) -> None:
         embed_content(text_config(tmp_path, bert), tmp_path / "content")
 
 
-def test_values_that_are_not_finite(tmp_path: Path) -> None:
+def test_values_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mtmh.content.embed._CHUNK_ITEMS", 5)
     vectors = np.ones((NUM_ITEMS, 2), np.float32)
     vectors[7, 1] = np.nan
     column = pa.array(vectors.tolist(), pa.list_(pa.float32(), 2))

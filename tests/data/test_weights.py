@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Literal
 
@@ -57,12 +58,22 @@ def test_cosine_threshold_leaves_out_items_without_content(threshold: float) -> 
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.5), (0.0, 1.0), (10.0, 0.0)])
 def test_propensity_weights_have_mean_one_over_training_events(a: float, b: float) -> None:
-    counts = np.array([0, 1, 4, 100, 0, 25], np.int64)
+    counts = np.array([0, 1, 4, 100, 0, 25, 65_535, 65_536, 900_000, 65_536], np.int64)
     weights = PropensityWeights(counts, PropensityConfig(a=a, b=b))(counts)
     known = counts > 0
     assert (weights[known] * counts[known]).sum() / counts.sum() == pytest.approx(1.0)
     ratio = (a + 100.0**b) / (a + 4.0**b)
     assert weights[2] / weights[3] == pytest.approx(ratio)
+
+
+def test_the_scale_of_weights_takes_a_few_bytes_an_item() -> None:
+    counts = np.arange(1 << 22, dtype=np.int64) % 3
+    counts[17] = 1 << 30  # as many numbers as events of the most popular item would be 8 GB
+    tracemalloc.start()
+    PropensityWeights(counts, PropensityConfig())
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 * len(counts)
 
 
 @pytest.mark.parametrize("on", ["trigger", "candidate", "both"])
