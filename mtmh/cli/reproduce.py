@@ -14,7 +14,9 @@ def reproduce(
     only: Annotated[
         list[str] | None, typer.Option(help="A table or figure, or several with commas between; repeatable.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds of training with commas between them; more can be added.")] = "0",
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of training, all that the page is to show: 0,1,2. Those done are not done again.")
+    ] = "0",
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes: half an hour on two cores.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Models trained at the same time, one thread each if above 1.")] = 1,
     overrides: Overrides = None,
@@ -28,8 +30,8 @@ def reproduce(
     if unknown:
         raise ValueError(f"--only {unknown[0]}: no such table or figure; expected of {', '.join(PARTS)}")
     numbers = seeds.replace(",", " ").split()
-    if not numbers or not all(number.isdigit() for number in numbers):
+    if not numbers or not all(number.isdecimal() for number in numbers):
         raise ValueError(f"--seeds {seeds!r}: expected whole numbers with commas between them")
     parts = [part for part in PARTS if part in named]
-    page = run(recipe, parts, list(map(int, numbers)), say, quick=quick, jobs=jobs, overrides=overrides or [])
+    page = run(recipe, parts, sorted(set(map(int, numbers))), say, quick=quick, jobs=jobs, overrides=overrides or [])
     done("page", page)

@@ -89,7 +89,12 @@ def reproduce(
     """
     shared = list(_shared(recipe, quick=quick, overrides=overrides))
     base = load_config(recipe, shared)
-    parts = parts or [part for part in PARTS if (part == NEXT_ITEM) == (base.evaluation.given_events > 0)]
+    asks_next = base.evaluation.given_events > 0
+    if NEXT_ITEM in parts and not asks_next:
+        raise ValueError(
+            f"{recipe}: {NEXT_ITEM} is for recipes that set evaluation.given_events, as sports-leave-one-out"
+        )
+    parts = parts or [part for part in PARTS if (part == NEXT_ITEM) == asks_next]
     models, left_out = _models(parts, base)
     if not base.model.needs_teacher:
         shared.append("pairs.sim={kind: none}")
@@ -97,7 +102,8 @@ def reproduce(
     watched = [model for model in WATCHED.values() if "figure7" in parts and base.model.needs_teacher]
     watched += [ADAPTED] if "adaptive" in parts and base.model.needs_teacher else []
     if not models and not watched:
-        raise ValueError(f"{recipe}: {left_out[0]} Nothing else of {', '.join(parts)} is left")
+        reason = left_out[0] if left_out else "The recipe has no teacher."
+        raise ValueError(f"{recipe}: {reason} Nothing of {', '.join(parts)} is left")
     runs = do_runs(plan_runs(recipe, [*models, *watched], seeds, shared), jobs, say)
     rows = measured_rows({name: found for name, found in runs.by_model.items() if name in wanted})
     drifts = {

@@ -110,10 +110,17 @@ def train_sequence_model(dataset: Dataset, settings: SequenceSettings) -> Vector
     Returns:
         [I, D] float32 unit-length item embeddings; items without a training event share the one of row 0.
     """
+    (num_rows,) = (f.num_rows for f in dataset.summary.features.id_features if f.name == ITEM_ID)
+    model = fit_sequence_model(Pieces.read(dataset, settings.max_length), num_rows, settings)
+    with torch.no_grad():
+        rows = torch.from_numpy(dataset.item_table.columns[ITEM_ID].values.astype(np.int64))
+        return model.eval().embed(rows).numpy()
+
+
+def fit_sequence_model(pieces: Pieces, num_rows: int, settings: SequenceSettings) -> SequenceModel:
+    """A model trained on histories of rows from 1 to ``num_rows - 1``."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
-    (num_rows,) = (f.num_rows for f in dataset.summary.features.id_features if f.name == ITEM_ID)
-    pieces = Pieces.read(dataset, settings.max_length)
     model = (Hstu if settings.kind == "hstu" else SasRec)(
         build_item_collection(num_rows, settings.dim),
         settings.dim,
@@ -133,9 +140,7 @@ def train_sequence_model(dataset: Dataset, settings: SequenceSettings) -> Vector
             optimizer.step()
             losses.append(loss.item())
         print(f"epoch {epoch + 1}/{settings.epochs}  loss {np.mean(losses):.4f}", flush=True)
-    with torch.no_grad():
-        rows = torch.from_numpy(dataset.item_table.columns[ITEM_ID].values.astype(np.int64))
-        return model.eval().embed(rows).numpy()
+    return model
 
 
 def next_item_loss(

@@ -8,9 +8,13 @@ from pathlib import Path
 import pytest
 
 from mtmh.config import load_config
-from mtmh.papers.models import MODELS, NEEDED, PARTS
-from mtmh.papers.reproduce import PAGE, RESULTS, TEXT, _models, reproduce
+from mtmh.data.arrays import Indices
+from mtmh.evaluation.results import load_evaluation
+from mtmh.papers.mixture import Neighbours
+from mtmh.papers.models import MIXTURE, MODELS, MTMH, NEEDED, PARTS, Part
+from mtmh.papers.reproduce import PAGE, RESULTS, TEXT, _models, _shared, reproduce
 from mtmh.papers.runs import plan_runs
+from mtmh.retrieval.ranking import Candidates
 
 TINY = [
     "data.options.num_users=150",
@@ -74,6 +78,22 @@ def test_models_of_pictures_are_left_out_where_there_are_none() -> None:
     assert [model.name for model in _models(["related2"], load_config("demo"))[0]] == list(NEEDED["related2"])
 
 
+@pytest.mark.parametrize(
+    ("part", "overrides", "message"),
+    [
+        ("adaptive", ["model.heads=[{name: engagement}]"], r"The recipe has no teacher. Nothing of adaptive is left"),
+        ("table2", ["model.heads=[{name: engagement}]"], r"left out: MTMH, MTSH, STMH. Nothing of table2 is left"),
+        ("leave-one-out", [], r"leave-one-out is for recipes that set evaluation.given_events"),
+    ],
+)
+def test_a_part_that_the_data_do_not_allow_is_refused_before_anything_runs(
+    part: Part, overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        reproduce("synthetic", [part], [0], pytest.fail, overrides=[*overrides, f"paths.root={tmp_path}"])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture(name="root", scope="module")
 def fixture_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reproduce")
@@ -107,6 +127,27 @@ def test_a_page_from_nothing_and_again_without_training(root: Path) -> None:
     reproduce("synthetic", ["figure1"], [0], said.append, quick=True, overrides=overrides)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")} == made
     assert json.loads((page.parent / RESULTS).read_text())["tables"] == results["tables"]
+
+
+def test_a_mixture_of_logits_answers_with_its_own_neighbours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = _shared("synthetic", quick=True, overrides=[*TINY, f"paths.root={root}"])
+    first, run = plan_runs("synthetic", [MODELS[MTMH], MODELS[MIXTURE]], [0], list(shared))
+    first.do(lambda _: None)  # dataset and preranker; those of the page above, if it was made
+    asked: list[int] = []
+    search = Neighbours.search
+
+    def counted(self: Neighbours, head: str, triggers: Indices, k_ann: int) -> Candidates:
+        asked.append(k_ann)
+        return search(self, head, triggers, k_ann)
+
+    monkeypatch.setattr(Neighbours, "search", counted)
+    run.do(lambda _: None)
+    assert max(asked) == 120  # as many as two heads have; by similarity alone fewer will do
+    evaluation = load_evaluation(run.evaluation)
+    assert (evaluation.preranker, evaluation.examples) == ("learned", [])
+    asked.clear()
+    run.do(lambda _: None)
+    assert not asked
 
 
 def test_a_run_that_fails_is_named_with_its_reason(root: Path) -> None:

@@ -1,0 +1,49 @@
+"""Trains RecTools' SASRec or HSTU on the sequences of `benchmarks.sequence_models`, which calls this file by itself.
+
+It imports nothing of this project, for it runs in an environment that has RecTools alone.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import pandas as pd  # type: ignore[import-untyped]
+from pytorch_lightning import seed_everything  # type: ignore[import-not-found]
+from rectools.dataset import Dataset  # type: ignore[import-not-found]
+from rectools.models import HSTUModel, SASRecModel  # type: ignore[import-not-found]
+
+
+def main() -> None:
+    """Reads sequences, trains, and writes ranked lists as CSV: ``user_id, item_id, rank``."""
+    sequences, lists, kind, *numbers = sys.argv[1:]
+    dim, layers, heads, epochs, batch = map(int, numbers[:5])
+    rate, dropout = map(float, numbers[5:7])
+    negatives, seed, length, k = map(int, numbers[7:])
+    seed_everything(seed, workers=True)
+    events = pd.read_csv(sequences).sort_values("place")
+    events["datetime"] = pd.to_datetime(events["time"], unit="s")
+    events["weight"] = 1.0
+    dataset = Dataset.construct(events[["user_id", "item_id", "datetime", "weight"]])
+    model = (SASRecModel if kind == "sasrec" else HSTUModel)(
+        n_factors=dim,
+        n_blocks=layers,
+        n_heads=heads,
+        epochs=epochs,
+        batch_size=batch,
+        lr=rate,
+        dropout_rate=dropout,
+        loss="sampled_softmax",
+        n_negatives=negatives,
+        session_max_len=length,
+        train_min_user_interactions=2,
+        deterministic=True,
+        recommend_torch_device="cpu",
+    )
+    model.fit(dataset)
+    users = events["user_id"].unique()
+    found = model.recommend(users=users, dataset=dataset, k=k, filter_viewed=True)
+    found[["user_id", "item_id", "rank"]].to_csv(lists, index=False)
+
+
+if __name__ == "__main__":
+    main()
