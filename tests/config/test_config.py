@@ -76,7 +76,7 @@ def test_overrides_are_yaml_values(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("training.batchsize=5", r"training\.batchsize: no such setting; did you mean batch_size\?"),
-        ("alpha=70", r"m\.yaml: alpha: no such setting; did you mean retrieval\.alpha\?"),
+        ("alpha=70", r"m\.yaml: alpha: no such setting; did you mean loss\.gradnorm\.alpha or retrieval\.alpha\?"),
         ("model.heads=[{name: a, weight: 1}]", r"model\.heads\.0\.weight: no such setting"),
         (
             "data.split={kind: user, colour: 5}",

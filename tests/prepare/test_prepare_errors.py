@@ -55,7 +55,7 @@ def prepare_files(folder: Path, **data: Any) -> None:
         ({"options": {"minvalue": 1}}, r"data\.options\.minvalue: no such setting; did you mean min_value"),
         ({"items": ["nothing-*.parquet"]}, r"data\.items: no file .*nothing-"),
         ({"events": []}, r"data\.events: empty"),
-        ({"items": [], "id_features": ["brand"]}, r"data\.items: empty, but"),
+        ({"items": [], "id_features": ["brand"]}, r"events\.parquet: no column 'brand'; found"),
         ({"items": ["events.json"]}, r"data\.items: no file"),
     ],
 )
