@@ -52,16 +52,17 @@ demo: $(INSTALLED)
 	@echo; echo "9/9 Evaluate: recall and topic match of each head, of the merge, and of the yardsticks."
 	mtmh evaluate demo
 
+# Files in the order of their names: sorted by their number of tests, tests/chain, few and long, would come last.
 test: $(INSTALLED) lint types
-	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not long"
+	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
 
 # Without exception: half an hour on two cores.
 test-all: $(INSTALLED) lint types
-	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-fast: $(INSTALLED)
 	ruff check .
-	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(INSTALLED) layout
 	ruff check .
