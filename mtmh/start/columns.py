@@ -146,14 +146,13 @@ def _describing(connection: Any, table: TableFile, item: str) -> list[str]:
     # Each event beside the values of another one.
     moved = f"""(SELECT item, row FROM (SELECT {quoted(item)} AS item, row_number() OVER () AS place FROM {sample})
         JOIN (SELECT s AS row, row_number() OVER (ORDER BY hash(s)) AS place FROM {sample} AS s) USING (place))"""
-    here = ", ".join(f"count(DISTINCT hash({quoted(item)}, {cell})) FILTER ({cell} IS NOT NULL)" for cell in cells)
-    by_chance = ", ".join(f"count(DISTINCT hash(item, row.{cell})) FILTER (row.{cell} IS NOT NULL)" for cell in cells)
-    items = ", ".join(f"count(DISTINCT {quoted(item)}) FILTER ({cell} IS NOT NULL)" for cell in cells)
+    pairs = [f"count(DISTINCT hash({quoted(item)}, {cell})) FILTER ({cell} IS NOT NULL)" for cell in cells]
+    items = [f"count(DISTINCT {quoted(item)}) FILTER ({cell} IS NOT NULL)" for cell in cells]
+    by_chance = [f"count(DISTINCT hash(item, row.{cell})) FILTER (row.{cell} IS NOT NULL)" for cell in cells]
     with readable(table.files):
-        found, chance, known = (
-            connection.sql(f"SELECT {query} FROM {rows}").fetchall()[0]
-            for query, rows in ((here, sample), (by_chance, moved), (items, sample))
-        )
+        here = connection.sql(f"SELECT {', '.join(pairs + items)} FROM {sample}").fetchall()[0]
+        chance = connection.sql(f"SELECT {', '.join(by_chance)} FROM {moved}").fetchall()[0]
+    found, known = here[: len(names)], here[len(names) :]
     return [
         name
         for name, some, other, few in zip(names, found, chance, known, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -224,10 +225,12 @@ def _items_columns(data: _Tables, roles: Roles, columns: dict[str, Any], section
     late = [name for name in rest if facts[name].is_number and LATE.search(name.lower())]
     rest = [name for name in rest if name not in late]
 
+    @cache
+    def separator(name: str) -> str | None:
+        return separator_of(data.connection, table, name) if facts[name].is_text else None
+
     def category(name: str) -> bool:
-        return _is_category(facts[name]) or (
-            facts[name].is_text and separator_of(data.connection, table, name) is not None
-        )
+        return _is_category(facts[name]) or separator(name) is not None
 
     section["id_features"] = _several(
         roles, "id_features", facts, table, lambda: [name for name in rest if category(name)]
@@ -235,8 +238,8 @@ def _items_columns(data: _Tables, roles: Roles, columns: dict[str, Any], section
     section["float_features"] = _several(
         roles, "float_features", facts, table, lambda: [name for name in rest if _is_quantity(facts[name])]
     )
-    marks = {name: separator_of(data.connection, table, name) for name in section["id_features"] if facts[name].is_text}
-    if separators := {name: mark for name, mark in marks.items() if mark is not None}:
+    marks = ((name, separator(name)) for name in section["id_features"])
+    if separators := {name: mark for name, mark in marks if mark is not None}:
         columns["separators"] = separators
     several = {name: f"{name} (several, with {separators[name]} between)" for name in separators}
     guess.note("id features", _listed([several.get(name, name) for name in section["id_features"]], "none"))
