@@ -29,13 +29,12 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from benchmarks.loader import build_content, build_dataset
+from benchmarks.loader import build_content, build_dataset, open_loader
 from benchmarks.report import report_head
 from mtmh.artifacts import MANIFEST, write_atomically
 from mtmh.config import Config, decisive, load_config
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
-from mtmh.data.loader import PairLoader
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
 from mtmh.distributed.ranks import Ranks, join_ranks
 from mtmh.distributed.sharding import shard
@@ -147,18 +146,7 @@ def measure(config: Config, ranks: Ranks, way: str, every: int, num_saves: int) 
     )
     optimizer = build_optimizer(sharded, config.training)
     pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device, execute_all_batches=True)
-    loader = PairLoader(
-        dataset,
-        config.pairs,
-        config.loss,
-        config.training,
-        config.model,
-        config.seed,
-        ranks.rank,
-        ranks.world_size,
-        content,
-    )
-    feed = with_draws(loader.batches(), config.loss, config.seed)
+    feed = with_draws(open_loader(config, ranks).batches(), config.loss, config.seed)
     saves: list[float] = []
     plain: list[float] = []
     beside: list[float] = []

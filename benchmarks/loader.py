@@ -44,6 +44,7 @@ from mtmh.data.schema import (
     FeatureSchema,
     IdFeature,
 )
+from mtmh.distributed.ranks import Ranks
 
 CONTENT_DIM = 128
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -168,6 +169,22 @@ def breakdown(profile: cProfile.Profile, steps: int) -> dict[str, float]:
         if (Path(file).name, function) == ("loader.py", "iterate"):
             total += seconds / steps * 1e3
     return {**parts, "all": total}
+
+
+def open_loader(config: Config, ranks: Ranks) -> PairLoader:
+    """This rank's loader."""
+    dataset = open_dataset(config.dataset_dir)
+    return PairLoader(
+        dataset,
+        config.pairs,
+        config.loss,
+        config.training,
+        config.model,
+        config.seed,
+        ranks.rank,
+        ranks.world_size,
+        open_content(config.content_dir, dataset),
+    )
 
 
 def build_dataset(path: Path, num_items: int, num_users: int, mean_length: float, num_floats: int) -> Dataset:

@@ -39,14 +39,12 @@ from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from benchmarks.loader import build_content, build_dataset
+from benchmarks.loader import build_content, build_dataset, open_loader
 from benchmarks.report import report_head
 from mtmh.artifacts import write_atomically
 from mtmh.config import Config, load_config
 from mtmh.data.batch import PairBatch
-from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
-from mtmh.data.loader import PairLoader
 from mtmh.data.schema import FeatureSchema
 from mtmh.distributed.optimizers import build_optimizer, set_learning_rates
 from mtmh.distributed.ranks import Ranks, join_ranks
@@ -280,22 +278,6 @@ def run_parts(config: Config, ranks: Ranks, num_steps: int) -> dict[str, float]:
     spent = torch.tensor(list(watch.spent.values()), dtype=torch.float64)
     dist.all_reduce(spent)
     return dict(zip(PARTS, (spent / ranks.world_size / num_steps * 1e3).tolist(), strict=True))
-
-
-def open_loader(config: Config, ranks: Ranks) -> PairLoader:
-    """This rank's loader."""
-    dataset = open_dataset(config.dataset_dir)
-    return PairLoader(
-        dataset,
-        config.pairs,
-        config.loss,
-        config.training,
-        config.model,
-        config.seed,
-        ranks.rank,
-        ranks.world_size,
-        open_content(config.content_dir, dataset),
-    )
 
 
 def features_of(config: Config) -> FeatureSchema:

@@ -88,6 +88,13 @@ def random_histories(num_users: int, seed: int = 0, num_items: int = NUM_ITEMS) 
     return [rng.integers(0, known, rng.integers(0, 20)).tolist() for _ in range(num_users)]
 
 
+def shelf_histories(num_items: int, shelf: int, shortest: int) -> list[list[int]]:
+    """Sixty users who keep to one shelf of items each, from a number of events on; the last shelf stays fresh."""
+    rng = np.random.default_rng(1)
+    shelves = rng.integers(0, num_items // shelf - 1, 60)
+    return [(shelf * own + rng.integers(0, shelf, rng.integers(shortest, 20))).tolist() for own in shelves]
+
+
 def write_dataset(
     path: Path,
     histories: Sequence[Sequence[int]],

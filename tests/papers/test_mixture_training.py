@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from synthetic_dataset import make_config, pair_loader, write_dataset
+from synthetic_dataset import make_config, pair_loader, shelf_histories, write_dataset
 
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
@@ -29,9 +29,7 @@ NUM_ITEMS, SHELF = 100, 20
 @pytest.fixture(name="config")
 def fixture_config(tmp_path: Path) -> Config:
     """Each user keeps to one shelf of 20 items; the last shelf stays fresh."""
-    rng = np.random.default_rng(1)
-    shelves = rng.integers(0, NUM_ITEMS // SHELF - 1, 60)
-    histories = [(SHELF * shelf + rng.integers(0, SHELF, rng.integers(3, 20))).tolist() for shelf in shelves]
+    histories = shelf_histories(NUM_ITEMS, SHELF, shortest=3)
     write_dataset(tmp_path / "dataset", histories, num_items=NUM_ITEMS)
     sections: dict[str, Any] = {
         "model": {

@@ -12,7 +12,7 @@ import torch
 from mtmh.modules.hstu import Hstu
 from mtmh.modules.sasrec import SasRec
 from mtmh.modules.sequence_model import build_item_collection
-from synthetic_dataset import write_dataset
+from synthetic_dataset import shelf_histories, write_dataset
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.data.dataset import Dataset
@@ -24,9 +24,7 @@ NUM_ITEMS, SHELF = 100, 20
 @pytest.fixture(name="dataset")
 def fixture_dataset(tmp_path: Path) -> Dataset:
     """Each user keeps to one shelf of 20 items; the last shelf stays fresh."""
-    rng = np.random.default_rng(1)
-    shelves = rng.integers(0, NUM_ITEMS // SHELF - 1, 60)
-    histories = [(SHELF * shelf + rng.integers(0, SHELF, rng.integers(1, 20))).tolist() for shelf in shelves]
+    histories = shelf_histories(NUM_ITEMS, SHELF, shortest=1)
     times = [list(range(100, 100 + len(history))) for history in histories]
     return write_dataset(tmp_path / "dataset", histories, num_items=NUM_ITEMS, timestamps=times)
 
