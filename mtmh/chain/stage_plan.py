@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from rich import box
 from rich.table import Table
-from torchrec.types import DataType
 
 from mtmh.artifacts import MANIFEST
 from mtmh.config import Config, PairsConfig
@@ -125,9 +124,8 @@ def num_pairs(events: int, users: int, pairs: PairsConfig) -> float:
 def stages_view(stages: Iterable[StagePlan]) -> Table:
     """A line a stage, for people."""
     view = Table(title="The chain, GB", box=box.SIMPLE, collapse_padding=True, pad_edge=False)
-    for name, justify in (("stage", "left"), ("ranks", "right"), ("memory", "right"), ("mapped", "right")):
-        view.add_column(name, justify="right" if justify == "right" else "left")
-    for name in ("disk", "hours"):
+    view.add_column("stage")
+    for name in ("ranks", "memory", "mapped", "disk", "hours"):
         view.add_column(name, justify="right")
     for stage in stages:
         hours = "" if stage.hours is None else f"{stage.hours:,.1f}"
@@ -154,10 +152,9 @@ def _prepare(config: Config, sizes: _Sizes) -> StagePlan:
 
 def _content(config: Config, sizes: _Sizes, ranks: int) -> StagePlan:
     content, kind = sizes.content, config.content.kind
-    width = content.dim if content else 0
-    written = width * sizes.items * (2 if content and content.data_type == DataType.FP16 else 4)
+    written = content.num_bytes if content else 0
     unknown = (
-        [] if width else ["nothing tells the width of the embeddings, so they are not counted: set plan.content_dim"]
+        [] if content else ["nothing tells the width of the embeddings, so they are not counted: set plan.content_dim"]
     )
     if kind == "encoder":
         return StagePlan("content", ranks, disk=2.0 * written, breaks=unknown)  # the shards, and all of it
@@ -182,7 +179,7 @@ def _train(config: Config, cluster: Cluster, run: RunPlan, sizes: _Sizes) -> Sta
     copies = state / cluster.num_hosts if training.async_checkpoint else 0
     mapped = 0.0 if rides else float(sizes.item_table * sizes.items)
     if content is not None and config.content.storage == "mapped":
-        mapped += sizes.items * content.dim * (2 if content.data_type == DataType.FP16 else 4)
+        mapped += content.num_bytes
     return StagePlan(
         "train",
         cluster.world_size,

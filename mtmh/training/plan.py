@@ -192,6 +192,11 @@ class Content:
     dim: int
     data_type: DataType
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all of them."""
+        return self.num_items * self.dim * (2 if self.data_type == DataType.FP16 else 4)
+
 
 @dataclass(frozen=True)
 class _Case:
