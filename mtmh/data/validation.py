@@ -84,6 +84,11 @@ class ValidationDataset(Dataset):
         """True if a model without the events held back is as good as one with them: below a twentieth of T1."""
         return self.summary.num_test_events < _LITTLE * (self.summary.num_test_events + self.summary.num_train_events)
 
+    @property
+    def items_of_whole(self) -> npt.NDArray[np.bool_]:
+        """[I] the items with events in the whole of T1, kept or not."""
+        return self._whole.item_table.train_count > 0
+
     @cached_property
     def known_items(self) -> KnownItems:
         """[K] the items with kept events, ascending."""

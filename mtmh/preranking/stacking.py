@@ -14,10 +14,10 @@ from torch import Tensor
 
 from mtmh.config import PrerankerConfig
 from mtmh.data.arrays import Floats, Indices
-from mtmh.data.dataset import Dataset
 from mtmh.data.histories import last_distinct
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.data.randomness import Purpose, generator
+from mtmh.data.validation import ValidationDataset
 from mtmh.modules.combination import Combination
 from mtmh.preranking.evidence import Evidence
 from mtmh.preranking.neighbours import cosine_neighbours, engagements, item_popularity, linear_neighbours, pair_keys
@@ -58,7 +58,7 @@ class Judged(NamedTuple):
 
 def judged_candidates(
     settings: PrerankerConfig,
-    view: Dataset,
+    view: ValidationDataset,
     scorer: Scorer,
     heads: Mapping[str, ItemVectors],
     seed: int,
@@ -100,7 +100,8 @@ def judged_candidates(
     past = pair_keys(np.repeat(row, np.diff(users.histories.offsets)), users.histories.items)
     candidates = distinct(np.concatenate(found, axis=1))
     keys = pair_keys(row[:, None], candidates)
-    present = (candidates >= 0) & ~np.isin(keys, past)
+    # An item without an event in T1 may be newer than that: it was not there to be engaged with, and says nothing.
+    present = (candidates >= 0) & view.items_of_whole[candidates] & ~np.isin(keys, past)
     held_out = present & np.isin(keys, test)
     # Held-out candidates first, then others in random order.
     draws = generator(Purpose.PRERANKER_CHECK, seed).random(candidates.shape, np.float32)

@@ -28,6 +28,7 @@ from mtmh.distributed.ranks import Ranks, gather_numbers
 CUTS = (5, 20, 100, 500)
 NUM_TRIGGERS = 10  # the latest events of a user
 _MAX_ITEMS = 50_000  # beyond, a sample of the catalogue that holds all answers: the cost stays bounded
+_PAIRS_OF_EVENT = 2.0  # from one measurement to the next: long histories make an epoch of twenty
 _CHUNK_ITEMS = 4096
 _BLOCK_SCORES = 1 << 24
 
@@ -47,6 +48,7 @@ class ValidationMeasure:
     def __init__(self, view: ValidationDataset, num_users: int, seed: int, ranks: Ranks) -> None:
         users = view.evaluation_users(num_users, seed)
         self._ranks = ranks
+        self._num_events = view.summary.num_train_events
         answers, past = users.test, users.histories.select(np.arange(len(users.user_index)), last=NUM_TRIGGERS)
         self.items = np.arange(view.num_items)
         if view.num_items > _MAX_ITEMS:
@@ -78,9 +80,10 @@ class ValidationMeasure:
         return {f"recall@{cut}": recall for cut, recall in zip(CUTS, recalls, strict=True)} | {"score": score}
 
     def interval(self, steps_per_epoch: int, batch_size: int, num_uniform: int) -> int:
-        """Steps from one measurement to the next: a quarter of an epoch, or as many as keep the cost to a tenth.
+        """Steps from one measurement to the next: a quarter of an epoch, or two pairs of each event, if that is sooner.
 
-        Never more than an epoch: a small log of a large catalogue is measured all the same.
+        More where it keeps the cost to a tenth, but never more than an epoch: a small log of a large catalogue is
+        measured all the same.
 
         Both costs are counted in similarities of one head: a step takes those of its pairs and negatives three times,
         forward and backward.
@@ -88,7 +91,8 @@ class ValidationMeasure:
         own = torch.tensor([len(self._triggers.items) * len(self.items)], dtype=torch.float64)
         measured = sum(number for (number,) in gather_numbers(own.to(self._ranks.device)))
         step = 3.0 * batch_size * (batch_size + num_uniform)
-        return max(1, steps_per_epoch // 4, min(steps_per_epoch, math.ceil(10.0 * measured / step)))
+        shown = math.ceil(_PAIRS_OF_EVENT * self._num_events / batch_size)
+        return max(1, min(steps_per_epoch // 4, shown), min(steps_per_epoch, math.ceil(10.0 * measured / step)))
 
     def _embed_all(self, embed: Embed) -> list[Tensor]:
         """[I, D] of each head, of all candidates, on every rank."""

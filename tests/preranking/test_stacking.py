@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from mtmh.modules.preranker import UserTower
+from synthetic_dataset import random_histories, write_dataset
 
-from mtmh.preranking.stacking import Judged, fit_combination
+from mtmh.config import PrerankerConfig, ValidationConfig
+from mtmh.data.validation import ValidationDataset
+from mtmh.preranking.forward import UserQueries
+from mtmh.preranking.scorer import Scorer
+from mtmh.preranking.stacking import Judged, fit_combination, judged_candidates
 
 
 def planted(num_users: int, seed: int, spread: float = 5.0) -> Judged:
@@ -62,3 +70,19 @@ def test_without_anything_held_out_the_model_decides() -> None:
     judged = planted(20, 1)
     model = fit_combination(judged._replace(held_out=np.zeros_like(judged.held_out)), 8, seed=0)
     torch.testing.assert_close(model(torch.tensor([2.0, 9.0, -4.0])), torch.tensor(2.0))
+
+
+def test_an_item_without_events_is_no_candidate_that_was_passed_over(tmp_path: Path) -> None:
+    # Items 50 to 59 have no event: they may be newer than the training period.
+    dataset = write_dataset(tmp_path / "dataset", random_histories(40, num_items=60), num_items=60)
+    view = ValidationDataset(dataset, ValidationConfig(fraction=0.4), seed=0)
+    vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    tower = UserQueries.of(UserTower(4, [4], 0.1, [0.0]))
+    scorer = Scorer(np.concatenate([vectors, np.zeros((60, 1), np.float32)], axis=1), tower, [], 10)
+    judged = judged_candidates(PrerankerConfig(neighbours=5), view, scorer, {"engagement": vectors}, seed=0)
+    users = view.evaluation_users(2000, 0)
+    seen = np.array([len(np.unique(users.histories.users(row, row + 1).items)) for row in range(len(users.user_index))])
+    known = int((dataset.item_table.train_count > 0).sum())
+    assert known <= 50
+    np.testing.assert_array_equal(judged.present.sum(axis=1), known - seen)

@@ -78,3 +78,15 @@ def test_a_large_catalogue_is_measured_on_a_sample_with_all_answers(
     assert len(measure.items) < NUM_ITEMS
     assert set(users.test.items.tolist()) <= set(measure.items.tolist())
     assert found["recall@500"] == 1.0, "a list as long as the sample holds every answer"
+
+
+def test_measurements_come_by_epochs_by_events_and_by_cost(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", random_histories(40), num_items=NUM_ITEMS)
+    view = ValidationDataset(dataset, ValidationConfig(fraction=0.4), seed=0)
+    events = view.summary.num_train_events
+    assert events > 50
+    with join_ranks("cpu") as ranks:
+        measure = ValidationMeasure(view, 1000, 0, ranks)
+        assert measure.interval(40, 2, 10_000_000) == 10, "a quarter of an epoch"
+        assert measure.interval(1_000_000, 1, 10_000_000) == 2 * events, "long histories make an epoch of many pairs"
+        assert measure.interval(8, 1, 0) == 8, "dear beside a step: once an epoch"
