@@ -41,7 +41,11 @@ def main() -> None:
     )
     model.fit(dataset)
     users = events["user_id"].unique()
-    found = model.recommend(users=users, dataset=dataset, k=k, filter_viewed=True)
+    context = None
+    if model.require_recommend_context:  # HSTU wants the time of the answer: that of the last event, as ours has it
+        context = events.groupby("user_id", as_index=False)["datetime"].max().assign(weight=1.0)
+        context["datetime"] += pd.Timedelta(seconds=1)  # behind the event, in the same bucket of time gaps
+    found = model.recommend(users=users, dataset=dataset, k=k, filter_viewed=True, context=context)
     found[["user_id", "item_id", "rank"]].to_csv(lists, index=False)
 
 

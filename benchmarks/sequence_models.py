@@ -46,14 +46,20 @@ def main() -> None:
     parser.add_argument("--rectools", type=Path, help="the Python of an environment that has RecTools")
     parser.add_argument("--users", type=int, help="only so many, for a quick look")
     parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--negatives", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     settings = SequenceSettings(
-        arguments.kind, arguments.dim, arguments.negatives, arguments.seed, arguments.epochs, max_length=LENGTH
+        arguments.kind,
+        arguments.dim,
+        arguments.negatives,
+        arguments.seed,
+        arguments.epochs,
+        min_steps=0,
+        max_length=LENGTH,
     )
     pieces, wanted = read_sequences(arguments.ratings, arguments.users)
     found = {}

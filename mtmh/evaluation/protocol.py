@@ -284,11 +284,10 @@ def _falling_short(pipeline: Pipeline, part: Ranked, length: int) -> npt.NDArray
     short = np.zeros(len(part.users), dtype=bool)
     for head in (None, *alone):
         items, _ = _merge(pipeline, part, part.width, pipeline.alpha, head)
-        width = pipeline.num_items
-        keys = np.sort((part.requests.users[:, None] * width + items)[items >= 0])  # np.unique is far slower
+        keys = np.sort((part.requests.users[:, None] * pipeline.num_items + items)[items >= 0])  # np.unique is slower
         first = np.ones(len(keys), dtype=bool)
         first[1:] = keys[1:] != keys[:-1]
-        short |= np.bincount(keys[first] // width, minlength=len(part.users)) < length
+        short |= np.bincount(keys[first] // pipeline.num_items, minlength=len(part.users)) < length
     return short
 
 

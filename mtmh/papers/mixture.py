@@ -171,12 +171,9 @@ def train_mixture(
         neighbours by the mixture.
 
     Raises:
-        ValueError: ``loss.log_q`` is ``streaming``, or the dataset is too small.
+        ValueError: the recipe asks for what this loop does not do, or the dataset is too small.
     """
-    if config.loss.log_q == "streaming":
-        raise ValueError(
-            "a mixture of logits knows the training period's counts alone: set loss.log_q to counts or none"
-        )
+    _check(config, reads_content=content is not None and config.model.content_dim > 0)
     with join_ranks("cpu") as ranks:
         epochs: float | None = None
         if config.training.chooses_length:
@@ -201,6 +198,28 @@ def train_mixture(
     embeddings = last.model.embed(dataset.item_table)
     mean = functional.normalize(last.model.mixture.components(embeddings).mean(dim=1), dim=1)
     return mean.numpy(), last.model.neighbours(embeddings, config.retrieval.k_ann)
+
+
+def _check(config: Config, *, reads_content: bool) -> None:
+    """Refuses settings that this loop would pass over in silence.
+
+    Raises:
+        ValueError: names the first of them, and what to set it to.
+    """
+    model, loss, training = config.model, config.loss, config.training
+    (first, *others) = model.heads
+    alone = not others and (first.engagement_weight, first.relevance_weight, first.semantic_weight) == (1.0, 0.0, 0.0)
+    wanted = {
+        "model.heads": (alone, "one head that learns from engagement alone, as in the variant neucf"),
+        "model.content_dim": (not reads_content, "0"),
+        "model.id_tables": (not model.id_tables, "{}"),
+        "loss.log_q": (loss.log_q != "streaming", "counts or none"),
+        "training.optimizer": (training.optimizer == "adagrad", "adagrad"),
+        "training.warmup_steps": (training.warmup_steps == 0, "0"),
+    }
+    for key, (fits, value) in wanted.items():
+        if not fits:
+            raise ValueError(f"a mixture of logits trains in a loop of its own: set {key} to {value}")
 
 
 class _Training:

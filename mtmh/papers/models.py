@@ -209,7 +209,7 @@ NEEDED: dict[Part, tuple[str, ...]] = {
     "figure6": (MTMH, *BASELINES, "MTSH", "STMH"),
     "figure7": (MTMH, "NeuCF"),
     "table5": (MTMH, *BASELINES),
-    "related1": ("NeuCF", *map(semantic_name, SEMANTIC_WEIGHTS)),
+    "related1": ("NeuCF", *map(semantic_name, SEMANTIC_WEIGHTS), "MTSH"),  # pseudo-labels, and a softmax of all (KL)
     "related2": (semantic_name(MULTIMODAL_WEIGHT), *map(input_name, get_args(Modality))),
     "related3": (MTMH, *PROPENSITIES),
     "adaptive": (),  # but `ADAPTED`

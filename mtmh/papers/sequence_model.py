@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -33,7 +34,8 @@ class SequenceSettings:
         dim: of item vectors and states.
         num_negatives: uniform draws, shared by a batch.
         seed: of weights, order and draws.
-        epochs: passes over the histories.
+        epochs: passes over the histories, at least.
+        min_steps: of a few histories many passes, so that there are so many steps.
         batch_pieces: histories, or pieces of long ones, a step.
         max_length: of a piece.
         num_layers: of attention.
@@ -48,6 +50,7 @@ class SequenceSettings:
     num_negatives: int
     seed: int
     epochs: int = 20
+    min_steps: int = 1000
     batch_pieces: int = 128
     max_length: int = 50
     num_layers: int = 2
@@ -130,7 +133,9 @@ def fit_sequence_model(pieces: Pieces, num_rows: int, settings: SequenceSettings
         settings.dropout,
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98))
-    for epoch in range(settings.epochs):
+    steps_per_epoch = max(1, math.ceil((np.diff(pieces.offsets) > 1).sum() / settings.batch_pieces))
+    epochs = max(settings.epochs, math.ceil(settings.min_steps / steps_per_epoch))
+    for epoch in range(epochs):
         losses = []
         for history, times in pieces.batches(settings.batch_pieces, rng.permutation(len(pieces.offsets) - 1)):
             negatives = torch.from_numpy(rng.integers(1, num_rows, settings.num_negatives))
@@ -139,7 +144,7 @@ def fit_sequence_model(pieces: Pieces, num_rows: int, settings: SequenceSettings
             torch.autograd.backward(loss)
             optimizer.step()
             losses.append(loss.item())
-        print(f"epoch {epoch + 1}/{settings.epochs}  loss {np.mean(losses):.4f}", flush=True)
+        print(f"epoch {epoch + 1}/{epochs}  loss {np.mean(losses):.4f}", flush=True)
     return model
 
 

@@ -250,8 +250,8 @@ def adaptive_tables(found: Sequence[AdaptiveAlpha], commands: Sequence[str]) -> 
 
 def _related_1(rows: Mapping[str, Measured]) -> Table:
     title = "Related-video paper, table I: co-engagement to semantic weight, ours times 1/1000"
-    table = Table("related1", title, ("recall@100", "L2 match", "recall@500", "popular"))
-    _beside(table, rows, ["NeuCF", *map(semantic_name, SEMANTIC_WEIGHTS)], RELATED_1)
+    table = Table("related1", title, ("recall@100", "L2 match", "recall@500", "popular", "L1 match"))
+    _beside(table, rows, ["NeuCF", *map(semantic_name, SEMANTIC_WEIGHTS), "MTSH"], RELATED_1)
     return _of_one_width(table)
 
 

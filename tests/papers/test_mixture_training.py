@@ -138,3 +138,25 @@ def test_items_of_a_shelf_become_neighbours(config: Config, epochs: int | str, t
         np.testing.assert_array_equal(again[1].items, neighbours.items)
     neighbours.write(tmp_path)
     np.testing.assert_array_equal(Neighbours.read(tmp_path).scores, neighbours.scores)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("model", {"heads": [{"name": "engagement"}, {"name": "other"}]}, "set model.heads to one head that learns"),
+        ("model", {"heads": [{"name": "engagement", "relevance_weight": 0.5}]}, "set model.heads to one head"),
+        ("model", {"id_tables": {"item_id": {"rows": 96}}}, r"set model.id_tables to \{\}"),
+        ("loss", {"log_q": "streaming"}, "set loss.log_q to counts or none"),
+        ("training", {"optimizer": "rowwise_adagrad"}, "set training.optimizer to adagrad"),
+        ("training", {"warmup_steps": 3}, "set training.warmup_steps to 0"),
+    ],
+)
+def test_settings_that_the_loop_does_not_know_are_refused(
+    config: Config, section: str, changes: dict[str, Any], message: str
+) -> None:
+    settings = config.model_dump(mode="json")
+    settings[section] |= changes
+    with pytest.raises(ValueError, match=message):
+        train_mixture(
+            Config.model_validate(settings), open_dataset(config.dataset_dir), None, MixtureSettings(2, gate_hidden=8)
+        )

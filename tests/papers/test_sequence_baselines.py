@@ -16,7 +16,13 @@ from synthetic_dataset import shelf_histories, write_dataset
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.data.dataset import Dataset
-from mtmh.papers.sequence_model import Pieces, SequenceSettings, next_item_loss, train_sequence_model
+from mtmh.papers.sequence_model import (
+    Pieces,
+    SequenceSettings,
+    fit_sequence_model,
+    next_item_loss,
+    train_sequence_model,
+)
 
 NUM_ITEMS, SHELF = 100, 20
 
@@ -75,7 +81,7 @@ def test_the_loss_is_the_sampled_softmax_of_the_next_item(kind: type[Hstu] | typ
 def test_items_that_follow_each_other_come_to_lie_together(dataset: Dataset, kind: Literal["hstu", "sasrec"]) -> None:
     epochs = {"hstu": 20, "sasrec": 80}[kind]  # the transformer begins with layers that say more than the items
     settings = SequenceSettings(
-        kind, dim=8, num_negatives=40, seed=0, epochs=epochs, batch_pieces=16, learning_rate=0.01
+        kind, dim=8, num_negatives=40, seed=0, epochs=epochs, min_steps=0, batch_pieces=16, learning_rate=0.01
     )
     vectors = train_sequence_model(dataset, settings)
     assert vectors.shape == (NUM_ITEMS, 8)
@@ -88,3 +94,15 @@ def test_items_that_follow_each_other_come_to_lie_together(dataset: Dataset, kin
     np.testing.assert_array_equal(vectors, again)
     fresh = np.flatnonzero(dataset.item_table.train_count == 0)
     assert np.ptp(vectors[fresh], axis=0).max() == 0.0  # nothing is known of them
+
+
+@pytest.mark.parametrize(("epochs", "min_steps", "passes"), [(1, 5, 3), (4, 5, 4)])
+def test_few_histories_are_passed_over_more_often(
+    capsys: pytest.CaptureFixture[str], epochs: int, min_steps: int, passes: int
+) -> None:
+    pieces = Pieces(np.arange(1, 10), np.arange(9), np.array([0, 1, 4, 7, 9]))  # three of two events and more
+    settings = SequenceSettings(
+        "sasrec", dim=4, num_negatives=2, seed=0, epochs=epochs, min_steps=min_steps, batch_pieces=2
+    )
+    fit_sequence_model(pieces, 10, settings)
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"epoch {passes}/{passes}  loss")
