@@ -3,10 +3,13 @@
 Builds an index of each kind over the same vectors (a mixture of clusters of unequal sizes, see ``index_build.py``),
 opens it as the retriever does, and searches it over a range of probed clusters. Beside each point stands the same
 faiss index called directly. The limit is exact search over the flat vectors. Recall is the share of the exact
-neighbours; times are medians over repeats, of one query in a batch.
+neighbours; times are CPU time, medians over repeats, of one query in a batch. ``--beside`` takes the JSON of
+``benchmarks.neighbours``, other libraries on the same vectors and queries, and of earlier runs of this one, into the
+plot and the last table: the time at equal recall.
 
     python -m benchmarks.index --out index.json --plot index.svg                       # 1M items, half an hour
     python -m benchmarks.index --items 20000 --dim 32 --clusters 128 --queries 100     # half a minute
+    python -m benchmarks.index --storage --beside index.json neighbours.json --plot all.svg    # draws, measures nothing
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ import numpy.typing as npt
 
 from benchmarks.index_build import HEADS, index_config, write_vectors, write_world
 from benchmarks.report import report_head
+from mtmh.config import Config
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.build import build_index
+from mtmh.index.storage import IvfSettings, train_ivf
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, IvfIndex
 
 KINDS = ("flat", "fp16", "sq8", "pq", "fastscan")
 QUERY_SEED = 99
+RECALLS = (0.85, 0.9, 0.93, 0.95)  # at which kinds are compared
 
 Vectors = npt.NDArray[np.float32]
 Items = npt.NDArray[np.int64]
@@ -46,24 +52,30 @@ def main() -> None:
     faiss.omp_set_num_threads(args.threads)
     report: dict[str, Any] = report_head(args) | {"exact": None, "kinds": []}
     report["machine"]["faiss"] = faiss.__version__
-    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        root = Path(folder)
-        write_world(root, args.items, args.dim, 1)
-        # Queries are items of the same mixture that the index does not hold.
-        queries = make_queries(root, args)
-        truth, seconds = exact_search(root, queries, args)
-        report["exact"] = {"ms_per_query": 1e3 * seconds, "bytes_per_item": 4 * args.dim}
-        print(f"exact search: {1e3 * seconds:.2f} ms a query, {4 * args.dim} bytes/item\n")
-        print("bytes/item: those that a search reads of a vector / all of the index and the vectors\n")
-        print(
-            f"{'storage':<8} {'bytes/item':>15} {'probes':>6} {'recall':>7} {'ms/query':>9} {'faiss':>9} {'ratio':>6}"
-        )
-        for kind in args.storage:
-            report["kinds"].append(measure_kind(root, kind, queries, truth, args))
-            if args.out is not None:
-                args.out.write_text(json.dumps(report, indent=2))
-            if args.plot is not None:
-                plot(report, args)
+    beside = [kind for path in args.beside for kind in json.loads(path.read_text())["kinds"]]
+    if args.storage:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            measure(Path(folder), report, args)
+    kinds = report["kinds"] + beside
+    if args.plot is not None:
+        plot(kinds, report["exact"], args)
+    print(at_equal_recall(kinds))
+
+
+def measure(root: Path, report: dict[str, Any], args: argparse.Namespace) -> None:
+    """Measures every kind, prints the table, writes JSON as it goes."""
+    write_world(root, args.items, args.dim, 1)
+    # Queries are items of the same mixture that the index does not hold.
+    queries = make_queries(root, args)
+    truth, seconds = exact_search(root, queries, args)
+    report["exact"] = {"ms_per_query": 1e3 * seconds, "bytes_per_item": 4 * args.dim}
+    print(f"exact search: {1e3 * seconds:.2f} ms of CPU time a query, {4 * args.dim} bytes/item\n")
+    print("bytes/item: those that a search reads of a vector / all of the index and the vectors; CPU time\n")
+    print(f"{'storage':<8} {'bytes/item':>15} {'probes':>6} {'recall':>7} {'ms/query':>9} {'faiss':>9} {'ratio':>6}")
+    for kind in args.storage:
+        report["kinds"].append(measure_kind(root, kind, queries, truth, args))
+        if args.out is not None:
+            args.out.write_text(json.dumps(report, indent=2))
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,7 +84,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=128)
     parser.add_argument("--clusters", type=int, help="default: the product's, about 4 * sqrt(items)")
-    parser.add_argument("--storage", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--iterations", type=int, default=20, help="of k-means")
+    parser.add_argument("--storage", nargs="*", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--beside", nargs="*", type=Path, default=[], help="JSON of other runs over the same vectors")
     parser.add_argument("--probes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256])
     parser.add_argument("--k", type=int, default=100, help="neighbours")
     parser.add_argument("--queries", type=int, default=1000)
@@ -100,11 +114,12 @@ def exact_search(root: Path, queries: Vectors, args: argparse.Namespace) -> tupl
 
 
 def measure_kind(root: Path, kind: str, queries: Vectors, truth: Items, args: argparse.Namespace) -> dict[str, Any]:
-    """Builds one index and searches it at every number of probes."""
-    config = index_config(root, kind, args.clusters)
-    begun = time.perf_counter()
+    """Builds one index, as the product does and by faiss alone, and searches it at every number of probes."""
+    config = index_config(root, kind, args.clusters, args.iterations)
+    begun = time.process_time()
     artifact = build_index(config, root / kind)
-    build_seconds = time.perf_counter() - begun
+    build_seconds = time.process_time() - begun
+    plain_seconds = plain_build_seconds(config)
     summary = IndexSummary.model_validate(artifact.summary)
     index, _ = open_head(artifact.path, HEADS[0], summary)
     assert isinstance(index, IvfIndex)
@@ -131,15 +146,26 @@ def measure_kind(root: Path, kind: str, queries: Vectors, truth: Items, args: ar
             f"{kind:<8} {searched:>6.0f} / {stored:>6.0f} {probes:>6} {point['recall']:>7.3f} {1e3 * seconds:>9.3f}"
             f" {1e3 * plain_seconds:>9.3f} {seconds / plain_seconds:>6.2f}"
         )
+    print(f"{kind}: built in {build_seconds / plain_seconds:.2f} times the CPU time of faiss alone")
     return {
         "storage": kind,
         "clusters": index.num_clusters,
         "refine_factor": summary.refine_factor if kind in ("sq8", "pq", "fastscan") else 0,
         "build_seconds": build_seconds,
+        "build_times_faiss": build_seconds / plain_seconds,
         "searched_bytes_per_item": searched,
         "stored_bytes_per_item": stored,
         "points": points,
     }
+
+
+def plain_build_seconds(config: Config) -> float:
+    """CPU seconds of faiss alone for the same clusters and lists, all vectors in memory; no recall is measured."""
+    vectors = np.load(config.model_dir("embeddings") / f"{HEADS[0]}.npy")
+    begun = time.process_time()
+    settings = IvfSettings.of(config.index, config.seed)
+    train_ivf(vectors[settings.sample(len(vectors))], len(vectors), settings).add(vectors)
+    return time.process_time() - begun
 
 
 def plain_search(index: IvfIndex, probes: int, k: int) -> Search:
@@ -155,16 +181,16 @@ def plain_search(index: IvfIndex, probes: int, k: int) -> Search:
 
 
 def timed(searches: list[Search], queries: Vectors, args: argparse.Namespace) -> tuple[list[Items], list[float]]:
-    """Answers [Q, k] of each, and the median seconds a query; they take turns, so other work hits all alike."""
+    """Answers [Q, k] of each, and the median CPU seconds a query; they take turns, so other work hits all alike."""
     batches = [queries[start : start + args.batch] for start in range(0, len(queries), args.batch)]
     items = [np.concatenate([search(batch)[1] for batch in batches]) for search in searches]  # warms up, too
     seconds: list[list[float]] = [[] for _ in searches]
     for _ in range(args.repeats):
         for place, search in enumerate(searches):
-            begun = time.perf_counter()
+            begun = time.process_time()
             for batch in batches:
                 search(batch)
-            seconds[place].append((time.perf_counter() - begun) / len(queries))
+            seconds[place].append((time.process_time() - begun) / len(queries))
     return items, [statistics.median(each) for each in seconds]
 
 
@@ -174,23 +200,38 @@ def recall(items: Items, truth: Items) -> float:
     return float(np.mean(found))
 
 
-def plot(report: dict[str, Any], args: argparse.Namespace) -> None:
-    """Recall against milliseconds a query, one curve a kind, dotted for plain faiss."""
+def at_equal_recall(kinds: list[dict[str, Any]]) -> str:
+    """Milliseconds a query of each kind at some recalls, between the two points that it lies between."""
+    lines = ["", f"{'CPU ms a query at recall':<28}" + "".join(f"{recall:>8}" for recall in RECALLS)]
+    for kind in kinds:
+        points = sorted((point["recall"], point["ms_per_query"]) for point in kind["points"])
+        found, times = np.array(points).T
+        cells = []
+        for wanted in RECALLS:
+            reached = found[0] <= wanted <= found[-1]
+            cells.append(f"{np.exp(np.interp(wanted, found, np.log(times))):>8.3f}" if reached else f"{'':>8}")
+        lines.append(f"{kind['storage']:<28}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def plot(kinds: list[dict[str, Any]], exact: dict[str, float] | None, args: argparse.Namespace) -> None:
+    """Recall against milliseconds a query, one curve a kind."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.5, 4.5))
-    for place, kind in enumerate(report["kinds"]):
+    for place, kind in enumerate(kinds):
         found = [point["recall"] for point in kind["points"]]
-        label = f"{kind['storage']}, {kind['searched_bytes_per_item']:.0f} bytes/item searched"
-        axes.plot([p["ms_per_query"] for p in kind["points"]], found, "o-", color=f"C{place}", label=label, ms=4)
-        plain = [p["plain_faiss_ms_per_query"] for p in kind["points"]]
-        axes.plot(plain, found, ":", color=f"C{place}", label=f"{kind['storage']}, plain faiss")
-    axes.plot([report["exact"]["ms_per_query"]], [1.0], "k*", ms=10, label="exact search")
+        own = "searched_bytes_per_item" in kind
+        label = f"{kind['storage']}, {kind['searched_bytes_per_item']:.0f} bytes/item" if own else kind["storage"]
+        times = [point["ms_per_query"] for point in kind["points"]]
+        axes.plot(times, found, "o-" if own else "s--", color=f"C{place}", label=label, ms=4)
+    if exact is not None:
+        axes.plot([exact["ms_per_query"]], [1.0], "k*", ms=10, label="exact search")
     axes.set_xscale("log")
-    axes.set_xlabel("milliseconds a query")
+    axes.set_xlabel("milliseconds of CPU time a query")
     axes.set_ylabel(f"recall@{args.k}")
     axes.set_title(f"{args.items:,} vectors of width {args.dim}, {args.threads} thread(s), batches of {args.batch}")
     axes.grid(alpha=0.3)

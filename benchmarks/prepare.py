@@ -1,8 +1,8 @@
 """Speed of prepare, and the bound of its memory where the events do not fit.
 
 For each number of events one process simulates them into Parquet files and a second one prepares a dataset from these
-files, as a user with files would. Times are wall-clock; peak memory is the highest resident set of each process, which
-holds Python, Arrow and DuckDB together.
+files, as a user with files would. Times are wall-clock, and CPU time of each working table and file; peak memory is the
+highest resident set of each process, which holds Python, Arrow and DuckDB together.
 
     python benchmarks/prepare.py --events 10000000 50000000 --out prepare.json
 
@@ -43,13 +43,30 @@ task = json.loads(sys.argv[1])
 simulate(SyntheticOptions(**task["options"]), 0, Path(task["folder"]))
 """
 
+# CPU seconds of each working table and file, by its name; those of all queries of a few rows together as "counts".
 PREPARE = """
-import json, sys
+import json, sys, time
+from collections import Counter
 from pathlib import Path
 from mtmh.config import Config
+from mtmh.prepare.duckdb_engine import DuckDbEngine
 from mtmh.prepare.prepare import prepare
-task = json.loads(sys.argv[1])
+task, spent = json.loads(sys.argv[1]), Counter()
+
+def timed(method):
+    def call(engine, first, *others, **more):
+        begun = time.process_time()
+        found = method(engine, first, *others, **more)
+        name = first if method.__name__ in ("read", "table", "append") else "counts"
+        spent[first.func.__name__ if method.__name__ == "write" else name] += time.process_time() - begun
+        return found
+    return call
+
+for name in ("read", "table", "append", "write", "rows", "ranges"):
+    setattr(DuckDbEngine, name, timed(getattr(DuckDbEngine, name)))
 prepare(Config(**task["config"]), Path(task["out"]))
+spent["python, imports, the rest"] = time.process_time() - spent.total()
+Path(task["spent"]).write_text(json.dumps(dict(spent.most_common())))
 """
 
 
@@ -95,14 +112,18 @@ def measure_events(
     }
     config = {"name": "benchmark", "paths": {"root": str(folder)}, "data": data}
     out = folder / "dataset"
-    prepare_s, prepare_gib = measure(PREPARE, {"config": config, "out": str(out)})
+    spent = folder / "spent.json"
+    prepare_s, prepare_gib = measure(PREPARE, {"config": config, "out": str(out), "spent": str(spent)})
+    cpu_seconds = json.loads(spent.read_text())
     manifest = json.loads((out / "manifest.json").read_text())
     summary = manifest["summary"]
     spark_seconds = {}
     for cluster in clusters:
         master = {"master": cluster, "options": SPARK | {"spark.executor.memory": executor_memory(cluster)}}
         on_spark = config | {"data": data | {"engine": "spark", "spark": master}}
-        spark_seconds[cluster], _ = measure(PREPARE, {"config": on_spark, "out": str(folder / "spark")})
+        spark_seconds[cluster], _ = measure(
+            PREPARE, {"config": on_spark, "out": str(folder / "spark"), "spent": str(spent)}
+        )
         other = json.loads((folder / "spark" / "manifest.json").read_text())
         if other["files"] != manifest["files"]:
             raise SystemExit(f"{cluster} has made another dataset")
@@ -117,6 +138,7 @@ def measure_events(
         "prepare_seconds": round(prepare_s, 2),
         "prepare_events_per_second": round(num_events / prepare_s),
         "prepare_peak_gib": round(prepare_gib, 3),
+        "prepare_cpu_seconds": {name: round(seconds, 3) for name, seconds in cpu_seconds.items()},
         "spark_seconds": {cluster: round(seconds, 2) for cluster, seconds in spark_seconds.items()},
     }
 
@@ -165,6 +187,9 @@ def main() -> None:
         table.add_row(f"{row['num_events']:,}", *cells[0], *cells[1])
     Console().print(table)
     for row in rows:
+        spent = row["prepare_cpu_seconds"]
+        print(f"{row['num_events']:,} events: {sum(spent.values()):.1f} s of CPU time, by table and file:")
+        print("  " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in spent.items()))
         for cluster, seconds in row["spark_seconds"].items():
             print(f"{row['num_events']:,} events on {cluster}: {seconds:.1f} s, the same dataset")
     if arguments.out:

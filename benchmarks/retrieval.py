@@ -5,8 +5,9 @@
 
 One user is a history of triggers that lie together; the answer is one list. Each request is timed beside the bare faiss
 calls that it contains: the same queries against the same inverted lists with the same filter, called directly, one head
-after the other in the same thread. The other cases are the same request with filters, and with items added and removed
-since the build. A filter widens the search, so the same calls without it stand beside them too.
+after the other in the same thread. The other cases are the same request with filters, with items added and removed
+since the build, and over other kinds of storage of the same clusters (``--storage flat fp16 fastscan``). The request of
+the first case takes its turn beside each. Ratios are of CPU time, so that they hold on a busy machine too.
 
 ``--sorter learned`` ranks by a learned preranker of random weights over simulated tables of neighbours, as large as
 those of a catalogue of this size are: what it says means nothing, how long it takes does. ``--indexes FOLDER`` keeps
@@ -37,7 +38,8 @@ from rich.table import Table
 from benchmarks.compare import made_by
 from mtmh.config import PrerankerConfig, RetrievalConfig
 from mtmh.data.item_vectors import StackedVectors
-from mtmh.index.storage import IvfSettings, Storage, empty_flat, packed, train_ivf
+from mtmh.index.kinds import filled
+from mtmh.index.storage import IvfSettings, Storage, train_ivf
 from mtmh.index.vector_index import IvfIndex, selector
 from mtmh.preranking.artifact import TaskSummary
 from mtmh.preranking.evidence import Evidence
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=30)
     parser.add_argument("--k-ann", type=int, default=1000)
     parser.add_argument("--num-probes", type=int, default=32)
-    parser.add_argument("--storage", choices=["flat", "fp16", "fastscan"], default="flat")
+    parser.add_argument("--storage", nargs="+", choices=["flat", "fp16", "fastscan"], default=["flat"])
     parser.add_argument("--sorter", choices=["head-score", "learned"], default="head-score")
     parser.add_argument("--indexes", type=Path, help="folder of trained indexes, which are made where they are missing")
     parser.add_argument("--added", type=int, default=10_000, help="items added since the build")
@@ -81,7 +83,8 @@ def main() -> None:
 
     vectors = {head: simulated(arguments.items, arguments.dim, seed) for seed, head in enumerate(HEADS)}
     indexes = {head: opened(head, vectors[head], arguments) for head in HEADS}
-    retriever = make_retriever(indexes, vectors, arguments)
+    ranker = learned(vectors) if arguments.sorter == "learned" else HeadScorePreranker((HEADS[0], vectors[HEADS[0]]))
+    retriever = make_retriever(indexes, vectors, ranker, arguments)
     result: dict[str, Any] = {
         "command": made_by(),
         "settings": {name: value for name, value in vars(arguments).items() if name not in ("out", "indexes")},
@@ -92,20 +95,27 @@ def main() -> None:
     }
     changed = with_changes(retriever, arguments)
     excluded = [int(item) for item in np.random.default_rng(5).integers(0, arguments.items, 5000)]
-    cases: dict[str, tuple[Retriever, Filters]] = {
-        "no filter": (retriever, Filters(exclude_seen=False)),
-        "seen items excluded": (retriever, Filters()),
-        "5,000 items excluded": (retriever, Filters(exclude=excluded)),
-        "one of 10 topics": (retriever, Filters(topic_l1=["topic 3"])),
-        "one of 1,000 topics": (retriever, Filters(topic_l2=["topic 33"])),
-        "first seen in the last tenth": (retriever, Filters(min_first_seen=arguments.items * 9 // 10)),
-        f"{arguments.added:,} added, as many removed": (changed, Filters()),
+    cases: dict[str, tuple[Retriever, Filters, dict[str, IvfIndex]]] = {
+        name: (retriever, filters, indexes)
+        for name, filters in {
+            "no filter": Filters(exclude_seen=False),
+            "seen items excluded": Filters(),
+            "5,000 items excluded": Filters(exclude=excluded),
+            "one of 10 topics": Filters(topic_l1=["topic 3"]),
+            "one of 1,000 topics": Filters(topic_l2=["topic 33"]),
+            "first seen in the last tenth": Filters(min_first_seen=arguments.items * 9 // 10),
+        }.items()
     }
-    for name, (case, filters) in cases.items():
-        result["cases"][name] = measure(case, filters, indexes, vectors, arguments)
+    cases[f"{arguments.added:,} added, as many removed"] = (changed, Filters(), indexes)
+    for storage in arguments.storage[1:]:
+        others = {head: of_storage(storage, indexes[head], vectors[head]) for head in HEADS}
+        of_others = make_retriever(others, vectors, ranker, arguments)
+        cases[f"no filter, {storage}"] = (of_others, Filters(exclude_seen=False), others)
+    for name, (case, filters, searched) in cases.items():
+        result["cases"][name] = measure(case, filters, searched, retriever, indexes, vectors, arguments)
         arguments.out.write_text(json.dumps(result, indent=2))
-        Console().print(f"[dim]{name}: {result['cases'][name]['total']['p50_ms']:.1f} ms[/dim]", highlight=False)
-    Console(width=190).print(report(result))
+        Console().print(f"[dim]{name}: {result['cases'][name]['cpu']['p50_ms']:.1f} ms[/dim]", highlight=False)
+    Console(width=200).print(report(result))
 
 
 def simulated(num_items: int, dim: int, seed: int) -> Vectors:
@@ -124,31 +134,35 @@ def simulated(num_items: int, dim: int, seed: int) -> Vectors:
 
 
 def opened(head: str, vectors: Vectors, arguments: argparse.Namespace) -> IvfIndex:
-    """The index of one head, from the folder of trained ones where it is there."""
-    if arguments.indexes is None or arguments.storage == "fastscan":
-        return in_memory(vectors, arguments.iterations, arguments.storage)
-    settings = (*vectors.shape, arguments.iterations, arguments.storage)
-    path = arguments.indexes / f"{head}-{'-'.join(map(str, settings))}.faiss"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        faiss.write_index(in_memory(vectors, arguments.iterations, arguments.storage).faiss_index, str(path))
-    return IvfIndex(faiss.read_index(str(path)))
+    """The index of one head by the first kind of storage, its clusters from the folder of trained ones if there."""
+    storage = arguments.storage[0]
+    if arguments.indexes is None:
+        flat = in_memory(vectors, arguments.iterations)
+    else:
+        path = arguments.indexes / f"{head}-{'-'.join(map(str, (*vectors.shape, arguments.iterations)))}-flat.faiss"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            faiss.write_index(in_memory(vectors, arguments.iterations).faiss_index, str(path))
+        flat = IvfIndex(faiss.read_index(str(path)))
+    return flat if storage == "flat" else of_storage(storage, flat, vectors)
 
 
-def in_memory(vectors: Vectors, iterations: int, storage: Storage) -> IvfIndex:
-    """An index of vectors [I, D]."""
-    settings = IvfSettings(iterations=iterations, storage=storage)
+def in_memory(vectors: Vectors, iterations: int) -> IvfIndex:
+    """A flat index of vectors [I, D]."""
+    settings = IvfSettings(iterations=iterations)
     index = train_ivf(vectors[settings.sample(len(vectors))], len(vectors), settings)
     index.add(vectors)
-    if storage != "fastscan":
-        return IvfIndex(index)
-    exact = empty_flat("fp16", vectors.shape[1])
-    exact.add(vectors)
-    return IvfIndex(packed(index), exact, refine_factor=4, owner=index)
+    return IvfIndex(index)
+
+
+def of_storage(storage: Storage, index: IvfIndex, vectors: Vectors) -> IvfIndex:
+    """The same vectors in the same clusters, by another kind of storage."""
+    settings = IvfSettings(storage=storage, num_clusters=index.num_clusters)
+    return filled(settings, index, vectors, index.clusters_of_items.astype(np.int64), refine_factor=4)
 
 
 def make_retriever(
-    indexes: dict[str, IvfIndex], vectors: dict[str, Vectors], arguments: argparse.Namespace
+    indexes: dict[str, IvfIndex], vectors: dict[str, Vectors], sorter: Ranker, arguments: argparse.Namespace
 ) -> Retriever:
     """A retriever over simulated items."""
     items = np.arange(arguments.items)
@@ -168,7 +182,7 @@ def make_retriever(
         Catalogue(table),
         RetrievalConfig(k=arguments.k, k_ann=arguments.k_ann, num_probes=arguments.num_probes),
         preranker=HeadScorePreranker(),
-        sorter=learned(vectors) if arguments.sorter == "learned" else HeadScorePreranker((HEADS[0], vectors[HEADS[0]])),
+        sorter=sorter,
     )
 
 
@@ -214,33 +228,54 @@ def measure(
     retriever: Retriever,
     filters: Filters,
     indexes: dict[str, IvfIndex],
+    first: Retriever,
+    first_indexes: dict[str, IvfIndex],
     vectors: dict[str, Vectors],
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Milliseconds of a request, of its stages, and of the bare faiss calls; all taken in turn, request by request."""
+    """Milliseconds of a request, of its stages, and of the bare faiss calls; all taken in turn, request by request.
+
+    Args:
+        retriever: of the case.
+        filters: of the case.
+        indexes: that it searches.
+        first: of the first case, whose request without filters takes its turn.
+        first_indexes: that this one searches.
+        vectors: of both.
+        arguments: of the command line.
+    """
     rng = np.random.default_rng(1)
-    taken: dict[str, list[float]] = {name: [] for name in ("total", "faiss", "unfiltered", *STAGES)}
+    taken: dict[str, list[float]] = {name: [] for name in ("total", "cpu", "faiss", "first", *STAGES)}
+    kept: list[float] = []
     # A user's items lie near each other: neighbours of one item.
     starts = rng.integers(0, arguments.items, arguments.requests + 3)
-    histories = indexes[HEADS[0]].search(vectors[HEADS[0]][starts], arguments.triggers, arguments.num_probes)[1]
+    histories = first_indexes[HEADS[0]].search(vectors[HEADS[0]][starts], arguments.triggers, arguments.num_probes)[1]
     for number, history in enumerate(histories):
         items = history[history >= 0].tolist()
         queries = {head: np.ascontiguousarray(vectors[head][items]) for head in HEADS}
-
         allowed = filters.allowed(retriever.catalogue, history[history >= 0])
         allowed = None if allowed is None else allowed[: arguments.items]
         calls = [faiss_call(indexes[head], vectors[head], queries[head], allowed, arguments) for head in HEADS]
-        unfiltered = [faiss_call(indexes[head], vectors[head], queries[head], None, arguments) for head in HEADS]
         timings = Timings()
 
         def request(items: list[int] = items, timings: Timings = timings) -> None:
             retriever.retrieve_user(Query(history=items, filters=filters), timings)
 
-        spent = {"total": seconds(request), "faiss": seconds(*calls), "unfiltered": seconds(*unfiltered)}
+        def first_request(items: list[int] = items) -> None:
+            first.retrieve_user(Query(history=items, filters=Filters(exclude_seen=False)))
+
+        total, cpu = seconds(request)
+        spent = {"total": total, "cpu": cpu, "faiss": seconds(*calls)[1], "first": seconds(first_request)[1]}
         if number < 3:  # threads start, pages come in
             continue
         for name, value in (spent | timings.seconds).items():
             taken[name].append(1000 * value)
+        if indexes is not first_indexes:
+            width, probes = arguments.k + 1, arguments.num_probes
+            found, wanted = (
+                each[HEADS[0]].search(queries[HEADS[0]], width, probes)[1] for each in (indexes, first_indexes)
+            )
+            kept += [float(np.isin(row, own).mean()) for own, row in zip(found, wanted, strict=True)]
     return {
         name: {
             "p50_ms": float(np.percentile(values, 50)),
@@ -249,8 +284,9 @@ def measure(
         }
         for name, values in taken.items()
     } | {
-        f"times_{name}": float(np.median(np.array(taken["total"]) / np.array(taken[name])))
-        for name in ("faiss", "unfiltered")
+        "times_faiss": float(np.median(np.array(taken["cpu"]) / np.array(taken["faiss"]))),
+        "times_unfiltered": float(np.median(np.array(taken["cpu"]) / np.array(taken["first"]))),
+        "kept_recall": float(np.mean(kept)) if kept else 1.0,
     }
 
 
@@ -286,12 +322,12 @@ def faiss_call(
     return lambda: searched.search(queries, k, params=parameters)
 
 
-def seconds(*work: Callable[[], object]) -> float:
-    """Wall time."""
-    start = time.perf_counter()
+def seconds(*work: Callable[[], object]) -> tuple[float, float]:
+    """Wall time and CPU time."""
+    start, cpu = time.perf_counter(), time.process_time()
     for part in work:
         part()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
 
 
 def report(result: dict[str, Any]) -> Table:
@@ -300,22 +336,24 @@ def report(result: dict[str, Any]) -> Table:
     title = (
         f"One user: {settings['triggers']} triggers, {len(HEADS)} heads, k_ann {settings['k_ann']}, K {settings['k']}, "
         f"{settings['num_probes']} of {result['num_clusters']} clusters, {settings['items']:,} items; "
-        f"p50 / p99 in ms; {result['threads']} faiss threads"
+        f"p50 / p99 in ms, wall and CPU; {result['threads']} faiss threads; finds: of what the first storage does"
     )
     table = Table(title=title, title_justify="left")
-    for name in ("case", "whole request", "a second", "bare faiss", "x faiss", "x unfiltered", *STAGES):
+    for name in ("case", "whole request", "CPU", "bare faiss, CPU", "x faiss", "x first case", "finds", *STAGES):
         table.add_column(name, justify="left" if name == "case" else "right")
     for name, case in result["cases"].items():
         cells = {
-            stage: f"{case[stage]['p50_ms']:.2f} / {case[stage]['p99_ms']:.2f}" for stage in ("total", "faiss", *STAGES)
+            stage: f"{case[stage]['p50_ms']:.2f} / {case[stage]['p99_ms']:.2f}"
+            for stage in ("total", "cpu", "faiss", *STAGES)
         }
         table.add_row(
             name,
             cells["total"],
-            f"{case['total']['per_second']:.1f}",
+            cells["cpu"],
             cells["faiss"],
             f"{case['times_faiss']:.2f}",
             f"{case['times_unfiltered']:.2f}",
+            f"{case['kept_recall']:.3f}",
             *(cells[stage] for stage in STAGES),
         )
     return table

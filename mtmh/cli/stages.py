@@ -120,6 +120,8 @@ def build_index(
     from mtmh.index.artifact import IndexSummary
     from mtmh.index.build import build_index as run
     from mtmh.index.build import build_version
+    from mtmh.index.kinds import WORTH_ITEMS, compare_kinds, recommendation
+    from mtmh.index.storage import IvfSettings
     from mtmh.index.versions import BelowGateError
 
     config = load_for("build_index", recipe, overrides)
@@ -135,6 +137,8 @@ def build_index(
     summary = IndexSummary.model_validate(open_artifact(built, "index").summary)
     found = ", ".join(f"{head} {measured.recall:.3f}" for head, measured in summary.ann_recall.items())
     say(f"a search visits {summary.num_probes} of {summary.num_clusters} clusters and finds of the exact ones: {found}")
+    if summary.backend == "faiss" and summary.num_items >= WORTH_ITEMS:
+        say(recommendation(compare_kinds(built, summary, IvfSettings.of(config.index, config.seed)), summary))
 
 
 def retrieve(

@@ -118,13 +118,14 @@ def default_num_clusters(num_items: int, num_sampled: int) -> int:
     return max(1, min(round(4 * math.sqrt(num_items)), num_sampled // 8))
 
 
-def train_ivf(sample: Vectors, num_items: int, settings: IvfSettings) -> Any:
+def train_ivf(sample: Vectors, num_items: int, settings: IvfSettings, centroids: Vectors | None = None) -> Any:
     """An empty index whose clusters and quantizers are trained; k-means runs on GPUs where faiss sees some.
 
     Args:
         sample: [S, D] float32 unit-length vectors of ``settings.sample(num_items)``.
         num_items: size of the catalogue.
         settings: storage, clusters and seed.
+        centroids: [clusters, D] float32, where they are known already.
 
     Returns:
         A ``faiss.IndexIVF`` by inner product.
@@ -142,7 +143,9 @@ def train_ivf(sample: Vectors, num_items: int, settings: IvfSettings) -> Any:
         training.min_points_per_centroid = 1
         training.max_points_per_centroid = len(sample)
     index.cp.niter = settings.iterations
-    if faiss.get_num_gpus():
+    if centroids is not None:  # with as many as there are clusters, faiss leaves k-means out
+        index.quantizer.add(centroids)
+    elif faiss.get_num_gpus():
         index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(dim))
     index.train(np.ascontiguousarray(sample, dtype=np.float32))
     index.clustering_index = None

@@ -201,11 +201,12 @@ class IvfIndex(_FaissIndex):
         clusters = np.empty(scores.shape, np.int64)
         for start in range(0, len(queries), _NEAR_ROWS):
             rows = slice(start, start + _NEAR_ROWS)
-            scores[rows], clusters[rows] = largest(queries[rows] @ self._centroids.T, probed)
+            scores[rows], clusters[rows] = largest(queries[rows] @ self.centroids.T, probed)
         return Near(scores, clusters)
 
     @cached_property
-    def _centroids(self) -> Vectors:
+    def centroids(self) -> Vectors:
+        """[clusters, D] the centres."""
         return np.asarray(self._index.quantizer.reconstruct_n(0, self.num_clusters), np.float32)
 
     @cached_property

@@ -28,6 +28,7 @@ NEIGHBOUR_WEIGHTS = Path("weights.npy")
 _REGULARIZATION = 250.0  # of the linear model, in users
 _SHARD_ITEMS = 1024  # whose products are held at a time, at most
 _LATE = 0.2  # of each history, at its end
+_CELLS_A_PAIR = 4  # of a table of all users and items: where it has no more, marking them costs less than sorting pairs
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Neighbours:
         rows = histories[users, places]
         items, own = self.items[rows], self.weights[rows].astype(np.float32)
         filled = items >= 0
-        keys, pair = np.unique(pair_keys(users[:, None], items)[filled], return_inverse=True)
+        keys, pair = distinct_pairs(np.broadcast_to(users[:, None], items.shape)[filled], items[filled])
         values = np.stack(
             [
                 np.bincount(pair, (weight[users, places, None] * own)[filled], len(keys)).astype(np.float32)
@@ -262,6 +263,29 @@ def best_of_rows(similar: sparse.csr_matrix, own: Indices, k: int) -> tuple[Indi
 def pair_keys(users: Indices, items: Indices) -> npt.NDArray[np.int64]:
     """One number for each <user, item>; none, -1, counts as item 0."""
     return users.astype(np.int64) << 32 | np.maximum(items, 0).astype(np.int64)
+
+
+def distinct_pairs(users: Indices, items: Indices) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The distinct <user, item> among [P] pairs, by user and item.
+
+    Args:
+        users: [P], from 0.
+        items: [P], from 0.
+
+    Returns:
+        `pair_keys` of the distinct ones, ascending, and the place of each pair among them [P].
+    """
+    width = int(items.max(initial=-1)) + 1
+    cells = (int(users.max(initial=-1)) + 1) * width
+    if cells > _CELLS_A_PAIR * len(items):
+        return np.unique(pair_keys(users, items), return_inverse=True)
+    cell = users.astype(np.int64) * width + items
+    is_there = np.zeros(cells, bool)
+    is_there[cell] = True
+    found = np.flatnonzero(is_there)
+    place = np.empty(cells, np.int64)
+    place[found] = np.arange(len(found))
+    return pair_keys(*np.divmod(found, width)), place[cell]
 
 
 def item_popularity(reader: HistoryReader, num_items: int) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from mtmh.config.retrieval import Ranking
 from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
+from mtmh.preranking.neighbours import distinct_pairs
 from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.ranking import USER, Candidates, HeadScorePreranker, HistoryPreranker, Ranker, Requests
 
@@ -37,8 +38,8 @@ class LearnedPreranker:
             ValueError: an item is newer than the model, see `with_added`.
         """
         present = candidates.items >= 0
-        users = np.broadcast_to(requests.users[:, None], candidates.items.shape)[present].astype(np.int64)
-        pairs, place = np.unique(users << 32 | candidates.items[present].astype(np.int64), return_inverse=True)
+        users = np.broadcast_to(requests.users[:, None], candidates.items.shape)[present]
+        pairs, place = distinct_pairs(users, candidates.items[present])
         rows = pairs >> 32
         column = np.arange(len(pairs)) - np.searchsorted(rows, rows)
         asking, row = np.unique(rows, return_inverse=True)

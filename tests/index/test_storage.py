@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 from stored_index import DIM, HEADS, NUM_ITEMS, clustered, index_config, write_world
 
 from mtmh.artifacts import Artifact, open_artifact
+from mtmh.index import kinds
 from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, places_file
 from mtmh.index.build import build_index
-from mtmh.index.storage import VectorFile
+from mtmh.index.storage import IvfSettings, VectorFile
 from mtmh.index.store import open_head, open_lists
 from mtmh.index.vector_index import IvfIndex
 
@@ -222,3 +224,33 @@ def test_damaged_and_mixed_up_files(root: Path, storage: str, tmp_path: Path) ->
     other = "pq" if storage == "flat" else "flat"
     with pytest.raises(ValueError, match=r"engagement.faiss: not an index of 3000 vectors of width 16"):
         open_head(root / storage, head, opened(root, other)[1])
+
+
+def test_kinds_are_compared_on_the_clusters_that_a_search_of_the_index_visits(root: Path) -> None:
+    for built in ("flat", "pq"):
+        artifact, summary = opened(root, built)
+        settings = IvfSettings.of(index_config(root, built).index, seed=3)
+        index, vectors = open_head(artifact.path, HEADS[0], summary)
+        assert isinstance(index, IvfIndex)
+        queries, members, clusters = kinds._visited(index, vectors, summary.num_probes, 3)
+        of_flat = kinds.filled(replace(settings, storage="flat", num_clusters=37), index, vectors[members], clusters, 8)
+        if built == "flat":
+            scores, items = index.search(queries, 20, summary.num_probes)
+            own_scores, own = of_flat.search(queries, 20, summary.num_probes)
+            np.testing.assert_array_equal(members[own], items)
+            np.testing.assert_allclose(own_scores, scores, atol=1e-6)
+        times = {kind.storage: kind for kind in kinds.compare_kinds(artifact.path, summary, settings)}
+        assert list(times) == ["flat", "fp16", "fastscan"] + (["pq"] if built == "pq" else [])
+        assert times["flat"].kept == 1.0
+        assert min(kind.kept for kind in times.values()) > 0.7
+        assert times["fp16"].kept > 0.98
+        assert min(kind.milliseconds for kind in times.values()) > 0.0
+
+
+def test_the_fastest_kind_that_finds_what_vectors_find_is_recommended(root: Path) -> None:
+    _, summary = opened(root, "flat")
+    flat, coarse = kinds.KindTime("flat", 0.3, 1.0), kinds.KindTime("fastscan", 0.05, 0.98)
+    said = kinds.recommendation([flat, kinds.KindTime("fp16", 0.2, 1.0), coarse], summary)
+    assert said.endswith("the index has flat, index.storage=fp16 is 1.5 times as fast")
+    assert "fastscan 0.050 ms (finds 0.980)" in said
+    assert kinds.recommendation([flat, coarse], summary).endswith("the index has flat")

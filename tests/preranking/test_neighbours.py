@@ -10,6 +10,7 @@ import pytest
 from tiny_preranker import tiny_config, write_inputs
 
 from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.preranking import neighbours
 from mtmh.preranking.evidence import history_weights
 from mtmh.preranking.neighbours import Neighbours, cosine_neighbours, engagements, linear_neighbours
 
@@ -73,6 +74,19 @@ def test_sums_over_a_history_count_each_item_by_its_weight(dataset: Dataset) -> 
     for user in range(4):
         best = np.sort(totals[user])[::-1][:9]
         np.testing.assert_allclose(totals[user][nearest[user][nearest[user] >= 0]], best[best > 0], rtol=1e-4)
+
+
+def test_distinct_pairs_are_the_same_by_marking_and_by_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    users, items = rng.integers(0, 5, 300), rng.integers(0, 40, 300).astype(np.int32)
+    keys, place = neighbours.distinct_pairs(users, items)
+    expected = sorted({(user, item) for user, item in zip(users.tolist(), items.tolist(), strict=True)})
+    assert [(key >> 32, key & 0xFFFFFFFF) for key in keys.tolist()] == expected
+    np.testing.assert_array_equal(keys[place], neighbours.pair_keys(users, items))
+    monkeypatch.setattr(neighbours, "_CELLS_A_PAIR", 0)
+    for marked, by_sorting in zip((keys, place), neighbours.distinct_pairs(users, items), strict=True):
+        np.testing.assert_array_equal(marked, by_sorting)
+    assert [len(part) for part in neighbours.distinct_pairs(users[:0], items[:0])] == [0, 0]
 
 
 def test_a_table_is_written_read_and_cut_to_some_items(dataset: Dataset, tmp_path: Path) -> None:
