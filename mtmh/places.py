@@ -3,18 +3,23 @@
     s3://BUCKET/KEY   gs://BUCKET/KEY   abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/KEY   hdfs://HOST:PORT/PATH
 
 pyarrow reads and writes them. Credentials, region and endpoint come from the environment, as the tools of each store
-have them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...). A key is taken as it is written: nothing in it is an escape.
+have them (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, AZURE_STORAGE_KEY, STORAGE_EMULATOR_HOST, ...). A key is taken as it is
+written: nothing in it is an escape.
 """
 
 from __future__ import annotations
 
 import glob
 import io
+import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal, TypeAlias, cast
+from urllib.parse import SplitResult, quote, urlsplit
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs")
 READ_AHEAD = 1 << 20  # bytes: a request for each small read would take most of the time
+
+_GOOGLE_PATIENCE = 30  # seconds of trying again; pyarrow's own is 15 minutes, also where there is no credential
+_AZURE_LOGINS = ("AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE", "IDENTITY_ENDPOINT", "MSI_ENDPOINT")
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/]*)(.*)", re.DOTALL)
 _LAKE = re.compile(r"(delta|iceberg):(.+?)(?:@(\d+))?", re.DOTALL)
@@ -83,7 +91,8 @@ class RemotePath:
         Raises:
             OSError: the store cannot be reached, or refuses.
         """
-        return self.filesystem.get_file_info(self.path)
+        with _store_errors():
+            return self.filesystem.get_file_info(self.path)
 
     def is_file(self) -> bool:
         """True if there is a file of this name."""
@@ -108,28 +117,20 @@ class RemotePath:
         """All files below it, in the order of their names."""
         from pyarrow.fs import FileSelector
 
-        found = self.filesystem.get_file_info(FileSelector(self.path, recursive=True, allow_not_found=True))
+        with _store_errors():
+            found = self.filesystem.get_file_info(FileSelector(self.path, recursive=True, allow_not_found=True))
         return sorted((info for info in found if info.is_file), key=lambda info: str(info.path))
 
     def glob(self, pattern: str) -> list[RemotePath]:
-        """The files below it that a shell's pattern names, in the order of their names; hidden ones as in a shell."""
-        from fsspec.implementations.arrow import ArrowFSWrapper
+        """The files below it that a shell's pattern names, in the order of their names; hidden ones as in a shell.
 
-        class Listing(ArrowFSWrapper):  # type: ignore[misc]
-            """Takes paths as they are."""
+        All that lies below is listed: a store of objects has no folders that could be walked.
+        """
+        from fsspec.utils import glob_translate
 
-            cachable = False
-
-            @classmethod
-            def _strip_protocol(cls, path: str) -> str:
-                return path.rstrip("/")
-
-        found = Listing(self.filesystem).glob(f"{glob.escape(self.path)}/{pattern}", detail=True)
-        below = {name.removeprefix(self.path).lstrip("/"): facts["type"] for name, facts in found.items()}
-        hidden = "/." in f"/{pattern}"
-        return [
-            self / name for name, kind in sorted(below.items()) if kind == "file" and (hidden or "/." not in f"/{name}")
-        ]
+        fits, hidden = re.compile(glob_translate(pattern)), "/." in f"/{pattern}"
+        names = [str(info.path).removeprefix(self.path).lstrip("/") for info in self.files()]
+        return [self / name for name in names if fits.match(name) and (hidden or "/." not in f"/{name}")]
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,64 @@ def find_files(folder: AnyPath | None, pattern: AnyPath) -> list[AnyPath]:
     return [*sorted(base / name for name in names if (base / name).is_file())]
 
 
+@contextmanager
+def _store_errors() -> Iterator[None]:
+    """Makes an error of pyarrow that is of no other kind one of input and output."""
+    from pyarrow.lib import ArrowException
+
+    try:
+        yield
+    except ArrowException as error:
+        raise OSError(str(error)) from error
+
+
 @cache
 def _root(scheme: str, authority: str) -> tuple[FileSystem, str]:
+    """The store, and the path of the bucket on it.
+
+    Raises:
+        OSError: its libraries are missing, or the environment says nothing of an account.
+    """
     from pyarrow.fs import FileSystem
 
-    found: tuple[FileSystem, str] = FileSystem.from_uri(f"{scheme}://{authority}" + ("/" if scheme == "hdfs" else ""))
-    return found
+    if scheme in ("abfs", "abfss"):
+        return _azure(scheme, authority)
+    url = f"{scheme}://{authority}" + ("/" if scheme == "hdfs" else "")
+    if scheme in ("gs", "gcs"):
+        url, emulator = f"gs://{authority}/?retry_limit_seconds={_GOOGLE_PATIENCE}", _endpoint("STORAGE_EMULATOR_HOST")
+        if emulator is not None:
+            url = url.replace("//", "//anonymous@", 1)
+            url += f"&scheme={emulator.scheme}&endpoint_override={quote(emulator.netloc, safe='')}"
+    filesystem, above = FileSystem.from_uri(url)
+    return filesystem, above.rstrip("/")
+
+
+def _azure(scheme: str, authority: str) -> tuple[FileSystem, str]:
+    """As `_root`; without a credential pyarrow would end the process, so what names one is looked for beforehand."""
+    from pyarrow.fs import AzureFileSystem, FileSystem
+
+    container, _, host = authority.partition("@")
+    words = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
+    found = dict(word.split("=", 1) for word in words.split(";") if "=" in word)
+    key = found.get("AccountKey") or os.environ.get("AZURE_STORAGE_KEY")
+    if key:
+        blobs = urlsplit(found.get("BlobEndpoint", ""))
+        at = {
+            f"{part}_storage_{name}": value
+            for part in ("blob", "dfs")
+            for name, value in (("authority", blobs.netloc), ("scheme", blobs.scheme))
+            if value
+        }
+        return AzureFileSystem(found.get("AccountName") or host.split(".")[0], account_key=key, **at), container
+    if not (any(os.environ.get(name) for name in _AZURE_LOGINS) or Path("~/.azure").expanduser().is_dir()):
+        raise OSError(
+            "nothing says who asks: set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY (the account's key) or "
+            f"{', '.join(_AZURE_LOGINS)}, or log in with `az login`"
+        )
+    filesystem, _ = FileSystem.from_uri(f"{scheme}://{authority}")
+    return filesystem, container
+
+
+def _endpoint(variable: str) -> SplitResult | None:
+    value = os.environ.get(variable, "")
+    return urlsplit(value if "://" in value else f"http://{value}") if value else None

@@ -24,9 +24,12 @@ LONG = [
     "benchmarks/test_checkpoint_stall.py",
     "chain/test_chain.py::test_a_teacher_that_cannot_tell_topics_apart_stops_the_chain",
     "content/test_content_train.py::test_a_killed_run_resumes_and_ends_as_one_that_was_not",
+    # distributed/test_node.py has torchrun restart ranks too.
+    "distributed/test_kill.py::test_torchrun_goes_on_by_itself_when_a_worker_is_killed",
     "distributed/test_kill_preranker.py",
     "distributed/test_node.py::test_the_job_ends_when_the_first_node_is_lost_and_goes_on_when_it_is_started_again",
     "distributed/test_ranks_id_tables.py",
+    "test_end_to_end.py",  # chain/test_chain.py goes the same way by TorchX jobs, cli/test_start.py by `mtmh run`
 ]
 SLOW = [
     HERE / name
@@ -36,6 +39,7 @@ SLOW = [
         "papers/test_reproduce.py",
         "slurm",
         "chain/test_chain.py",
+        "chain/test_killed_chain.py",
         "cli/test_doctor.py",
         "cli/test_errors.py",
         "cli/test_start.py",

@@ -22,7 +22,8 @@ TORCHREC = {"torchrec", "fbgemm_gpu", "scipy", "transformers", "duckdb"}
         ("import mtmh.live.live_index, mtmh.retrieval.query", {"torch", "pandas", *TORCHREC}),
         ("import mtmh.preranking.user_ranker, mtmh.preranking.fresh", {"torch", "pandas", *TORCHREC}),
         ("import mtmh.serving.server", {"torch", *TORCHREC}),
-        ("from mtmh.modules import Combination, UserTower, task_probability", TORCHREC),
+        ("import mtmh.prepare.prepare, mtmh.content.embed", {"torch", "torchrec", "transformers"}),
+        ("import mtmh.evaluation.evaluate", {"torchrec", "transformers"}),
     ],
 )
 def test_a_part_imports_nothing_that_it_does_not_need(importing: str, without: set[str]) -> None:

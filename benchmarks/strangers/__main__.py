@@ -28,7 +28,7 @@ from benchmarks.results import markdown, verb
 from mtmh.artifacts import MANIFEST, open_artifact
 from mtmh.config import Config, load_config
 from mtmh.evaluation.results import Evaluation, load_evaluation
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 
 HERE = Path(__file__).parent
 

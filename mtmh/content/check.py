@@ -29,8 +29,7 @@ from mtmh.content.teacher import (
     encoder_config,
     open_teacher,
 )
-from mtmh.content.texts import unit_rows
-from mtmh.data.arrays import Items, Vectors
+from mtmh.data.arrays import Items, Vectors, unit_rows
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.randomness import Purpose, generator

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.config import Config, ContentConfig, decisive
-from mtmh.content.texts import TextTeacher, unit_rows
+from mtmh.data.arrays import unit_rows
 from mtmh.data.content_store import EMBEDDINGS, join_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.row_file import create_array
@@ -101,6 +101,8 @@ def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
 
 
 def _encode_texts(dataset: Dataset, config: ContentConfig, path: Path) -> npt.NDArray[np.float32]:
+    from mtmh.content.texts import TextTeacher  # torch and transformers, which a column does without
+
     texts = dataset.items(["text"]).column("text").combine_chunks()
     teacher = TextTeacher(config, lambda: texts.drop_null().to_pylist())
     embeddings = create_array(path, np.float32, (dataset.num_items, teacher.dim))

@@ -13,8 +13,7 @@ import torch
 from mtmh.config import BackboneConfig, ContentConfig
 from mtmh.content.backbones import load_backbone
 from mtmh.content.inputs import tokenize
-
-_SHORTEST_NORM = 1e-12
+from mtmh.data.arrays import unit_rows
 
 
 class TextTeacher:
@@ -68,9 +67,3 @@ class TextTeacher:
                     f"content.model {self._config.model}: not finite numbers for the text in row {rows[0]}"
                 )
             yield rows, unit_rows(pooled)
-
-
-def unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Rows of unit length; a row of zeros stays one. [N, D] -> [N, D] float32."""
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return np.where(norms > _SHORTEST_NORM, vectors / np.maximum(norms, _SHORTEST_NORM), 0).astype(np.float32)

@@ -17,6 +17,7 @@ Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]  # [I], by row of the catalogue
 
 NARROW_ROWS = 2**31
+_SHORTEST_NORM = 1e-12
 
 
 def row_type(num_rows: int) -> type[np.int32] | type[np.int64]:
@@ -34,6 +35,12 @@ def falling(scores: Scores) -> npt.NDArray[np.uint64]:
     bits = (scores + np.float32(0.0)).view(np.uint32)  # the sum makes -0 and 0 one number
     rising = np.where(bits >> 31, ~bits, bits | np.uint32(1 << 31))
     return (~rising).astype(np.uint64)
+
+
+def unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rows of unit length; a row of zeros stays one. [N, D] -> [N, D] float32."""
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    return np.where(norms > _SHORTEST_NORM, vectors / np.maximum(norms, _SHORTEST_NORM), 0).astype(np.float32)
 
 
 def open_array(

@@ -6,17 +6,18 @@ import mmap
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.data.arrays import open_array
 from mtmh.data.dataset import Dataset
 from mtmh.data.row_file import create_array
+
+if TYPE_CHECKING:  # which takes seconds to import, and writing takes none of it
+    from torch import Tensor
 
 EMBEDDINGS = Path("embeddings.npy")
 OF_EVENTS = Path("ride_along.npy")  # [H, Dc], in the order of the histories
@@ -75,6 +76,8 @@ class ContentEmbeddings:
             [U, Dc] float16 or float32, as they are stored: who computes with them widens them where they are computed
             with, for of all that a step takes to a GPU they are the largest part.
         """
+        import torch
+
         if self._readers is None:
             return torch.from_numpy(np.take(self.embeddings, indices, axis=0))
         parts = self._readers.map(
@@ -84,6 +87,8 @@ class ContentEmbeddings:
 
     def gather_events(self, events: npt.NDArray[np.integer[Any]]) -> Tensor:
         """Embeddings of the items of some events, where they ride along with these, [U, Dc] as `gather` has them."""
+        import torch
+
         assert self._of_events is not None
         return torch.from_numpy(np.take(self._of_events, events, axis=0))
 

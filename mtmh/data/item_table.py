@@ -6,16 +6,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from mtmh.data.arrays import Indices, open_array
 from mtmh.data.schema import FLOAT_FEATURES, ITEM_ID, ITEM_TABLE, RAW_IDS, TRAIN_COUNTS, FeatureSchema
+
+if TYPE_CHECKING:  # they take seconds to import, and prepare and the index make no batches
+    from torch import Tensor
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 _SCAN_ROWS = 1 << 22  # bounds the memory of the checks at opening
 
@@ -129,6 +130,9 @@ class ItemColumns:
         Returns:
             all id features in schema order, ``U`` bags each (int64 values and lengths); dense [U, F] float32.
         """
+        import torch
+        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
         assert not set(raw) - {ITEM_ID}
         parts: dict[str, tuple[npt.NDArray[Any], npt.NDArray[np.int64]]] = {
             name: self._raw_bags(indices, hide_id) if name in raw else column.gather(indices)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # which takes seconds to import, and generators do without
+    from torch import Tensor
 
 
 class Purpose(IntEnum):
@@ -46,6 +48,8 @@ def chosen(items: npt.NDArray[np.int64], share: float, purpose: Purpose, *key: i
     Returns:
         [U] bool.
     """
+    import torch
+
     hashes = mixed(torch.from_numpy(items.astype(np.int64)), salts(purpose, *key, num=1)[0])
     return hashes.numpy().view(np.uint64) < np.uint64(share * 2.0**64)
 

@@ -9,7 +9,7 @@ from mtmh import __version__
 from mtmh.artifacts import MANIFEST, Artifact, open_artifact
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.results import Origin, ValidationPoint
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 
 
 def origin_of(index: Artifact, dataset: Dataset, embeddings: Path, checkpoints: Path) -> Origin:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import VALIDATION
 
 

@@ -23,8 +23,8 @@ from mtmh.distributed.ranks import Ranks, file_records, join_ranks, on_first, wr
 from mtmh.tower.artifact import DeltaSummary, EmbeddingsSummary, vectors_file
 from mtmh.tower.delta import DeltaEmbedder, find_delta
 from mtmh.tower.embedder import Embedder
-from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.content import content_input
+from mtmh.training.newest import latest_checkpoint
 
 logger = logging.getLogger(__name__)
 

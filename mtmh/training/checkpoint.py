@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from mtmh.distributed.finite import check_finite
 from mtmh.distributed.optimizers import TABLE_KEY
 from mtmh.distributed.ranks import PATIENCE, Ranks, on_all, on_first
 from mtmh.distributed.state_files import State, begin_write_state, own_files, read_state, stored_names, write_state
+from mtmh.training.newest import newest_first, open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -38,21 +38,6 @@ MODEL = "model."
 TASK = (MODEL, "loss.")  # what `TrainTask` holds
 OPTIMIZER = "optimizer."
 RANDOM = "random."  # a rank's own
-FOLDER = re.compile(r"step-(\d{8,})")
-
-
-def latest_checkpoint(root: Path) -> Path:
-    """The newest checkpoint under ``root`` whose files all have their recorded size.
-
-    Raises:
-        ValueError: there is none, or the newest whole one is of another format.
-    """
-    for path in _newest_first(root):
-        try:
-            return _open(path).path
-        except DamagedArtifactError as error:
-            logger.warning("DAMAGED CHECKPOINT skipped, trying the one before it: %s", error)
-    raise ValueError(f"{root}: no complete checkpoint here; train the model first (mtmh train)")
 
 
 class Part(Protocol):
@@ -291,7 +276,7 @@ class Checkpoints:
         Raises:
             ValueError: the files do not hold exactly the state of this model and optimizer.
         """
-        artifact = _open(path)
+        artifact = open_checkpoint(path)
         folder = path / STATE
         random_state = self._random_state()
         stored = stored_names(folder)
@@ -310,7 +295,7 @@ class Checkpoints:
         return trained | parts
 
     def _all(self, resume: bool) -> list[Path]:
-        found = _newest_first(self.root)
+        found = newest_first(self.root)
         if found and not resume:
             raise ValueError(
                 f"{self.root}: holds checkpoints up to {found[0].name}; resume, choose another name or paths.root, or "
@@ -344,7 +329,7 @@ class Checkpoints:
                     shutil.copyfile(whole, aside)
                     aside.replace(path / file)
                     logger.warning("DAMAGED FILE %s of a checkpoint replaced by an equal one, %s", path / file, whole)
-        return _open(path)
+        return open_checkpoint(path)
 
     def _check_same_run(self, artifact: Artifact) -> None:
         before, now = self._run.recorded(artifact), self._run.decisive
@@ -377,7 +362,7 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         """Keeps the newest; also clears what interrupted writers and removals left."""
-        for path in _newest_first(self.root)[self._keep :]:
+        for path in newest_first(self.root)[self._keep :]:
             path.rename(path.with_name(f".{path.name}.old"))
         for pattern in (".step-*.old", ".step-*.partial"):
             for rest in self.root.glob(pattern):
@@ -396,19 +381,6 @@ def training_state(model: DistributedModelParallel, optimizer: CombinedOptimizer
     return state
 
 
-def _open(path: Path) -> Artifact:
-    """Opens a checkpoint, and compares its step with the name of its folder.
-
-    Raises:
-        DamagedArtifactError: they differ, or a file is missing, truncated or altered.
-    """
-    artifact = open_artifact(path, "checkpoint")
-    name = FOLDER.fullmatch(path.name)
-    if name and int(name[1]) != artifact.summary.get("step"):
-        raise DamagedArtifactError(f"{path}: its manifest is of step {artifact.summary.get('step')}")
-    return artifact
-
-
 def _is_whole(path: Path, record: FileRecord) -> bool:
     return path.is_file() and FileRecord.of(path) == record
 
@@ -418,11 +390,6 @@ def _set_aside(path: Path, why: str) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
     logger.warning("DAMAGED CHECKPOINT set aside as %s, going back to the one before it: %s", aside, why)
-
-
-def _newest_first(root: Path) -> list[Path]:
-    found = [path for path in root.glob("step-*") if FOLDER.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
 def _set_random_state(state: State, ranks: Ranks) -> None:

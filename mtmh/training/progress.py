@@ -22,7 +22,6 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.profiler import record_function
-from torch.utils.tensorboard import SummaryWriter
 
 from mtmh.config import HeadConfig
 from mtmh.data.batch import ItemBatch
@@ -255,6 +254,8 @@ class _View:
     """Rank 0's outlets: console, metrics.jsonl, TensorBoard."""
 
     def __init__(self, folder: Path, size: RunSize, start_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second, which the other ranks need not wait
+
         folder.mkdir(parents=True, exist_ok=True)
         self.console = Console()
         self._size = size

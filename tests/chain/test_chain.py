@@ -1,48 +1,31 @@
-"""A chain on this machine, by the verb: killed, cancelled, finished, run again, changed, and stopped by gates."""
+"""A chain on this machine, by the verb: finished, run again, changed, stopped by gates, and continued."""
 
 from __future__ import annotations
 
-import os
-import signal
+import json
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
+from tiny_chain import PATIENCE, RECIPE, JobsInThisProcess, last_page, last_record, of_this_chain, program, results, run
 
 from mtmh.artifacts import open_artifact
-from mtmh.chain.record import PAGE, RECORD, ChainRecord, load_record
-from mtmh.chain.run import plan_chain
+from mtmh.chain.record import PAGE, load_record
+from mtmh.chain.run import plan_chain, run_chain
 from mtmh.config import load_config
+from mtmh.evaluation.results import load_evaluation
 from mtmh.index.versions import current_version, list_versions
 
-RECIPE = """
-name: mtmh
-paths: {root: runs}
-data:
-  source: synthetic
-  options: {num_users: 200, num_items: 300, num_events: 8000, num_topics_l1: 4, num_topics_l2: 3}
-model: {embedding_dim: 8, dense_hidden: [8], dense_dim: 4, head_hidden: [16], head_dim: 8}
-loss: {num_uniform_negatives: 48}
-training: {batch_size: 384, max_steps: 20, checkpoint_every: 20, learning_rate: 0.5, dense_learning_rate: 0.05}
-retrieval: {sorter: head-score}
-evaluation: {num_users: 50, recall_at: [5, 50]}
-chain:
-  stages: {content_embed: {j: 1x1}, train: {j: 1x2}, embed: {j: 1x1}, build_index: {j: 1x1}}
-"""
-# A run that lasts until it is stopped.
-SLOW = ["--set", "training.max_steps=1000000", "--set", "training.epochs=100000"]
 # An index that tells few vectors apart, with whatever probes it is asked.
 COARSE = [
     word
     for setting in ("storage=pq", "pq.m=1", "pq.bits=4", "refine_factor=0")
     for word in ("--set", f"index.{setting}")
 ]
-PATIENCE = 240.0  # seconds, on a machine that is busy with other things
 STAGES = ["prepare", "content_embed", "train", "embed", "build_index", "evaluate"]
 
 
@@ -60,33 +43,11 @@ def _nothing_stays_behind(folder: Path) -> Iterator[None]:
         process.kill()
 
 
-def test_a_killed_chain_leaves_what_the_next_one_ends(folder: Path) -> None:
-    killed = start(folder, *SLOW)
-    training = wait_for(killed, lambda: ranks_of(folder), 2)
-    assert "another chain of this recipe is running" in run(folder, 2)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert len([process for process in training if process.is_running()]) == 2, "SIGKILL lets nobody clean up"
-
-    after = start(folder, *SLOW)
-    wait_for(after, lambda: [process for process in ranks_of(folder) if process not in training], 2)
-    assert not [process for process in training if process.is_running()]
-    after.send_signal(signal.SIGINT)  # what Ctrl-C sends
-    printed = after.communicate(timeout=PATIENCE)[0]
-    assert after.returncode == 130, printed
-    assert "that a killed chain had left" in printed
-    assert "train: cancelling local_cwd://" in printed
-    assert not of_this_chain(folder), "processes without a parent"
-    record = last_record(folder)
-    assert record.outcome == "cancelled"
-    assert results(record) == ["unchanged", "unchanged", "cancelled", "waiting", "waiting", "waiting"]
-
-
-def test_the_same_command_goes_on_to_a_published_index(folder: Path) -> None:
+def test_a_chain_from_nothing_ends_in_a_published_index(folder: Path) -> None:
     printed = run(folder, 0)
     record = last_record(folder)
     assert record.outcome == "published"
-    assert results(record) == ["unchanged", "unchanged", "ran", "ran", "ran", "ran"]
+    assert results(record) == ["ran"] * 6
     assert [gate.passed for gate in record.gates] == [True, True]
     assert current_version(folder / "runs/mtmh/index").name == record.version == "000001"
     page = last_page(folder)
@@ -96,6 +57,25 @@ def test_the_same_command_goes_on_to_a_published_index(folder: Path) -> None:
     assert all(f"<td>{stage}</td>" in text for stage in STAGES)
     assert "http" not in text.replace('http-equiv="refresh"', ""), "the page needs nothing from elsewhere"
     assert (Path(folder, record.of("train").logs) / "train/0/stderr.log").is_file()
+
+
+def test_what_the_jobs_have_made_is_a_report_and_an_index_that_answers_without_torchrec(folder: Path) -> None:
+    steps = (folder / "runs/mtmh/checkpoints/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == [20]
+    report = (folder / "runs/mtmh/evaluation/report.html").read_text()
+    assert "<svg" in report
+    elsewhere = ("http://www.w3.org", "http://purl.org", "http://creativecommons.org")
+    assert "http://" not in reduce(lambda text, name: text.replace(name, ""), elsewhere, report)
+    found = load_evaluation(folder / "runs/mtmh/evaluation")
+    kinds = {"merged", "head", "own-score", "alpha", "preranking", "exact", "yardstick"}
+    assert {row.kind for row in found.rows} == kinds
+    assert found.merged.recall[50].value > 0.0
+    asking = "app(['retrieve', 'tiny.yaml', '--trigger=7', '--k=3'], standalone_mode=False)"
+    code = f"import sys; from mtmh.cli import app; {asking}; print('torchrec' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    assert {"engagement", "relevance"} <= set(shown.split())
+    assert shown.splitlines()[-1] == "False", "retrieval imports what only models need, which takes seconds"
 
 
 def test_nothing_changed_nothing_runs(folder: Path) -> None:
@@ -170,8 +150,11 @@ def test_the_next_period_continues_from_this_one(folder: Path, monkeypatch: pyte
     settings = ["paths.root=runs/next", "data.split.test_fraction=0.15", "embedding.max_drift=1"]
     # A gate that it misses spares the time of evaluation.
     settings += ["index.min_recall=1.0", "retrieval.num_probes=1"]
-    arguments = [word for setting in settings for word in ("--set", setting)]
-    run(folder, 1, *arguments, "--continue-from", str(before))
+    monkeypatch.setattr("mtmh.chain.run.Jobs", JobsInThisProcess)
+    said: list[str] = []
+    record, _ = run_chain("tiny.yaml", settings, "local_cwd", "", said.append, before)
+    assert record.outcome == "stopped", said
+    assert "gate missed: recall of the index" in record.message
     trained = open_artifact(Path("runs/next/mtmh/checkpoints/step-00000020"), "checkpoint")
     assert trained.manifest.inputs["previous"] == open_artifact(before, "checkpoint").manifest.digest
     embedded = open_artifact(Path("runs/next/mtmh/embeddings"), "embeddings")
@@ -182,6 +165,9 @@ def test_the_next_period_continues_from_this_one(folder: Path, monkeypatch: pyte
     page = max(Path("runs/next/mtmh/chain").glob("2*/")) / PAGE
     assert f"<b>{before}</b><span>continued from</span>" in page.read_text()
 
+    arguments = [word for setting in settings for word in ("--set", setting)]
+    planned = run(folder, 0, *arguments, "--dry-run", "--continue-from", str(before)).splitlines()
+    assert [line.split() for line in planned[:5]] == [[stage, "unchanged"] for stage in STAGES[:5]]
     config = load_config("tiny.yaml", settings)
     assert plan_chain(config, before)[:5] == [(stage, "unchanged", []) for stage in STAGES[:5]]
     afresh = {stage: reasons for stage, _, reasons in plan_chain(config)}
@@ -212,96 +198,3 @@ def test_a_teacher_that_cannot_tell_topics_apart_stops_the_chain(folder: Path, m
 
     others = plan_chain(load_config("taught.yaml", [*few, "content.check.min_auc_l1=0.1"]))
     assert [row[1] for row in others[:5]] == ["unchanged"] * 3 + ["waiting"] * 2, "the teacher is not trained again"
-
-
-def test_a_failing_job_says_where_its_logs_are(folder: Path) -> None:
-    printed = run(folder, 1, "--set", "data.split.test_fraction=0.999999")
-    record = last_record(folder)
-    assert record.outcome == "failed"
-    assert results(record)[0] == "failed"
-    assert f"the job of prepare ended as FAILED; logs: {record.of('prepare').logs}" in printed
-    assert "error: " in record.of("prepare").tail
-    assert "Last lines of prepare" in last_page(folder).read_text()
-    assert (folder / "runs/dataset/manifest.json").is_file(), "what was there stays"
-
-
-def test_a_scheduler_that_does_not_exist(folder: Path) -> None:
-    assert "--scheduler nowhere: not one of" in run(folder, 2, "--scheduler", "nowhere")
-
-
-def program(name: str) -> str:
-    return str(Path(sys.executable).parent / name)
-
-
-def environment() -> dict[str, str]:
-    programs = Path(sys.executable).parent
-    return os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-
-
-def start(folder: Path, *arguments: str, recipe: str = "tiny.yaml") -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [program("mtmh"), "chain", recipe, *arguments],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(folder: Path, code: int, *arguments: str, recipe: str = "tiny.yaml") -> str:
-    job = start(folder, *arguments, recipe=recipe)
-    printed = job.communicate(timeout=2 * PATIENCE)[0]
-    assert job.returncode == code, printed
-    return printed
-
-
-def wait_for(job: subprocess.Popen[str], found: Callable[[], list], number: int) -> list:
-    deadline = time.monotonic() + PATIENCE
-    while len(files := found()) < number:
-        assert time.monotonic() < deadline
-        if job.poll() is not None:
-            raise AssertionError(job.communicate()[0])
-        time.sleep(0.1)
-    return files
-
-
-def of_this_chain(folder: Path) -> list[psutil.Process]:
-    """All processes that work in the folder."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and Path(process.cwd()) == folder:
-                found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return found
-
-
-def ranks_of(folder: Path) -> list[psutil.Process]:
-    """The processes that train, known by what torchrun tells them."""
-    ranks = []
-    for process in of_this_chain(folder):
-        try:
-            if "RANK" in process.environ() and "train" in process.cmdline():
-                ranks.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return ranks
-
-
-def last_folder(folder: Path) -> Path:
-    return max(path for path in (folder / "runs/mtmh/chain").iterdir() if path.is_dir())
-
-
-def last_record(folder: Path) -> ChainRecord:
-    assert (last_folder(folder) / RECORD).is_file()
-    return load_record(last_folder(folder))
-
-
-def last_page(folder: Path) -> Path:
-    return last_folder(folder) / PAGE
-
-
-def results(record: ChainRecord) -> list[str]:
-    return [line.result for line in record.stages]

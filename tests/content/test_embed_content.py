@@ -17,7 +17,7 @@ from synthetic_dataset import make_config, write_dataset
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.content.embed import embed_content
-from mtmh.content.texts import unit_rows
+from mtmh.data.arrays import unit_rows
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.schema import ITEMS

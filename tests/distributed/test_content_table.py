@@ -21,8 +21,8 @@ from mtmh.data.dataset import open_dataset
 from mtmh.distributed.content_table import CONTENT_ROWS
 from mtmh.distributed.ranks import join_ranks
 from mtmh.distributed.sharding import local_shards, shard
-from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.content import content_table, fill_content_table
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 STEPS = 4

@@ -22,7 +22,7 @@ from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.ranks import join_ranks
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.padding import of_one_size
 from mtmh.training.trainer import train
 

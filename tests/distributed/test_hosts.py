@@ -10,8 +10,8 @@ from forked_ranks import Launcher
 from tiny_run import losses_of, tiny_config, write_inputs
 
 from mtmh.config import Config
-from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import load_model
+from mtmh.training.newest import latest_checkpoint
 
 STEPS = 4
 

@@ -24,7 +24,7 @@ from mtmh.index.build import build_index
 from mtmh.tower import embed
 from mtmh.tower.embed import embed_catalogue
 from mtmh.tower.embedder import Embedder
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 STORAGES = ("flat", "pq")

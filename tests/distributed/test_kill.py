@@ -22,7 +22,7 @@ from tiny_run import losses_of, random_state_of, state_of, tiny_config, write_in
 
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 
 KILLS = int(os.environ.get("MTMH_KILLS", "20"))
 WORKER = """

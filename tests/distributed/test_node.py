@@ -23,7 +23,7 @@ import yaml
 from tiny_run import losses_of, state_of, tiny_config, write_inputs
 
 from mtmh.config import Config
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.progress import STEP_METRICS
 
 NUM_STEPS = 200

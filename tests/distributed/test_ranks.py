@@ -25,9 +25,10 @@ from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import Ranks, gather_numbers, gather_rows, join_ranks, on_all, on_first
 from mtmh.distributed.sharding import shard
 from mtmh.distributed.state_files import State, write_state
-from mtmh.training.checkpoint import Checkpoints, RunRecord, latest_checkpoint, training_state
+from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.frequencies import streaming_frequencies
 from mtmh.training.model_builder import build_model, load_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
 

@@ -22,8 +22,9 @@ from mtmh.distributed.ranks import Ranks, join_ranks, on_first
 from mtmh.distributed.sharding import buckets_of, shard, table_constraints, tables_of
 from mtmh.distributed.state_files import write_state
 from mtmh.tower.embed import embed_catalogue
-from mtmh.training.checkpoint import Checkpoints, RunRecord, latest_checkpoint, training_state
+from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.model_builder import build_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
 

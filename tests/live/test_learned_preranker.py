@@ -33,7 +33,7 @@ from mtmh.retrieval.query import Query
 from mtmh.retrieval.ranking import HeadScorePreranker, Requests
 from mtmh.retrieval.retriever import Retriever
 from mtmh.tower.embed import embed_catalogue
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 TRIGGERS = [30, 70, 1990]

@@ -1,9 +1,15 @@
-"""Tables on object storage, read from a real S3 server on loopback, give the dataset of the same files on disk."""
+"""Tables on object storage, read from servers of S3 and Google on loopback, give the dataset of the files on disk."""
 
 from __future__ import annotations
 
 import gzip
 import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +155,60 @@ def test_faults_name_the_file_and_its_place(tmp_path: Path, shop: Path, bucket: 
     with pytest.raises(ValidationError, match="unknown kind of place; expected a path or s3, gs"):
         run(tmp_path / "a", {"input": "ftp://host/x", "events": ["e.csv"]})
     assert not (tmp_path / "a" / "dataset").exists()
+
+
+@pytest.fixture
+def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RemotePath]:
+    """A bucket of Google's storage, by its emulator on loopback, which the environment names."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    name = f"b-{uuid.uuid4().hex[:12]}"
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    command = [str(Path(sys.executable).parent / "gcp-storage-emulator"), "start", "--host=127.0.0.1", f"--port={port}"]
+    with (tmp_path / "emulator.log").open("wb") as log:
+        server = subprocess.Popen([*command, "--in-memory", f"--default-bucket={name}"], stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 60
+        while "started" not in (tmp_path / "emulator.log").read_text():
+            assert time.monotonic() < end
+            assert server.poll() is None, (tmp_path / "emulator.log").read_text()
+            time.sleep(0.1)
+        yield RemotePath(f"gs://{name}")
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_a_folder_on_google_s_storage_gives_the_dataset_of_the_folder_on_disk(
+    tmp_path: Path, shop: Path, google: RemotePath
+) -> None:
+    there = upload(shop, google / "shop")
+    on_disk = run(tmp_path / "a", {"input": shop, "events": ["events/**/*.parquet"]})
+    assert run(tmp_path / "b", {"input": str(there), "events": ["events/**/*.parquet"]}) == on_disk
+    days = {"partitions": ["day"], "partition_range": {"day": [DAYS[1], DAYS[4]]}, "events": ["events/*/*.parquet"]}
+    assert run(tmp_path / "c", {"input": str(there), **days}) == run(tmp_path / "d", {"input": shop, **days})
+    with pytest.raises(ValueError, match=r"data\.events: no file gs://b-\w+/shop/nothing/\*\.parquet"):
+        run(tmp_path / "e", {"input": str(there), "events": ["nothing/*.parquet"]})
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("gs://shop/below", "cannot be reached: .*credentials"),
+        ("abfs://shop@account.dfs.core.windows.net", "cannot be reached: nothing says who asks: set AZURE_STORAGE"),
+        ("hdfs://127.0.0.1:1", "cannot be reached: "),
+    ],
+)
+def test_a_store_without_its_credentials_or_libraries_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, said: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nowhere.json"))
+    for name in [name for name in os.environ if name.startswith(("AZURE_", "IDENTITY_", "MSI_", "STORAGE_"))]:
+        monkeypatch.delenv(name)
+    with pytest.raises(ValueError, match=rf"data\.events: {place}/events/\*\.parquet {said}"):
+        run(tmp_path / "a", {"input": place, "events": ["events/*.parquet"]})
 
 
 def test_the_named_sources_read_their_files_from_s3(tmp_path: Path, bucket: RemotePath) -> None:

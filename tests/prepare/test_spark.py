@@ -48,6 +48,8 @@ NAMES = [
     "retail by time",
     "amazon by user",
 ]
+# Of each way to read and to split; the others take minutes together. That of object storage is "tables by time".
+QUICK = ["tables by user", "tables without items", "labels by time", "movielens by user"]
 # Small data: to compile its queries would take longer than to run them.
 OPTIONS = {
     "spark.cores.max": "2",
@@ -167,7 +169,9 @@ def test_all_recipes_are_compared(recipes: dict[str, Config]) -> None:
     assert sorted(recipes) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in NAMES]
+)
 @pytest.mark.usefixtures("session")
 def test_spark_gives_the_dataset_of_duckdb(
     tmp_path: Path, recipes: dict[str, Config], monkeypatch: pytest.MonkeyPatch, name: str

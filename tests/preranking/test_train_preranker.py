@@ -33,7 +33,7 @@ from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.task import PrerankerLoss
 from mtmh.preranking.trainer import train_preranker
 from mtmh.tower.embed import embed_catalogue
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import VALIDATION, train
 
 

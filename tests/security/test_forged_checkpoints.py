@@ -16,8 +16,9 @@ from mtmh.config import Config
 from mtmh.distributed.state_files import StoredTable, stored_names, stored_pieces, stored_shapes
 from mtmh.distributed.state_format import INDEX
 from mtmh.tower.embed import embed_catalogue
-from mtmh.training.checkpoint import STATE, latest_checkpoint
+from mtmh.training.checkpoint import STATE
 from mtmh.training.model_builder import load_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 Tree = dict[str, Any]

@@ -26,7 +26,7 @@ from torchx.runner import get_runner
 from mtmh.chain.record import ChainRecord, load_record
 from mtmh.config import Config, load_config
 from mtmh.index.versions import current_version
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 
 CLUSTER = Path(__file__).with_name("cluster.sh")
 RECIPE = """

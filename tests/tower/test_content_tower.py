@@ -15,8 +15,8 @@ from mtmh.errors import RequestError
 from mtmh.index.build import build_index
 from mtmh.tower.embed import embed_catalogue
 from mtmh.tower.fresh import Tower
-from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import load_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 ROW = {"item_id": 7, "brand": None, "tags": None, "price": None, "age": None}

@@ -25,8 +25,8 @@ from mtmh.data.schema import vocabulary_file
 from mtmh.tower.artifact import EmbeddingsSummary
 from mtmh.tower.delta import NO_ITEM, find_delta
 from mtmh.tower.embed import embed_catalogue
-from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import load_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 FEATURES = ("item_id", "brand", "tags")

@@ -19,8 +19,8 @@ from mtmh.tower.embed import embed_catalogue
 from mtmh.tower.fresh import Tower
 from mtmh.tower.item_features import ItemFeatures, write_features
 from mtmh.tower.quantised import SETTINGS, WEIGHTS
-from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import load_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 

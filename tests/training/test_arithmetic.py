@@ -10,7 +10,7 @@ from tiny_run import losses_of, state_of, tiny_config, write_inputs
 
 from mtmh.config import TrainingConfig
 from mtmh.training.arithmetic import arithmetic
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 

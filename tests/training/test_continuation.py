@@ -28,10 +28,11 @@ from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import join_ranks
 from mtmh.distributed.sharding import shard
 from mtmh.distributed.state_files import write_state
-from mtmh.training.checkpoint import STATE, latest_checkpoint, training_state
+from mtmh.training.checkpoint import STATE, training_state
 from mtmh.training.continuation import CarriedRows, carry_over, carry_over_frequencies, open_previous
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.model_builder import build_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
 

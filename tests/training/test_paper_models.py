@@ -16,7 +16,7 @@ from mtmh.preranking.trainer import train_preranker
 from mtmh.tower.artifact import TOWER
 from mtmh.tower.embed import embed_catalogue
 from mtmh.tower.fresh import Tower
-from mtmh.training.checkpoint import latest_checkpoint
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.trainer import train
 
 ITEM_CF = {

@@ -20,8 +20,8 @@ from mtmh.artifacts import open_artifact, sealed
 from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.distributed.finite import NonFiniteStateError
-from mtmh.training.checkpoint import latest_checkpoint
 from mtmh.training.model_builder import build_model, load_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.progress import STEP_METRICS, NonFiniteLossError
 from mtmh.training.trainer import train
 

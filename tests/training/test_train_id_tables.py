@@ -24,8 +24,9 @@ from mtmh.distributed.raw_id_tables import IdTables, first_values
 from mtmh.distributed.sharding import local_shards, shard
 from mtmh.distributed.state_files import State
 from mtmh.tower.embed import embed_catalogue
-from mtmh.training.checkpoint import latest_checkpoint, training_state
+from mtmh.training.checkpoint import training_state
 from mtmh.training.model_builder import build_model, load_model
+from mtmh.training.newest import latest_checkpoint
 from mtmh.training.progress import STEP_METRICS
 from mtmh.training.task import TrainTask, items_per_step
 from mtmh.training.trainer import train
