@@ -28,7 +28,9 @@ from mtmh.distributed.ranks import Ranks, gather_numbers
 CUTS = (5, 20, 100, 500)
 NUM_TRIGGERS = 10  # the latest events of a user
 _MAX_ITEMS = 50_000  # beyond, a sample of the catalogue that holds all answers: the cost stays bounded
-_PAIRS_OF_EVENT = 2.0  # from one measurement to the next: long histories make an epoch of twenty
+# From one measurement to the next, since long histories make an epoch of twenty; fewer steps show chance alone.
+_PAIRS_OF_EVENT = 2.0
+_LEAST_STEPS = 200
 _CHUNK_ITEMS = 4096
 _BLOCK_SCORES = 1 << 24
 
@@ -80,7 +82,7 @@ class ValidationMeasure:
         return {f"recall@{cut}": recall for cut, recall in zip(CUTS, recalls, strict=True)} | {"score": score}
 
     def interval(self, steps_per_epoch: int, batch_size: int, num_uniform: int) -> int:
-        """Steps from one measurement to the next: a quarter of an epoch, or two pairs of each event, if that is sooner.
+        """Steps from one measurement to the next: a quarter of an epoch, or two pairs of each event if that is sooner.
 
         More where it keeps the cost to a tenth, but never more than an epoch: a small log of a large catalogue is
         measured all the same.
@@ -91,7 +93,7 @@ class ValidationMeasure:
         own = torch.tensor([len(self._triggers.items) * len(self.items)], dtype=torch.float64)
         measured = sum(number for (number,) in gather_numbers(own.to(self._ranks.device)))
         step = 3.0 * batch_size * (batch_size + num_uniform)
-        shown = math.ceil(_PAIRS_OF_EVENT * self._num_events / batch_size)
+        shown = max(_LEAST_STEPS, math.ceil(_PAIRS_OF_EVENT * self._num_events / batch_size))
         return max(1, min(steps_per_epoch // 4, shown), min(steps_per_epoch, math.ceil(10.0 * measured / step)))
 
     def _embed_all(self, embed: Embed) -> list[Tensor]:

@@ -84,9 +84,10 @@ def test_measurements_come_by_epochs_by_events_and_by_cost(tmp_path: Path) -> No
     dataset = write_dataset(tmp_path / "dataset", random_histories(40), num_items=NUM_ITEMS)
     view = ValidationDataset(dataset, ValidationConfig(fraction=0.4), seed=0)
     events = view.summary.num_train_events
-    assert events > 50
+    assert events > 100
     with join_ranks("cpu") as ranks:
         measure = ValidationMeasure(view, 1000, 0, ranks)
         assert measure.interval(40, 2, 10_000_000) == 10, "a quarter of an epoch"
         assert measure.interval(1_000_000, 1, 10_000_000) == 2 * events, "long histories make an epoch of many pairs"
+        assert measure.interval(1_000_000, 10_000, 10_000_000) == 200, "a few steps show chance alone"
         assert measure.interval(8, 1, 0) == 8, "dear beside a step: once an epoch"
