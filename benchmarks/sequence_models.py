@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--negatives", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=1e-3, help="of Adam")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -60,6 +61,7 @@ def main() -> None:
         arguments.epochs,
         min_steps=0,
         max_length=LENGTH,
+        learning_rate=arguments.rate,
     )
     pieces, wanted = read_sequences(arguments.ratings, arguments.users)
     found = {}
