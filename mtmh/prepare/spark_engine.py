@@ -33,6 +33,7 @@ from mtmh.prepare.table_file import readable
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+    from pyspark.sql.types import StructType
 
 T = TypeVar("T")
 
@@ -90,9 +91,10 @@ class SparkEngine:
         """Makes a working table, as Parquet files."""
         target = self._new_folder(name)
         with _errors():
-            self._spark.sql(query).write.parquet(str(target))
+            rows = self._spark.sql(query)
+            rows.write.parquet(str(target))
         old = self._place.get(name)
-        self._take(name, target)
+        self._take(name, target, rows.schema)
         if old is not None:
             shutil.rmtree(old)
 
@@ -145,8 +147,10 @@ class SparkEngine:
     def _new_folder(self, name: str) -> Path:
         return self._scratch / f"{name}-{uuid4().hex[:8]}"
 
-    def _take(self, name: str, folder: Path) -> None:
-        self._spark.read.parquet(str(folder)).createOrReplaceTempView(name)
+    def _take(self, name: str, folder: Path, schema: StructType | None = None) -> None:
+        """Names the rows of a folder; to find out their types would be one more job."""
+        reader = self._spark.read if schema is None else self._spark.read.schema(schema)
+        reader.parquet(str(folder)).createOrReplaceTempView(name)
         self._place[name] = folder
 
 

@@ -32,8 +32,6 @@ class Launcher:
         self._ranks_per_host = ranks_per_host or world_size
         self._store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         self._context = mp.get_context("forkserver")
-        # Not this module: Python 3.11 preloads without the path of the tests.
-        self._context.set_forkserver_preload([run.__module__])
 
     def start(self, config: Config) -> Job:
         """Begins or goes on with the training of ``config``."""

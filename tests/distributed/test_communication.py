@@ -104,7 +104,7 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, str
     """The larger of both ranks."""
     root = tmp_path_factory.mktemp("communication")
     write_inputs(root)
-    mp.spawn(run, args=(2, root), nprocs=2)
+    mp.start_processes(run, args=(2, root), start_method="forkserver", nprocs=2)
     found: dict[tuple[str, str, str], float] = {}
     for rank in range(2):
         for kind, direction, precision, error in json.loads((root / f"errors-{rank}.json").read_text()):

@@ -95,7 +95,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with write_artifact(root / "content", "content", config={}, inputs={"dataset": dataset.artifact}) as writer:
         np.save(writer.folder / "embeddings.npy", halves)
     run: Callable[[int, int, Path], None] = run_everything
-    mp.spawn(run, args=(2, root), nprocs=2)
+    mp.start_processes(run, args=(2, root), start_method="forkserver", nprocs=2)
     run_everything(0, 1, root)
     return root
 

@@ -92,7 +92,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_dataset(root / "uneven" / "dataset", HISTORIES, num_items=NUM_ITEMS, row_group_size=3)
     write_dataset(root / "small" / "dataset", [[1, 2, 3, 4], [5], [6]], num_items=NUM_ITEMS)
     on_two: Callable[[int, int, Path], None] = run
-    mp.spawn(on_two, args=(2, root), nprocs=2)
+    mp.start_processes(on_two, args=(2, root), start_method="forkserver", nprocs=2)
     run(0, 1, root)
     return root
 

@@ -88,7 +88,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(tiny(root))
     write_world(root / "world")
     on_two: Callable[[int, int, Path], None] = run
-    mp.spawn(on_two, args=(2, root), nprocs=2)
+    mp.start_processes(on_two, args=(2, root), start_method="forkserver", nprocs=2)
     before = embed._SHARD_ITEMS, embed._CHUNK_ITEMS
     run(0, 1, root)
     embed._SHARD_ITEMS, embed._CHUNK_ITEMS = before

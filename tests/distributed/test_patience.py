@@ -71,10 +71,10 @@ def port() -> Iterator[int]:
 def test_ranks_wait_for_hours_and_share_the_digests(tmp_path: Path, port: int) -> None:
     for name, size in SIZES.items():
         (tmp_path / name).write_bytes(os.urandom(size))
-    mp.spawn(wait_for_the_first, args=(port, tmp_path), nprocs=2)
+    mp.start_processes(wait_for_the_first, args=(port, tmp_path), start_method="forkserver", nprocs=2)
     assert len(list(tmp_path.glob("*.done"))) == 2
 
 
 def test_it_is_the_timeout_of_the_ranks_that_counts(tmp_path: Path, port: int) -> None:
-    mp.spawn(wait_with_little_patience, args=(port, tmp_path), nprocs=2)
+    mp.start_processes(wait_with_little_patience, args=(port, tmp_path), start_method="forkserver", nprocs=2)
     assert (tmp_path / "1.timed-out").exists()

@@ -196,7 +196,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_on(world_size: int, root: Path) -> None:
     run: Callable[[int, int, Path], None] = run_everything
-    mp.spawn(run, args=(world_size, root), nprocs=world_size)
+    mp.start_processes(run, args=(world_size, root), start_method="forkserver", nprocs=world_size)
 
 
 def assert_same_run(first: Config, other: Config) -> None:

@@ -91,7 +91,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_inputs(root)
     run: Callable[[int, int, Path], None] = run_everything
     for world_size in (2, 3):
-        mp.spawn(run, args=(world_size, root), nprocs=world_size)
+        mp.start_processes(run, args=(world_size, root), start_method="forkserver", nprocs=world_size)
     run_everything(0, 1, root)
     return root
 

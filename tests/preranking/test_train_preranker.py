@@ -168,7 +168,7 @@ def work(rank: int, world_size: int, root: Path) -> None:
 
 
 def test_two_ranks_compute_what_one_does(root: Path) -> None:
-    mp.spawn(work, args=(2, root), nprocs=2)
+    mp.start_processes(work, args=(2, root), start_method="forkserver", nprocs=2)
     train_preranker(rank_config(root, 1))
     alone, two = (rank_config(root, world_size).preranker_checkpoints for world_size in (1, 2))
     losses, expected = losses_of(two), losses_of(alone)

@@ -75,7 +75,7 @@ def test_every_item_has_the_list_that_retrieve_answers(root: Path, written: Arti
 
 
 def test_two_ranks_write_the_same(root: Path, written: Artifact) -> None:
-    mp.spawn(one_rank, args=(root,), nprocs=2)
+    mp.start_processes(one_rank, args=(root,), start_method="forkserver", nprocs=2)
     assert open_artifact(root / "two", "similar-items").manifest.files == written.manifest.files
     assert not list(root.glob("*.parts"))
 

@@ -226,7 +226,7 @@ def test_kept_items_keep_their_vectors_and_the_others_get_the_models(root: Path,
     config = config_of(root / "two")
     whole = embed_catalogue(config, tmp_path / "whole")
     embed(0, 1, root, tmp_path / "one")
-    mp.spawn(embed, (2, root, tmp_path / "two"), nprocs=2)
+    mp.start_processes(embed, (2, root, tmp_path / "two"), start_method="forkserver", nprocs=2)
     checkpoint = open_artifact(latest_checkpoint(config.model_dir("checkpoints")), "checkpoint")
     delta = find_delta(open_dataset(config.dataset_dir), checkpoint, previous(root), EmbeddingConfig())
     kept = delta.source != NO_ITEM

@@ -175,7 +175,7 @@ def test_known_values_keep_their_rows_and_new_ones_start_afresh(root: Path, plan
 @pytest.mark.parametrize("plan", PLANS)
 def test_two_ranks_carry_over_the_same(root: Path, plan: str) -> None:
     fresh_and_carried(0, 1, root, plan)
-    mp.spawn(fresh_and_carried, (2, root, plan), nprocs=2)
+    mp.start_processes(fresh_and_carried, (2, root, plan), start_method="forkserver", nprocs=2)
     alone, two = (read_whole(root / f"carried-{plan}-{ranks}") for ranks in (1, 2))
     assert alone.keys() == two.keys()
     assert all(torch.equal(alone[name], two[name]) for name in alone)
@@ -187,7 +187,7 @@ def test_estimates_of_known_items_go_on(root: Path, batch_size: int, world_size:
     if world_size == 1:
         carry_estimates(0, 1, root, batch_size)
     else:
-        mp.spawn(carry_estimates, (2, root, batch_size), nprocs=2)
+        mp.start_processes(carry_estimates, (2, root, batch_size), start_method="forkserver", nprocs=2)
     before = state_of(estimates_of(root))
     after = read_whole(root / f"estimates-{batch_size}-{world_size}")
     longer = 48 // batch_size  # gaps, in steps of fewer pairs

@@ -55,7 +55,6 @@ def test_pieces_are_those_of_plain_indexing(tmp_path: Path, world_size: int) -> 
     before = torch.randn(NUM_BEFORE, DIM, generator=torch.Generator().manual_seed(0)).half()
     write_state({"table": before}, tmp_path / "state")
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload([RowMover.__module__])
     ranks = [context.Process(target=fill, args=(rank, world_size, tmp_path)) for rank in range(world_size)]
     for process in ranks:
         process.start()
