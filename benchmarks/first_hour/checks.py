@@ -120,8 +120,8 @@ def gradients(
 
 def paths_of(run: Run) -> list[tuple[Kernel, str]]:
     """The passes of the loss that there are here, and the precisions that each has."""
-    on_gpu: list[tuple[Kernel, str]] = [("triton", "highest"), ("triton", "high")]
-    return [("torch", precision) for precision in PRECISIONS] + (on_gpu if run.on_gpu else [])
+    paths: tuple[Kernel, ...] = ("torch", "triton") if run.on_gpu else ("torch",)
+    return list(itertools.product(paths, PRECISIONS))
 
 
 def kernels(run: Run) -> Figures:

@@ -94,11 +94,11 @@ def contrastive_losses(
             sorted before (`Hits.sort`, on the CPU), so that the host need not wait for a GPU here.
         similar: further pairs to leave out, by their content rather than by a list. No gradient.
         chunk_rows: rows whose logits are held at a time, at most; on CPU fewer if there are many negatives.
-        kernel: ``torch``: the pass in chunks, on any device; ``triton``: tiles in registers, see ``triton.py``,
-            float32 on GPUs; ``auto``: Triton where it can be had.
+        kernel: ``torch``: the pass in chunks, on any device; ``triton``: tiles in registers, see ``triton.py``, on
+            GPUs; ``auto``: Triton where it can be had.
         products: ``bfloat16`` rounds the factors of matrix products and still sums in float32: twice the speed of TF32
             on GPUs; on the CPU the same numbers without the speed. Softmax, losses and similarities to the positives
-            stay in float32. Triton takes TF32 instead.
+            stay in float32.
 
     Returns:
         The sums over rows. A row whose negatives are all left out has loss 0 and no gradient.

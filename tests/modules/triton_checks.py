@@ -37,7 +37,7 @@ def on_device(inputs: Inputs) -> Inputs:
     )
 
 
-def in_triton(inputs: Inputs, kernel: str = "triton") -> LossOutput:
+def in_triton(inputs: Inputs, kernel: str = "triton", products: str = "float32") -> LossOutput:
     return contrastive_losses(
         inputs.trigger,
         inputs.positive,
@@ -50,6 +50,7 @@ def in_triton(inputs: Inputs, kernel: str = "triton") -> LossOutput:
         hits=inputs.hits,
         similar=inputs.similar,
         kernel=kernel,
+        products=products,
     )
 
 
@@ -138,11 +139,64 @@ def test_nothing_to_do() -> None:
         torch.testing.assert_close(in_triton(inputs).total, in_triton(inputs, "torch").total)
 
 
-def test_the_same_bits_every_time() -> None:
+def bf16_holds(inputs: Inputs) -> Inputs:
+    """Inputs whose factors bf16 holds, temperatures included: products of them are exact in float32."""
+    assert inputs.teacher is not None
+    quarter = replace(inputs, temperature=0.25, teacher=replace(inputs.teacher, temperature=0.25))
+    return quarter.to(torch.bfloat16).to(torch.float32)
+
+
+@pytest.mark.parametrize(("rows", "negatives", "width"), [(130, 300, 128), (5, 65, 16), (129, 129, 3), (17, 260, 130)])
+@pytest.mark.parametrize("missing", [False, True])
+def test_bf16_products_equal_the_naive_formula(rows: int, negatives: int, width: int, missing: bool) -> None:
+    """Of the losses of factors that bf16 holds, only the rounding of ``Q`` is seen, of gradients the last one too."""
+    inputs = bf16_holds(
+        random_inputs(rows=rows, negatives=negatives, width=width, missing_rows=missing, missing_negatives=missing)
+    )
+    exact, single = inputs.to(torch.float64), on_device(inputs)
+    expected, found = naive(exact), in_triton(single, products="bfloat16")
+    torch.testing.assert_close(found.engagement.cpu().double(), expected.engagement, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.relevance.cpu().double(), expected.relevance, rtol=2e-3, atol=2e-3)
+    gradients = torch.autograd.grad(found.total, single.leaves())
+    wanted = torch.autograd.grad(expected.total, exact.leaves())
+    differences = [float((a.cpu().double() - b).norm() / b.norm()) for a, b in zip(gradients, wanted, strict=True)]
+    assert max(differences) < 2**-8
+    assert max(differences) > 1e-6, "nothing was rounded"
+
+
+def test_bf16_products_are_those_of_the_pass_in_chunks() -> None:
+    inputs = on_device(random_inputs(rows=40, negatives=200, width=32, temperature=0.07).to(torch.float32))
+    losses = [in_triton(inputs, kernel, "bfloat16") for kernel in ("torch", "triton")]
+    torch.testing.assert_close(losses[1].total, losses[0].total, rtol=1e-3, atol=0.0)
+    for a, b in zip(*(torch.autograd.grad(loss.total, inputs.leaves()) for loss in losses), strict=True):
+        assert torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.9998
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_the_teacher_is_computed_once_for_all_heads(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtmh.modules.losses import triton as losses_triton
+
+    computed: list[torch.dtype] = []
+    labels = losses_triton._Labels
+
+    def counted(teacher: object, shared: object) -> object:
+        found = labels(teacher, shared)
+        computed.append(found.weight.dtype)
+        return found
+
+    monkeypatch.setattr(losses_triton, "_Labels", counted)
+    heads = (Head("a", 0.3, 2.0), Head("b", 0.0, 0.7))
+    inputs = on_device(random_inputs(heads=heads).to(torch.float32))
+    in_triton(inputs, products=products).total.backward()
+    assert computed == [getattr(torch, products)]
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_the_same_bits_every_time(products: str) -> None:
     inputs = on_device(random_inputs(rows=70, negatives=90).to(torch.float32))
     runs = []
     for _ in range(2):
-        loss = in_triton(inputs)
+        loss = in_triton(inputs, products=products)
         runs.append([*loss, *torch.autograd.grad(loss.total, inputs.leaves())])
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
@@ -165,10 +219,14 @@ def test_doubles_are_refused_and_auto_takes_them_elsewhere() -> None:
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="the interpreter keeps its tiles on the host")
-def test_logits_are_never_held() -> None:
-    inputs = on_device(random_inputs(rows=2048, negatives=16_384, width=64, hits=False).to(torch.float32))
-    in_triton(inputs).total.backward()
+@pytest.mark.parametrize("distils", [False, True])
+def test_logits_are_never_held(distils: bool) -> None:
+    """But for the teacher's probabilities, in bf16."""
+    heads = MTMH_HEADS if distils else (Head("engagement"), Head("another"))
+    inputs = random_inputs(rows=2048, negatives=16_384, width=64, hits=False, heads=heads)
+    inputs = on_device(inputs.to(torch.float32))
+    in_triton(inputs, products="bfloat16").total.backward()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    in_triton(inputs).total.backward()
-    assert torch.cuda.max_memory_allocated() - before < 2048 * 16_384 * 4 / 2
+    in_triton(inputs, products="bfloat16").total.backward()
+    assert torch.cuda.max_memory_allocated() - before < 2048 * 16_384 * (4 / 2 + 2 * distils)
