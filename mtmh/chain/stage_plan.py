@@ -156,16 +156,9 @@ def _content(config: Config, sizes: _Sizes, ranks: int) -> StagePlan:
     unknown = (
         [] if content else ["nothing tells the width of the embeddings, so they are not counted: set plan.content_dim"]
     )
-    if kind == "encoder":
+    if kind != "column":
         return StagePlan("content", ranks, disk=2.0 * written, breaks=unknown)  # the shards, and all of it
-    slow = ["one process encodes all texts: content.kind=encoder shares them among the ranks"]
-    return StagePlan(
-        "content",
-        memory=0.0 if kind == "column" else sizes.items_file,
-        disk=written,
-        hours=2.0 * written / SHARED_DISK / 3600 if kind == "column" else None,
-        breaks=unknown + ([] if kind == "column" or sizes.items < 10_000_000 else slow),
-    )
+    return StagePlan("content", disk=written, hours=2.0 * written / SHARED_DISK / 3600, breaks=unknown)
 
 
 def _train(config: Config, cluster: Cluster, run: RunPlan, sizes: _Sizes) -> StagePlan:

@@ -96,7 +96,7 @@ class ContentConfig(Settings):
     encoder: Annotated[EncoderConfig | None, Decides("encoder", "check")] = None
     max_tokens: Positive = 64
     batch_size: Annotated[Positive, Decides("content", "check")] = 64
-    # ``encoder``: items embedded between two points that a killed run resumes from; texts of one shard share batches.
+    # Items embedded between two points that a killed run resumes from; texts of one shard share batches.
     shard_items: Annotated[Positive, Decides("content")] = 16_384
     storage: Annotated[Literal["mapped", "table"], Decides()] = "mapped"
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # ``encoder``: auto is bf16 autocast on GPUs, fp32 elsewhere

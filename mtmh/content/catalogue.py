@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,24 +15,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 import torch.distributed as dist
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mtmh.artifacts import Artifact, ArtifactWriter
 from mtmh.config import ContentConfig
 from mtmh.content.identity import identity_of_images
 from mtmh.content.inputs import ItemReader, ReadItems
+from mtmh.content.shards import EmbeddingShards, progress_bar
 from mtmh.content.teacher import ContentFiles, encoder_config, open_teacher
 from mtmh.content.train import autocast_dtype
 from mtmh.data.content_store import EMBEDDINGS, join_content
 from mtmh.data.dataset import Dataset
 from mtmh.data.prefetch import prefetched
-from mtmh.data.row_file import create_array
-from mtmh.distributed.ranks import Ranks, join_ranks, on_first, writing_alone
+from mtmh.distributed.ranks import join_ranks, on_first, writing_alone
 from mtmh.modules import ContentEncoder
 
 logger = logging.getLogger(__name__)
 
-PLAN = Path("plan.json")
 _NAMED = 5  # broken images, in the summary
 _PREFETCH = 4
 
@@ -69,15 +64,22 @@ def embed_with_encoder(
     """
     with join_ranks(device) as ranks, writing_alone(ranks, out):
         files = ContentFiles.find(encoder_config(content), media_dir)
-        parts = EmbeddingShards.plan(content, files, dataset, encoder, out, ranks)
-        todo = on_first(ranks, parts.missing)
+        plan = {
+            "dataset": dataset.artifact.manifest.digest,
+            "encoder": encoder.manifest.digest,
+            "images": on_first(ranks, lambda: identity_of_images(encoder_config(content), files, dataset)),
+            "max_tokens": content.max_tokens,
+            "precision": content.precision,
+        }
+        parts = EmbeddingShards.plan(out, dataset.num_items, content.shard_items, plan, ranks)
+        own = parts.own(ranks)
         teacher = open_teacher(encoder.path)
         reader = teacher.reader(dataset, files.images, content.max_tokens)
         embedder = ContentEmbedder(teacher.model.to(ranks.device), reader, content, ranks.device)
-        own = todo[ranks.rank :: ranks.world_size]
         with progress_bar(sum(len(parts.items(shard)) for shard in own), shown=ranks.is_first) as advance:
             for shard in own:
-                parts.write(shard, embedder.embed(parts.items(shard), advance))
+                done = embedder.embed(parts.items(shard), advance)
+                parts.write(shard, done.rows.astype(np.float16), done.counts, done.broken[:_NAMED])
         dist.barrier()
 
         def finish() -> None:
@@ -105,28 +107,6 @@ class Embedded:
     complete: npt.NDArray[np.bool_]
     counts: Counter[str]
     broken: list[int]
-
-
-@contextmanager
-def progress_bar(num_items: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar with items/s of this rank; yields what to tell of items that are done."""
-    columns = (
-        TextColumn("embedding items"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    begun, done = time.perf_counter(), 0
-    with Progress(*columns, disable=not shown) as progress:
-        task = progress.add_task("embedding items", total=num_items, rate="")
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            progress.update(task, advance=count, rate=f"{done / (time.perf_counter() - begun):,.0f} items/s")
-
-        yield advance
 
 
 class ContentEmbedder:
@@ -201,94 +181,9 @@ class ContentEmbedder:
             yield places, self._reader.read(items[places])
 
 
-@dataclass(frozen=True)
-class EmbeddingShards:
-    """The shards of a run and where the finished ones are.
-
-    A shard is finished when its record is there: the record is written last, under its final name in one step.
-
-    Attributes:
-        folder: ``<out>.parts``.
-        num_items: of the catalogue.
-        shard_items: of a shard, the last one may be smaller.
-    """
-
-    folder: Path
-    num_items: int
-    shard_items: int
-
-    @classmethod
-    def plan(
-        cls, content: ContentConfig, files: ContentFiles, dataset: Dataset, encoder: Artifact, out: Path, ranks: Ranks
-    ) -> EmbeddingShards:
-        """Finds what an interrupted run of the same inputs and settings has left; drops what another one has."""
-        parts = cls(out.with_name(f"{out.name}.parts"), dataset.num_items, content.shard_items)
-        plan = {
-            "dataset": dataset.artifact.manifest.digest,
-            "encoder": encoder.manifest.digest,
-            "images": on_first(ranks, lambda: identity_of_images(encoder_config(content), files, dataset)),
-            "shard_items": content.shard_items,
-            "max_tokens": content.max_tokens,
-            "precision": content.precision,
-        }
-        on_first(ranks, lambda: parts._prepare(plan))
-        return parts
-
-    def _prepare(self, plan: dict[str, Any]) -> None:
-        path = self.folder / PLAN
-        if path.is_file() and json.loads(path.read_text()) == plan:
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True)
-        path.write_text(json.dumps(plan))
-
-    @property
-    def num_shards(self) -> int:
-        """Shards of the catalogue."""
-        return -(-self.num_items // self.shard_items)
-
-    def missing(self) -> list[int]:
-        """Shards that are not finished."""
-        todo = [shard for shard in range(self.num_shards) if not self._record(shard).is_file()]
-        if len(todo) < self.num_shards:
-            logger.info("%s: %d of %d shards are finished", self.folder, self.num_shards - len(todo), self.num_shards)
-        return todo
-
-    def items(self, shard: int) -> npt.NDArray[np.int64]:
-        """Item indices of a shard."""
-        return np.arange(shard * self.shard_items, min((shard + 1) * self.shard_items, self.num_items))
-
-    def write(self, shard: int, embedded: Embedded) -> None:
-        """Stores a finished shard."""
-        np.save(self._file(shard), embedded.rows.astype(np.float16))
-        record = self._record(shard)
-        aside = record.with_suffix(".tmp")
-        aside.write_text(json.dumps({"counts": embedded.counts, "broken": embedded.broken[:_NAMED]}))
-        aside.rename(record)
-
-    def read(self, shard: int) -> tuple[npt.NDArray[np.float16], Counter[str], list[int]]:
-        """A finished shard: embeddings [n, D], counts and some items with a broken image."""
-        record = json.loads(self._record(shard).read_text())
-        embeddings = np.load(self._file(shard), allow_pickle=False)
-        return embeddings, Counter(record["counts"]), record["broken"]
-
-    def _file(self, shard: int) -> Path:
-        return self.folder / f"part-{shard:06d}.npy"
-
-    def _record(self, shard: int) -> Path:
-        return self.folder / f"part-{shard:06d}.json"
-
-
 def _assemble(parts: EmbeddingShards, dataset: Dataset, dim: int, folder: Path) -> dict[str, Any]:
     """Puts the shards together into one file; returns the facts of the content artifact."""
-    embeddings = create_array(folder / EMBEDDINGS, np.float16, (dataset.num_items, dim))
-    counts: Counter[str] = Counter()
-    broken: list[int] = []
-    for shard in range(parts.num_shards):
-        embeddings[parts.items(shard)], of_shard, broken_of_shard = parts.read(shard)
-        counts += of_shard
-        broken += broken_of_shard
-    embeddings.flush()
+    counts, broken = parts.assemble(folder / EMBEDDINGS, np.float16, dim)
     join_content(folder, dataset)
     without = counts["without_content"]
     if without == dataset.num_items:

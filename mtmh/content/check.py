@@ -17,10 +17,11 @@ from rich.table import Table
 
 from mtmh.artifacts import Artifact, open_artifact, write_artifact
 from mtmh.config import Config, ContentCheckConfig, ContentConfig, EncoderConfig, decisive
-from mtmh.content.catalogue import ContentEmbedder, progress_bar
+from mtmh.content.catalogue import ContentEmbedder
 from mtmh.content.check_metrics import Agreement, agreement
 from mtmh.content.check_report import write_check_report
 from mtmh.content.concepts import open_concepts
+from mtmh.content.shards import progress_bar
 from mtmh.content.teacher import (
     ContentFiles,
     Teacher,

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import time
+import shutil
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mtmh.artifacts import Artifact, open_artifact, write_artifact
+from mtmh.artifacts import Artifact, ArtifactWriter, open_artifact, write_artifact
 from mtmh.config import Config, ContentConfig, decisive
 from mtmh.data.arrays import unit_rows
 from mtmh.data.content_store import EMBEDDINGS, join_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.row_file import create_array
 
+if TYPE_CHECKING:
+    from mtmh.content.shards import EmbeddingShards
+
 COLUMN = "content_embedding"
 
 _CHUNK_ITEMS = 65_536
+_WITHOUT = "without_content"
 
 
 def embed_content(config: Config, out: Path) -> Artifact:
     """Writes a content artifact: ``embeddings.npy`` [I, Dc], unit-length rows in item-index order.
 
-    Rows are float32, those of a trained encoder float16. With a trained encoder this may run as one rank of torchrun.
+    Rows are float32, those of a trained encoder float16. Where a model computes them this may run as one rank of
+    torchrun.
 
     An item without content (no vector in the column, or no text) has a row of zeros; the summary counts them. Topics
     are evaluation labels and are never read here.
@@ -54,27 +60,37 @@ def embed_content(config: Config, out: Path) -> Artifact:
             lambda writer: writer.commit(recipe, inputs, decisive=decided),
         )
         return open_artifact(out, "content")
+    if config.content.kind == "transformers":
+        _embed_texts(
+            config.content,
+            dataset,
+            out,
+            config.training.device,
+            lambda writer: writer.commit(recipe, inputs, decisive=decided),
+        )
+        return open_artifact(out, "content")
     with write_artifact(out, "content", config=recipe, decisive=decided, inputs=inputs) as writer:
-        path = writer.folder / EMBEDDINGS
-        if config.content.kind == "column":
-            embeddings = _copy_column(dataset, path)
-        else:
-            embeddings = _encode_texts(dataset, config.content, path)
-        join_content(writer.folder, dataset)
+        embeddings = _copy_column(dataset, writer.folder / EMBEDDINGS)
         without = sum(
             int(np.count_nonzero(~embeddings[start : start + _CHUNK_ITEMS].any(axis=1)))
             for start in range(0, len(embeddings), _CHUNK_ITEMS)
         )
-        if without == len(embeddings):
-            raise ValueError(f"{dataset.artifact.path}: no item has content (content.kind = {config.content.kind})")
-        writer.summary |= {
-            "kind": config.content.kind,
-            "model": config.content.model,
-            "num_items": dataset.num_items,
-            "dim": embeddings.shape[1],
-            "num_items_without_content": without,
-        }
+        writer.summary |= _summary(config.content, dataset, writer.folder, embeddings.shape[1], without)
     return open_artifact(out, "content")
+
+
+def _summary(content: ContentConfig, dataset: Dataset, folder: Path, dim: int, without: int) -> dict[str, Any]:
+    """Facts of embeddings that stand in a folder, which `join_content` completes."""
+    join_content(folder, dataset)
+    if without == dataset.num_items:
+        raise ValueError(f"{dataset.artifact.path}: no item has content (content.kind = {content.kind})")
+    return {
+        "kind": content.kind,
+        "model": content.model,
+        "num_items": dataset.num_items,
+        "dim": dim,
+        "num_items_without_content": without,
+    }
 
 
 def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
@@ -100,27 +116,58 @@ def _copy_column(dataset: Dataset, path: Path) -> npt.NDArray[np.float32]:
     return embeddings
 
 
-def _encode_texts(dataset: Dataset, config: ContentConfig, path: Path) -> npt.NDArray[np.float32]:
-    from mtmh.content.texts import TextTeacher  # torch and transformers, which a column does without
+def _embed_texts(
+    content: ContentConfig,
+    dataset: Dataset,
+    out: Path,
+    device: Literal["auto", "cpu", "cuda"],
+    commit: Callable[[ArtifactWriter], object],
+) -> None:
+    """As `embed_with_encoder`, with a model that is used as it comes."""
+    import torch.distributed as dist  # and all that a column does without
 
-    texts = dataset.items(["text"]).column("text").combine_chunks()
-    teacher = TextTeacher(config, lambda: texts.drop_null().to_pylist())
-    embeddings = create_array(path, np.float32, (dataset.num_items, teacher.dim))
-    columns = (
-        TextColumn("embedding texts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    begun, done = time.perf_counter(), 0
-    with Progress(*columns) as progress:
-        task = progress.add_task("embedding texts", total=dataset.num_items - texts.null_count, rate="")
-        for rows, vectors in teacher.embed(texts):
-            embeddings[rows] = vectors
-            done += len(rows)
-            rate = done / (time.perf_counter() - begun)
-            progress.update(task, completed=done, rate=f"{rate:,.0f} items/s")
-        progress.update(task, total=done)
-    embeddings.flush()
-    return embeddings
+    from mtmh.content.shards import EmbeddingShards, progress_bar
+    from mtmh.content.texts import TextTeacher
+    from mtmh.distributed.ranks import join_ranks, on_first, writing_alone
+
+    with join_ranks(device) as ranks, writing_alone(ranks, out):
+        teacher = TextTeacher(
+            content, lambda: dataset.items(["text"]).column("text").drop_null().to_pylist(), ranks.device
+        )
+        plan = {
+            "dataset": dataset.artifact.manifest.digest,
+            "model": content.model,
+            "max_tokens": content.max_tokens,
+            "batch_size": content.batch_size,
+        }
+        parts = EmbeddingShards.plan(out, dataset.num_items, content.shard_items, plan, ranks)
+        own = parts.own(ranks)
+        with progress_bar(sum(len(parts.items(shard)) for shard in own), shown=ranks.is_first) as advance:
+            for shard, texts in _texts_of(dataset, parts, frozenset(own)):
+                embeddings = np.zeros((len(texts), teacher.dim), np.float32)
+                for rows, vectors in teacher.embed(texts, int(parts.items(shard)[0])):
+                    embeddings[rows] = vectors
+                    advance(len(rows))
+                parts.write(shard, embeddings, {_WITHOUT: int(np.count_nonzero(~embeddings.any(axis=1)))})
+        dist.barrier()
+
+        def finish() -> None:
+            writer = ArtifactWriter(out, "content")
+            writer.begin()
+            counts, _ = parts.assemble(writer.folder / EMBEDDINGS, np.float32, teacher.dim)
+            writer.summary |= _summary(content, dataset, writer.folder, teacher.dim, counts[_WITHOUT])
+            commit(writer)
+            shutil.rmtree(parts.folder)
+
+        on_first(ranks, finish)
+
+
+def _texts_of(dataset: Dataset, parts: EmbeddingShards, wanted: Set[int]) -> Iterator[tuple[int, pa.Array]]:
+    """Texts of some shards, in their order; the table is gone through once and a shard of it held."""
+    held, shard = pa.chunked_array([], pa.string()), 0
+    for batch in dataset.item_batches(["text"], parts.shard_items):
+        held = pa.chunked_array([*held.chunks, batch.column("text").cast(pa.string())])
+        while shard < parts.num_shards and len(held) >= (size := len(parts.items(shard))):
+            if shard in wanted:
+                yield shard, held.slice(0, size).combine_chunks()
+            held, shard = held.slice(size), shard + 1

@@ -73,7 +73,7 @@ def open_fresh_content(
                 f"{content_dir}: made by another teacher than the recipe's (content.kind = {content.kind})"
             )
     if encoder is None:
-        texts = TextTeacher(content, _no_words)
+        texts = TextTeacher(content, _no_words, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         return FreshContent(lambda columns: _embed_texts(texts, columns["text"]), texts.dim, ("text",))
     teacher = open_teacher(encoder_dir)
     text, image = (teacher.backbones.get(name) for name in ("text", "image"))

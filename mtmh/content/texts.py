@@ -22,6 +22,7 @@ class TextTeacher:
     Args:
         config: ``model``, ``max_tokens`` and ``batch_size``.
         words: texts from which a ``random:`` encoder takes its vocabulary; called only then.
+        device: where it computes.
 
     Attributes:
         dim: width ``Dc`` of its embeddings.
@@ -30,22 +31,25 @@ class TextTeacher:
         ValueError: there is no such model; the message says how to get it.
     """
 
-    def __init__(self, config: ContentConfig, words: Callable[[], Iterable[str]]) -> None:
+    def __init__(self, config: ContentConfig, words: Callable[[], Iterable[str]], device: torch.device) -> None:
         assert config.model is not None
         backbone = load_backbone("text", BackboneConfig(model=config.model), "content", words)
         self._config = config
         self._tokenizer = backbone.preprocessor
         self._max_tokens = min(config.max_tokens, self._tokenizer.model_max_length)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device
         self._encoder = backbone.encoder.to(self._device).eval()
         self.dim: int = backbone.encoder.width
 
     @torch.inference_mode()
-    def embed(self, texts: pa.Array) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    def embed(
+        self, texts: pa.Array, first_row: int = 0
+    ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         """Embeds texts in batches.
 
         Args:
             texts: strings; null and empty ones are passed over.
+            first_row: number of the first of them, for messages.
 
         Yields:
             rows [B] of ``texts``, and their embeddings [B, Dc] of unit length.
@@ -64,6 +68,6 @@ class TextTeacher:
             pooled = self._encoder(input_ids=ids.to(self._device), attention_mask=mask.to(self._device)).cpu().numpy()
             if not np.isfinite(pooled).all():
                 raise ValueError(
-                    f"content.model {self._config.model}: not finite numbers for the text in row {rows[0]}"
+                    f"content.model {self._config.model}: not finite numbers for the text in row {first_row + rows[0]}"
                 )
             yield rows, unit_rows(pooled)
