@@ -77,6 +77,7 @@ class RequestFields(TypedDict, total=False):
     num_probes: int
     shares: Mapping[str, float]
     features: Mapping[str, Mapping[str, Any]]
+    vectors: Mapping[str, Mapping[str, Sequence[float]]]
     filters: Mapping[str, Any]
     max_per: Mapping[str, int]
     diversity: float

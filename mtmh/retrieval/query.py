@@ -44,6 +44,8 @@ class Query:
         unknown: answer to a trigger that the index does not know, or to a history of such alone.
         features: features of triggers that the index may not know, by id; they are embedded on the fly. What the index
             knows it answers from its own vectors.
+        vectors: in the place of features, by id and head: unit vectors [D] of the same model, as another index that
+            holds another share of the items has them.
 
     Raises:
         RequestError: a setting out of range, or settings that exclude each other; the message names them.
@@ -69,6 +71,7 @@ class Query:
     away_from: Sequence[ItemId] = ()
     unknown: Literal["error", "popular"] | None = None
     features: Mapping[ItemId, RawFeatures] = field(default_factory=dict)
+    vectors: Mapping[ItemId, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.triggers is None) == (self.history is None):

@@ -65,6 +65,7 @@ logger = logging.getLogger(__name__)
 
 _NOBODY = np.empty(0, np.int64)
 _SEARCHES_AGAIN = 4  # of a head whose candidates the caps used up
+_UNIT = 1e-2  # tolerance of a squared length, after halves
 _MORE_KEPT = 4  # times as many candidates a trigger of a user, where caps and diversity choose among them
 
 
@@ -336,7 +337,7 @@ class Retriever:
     def unknown(self, query: Query) -> list[ItemId]:
         """Items of a query that the index does not know and that come without features, each once."""
         typed = dict.fromkeys(self.catalogue.typed(item, "item") for item in query.ids)
-        known = {self.catalogue.typed(item, "item") for item in query.features}
+        known = {self.catalogue.typed(item, "item") for item in (*query.features, *query.vectors)}
         places = self.catalogue.find(list(typed), "item")
         return [item for item, place in zip(typed, places.tolist(), strict=True) if place < 0 and item not in known]
 
@@ -530,8 +531,10 @@ class Retriever:
             self.files.check()
         knowing = self
         with timings.stage("embed"):
+            if query.vectors:
+                knowing = self._with_vectors(query.vectors)
             if query.features:
-                knowing = self._with_triggers(query.ids, query.features)
+                knowing = knowing._with_triggers(query.ids, query.features)
             away = knowing.catalogue.find(query.away_from, "item", "away_from")
             away = away[away >= 0]
             if not query.boosts and not len(away):
@@ -541,6 +544,22 @@ class Retriever:
             knowing.preranker = adjusted(knowing.preranker, adjustment)
             knowing.sorter = adjusted(knowing.sorter, adjustment)
             return knowing
+
+    def _with_vectors(self, vectors: Mapping[ItemId, Mapping[str, Sequence[float]]]) -> Retriever:
+        typed = {self.catalogue.typed(item, "trigger"): by_head for item, by_head in vectors.items()}
+        places = self.catalogue.find(list(typed), "trigger").tolist()
+        unknown = [item for item, place in zip(typed, places, strict=True) if place < 0]
+        if not unknown:
+            return self
+        stacked = {}
+        for head in self.heads:
+            width = self.vectors[head].shape[1]
+            rows = [np.asarray(typed[item].get(head, ()), np.float32) for item in unknown]
+            for item, row in zip(unknown, rows, strict=True):
+                if row.shape != (width,) or not abs(float(row @ row) - 1.0) < _UNIT:
+                    raise RequestError(f"expected {width} numbers of unit length", f"vectors.{item}.{head}")
+            stacked[head] = np.stack(rows)
+        return self.with_added(pa.table({"item_id": unknown}), stacked, answerable=False)
 
     def _with_triggers(self, triggers: Sequence[ItemId], features: Mapping[ItemId, RawFeatures]) -> Retriever:
         typed = {self.catalogue.typed(item, "trigger"): row for item, row in features.items()}

@@ -135,6 +135,14 @@ class RetrieveRequest(Message):
             " fields of a new item. What the index knows it answers from its own vectors.",
         ),
     ] = None
+    vectors: Annotated[
+        dict[Name, dict[Name, Annotated[list[Number], Field(max_length=4096)]]] | None,
+        Field(
+            min_length=1,
+            description="By id and head, unit vectors of triggers or items of the history that the index may not know,"
+            " where services of one model hold shares of the items.",
+        ),
+    ] = None
     filters: RequestFilters = RequestFilters()
     max_per: Annotated[
         dict[Name, Count],
@@ -186,9 +194,10 @@ class RetrieveRequest(Message):
         if self.shares is not None and abs(sum(self.shares.values()) - 1.0) > 1e-6:
             raise ValueError(f"expected shares that sum to 1, not to {sum(self.shares.values()):g}")
         named = {str(item) for item in self.triggers or self.history or ()}
-        others = sorted(set(self.features or ()) - named)
-        if others:
-            raise ValueError(f"features: {others[0]} is neither a trigger nor in the history")
+        for field in ("features", "vectors"):
+            others = sorted(set(getattr(self, field) or ()) - named)
+            if others:
+                raise ValueError(f"{field}: {others[0]} is neither a trigger nor in the history")
         return self
 
     def query(self) -> Query:
@@ -210,6 +219,7 @@ class RetrieveRequest(Message):
             away_from=self.away_from,
             unknown=self.unknown,
             features=features,
+            vectors=dict[int | str, Any]((self.vectors or {}).items()),
         )
 
 
@@ -395,6 +405,7 @@ _LIMITS = {
     ("triggers",): "max_triggers",
     ("history",): "max_history",
     ("features",): "max_new_items",
+    ("vectors",): "max_new_items",
     ("k",): "max_k",
     ("k_ann",): "max_k_ann",
     ("num_probes",): "max_num_probes",
