@@ -35,6 +35,8 @@ class PathsConfig(Settings):
 
     ``preranker``: the folder of another model (``root/name``), whose preranker ranks for this one too. It goes with
     ``preranker.head_embeddings: false``: then the preranker knows nothing of the model.
+
+    ``local``: a folder on a disk of each host's own, to which training first copies dataset and content, once a host.
     """
 
     root: Path
@@ -43,6 +45,7 @@ class PathsConfig(Settings):
     encoder: Path | None = None
     media: Path | None = None
     preranker: Path | None = None
+    local: Path | None = None
 
 
 class Config(Settings):

@@ -29,6 +29,7 @@ from mtmh.training.content import content_table, fill_content_table, fit_content
 from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
 from mtmh.training.early_stopping import EarlyStopping
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
+from mtmh.training.local_copy import local_copy
 from mtmh.training.loop import Trainer, Validation
 from mtmh.training.measure import CatalogueEmbedder, ValidationMeasure
 from mtmh.training.model_builder import build_model
@@ -67,8 +68,11 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         writing_alone(ranks, root),
         arithmetic(config.training, ranks.device),
     ):
-        dataset = open_dataset(config.dataset_dir)
-        content = open_content(config.content_dir, dataset) if config.needs_content else None
+        disk = config.paths.local
+        dataset = open_dataset(local_copy(config.dataset_dir, "dataset", disk, ranks))
+        content = None
+        if config.needs_content:
+            content = open_content(local_copy(config.content_dir, "content", disk, ranks), dataset)
         inputs = {"dataset": dataset.artifact} | ({"content": content.artifact} if content else {})
         previous = None
         if continue_from:
