@@ -18,7 +18,7 @@ from mtmh.places import RemotePath
 
 HERE = Path(__file__).parent
 # Ranks are forked from a process that has imported, once, what takes them seconds.
-multiprocessing.set_forkserver_preload(["mtmh.training.trainer"])
+multiprocessing.set_forkserver_preload(["mtmh.training.trainer", "mtmh.preranking.trainer"])
 # Half a minute each and more, and what they show is shown on a smaller scale by their neighbours.
 LONG = [
     "benchmarks/test_first_hour.py::test_checks_of_whole_programs_pass",
