@@ -7,7 +7,8 @@ One user is a history of triggers that lie together; the answer is one list. Eac
 calls that it contains: the same queries against the same inverted lists with the same filter, called directly, one head
 after the other in the same thread. The other cases are the same request with filters, with items added and removed
 since the build, and over other kinds of storage of the same clusters (``--storage flat fp16 fastscan``). The request of
-the first case takes its turn beside each. Ratios are of CPU time, so that they hold on a busy machine too.
+the first case takes its turn beside each. Ratios are of CPU time, so that they hold on a busy machine too. With several
+kinds of storage the recall and time of each over a range of probes come last.
 
 ``--sorter learned`` ranks by a learned preranker of random weights over simulated tables of neighbours, as large as
 those of a catalogue of this size are: what it says means nothing, how long it takes does. ``--indexes FOLDER`` keeps
@@ -23,6 +24,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +38,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compare import made_by
+from benchmarks.index import at_equal_recall, recall, timed
 from mtmh.config import PrerankerConfig, RetrievalConfig
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.index.kinds import filled
 from mtmh.index.storage import IvfSettings, Storage, train_ivf
-from mtmh.index.vector_index import IvfIndex, selector
+from mtmh.index.vector_index import IvfIndex, largest, selector
 from mtmh.preranking.artifact import TaskSummary
 from mtmh.preranking.evidence import Evidence
 from mtmh.preranking.forward import CombinedEvidence, UserQueries
@@ -57,6 +60,7 @@ from mtmh.retrieval.timings import Timings
 
 HEADS = ["engagement", "relevance"]
 FEW_ITEMS = 16_384  # allowed ones, which plain faiss compares all
+CURVE_QUERIES, CURVE_PROBES = 200, (4, 8, 16, 32, 64, 128)
 STAGES = ["embed", "search", "prerank", "merge", "describe"]
 
 Vectors = npt.NDArray[np.float32]
@@ -93,7 +97,6 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "cases": {},
     }
-    changed = with_changes(retriever, arguments)
     excluded = [int(item) for item in np.random.default_rng(5).integers(0, arguments.items, 5000)]
     cases: dict[str, tuple[Retriever, Filters, dict[str, IvfIndex]]] = {
         name: (retriever, filters, indexes)
@@ -106,9 +109,13 @@ def main() -> None:
             "first seen in the last tenth": Filters(min_first_seen=arguments.items * 9 // 10),
         }.items()
     }
-    cases[f"{arguments.added:,} added, as many removed"] = (changed, Filters(), indexes)
+    if arguments.sorter == "head-score":  # the simulated preranker has no tower for new items
+        changed = with_changes(retriever, arguments)
+        cases[f"{arguments.added:,} added, as many removed"] = (changed, Filters(), indexes)
+    of_first_head = {arguments.storage[0]: indexes[HEADS[0]]}
     for storage in arguments.storage[1:]:
         others = {head: of_storage(storage, indexes[head], vectors[head]) for head in HEADS}
+        of_first_head[storage] = others[HEADS[0]]
         of_others = make_retriever(others, vectors, ranker, arguments)
         cases[f"no filter, {storage}"] = (of_others, Filters(exclude_seen=False), others)
     for name, (case, filters, searched) in cases.items():
@@ -116,6 +123,26 @@ def main() -> None:
         arguments.out.write_text(json.dumps(result, indent=2))
         Console().print(f"[dim]{name}: {result['cases'][name]['cpu']['p50_ms']:.1f} ms[/dim]", highlight=False)
     Console(width=200).print(report(result))
+    if len(of_first_head) > 1:
+        result["kinds"] = curves(of_first_head, vectors[HEADS[0]], arguments)
+        arguments.out.write_text(json.dumps(result, indent=2))
+        print(at_equal_recall(result["kinds"]))
+
+
+def curves(indexes: dict[str, IvfIndex], vectors: Vectors, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Recall@100 against CPU time a query of the kinds of storage, which take turns; as ``benchmarks.index`` has it."""
+    rows = np.random.default_rng(5).choice(len(vectors), min(CURVE_QUERIES, len(vectors)), replace=False)
+    queries, k = vectors[rows], min(100, len(vectors))
+    truth = np.concatenate([largest(queries[row : row + 1] @ vectors.T, k)[1] for row in range(len(queries))])
+    kinds: list[dict[str, Any]] = [{"storage": storage, "points": []} for storage in indexes]
+    asking = argparse.Namespace(batch=arguments.triggers, repeats=3)
+    for probes in CURVE_PROBES:
+        searches = [partial(index.search, k=k, num_probes=probes) for index in indexes.values()]
+        for kind, items, spent in zip(kinds, *timed(searches, queries, asking), strict=True):
+            kind["points"].append({"probes": probes, "recall": recall(items, truth), "ms_per_query": 1000 * spent})
+            point = kind["points"][-1]
+            print(f"{kind['storage']:<8} {probes:>6} {point['recall']:>7.4f} {point['ms_per_query']:>9.3f}")
+    return kinds
 
 
 def simulated(num_items: int, dim: int, seed: int) -> Vectors:
@@ -193,6 +220,7 @@ def learned(vectors: dict[str, Vectors]) -> Ranker:
     def table(known: int) -> Neighbours:
         items = np.full((num_items, settings.neighbours), -1, np.int32)
         # An item's neighbours are the same as those of items near its number: histories share many, as they do.
+        known = min(known, num_items)
         first = np.arange(known) // 100 * 100
         items[:known] = (first[:, None] + rng.integers(0, 2000, (1, settings.neighbours))) % num_items
         weights = np.zeros(items.shape, np.float16)

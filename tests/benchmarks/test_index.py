@@ -24,7 +24,7 @@ def test_report_and_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert all(point["ms_per_query"] > 0 for kind in report["kinds"] for point in kind["points"])
     said = capsys.readouterr().out
     assert said.count("\nflat ") == 3 + 1  # its points, and the time at equal recall
-    assert all(kind["build_times_faiss"] > 0 for kind in report["kinds"])
+    assert all(0.5 < kind["build_times_faiss"] < 10_000 for kind in report["kinds"])
     found = [{"storage": "a", "points": [{"recall": 0.8, "ms_per_query": 1.0}, {"recall": 0.92, "ms_per_query": 4.0}]}]
     assert index.at_equal_recall(found).splitlines()[-1].split() == ["a", "1.782", "3.175"]  # on a line of log(time)
     assert "exact search" in plot.read_text()
