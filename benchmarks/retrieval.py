@@ -38,7 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compare import made_by
-from benchmarks.index import at_equal_recall, recall, timed
+from benchmarks.index import Search, at_equal_recall, recall, timed
 from mtmh.config import PrerankerConfig, RetrievalConfig
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.index.kinds import filled
@@ -137,7 +137,7 @@ def curves(indexes: dict[str, IvfIndex], vectors: Vectors, arguments: argparse.N
     kinds: list[dict[str, Any]] = [{"storage": storage, "points": []} for storage in indexes]
     asking = argparse.Namespace(batch=arguments.triggers, repeats=3)
     for probes in CURVE_PROBES:
-        searches = [partial(index.search, k=k, num_probes=probes) for index in indexes.values()]
+        searches: list[Search] = [partial(index.search, k=k, num_probes=probes) for index in indexes.values()]
         for kind, items, spent in zip(kinds, *timed(searches, queries, asking), strict=True):
             kind["points"].append({"probes": probes, "recall": recall(items, truth), "ms_per_query": 1000 * spent})
             point = kind["points"][-1]
