@@ -85,8 +85,13 @@ class ValidationDataset(Dataset):
         return self.summary.num_test_events < _LITTLE * (self.summary.num_test_events + self.summary.num_train_events)
 
     @property
-    def items_of_whole(self) -> npt.NDArray[np.bool_]:
-        """[I] the items with events in the whole of T1, kept or not."""
+    def items_there(self) -> npt.NDArray[np.bool_]:
+        """[I] the items that could be engaged with in the time held back.
+
+        After an instant, one without any event in T1 may be newer than all of that. The ends of users are of all times.
+        """
+        if self.summary.cutoff is None:
+            return np.ones(self.num_items, bool)
         return self._whole.item_table.train_count > 0
 
     @cached_property

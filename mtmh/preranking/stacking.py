@@ -100,8 +100,8 @@ def judged_candidates(
     past = pair_keys(np.repeat(row, np.diff(users.histories.offsets)), users.histories.items)
     candidates = distinct(np.concatenate(found, axis=1))
     keys = pair_keys(row[:, None], candidates)
-    # An item without an event in T1 may be newer than that: it was not there to be engaged with, and says nothing.
-    present = (candidates >= 0) & view.items_of_whole[candidates] & ~np.isin(keys, past)
+    # An item that was not there was passed over by nobody.
+    present = (candidates >= 0) & view.items_there[candidates] & ~np.isin(keys, past)
     held_out = present & np.isin(keys, test)
     # Held-out candidates first, then others in random order.
     draws = generator(Purpose.PRERANKER_CHECK, seed).random(candidates.shape, np.float32)

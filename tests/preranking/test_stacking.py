@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from mtmh.modules.preranker import UserTower
 from synthetic_dataset import random_histories, write_dataset
@@ -72,9 +73,12 @@ def test_without_anything_held_out_the_model_decides() -> None:
     torch.testing.assert_close(model(torch.tensor([2.0, 9.0, -4.0])), torch.tensor(2.0))
 
 
-def test_an_item_without_events_is_no_candidate_that_was_passed_over(tmp_path: Path) -> None:
-    # Items 50 to 59 have no event: they may be newer than the training period.
-    dataset = write_dataset(tmp_path / "dataset", random_histories(40, num_items=60), num_items=60)
+@pytest.mark.parametrize("at_one_instant", [True, False])
+def test_what_was_not_there_was_passed_over_by_nobody(tmp_path: Path, at_one_instant: bool) -> None:
+    # Items 50 to 59 have no event in T1: after an instant they may be newer than it.
+    histories = random_histories(40, num_items=60)
+    times = [[4000 // len(history) * place for place in range(len(history))] for history in histories]
+    dataset = write_dataset(tmp_path / "data", histories, timestamps=times if at_one_instant else None, num_items=60)
     view = ValidationDataset(dataset, ValidationConfig(fraction=0.4), seed=0)
     vectors = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -84,5 +88,6 @@ def test_an_item_without_events_is_no_candidate_that_was_passed_over(tmp_path: P
     users = view.evaluation_users(2000, 0)
     seen = np.array([len(np.unique(users.histories.users(row, row + 1).items)) for row in range(len(users.user_index))])
     known = int((dataset.item_table.train_count > 0).sum())
+    assert len(seen) > 10
     assert known <= 50
-    np.testing.assert_array_equal(judged.present.sum(axis=1), known - seen)
+    np.testing.assert_array_equal(judged.present.sum(axis=1), (known if at_one_instant else 60) - seen)
