@@ -185,7 +185,8 @@ def in_memory(vectors: Vectors, iterations: int) -> IvfIndex:
 def of_storage(storage: Storage, index: IvfIndex, vectors: Vectors) -> IvfIndex:
     """The same vectors in the same clusters, by another kind of storage."""
     settings = IvfSettings(storage=storage, num_clusters=index.num_clusters)
-    return filled(settings, index, vectors, index.clusters_of_items.astype(np.int64), refine_factor=4)
+    sample, clusters = vectors[settings.sample(len(vectors))], index.clusters_of_items.astype(np.int64)
+    return filled(settings, index, sample, vectors, clusters, refine_factor=4)
 
 
 def make_retriever(

@@ -124,8 +124,12 @@ class RemotePath:
     def glob(self, pattern: str) -> list[RemotePath]:
         """The files below it that a shell's pattern names, in the order of their names; hidden ones as in a shell.
 
-        All that lies below is listed: a store of objects has no folders that could be walked.
+        All that lies below the names in front of the first pattern is listed: a store of objects has no folders that
+        could be walked.
         """
+        first, _, rest = pattern.partition("/")
+        if first and rest and not glob.has_magic(first):
+            return (self / first).glob(rest)
         from fsspec.utils import glob_translate
 
         fits, hidden = re.compile(glob_translate(pattern)), "/." in f"/{pattern}"
@@ -260,8 +264,8 @@ def _root(scheme: str, authority: str) -> tuple[FileSystem, str]:
         if emulator is not None:
             url = url.replace("//", "//anonymous@", 1)
             url += f"&scheme={emulator.scheme}&endpoint_override={quote(emulator.netloc, safe='')}"
-    filesystem, above = FileSystem.from_uri(url)
-    return filesystem, above.rstrip("/")
+    found: tuple[FileSystem, str] = FileSystem.from_uri(url)
+    return found
 
 
 def _azure(scheme: str, authority: str) -> tuple[FileSystem, str]:
@@ -271,7 +275,9 @@ def _azure(scheme: str, authority: str) -> tuple[FileSystem, str]:
     container, _, host = authority.partition("@")
     words = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
     found = dict(word.split("=", 1) for word in words.split(";") if "=" in word)
-    key = found.get("AccountKey") or os.environ.get("AZURE_STORAGE_KEY")
+    key, account = found.get("AccountKey") or os.environ.get("AZURE_STORAGE_KEY"), found.get("AccountName")
+    if account and host.endswith(".windows.net") and account != host.split(".")[0]:
+        raise OSError(f"AZURE_STORAGE_CONNECTION_STRING is of the account {account}, the URL names {host}")
     if key:
         blobs = urlsplit(found.get("BlobEndpoint", ""))
         at = {
@@ -280,7 +286,7 @@ def _azure(scheme: str, authority: str) -> tuple[FileSystem, str]:
             for name, value in (("authority", blobs.netloc), ("scheme", blobs.scheme))
             if value
         }
-        return AzureFileSystem(found.get("AccountName") or host.split(".")[0], account_key=key, **at), container
+        return AzureFileSystem(account or host.split(".")[0], account_key=key, **at), container
     if not (any(os.environ.get(name) for name in _AZURE_LOGINS) or Path("~/.azure").expanduser().is_dir()):
         raise OSError(
             "nothing says who asks: set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY (the account's key) or "

@@ -16,9 +16,14 @@ Overrides = Annotated[
 Out = Annotated[Path | None, typer.Option(help="Where the artifact goes; default: the recipe's folder for it.")]
 
 
+def speaks() -> bool:
+    """True for the one rank of torchrun that speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def say(line: str) -> None:
-    """Prints a line; one rank of torchrun speaks for all."""
-    if os.environ.get("RANK", "0") == "0":
+    """Prints a line, on the rank that speaks."""
+    if speaks():
         Console().print(line, highlight=False, soft_wrap=True)
 
 

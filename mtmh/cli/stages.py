@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from mtmh.cli.options import Out, Overrides, Recipe, done, say
+from mtmh.cli.options import Out, Overrides, Recipe, done, say, speaks
 
 
 def prepare(
@@ -137,7 +137,7 @@ def build_index(
     summary = IndexSummary.model_validate(open_artifact(built, "index").summary)
     found = ", ".join(f"{head} {measured.recall:.3f}" for head, measured in summary.ann_recall.items())
     say(f"a search visits {summary.num_probes} of {summary.num_clusters} clusters and finds of the exact ones: {found}")
-    if summary.backend == "faiss" and summary.num_items >= WORTH_ITEMS:
+    if speaks() and summary.backend == "faiss" and summary.num_items >= WORTH_ITEMS:
         say(recommendation(compare_kinds(built, summary, IvfSettings.of(config.index, config.seed)), summary))
 
 

@@ -24,7 +24,7 @@ WORTH_ITEMS = 20_000  # a search of a smaller catalogue takes no time to speak o
 _KINDS: tuple[Storage, ...] = ("flat", "fp16", "fastscan")
 _QUERIES = 64
 _K = 100
-_VECTORS = 131_072  # of the lists that are compared, at most: bounds the memory
+_VECTORS = 131_072  # of the lists that are compared, at most, unless one query alone visits more: bounds the memory
 _TRAINED = 32_768  # vectors that the quantizers of codes see, at most
 _TURNS = 3
 _KEPT = 0.99  # of the answers of whole vectors, that a kind must find to be recommended
@@ -62,6 +62,8 @@ def compare_kinds(folder: Path, summary: IndexSummary, settings: IvfSettings) ->
     assert isinstance(index, IvfIndex)
     queries, members, clusters = _visited(index, vectors, summary.num_probes, settings.seed)
     compared = vectors[members]
+    sampled = settings.sample(index.num_items)  # of the catalogue: a few lists may hold fewer than a quantizer needs
+    sample = vectors[sampled[:: -(-len(sampled) // _TRAINED)]]
     made: dict[Storage, IvfIndex] = {}
     for storage in dict.fromkeys([*_KINDS, summary.storage]):
         of_kind = replace(settings, storage=storage, num_clusters=index.num_clusters)
@@ -69,7 +71,7 @@ def compare_kinds(folder: Path, summary: IndexSummary, settings: IvfSettings) ->
             of_kind.check(index.num_items, index.dim)
         except ValueError:  # an odd width, or too few vectors
             continue
-        made[storage] = filled(of_kind, index, compared, clusters, summary.refine_factor)
+        made[storage] = filled(of_kind, index, sample, compared, clusters, summary.refine_factor)
     width = min(_K, len(members))
     taken: dict[Storage, list[float]] = {storage: [] for storage in made}
     found: dict[Storage, npt.NDArray[np.int64]] = {}
@@ -85,18 +87,23 @@ def compare_kinds(folder: Path, summary: IndexSummary, settings: IvfSettings) ->
 
 
 def filled(
-    settings: IvfSettings, index: IvfIndex, vectors: Vectors, clusters: npt.NDArray[np.int64], refine_factor: int
+    settings: IvfSettings,
+    index: IvfIndex,
+    sample: Vectors,
+    vectors: Vectors,
+    clusters: npt.NDArray[np.int64],
+    refine_factor: int,
 ) -> IvfIndex:
     """An index in memory with the clusters of another one, in which vectors lie by a kind of storage.
 
     Args:
         settings: with the kind.
         index: whose clusters are taken.
+        sample: [S, D] float32, for the quantizers of codes.
         vectors: [N, D] float32.
         clusters: [N] of each.
         refine_factor: as for ``IvfIndex``.
     """
-    sample = vectors[:: -(-len(vectors) // _TRAINED)]
     made = train_ivf(sample, index.num_items, settings, index.centroids)
     made.add_core(len(vectors), faiss.swig_ptr(vectors), None, faiss.swig_ptr(clusters))
     if settings.storage in WHOLE:

@@ -551,6 +551,9 @@ class Retriever:
         unknown = [item for item, place in zip(typed, places, strict=True) if place < 0]
         if not unknown:
             return self
+        for item in unknown:
+            if other := next((head for head in typed[item] if head not in self.heads), None):
+                raise RequestError(f"expected the heads {', '.join(self.heads)}", f"vectors.{item}.{other}")
         stacked = {}
         for head in self.heads:
             width = self.vectors[head].shape[1]

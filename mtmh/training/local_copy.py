@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import fcntl
 import shutil
-import socket
 from pathlib import Path
 
 from mtmh.artifacts import Artifact, Kind, open_artifact
@@ -14,8 +13,9 @@ from mtmh.distributed.ranks import Ranks, on_all
 def local_copy(folder: Path, kind: Kind, disk: Path | None, ranks: Ranks) -> Path:
     """The folder of an artifact, or of its copy on the host's disk; all ranks call it together.
 
-    The first process of each host copies, the others wait. A whole copy of the same artifact is taken as it is, by its
-    name, which holds the digest; nothing is ever deleted from the disk but what a killed copy left.
+    The first process of each host copies; the others wait, those of other runs too. A whole copy of the same artifact
+    is taken as it is, by its name, which holds the digest; nothing is ever deleted from the disk but what a killed
+    copy left.
 
     Args:
         folder: of the artifact, on a file system that all hosts see.
@@ -36,22 +36,21 @@ def local_copy(folder: Path, kind: Kind, disk: Path | None, ranks: Ranks) -> Pat
 
 
 def _copy(artifact: Artifact, kind: Kind, copied: Path) -> None:
-    if copied.is_dir():
-        open_artifact(copied, kind)  # and its files are there in their sizes
-        return
-    copied.parent.mkdir(parents=True, exist_ok=True)
+    if not copied.is_dir():
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        with copied.with_name(f".{copied.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until another run of this host has copied the same
+            if not copied.is_dir():
+                _copy_whole(artifact, copied)
+    open_artifact(copied, kind)  # and its files are there in their sizes
+
+
+def _copy_whole(artifact: Artifact, copied: Path) -> None:
+    aside = copied.with_name(f".{copied.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
     needed = sum(file.bytes for file in artifact.manifest.files.values())
     free = shutil.disk_usage(copied.parent).free
     if needed > free:
         raise ValueError(f"{copied.parent} (paths.local): {free:,} bytes are free, {artifact.path} takes {needed:,}")
-    own = f"{copied.name}.{socket.gethostname()}"  # a disk that hosts share after all
-    for left in copied.parent.glob(f"{own}-*"):
-        shutil.rmtree(left)
-    aside = copied.with_name(f"{own}-{os.getpid()}")
     shutil.copytree(artifact.path, aside)
-    try:
-        aside.rename(copied)
-    except OSError:
-        if not copied.is_dir():  # else another was faster
-            raise
-        shutil.rmtree(aside)
+    aside.rename(copied)

@@ -28,9 +28,9 @@ from mtmh.distributed.ranks import Ranks, gather_numbers
 CUTS = (5, 20, 100, 500)
 NUM_TRIGGERS = 10  # the latest events of a user
 _MAX_ITEMS = 50_000  # beyond, a sample of the catalogue that holds all answers: the cost stays bounded
-# From one measurement to the next, since long histories make an epoch of twenty; fewer steps show chance alone.
+# From one measurement to the next, at most: an epoch of long histories has twenty pairs of each event.
 _PAIRS_OF_EVENT = 2.0
-_LEAST_STEPS = 200
+_LEAST_STEPS = 200  # of these; what fewer change is chance
 _CHUNK_ITEMS = 4096
 _BLOCK_SCORES = 1 << 24
 
@@ -84,8 +84,8 @@ class ValidationMeasure:
     def interval(self, steps_per_epoch: int, batch_size: int, num_uniform: int) -> int:
         """Steps from one measurement to the next: a quarter of an epoch, or two pairs of each event if that is sooner.
 
-        More where it keeps the cost to a tenth, but never more than an epoch: a small log of a large catalogue is
-        measured all the same.
+        Of the latter 200 steps at least. More where it keeps the cost to a tenth, but never more than an epoch: a small
+        log of a large catalogue is measured all the same.
 
         Both costs are counted in similarities of one head: a step takes those of its pairs and negatives three times,
         forward and backward.

@@ -233,7 +233,9 @@ def test_kinds_are_compared_on_the_clusters_that_a_search_of_the_index_visits(ro
         index, vectors = open_head(artifact.path, HEADS[0], summary)
         assert isinstance(index, IvfIndex)
         queries, members, clusters = kinds._visited(index, vectors, summary.num_probes, 3)
-        of_flat = kinds.filled(replace(settings, storage="flat", num_clusters=37), index, vectors[members], clusters, 8)
+        of_flat = kinds.filled(
+            replace(settings, storage="flat", num_clusters=37), index, vectors[:], vectors[members], clusters, 8
+        )
         if built == "flat":
             scores, items = index.search(queries, 20, summary.num_probes)
             own_scores, own = of_flat.search(queries, 20, summary.num_probes)
@@ -245,6 +247,16 @@ def test_kinds_are_compared_on_the_clusters_that_a_search_of_the_index_visits(ro
         assert min(kind.kept for kind in times.values()) > 0.7
         assert times["fp16"].kept > 0.98
         assert min(kind.milliseconds for kind in times.values()) > 0.0
+
+
+def test_kinds_are_compared_on_fewer_vectors_than_a_quantizer_has_centroids(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, summary = opened(root, "pq")
+    settings = replace(IvfSettings.of(index_config(root, "pq").index, seed=3), pq_bits=10)
+    monkeypatch.setattr(kinds, "_QUERIES", 1)
+    times = kinds.compare_kinds(artifact.path, summary.model_copy(update={"num_probes": 1}), settings)
+    assert [kind.storage for kind in times] == ["flat", "fp16", "fastscan", "pq"]
 
 
 def test_the_fastest_kind_that_finds_what_vectors_find_is_recommended(root: Path) -> None:

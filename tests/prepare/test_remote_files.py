@@ -240,7 +240,7 @@ def test_a_changed_object_makes_the_dataset_outdated(tmp_path: Path, shop: Path,
     assert len(next(stage for stage in stages_of(config) if stage.name == "prepare").files(config)) == len(DAYS)
 
 
-def test_urls_are_taken_as_they_are_written(bucket: RemotePath) -> None:
+def test_urls_are_taken_as_they_are_written(bucket: RemotePath, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any_path("/a//b") == Path("/a/b")
     assert any_path("file:///a b/%20") == Path("/a b/%20")
     assert any_path("s3://x/a//b%20c/") == RemotePath("s3://x/a//b%20c")
@@ -256,3 +256,35 @@ def test_urls_are_taken_as_they_are_written(bucket: RemotePath) -> None:
     assert names("a*.csv") == ["a*.csv"]
     assert names("*.csv") == ["a*.csv", "ab.csv"]
     assert names("**/ab.csv") == ["ab.csv", "deep/er/ab.csv"]
+    assert names("deep/**/*.csv") == ["deep/er/ab.csv"]
+    listed: list[str] = []
+    files = RemotePath.files
+
+    def listing(place: RemotePath) -> list[pafs.FileInfo]:
+        listed.append(str(place))
+        return files(place)
+
+    monkeypatch.setattr(RemotePath, "files", listing)
+    assert find_files(bucket, Path("deep/er/*.csv")) == [bucket / "deep/er/ab.csv"]
+    assert listed == [f"{bucket}/deep/er"], "nothing is listed of what lies beside it"
+
+
+def test_a_path_on_hdfs_is_seen_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hadoop:
+        @staticmethod
+        def from_uri(url: str) -> tuple[pafs.FileSystem, str]:
+            assert url == "hdfs://namenode:8020/"
+            return pafs.LocalFileSystem(), "/"  # which is what pyarrow gives
+
+    monkeypatch.setattr(pafs, "FileSystem", Hadoop)
+    (tmp_path / "events.csv").touch()
+    file = RemotePath(f"hdfs://namenode:8020{tmp_path}/events.csv")
+    assert file.path == f"{tmp_path}/events.csv"
+    assert file.is_file()
+
+
+def test_an_account_of_azure_that_is_not_that_of_the_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=other;AccountKey=a2V5")
+    with pytest.raises(OSError, match=r"of the account other, the URL names account\.dfs"):
+        RemotePath("abfs://shop@account.dfs.core.windows.net/events.parquet").info()
+    assert RemotePath("abfs://shop@other.dfs.core.windows.net/events.parquet").path == "shop/events.parquet"

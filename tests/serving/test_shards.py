@@ -101,3 +101,6 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         vectors = fitting | ({} if wrong is None else {"relevance": wrong})
         with pytest.raises(RequestError, match=r"vectors.5.relevance: expected 8 numbers of unit length"):
             retriever.retrieve(Query([5], vectors={5: vectors}))
+    another = {head: found[3].tolist() for head, found in VECTORS.items()} | {"relevence": [1.0]}
+    with pytest.raises(RequestError, match=r"vectors.5.relevence: expected the heads engagement, relevance"):
+        retriever.retrieve(Query([5], vectors={5: another}))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,13 @@ def test_the_first_process_of_a_host_copies_once(root: Path, monkeypatch: pytest
         second = replace(ranks, rank=1, world_size=4, local_world_size=2)
         copied = local_copy(folder, "content", disk, second)
         assert not disk.exists(), "another process of the host copies"
-        left = disk / f"{copied.name}.{local_copy.__globals__['socket'].gethostname()}-1"
+        left = disk / f".{copied.name}.partial"
         left.mkdir(parents=True)
+        (left / "half").touch()
         third = replace(second, rank=2)  # the first of the second host
         assert local_copy(folder, "content", disk, third) == copied
-        assert [path.name for path in disk.iterdir()] == [copied.name]
+        assert sorted(path.name for path in disk.iterdir()) == [f".{copied.name}.lock", copied.name]
+        assert sorted(path.name for path in copied.iterdir()) == sorted(path.name for path in folder.iterdir())
         assert (copied / "embeddings.npy").read_bytes() == (folder / "embeddings.npy").read_bytes()
         monkeypatch.setattr(shutil, "copytree", None)
         assert local_copy(folder, "content", disk, ranks) == copied, "it is there"
@@ -43,6 +47,24 @@ def test_the_first_process_of_a_host_copies_once(root: Path, monkeypatch: pytest
         monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
         with pytest.raises(ValueError, match=r"paths.local\): 0 bytes are free"):
             local_copy(root / "dataset", "dataset", disk, ranks)
+
+
+def test_a_run_waits_for_another_one_that_copies_the_same(root: Path) -> None:
+    disk, folder = root / "disk", root / "content"
+    name = f"content-{open_artifact(folder, 'content').manifest.digest[:16]}"
+    begun = disk / f".{name}.partial"
+    begun.mkdir(parents=True)
+    with join_ranks("cpu") as ranks, ThreadPoolExecutor(1) as pool, (disk / f".{name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = pool.submit(local_copy, folder, "content", disk, ranks)
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.3)
+        shutil.copytree(folder, begun, dirs_exist_ok=True)
+        begun.rename(disk / name)
+        before = (disk / name).stat().st_ino
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert waiting.result(timeout=30) == disk / name
+        assert (disk / name).stat().st_ino == before, "its copy is taken"
 
 
 def test_training_reads_the_copies(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
