@@ -22,6 +22,7 @@ TORCHREC = {"torchrec", "fbgemm_gpu", "scipy", "transformers", "duckdb"}
         ("import mtmh.live.live_index, mtmh.retrieval.query", {"torch", "pandas", *TORCHREC}),
         ("import mtmh.preranking.user_ranker, mtmh.preranking.fresh", {"torch", "pandas", *TORCHREC}),
         ("import mtmh.serving.server", {"torch", *TORCHREC}),
+        ("from mtmh.modules import Combination, UserTower, task_probability", TORCHREC),
         ("import mtmh.prepare.prepare, mtmh.content.embed", {"torch", "torchrec", "transformers"}),
         ("import mtmh.evaluation.evaluate", {"torchrec", "transformers"}),
     ],

@@ -144,12 +144,12 @@ def content_embed(
     mounts: Optional[List[str]] = None,
     log_dir: str = "",
 ) -> specs.AppDef:
-    """Embeds the catalogue with the trained encoder on nodes x processes; the verb is `mtmh content embed`.
+    """Embeds the catalogue with an encoder on nodes x processes; the verb is `mtmh content embed`.
 
     Args:
         recipe: a recipe that ships with mtmh, or a YAML file that the job can read
         overrides: settings to change, KEY=VALUE each, after all options
-        j: nodes x processes a node; 1x1 for a source of content other than a trained encoder
+        j: nodes x processes a node; 1x1 for content.kind=column
         h: named resource of a node: cpu_small, a100x8, h100x8, h200x8 or your own
         image: container image; local_cwd and slurm use none
         max_retries: times that torchrun restarts crashed processes, and that the scheduler starts a failed job again

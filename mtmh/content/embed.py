@@ -148,7 +148,9 @@ def _embed_texts(
                 for rows, vectors in teacher.embed(texts, int(parts.items(shard)[0])):
                     embeddings[rows] = vectors
                     advance(len(rows))
-                parts.write(shard, embeddings, {_WITHOUT: int(np.count_nonzero(~embeddings.any(axis=1)))})
+                without = int(np.count_nonzero(~embeddings.any(axis=1)))
+                advance(without)
+                parts.write(shard, embeddings, {_WITHOUT: without})
         dist.barrier()
 
         def finish() -> None:
