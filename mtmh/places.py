@@ -279,14 +279,17 @@ def _azure(scheme: str, authority: str) -> tuple[FileSystem, str]:
     if account and host.endswith(".windows.net") and account != host.split(".")[0]:
         raise OSError(f"AZURE_STORAGE_CONNECTION_STRING is of the account {account}, the URL names {host}")
     if key:
+        account = account or host.split(".")[0]
         blobs = urlsplit(found.get("BlobEndpoint", ""))
+        # An emulator has the account in the path; where it is in the name of the host, pyarrow puts it there itself.
+        place = blobs.netloc.removeprefix(account) if blobs.netloc.startswith(f"{account}.") else blobs.netloc
         at = {
             f"{part}_storage_{name}": value
             for part in ("blob", "dfs")
-            for name, value in (("authority", blobs.netloc), ("scheme", blobs.scheme))
+            for name, value in (("authority", place.replace(".blob.", f".{part}.")), ("scheme", blobs.scheme))
             if value
         }
-        return AzureFileSystem(account or host.split(".")[0], account_key=key, **at), container
+        return AzureFileSystem(account, account_key=key, **at), container
     if not (any(os.environ.get(name) for name in _AZURE_LOGINS) or Path("~/.azure").expanduser().is_dir()):
         raise OSError(
             "nothing says who asks: set AZURE_STORAGE_CONNECTION_STRING, AZURE_STORAGE_KEY (the account's key) or "

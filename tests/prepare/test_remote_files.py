@@ -288,3 +288,27 @@ def test_an_account_of_azure_that_is_not_that_of_the_key_is_refused(monkeypatch:
     with pytest.raises(OSError, match=r"of the account other, the URL names account\.dfs"):
         RemotePath("abfs://shop@account.dfs.core.windows.net/events.parquet").info()
     assert RemotePath("abfs://shop@other.dfs.core.windows.net/events.parquet").path == "shop/events.parquet"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "suffix", "scheme"),
+    [
+        ("https://mine.blob.core.windows.net/", ".{}.core.windows.net", "https"),  # as `az` shows it
+        ("https://mine.blob.core.chinacloudapi.cn", ".{}.core.chinacloudapi.cn", "https"),
+        ("http://127.0.0.1:10000/mine", "127.0.0.1:10000", "http"),
+    ],
+)
+def test_a_connection_string_says_where_azure_is(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, suffix: str, scheme: str
+) -> None:
+    words = f"AccountName=mine;AccountKey=a2V5;BlobEndpoint={endpoint};QueueEndpoint=https://x"
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", words)
+    found = RemotePath(f"abfs://c-{uuid.uuid4().hex}@mine.dfs.core.windows.net").filesystem
+    assert found == pafs.AzureFileSystem(
+        "mine",
+        account_key="a2V5",
+        blob_storage_authority=suffix.format("blob"),
+        dfs_storage_authority=suffix.format("dfs"),
+        blob_storage_scheme=scheme,
+        dfs_storage_scheme=scheme,
+    )
