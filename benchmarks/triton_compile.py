@@ -27,8 +27,8 @@ from benchmarks.compare import made_by
 
 # Of a multiprocessor: 32-bit registers, bytes of shared memory (of which each program takes 1 KiB more than it asks
 # for), threads. CUDA C++ Programming Guide, table of technical specifications.
-MULTIPROCESSORS = {80: (65_536, 164 * 1024, 2048), 90: (65_536, 228 * 1024, 2048)}
-MOST_SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes of a program
+MULTIPROCESSORS = {80: (65_536, 164 * 1024, 2048), 86: (65_536, 100 * 1024, 1536), 90: (65_536, 228 * 1024, 2048)}
+MOST_SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}  # bytes of a program
 KERNELS = ("similar", "teacher", "statistics", "trigger gradient", "negative gradient")
 INTEGERS = ("num_splits", "tiles_of_split", "num_rows", "num_negatives")
 
@@ -39,7 +39,7 @@ class Compiled:
 
     Attributes:
         kernel: its name.
-        capability: of the GPU, 80 or 90.
+        capability: of the GPU, 80, 86 or 90.
         tile: rows x negatives x width at a time.
         warps: of a program.
         registers: of a thread.

@@ -64,11 +64,11 @@ def tiles_of(capability: int, bf16: bool) -> Tiles:
     """The largest tiles that spill next to nothing from the registers, by compute capability and type of the products.
 
     Args:
-        capability: 80 and less than 90, or 90 and more.
+        capability: of the GPU, ten times the major number and the minor one.
         bf16: products in bf16; else in TF32.
     """
     similar = Tile(64, 64, 32, 8, 2)  # its products are those of float32 in any case
-    if not bf16:
+    if not bf16 or capability not in (80, 90, 100):  # other GPUs give a program 99 KB of shared memory or less
         small = Tile(64, 32, 32, 8, 2)
         return Tiles(similar, Tile(64, LABEL_TILE, 32, 8, 2), small, small, small)
     wide = Tile(128, 64, 64, 8, 2)

@@ -121,7 +121,14 @@ def train_sequence_model(dataset: Dataset, settings: SequenceSettings) -> Vector
 
 
 def fit_sequence_model(pieces: Pieces, num_rows: int, settings: SequenceSettings) -> SequenceModel:
-    """A model trained on histories of rows from 1 to ``num_rows - 1``."""
+    """A model trained on histories of rows from 1 to ``num_rows - 1``.
+
+    Raises:
+        ValueError: no history has a next event.
+    """
+    num_pieces = int((np.diff(pieces.offsets) > 1).sum())
+    if num_pieces == 0:
+        raise ValueError("a sequence model learns the next event of a history, and no history has two events")
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
     model = (Hstu if settings.kind == "hstu" else SasRec)(
@@ -133,7 +140,7 @@ def fit_sequence_model(pieces: Pieces, num_rows: int, settings: SequenceSettings
         settings.dropout,
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98))
-    steps_per_epoch = max(1, math.ceil((np.diff(pieces.offsets) > 1).sum() / settings.batch_pieces))
+    steps_per_epoch = math.ceil(num_pieces / settings.batch_pieces)
     epochs = max(settings.epochs, math.ceil(settings.min_steps / steps_per_epoch))
     for epoch in range(epochs):
         losses = []

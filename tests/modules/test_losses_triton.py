@@ -40,7 +40,7 @@ def test_triton_checks() -> None:
 
 
 @NEEDS_TRITON
-@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("capability", [80, 86, 90])
 def test_kernels_compile_for_gpus(capability: int) -> None:
     """The interpreter takes what the compiler may refuse; compiling needs no GPU. Without the last optimisation."""
     import triton

@@ -106,3 +106,9 @@ def test_few_histories_are_passed_over_more_often(
     )
     fit_sequence_model(pieces, 10, settings)
     assert capsys.readouterr().out.splitlines()[-1].startswith(f"epoch {passes}/{passes}  loss")
+
+
+def test_histories_of_single_events_are_refused() -> None:
+    pieces = Pieces(np.arange(1, 4), np.arange(3), np.array([0, 1, 2, 3]))
+    with pytest.raises(ValueError, match="no history has two events"):
+        fit_sequence_model(pieces, 10, SequenceSettings("sasrec", dim=4, num_negatives=2, seed=0))
