@@ -25,6 +25,7 @@ from mtmh.data.raw_files import changed_since, stamp
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.versions import find_version, list_versions
 from mtmh.places import AnyPath, LakeTable, find_files
+from mtmh.training.newest import newest_first
 
 PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
 
@@ -75,7 +76,7 @@ def stages_of(config: Config) -> list[Stage]:
         Stage(
             "train",
             "checkpoint",
-            lambda c: _newest(c.model_dir("checkpoints")),
+            lambda c: newest_first(c.model_dir("checkpoints"))[:1],
             inputs={"dataset": "prepare", **with_content},
         ),
         Stage(
@@ -163,7 +164,7 @@ def outlived_checkpoints(
     if stage.name == "train_preranker":
         folder, kind, training = config.preranker_checkpoints, _PRERANKER, config.preranker.training
     try:
-        latest = [open_artifact(path, "checkpoint") for path in _newest(folder)]
+        latest = [open_artifact(path, "checkpoint") for path in newest_first(folder)[:1]]
     except DamagedArtifactError:  # training goes back to the one before
         return None
     for checkpoint in latest:
@@ -338,12 +339,6 @@ def _raw_data(config: Config) -> list[AnyPath | LakeTable]:
 def _content_files(config: Config) -> list[Path]:
     encoder = config.content.encoder
     return [path for path in (encoder.images, encoder.concepts) if path is not None] if encoder else []
-
-
-def _newest(folder: Path) -> list[Path]:
-    """The newest checkpoint; steps have eight digits at least."""
-    found = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)[:1]
 
 
 def _index_versions(config: Config) -> list[Path]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from mtmh.cli.options import Out, Overrides, Recipe, done
+from mtmh.cli.options import Out, Overrides, Recipe, done, speaks
 
 
 def train_preranker(
@@ -26,7 +25,7 @@ def train_preranker(
     from mtmh.preranking.trainer import train_preranker as run
 
     run(config, resume=resume)
-    if os.environ.get("RANK", "0") != "0":  # the first rank writes for all
+    if not speaks():  # one rank writes for all
         return
     artifact = write_preranker(config, out or config.model_dir("preranker"))
     Console().print(quality_table(read_summary(artifact).quality))

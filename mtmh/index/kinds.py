@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import faiss
 import numpy as np
@@ -143,5 +142,4 @@ def _visited(
 
 def _share(found: npt.NDArray[np.int64], wanted: npt.NDArray[np.int64]) -> float:
     """Of the wanted items [Q, k] (-1: none) those that are found in the same row."""
-    shares: Iterator[Any] = (np.isin(row[row >= 0], own).mean() for own, row in zip(found, wanted, strict=True))
-    return float(np.mean(list(shares)))
+    return float(np.mean([np.isin(row[row >= 0], own).mean() for own, row in zip(found, wanted, strict=True)]))

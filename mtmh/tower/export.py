@@ -27,6 +27,7 @@ from mtmh.tower.quantised import write_quantised
 from mtmh.tower.unseen import ItemTowerSettings, embed_unseen
 from mtmh.training.checkpoint import MODEL, STATE
 from mtmh.training.content import content_input
+from mtmh.training.newest import newest_first
 
 _COMPARED_ITEMS = 1000
 
@@ -128,7 +129,7 @@ def read_unseen(model: nn.Module, checkpoint: Path, hidden_rows: int) -> None:
 
 
 def _find_checkpoint(root: Path, digest: str) -> Path:
-    for path in sorted(root.glob("step-*"), reverse=True):
+    for path in newest_first(root):
         try:
             if open_artifact(path, "checkpoint").manifest.digest == digest:
                 return path

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_chain import PATIENCE, RECIPE, JobsInThisProcess, last_page, last_record, of_this_chain, program, results, run
+from tiny_chain import PATIENCE, RECIPE, JobsInThisProcess, last_page, last_record, program, results, run
 
 from mtmh.artifacts import open_artifact
 from mtmh.chain.record import PAGE, load_record
@@ -27,20 +26,6 @@ COARSE = [
     for word in ("--set", f"index.{setting}")
 ]
 STAGES = ["prepare", "content_embed", "train", "embed", "build_index", "evaluate"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("chain")
-    (path / "tiny.yaml").write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_behind(folder: Path) -> Iterator[None]:
-    yield
-    for process in of_this_chain(folder):
-        process.kill()
 
 
 def test_a_chain_from_nothing_ends_in_a_published_index(folder: Path) -> None:

@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
-from tiny_chain import PATIENCE, RECIPE, last_page, last_record, of_this_chain, results, run, start
+from tiny_chain import PATIENCE, last_page, last_record, of_this_chain, results, run, start
 
 # Two ranks that train until they are stopped.
 ENDLESS = [
@@ -19,20 +18,6 @@ ENDLESS = [
     for setting in ("training.max_steps=1000000", "training.epochs=100000", "chain.stages.train.j=1x2")
     for word in ("--set", setting)
 ]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("chain")
-    (path / "tiny.yaml").write_text(RECIPE)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_behind(folder: Path) -> Iterator[None]:
-    yield
-    for process in of_this_chain(folder):
-        process.kill()
 
 
 def test_a_killed_chain_leaves_what_the_next_one_ends(folder: Path) -> None:
