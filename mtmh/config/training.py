@@ -137,16 +137,17 @@ class TrainingConfig(RunLength):
 
     ``epochs: auto`` chooses the length on the end of T1 (section ``validation``): a first run without that end, of at
     most ``max_epochs``, is measured a few times an epoch and stops when ``patience`` measurements in a row were not
-    better by a hundredth. ``final``: then a model is trained on all of T1 for as many epochs as were best
-    (``retrain``), or the first run's model of its best step is it (``keep``), which saves the second run; ``auto``
-    keeps it where less than a twentieth of T1's events were held back. With ``max_steps`` nothing is chosen.
+    better by a hundredth. ``final``: then its best model trains on with all of T1, a third as long as it took
+    (``continue``), or a new one is trained on all of T1 for as many epochs as were best (``retrain``), or it stays as
+    it is (``keep``); ``auto`` keeps it where less than a twentieth of T1's events were held back, and else continues.
+    With ``max_steps`` nothing is chosen.
     """
 
     epochs: Annotated[Positive | Literal["auto"], Decides()] = "auto"  # type: ignore[assignment]
     max_steps: Annotated[Positive | None, Decides()] = None
     max_epochs: Annotated[Positive, Decides()] = 40
     patience: Annotated[Positive, Decides()] = 3
-    final: Literal["auto", "retrain", "keep"] = "auto"
+    final: Literal["auto", "continue", "retrain", "keep"] = "auto"
     # With the rates below by measurement on two cores (docs/defaults.md).
     batch_size: Positive | Literal["auto"] = "auto"
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
@@ -196,9 +197,11 @@ class TrainingConfig(RunLength):
         """True if the length is chosen by measuring."""
         return self.epochs == "auto" and self.max_steps is None
 
-    def keeps_first(self, holds_back_little: bool) -> bool:
-        """True if the first run's model is the result, with few events held back or not."""
-        return self.final == "keep" or (self.final == "auto" and holds_back_little)
+    def second_run(self, holds_back_little: bool) -> Literal["continue", "retrain", "keep"]:
+        """``final``, with few events held back or not."""
+        if self.final != "auto":
+            return self.final
+        return "keep" if holds_back_little else "continue"
 
     def num_steps(self, steps_per_epoch: int) -> int:
         """Steps of the whole run, at most so many if the length is chosen."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -29,7 +30,7 @@ from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.loop import Trainer
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
-from mtmh.training.trainer import VALIDATION
+from mtmh.training.trainer import CONTINUED, VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +39,8 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
     """Trains the preranker of a recipe twice; alone in this process, or as one rank of torchrun.
 
     First on T1 without the events that ``validation`` holds back: how much the model's opinion counts beside other
-    evidence shows only on events that neither it nor the embeddings have seen. Then on all of T1, for service; where
-    little was held back, the first model serves (``training.final``).
+    evidence shows only on events that neither it nor the embeddings have seen. Then the model trains on with all of T1,
+    for service; where little was held back, the first one serves (``training.final``).
 
     Resuming, sharding, optimizers and checkpoints are those of `mtmh.training.trainer.train`.
 
@@ -74,6 +75,10 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
                 embed_catalogue(config, held_back, checkpoint=checkpoint, dataset=view)
         training = sized(config.preranker.training, view, LaterEvents())
         settings = config.preranker.model_copy(update={"training": training})
+        final = config.preranker.training.second_run(view.holds_back_little)
+        anew = embeddings is not None and config.training.final == "retrain"
+        if config.preranker.training.final == "auto" and anew:
+            final = "retrain"  # the embeddings of a model that began anew lie elsewhere than those of the first run
         first: Path | None = None
         for folder, data, vectors in ((root / VALIDATION, view, held_back), (root, dataset, embeddings)):
             inputs, artifacts = open_inputs(data, vectors)
@@ -85,9 +90,11 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
                 "preranker-checkpoint",
             )
             checkpoints = Checkpoints(folder, record, ranks, config.preranker.training.keep_checkpoints)
-            kept = first if config.preranker.training.keeps_first(view.holds_back_little) else None
+            start = None if final == "retrain" else first
             seed = config.preranker.training.seed_or(config.seed)
-            first = _run(settings, config.sharding, seed, data, inputs, record, checkpoints, ranks, resume, kept)
+            first = _run(
+                settings, config.sharding, seed, data, inputs, record, checkpoints, ranks, resume, start, final
+            )
         assert first is not None
         return first
 
@@ -113,9 +120,10 @@ def _run(
     checkpoints: Checkpoints,
     ranks: Ranks,
     resume: bool,
-    kept: Path | None,
+    first: Path | None,
+    final: Literal["continue", "retrain", "keep"],
 ) -> Path:
-    """One run from its newest checkpoint, or the beginning, to its end; or the model of ``kept`` as its only step."""
+    """One run from its newest checkpoint, or the beginning, to its end; the second from ``first``, by ``final``."""
     training = settings.training
     labels = Labels(settings.tasks, dataset.summary)
     features = dataset.summary.features
@@ -137,9 +145,13 @@ def _run(
     )
     optimizer = build_optimizer(sharded, training)
     trained = partial(training_state, sharded, optimizer)
-    if kept is not None:
-        return checkpoint or checkpoints.save(checkpoints.restore(kept, trained()), trained())
+    if first is not None and final == "keep":
+        return checkpoint or checkpoints.save(checkpoints.restore(first, trained()), trained())
     step = checkpoints.restore(checkpoint, trained()) if checkpoint else 0
+    if first is not None:
+        loader.num_steps = max(1, round(CONTINUED * loader.num_steps))
+        if not step:
+            checkpoints.restore(first, trained())
 
     columns = ("engagement", *labels.names)
     log = TrainingLog(

@@ -90,8 +90,12 @@ class EarlyStopping:
 
     @property
     def best(self) -> Point:
-        """The point of the highest score, the earliest of equal ones."""
-        return max(self.curve, key=lambda point: point.measured[SCORE])
+        """The earliest point that no other is better than by a hundredth.
+
+        The highest of scores that differ by chance comes late by chance, and the second run would pay for it.
+        """
+        highest = max(point.measured[SCORE] for point in self.curve)
+        return next(point for point in self.curve if highest <= (1.0 + _GAIN) * point.measured[SCORE])
 
 
 def read_validation_curve(folder: Path) -> list[Point]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -37,6 +38,7 @@ from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_trigge
 from mtmh.training.shared_negatives import with_draws
 from mtmh.training.task import TrainTask, items_per_step
 
+CONTINUED = 1 / 3  # of the epochs that were best, on all of T1, where the best model trains on
 VALIDATION = "validation"  # beside the checkpoints: the run that finds how long to train
 
 
@@ -107,8 +109,8 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
         # First without the end of T1, to find how long; then on all of it.
         _, stopping = _train(replace(run, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
         assert stopping is not None
-        keep = config.training.keeps_first(view.holds_back_little)
-        return _train(run, ranks, root, resume=resume, profile=profile, chosen=stopping, keep=keep)[0]
+        final = config.training.second_run(view.holds_back_little)
+        return _train(run, ranks, root, resume=resume, profile=profile, chosen=stopping, final=final)[0]
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _train(
     profile: int = 0,
     view: ValidationDataset | None = None,
     chosen: EarlyStopping | None = None,
-    keep: bool = False,
+    final: Literal["continue", "retrain", "keep"] = "retrain",
 ) -> tuple[Path, EarlyStopping | None]:
     """One run from its newest checkpoint, or the beginning, to its end.
 
@@ -150,7 +152,7 @@ def _train(
         profile: see `train`.
         view: the dataset of a run that is measured on what this holds back, and ends when that gets no better.
         chosen: the run before, which says how long this one is.
-        keep: take the best model of that run as it is.
+        final: what becomes of the best model of that run.
 
     Returns:
         The last checkpoint; what was measured, if there is a ``view``.
@@ -163,8 +165,9 @@ def _train(
     if chosen is not None:
         facts["validation"] = {"best": asdict(chosen.best), "curve": [asdict(point) for point in chosen.curve]}
     record = replace(run.record, facts=run.record.facts | facts | {"batch_size": training.global_batch})
-    # Of a run that is measured, the best model must be left when it ends.
-    kept = training.patience + 2 if view else training.keep_checkpoints
+    # Of a run that is measured, the best model must be left when it ends: at most a hundredth above it, one may come
+    # within the patience, and as much patience after that.
+    kept = 2 * training.patience if view else training.keep_checkpoints
     checkpoints = Checkpoints(root, record, ranks, kept)
     checkpoint = checkpoints.find(resume)
     on_gpu, in_table = ranks.device.type == "cuda", content is not None and run.content_in_table
@@ -181,10 +184,12 @@ def _train(
         content_rows=CONTENT_ROWS if in_table else None,
         pin_memory=on_gpu,
     )
+    best: Path | None = None  # to start from
     if chosen is not None:
-        # As many epochs as were best; the very step of the model that is kept.
-        epochs = max(1, round(chosen.best.epoch * loader.steps_per_epoch))
-        loader.num_steps = chosen.best.step if keep else epochs
+        epochs = chosen.best.epoch * (CONTINUED if final == "continue" else 1.0)
+        # The very step of the model that is kept.
+        loader.num_steps = chosen.best.step if final == "keep" else max(1, round(epochs * loader.steps_per_epoch))
+        best = None if final == "retrain" else root / VALIDATION / f"step-{chosen.best.step:08d}"
 
     torch.manual_seed(run.seed)
     model = build_model(run.model, features, ranks.device, tables=torch.device("meta"))
@@ -220,14 +225,15 @@ def _train(
     trained = partial(training_state, sharded, optimizer)
     step = checkpoints.restore(checkpoint, trained()) if checkpoint else 0
     carried = []
-    if previous and not step:
+    if best is not None and not step:
+        finished = checkpoints.restore(best, trained())
+        if final == "keep":
+            return checkpoints.save(finished, trained()), None
+    elif previous and not step:
         keep_optimizer = training.continuation.optimizer_state == "keep"
         carried = carry_over(previous, dataset, sharded, optimizer, ranks, keep_optimizer=keep_optimizer)
         if frequencies is not None:
             carry_over_frequencies(previous, dataset, frequencies)
-    if chosen is not None and keep and not step:
-        step = checkpoints.restore(root / VALIDATION / f"step-{chosen.best.step:08d}", trained())
-        return checkpoints.save(step, trained()), None
     id_tables = IdTables(sharded)
 
     def begin_step(step: int) -> None:

@@ -40,8 +40,9 @@ def test_gains_below_a_hundredth_do_not_prolong_a_run(tmp_path: Path) -> None:
         measured = iter([0.2, 0.201, 0.2019, 0.2015, 0.9])
         stopping = EarlyStopping(lambda: {"score": next(measured)}, tmp_path, 20, 3, ranks, print)
         assert [stopping(step) for step in (10, 20, 30, 40)] == [False, False, False, True]
-        assert stopping.best.step == 30, "the best of all is taken all the same"
+        assert stopping.best.step == 10, "nor are they worth the steps of the second run"
         measured = iter([0.2, 0.2015, 0.203, 0.2045, 0.206])
         creeping = EarlyStopping(lambda: {"score": next(measured)}, tmp_path / "other", 20, 3, ranks, print)
         (tmp_path / "other").mkdir()
         assert not any(creeping(step) for step in (10, 20, 30, 40, 50)), "small gains add up"
+        assert creeping.best.step == 40, "0.206 is better than 0.2045 by less than a hundredth"
