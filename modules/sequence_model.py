@@ -12,6 +12,8 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 ITEM = "item_id"
+# Standard deviation of first weights, as published: Adam takes steps of one size, which turn a small vector sooner.
+_FIRST = 0.02
 
 
 def build_item_collection(num_rows: int, dim: int, device: torch.device | str = "cpu") -> EmbeddingCollection:
@@ -21,8 +23,8 @@ def build_item_collection(num_rows: int, dim: int, device: torch.device | str = 
         feature_names=[ITEM],
         num_embeddings=num_rows,
         embedding_dim=dim,
-        weight_init_min=-1.0 / math.sqrt(dim),
-        weight_init_max=1.0 / math.sqrt(dim),
+        weight_init_min=-_FIRST * math.sqrt(3.0),
+        weight_init_max=_FIRST * math.sqrt(3.0),
     )
     return EmbeddingCollection(tables=[table], device=torch.device(device))
 
@@ -50,7 +52,7 @@ class SequenceModel(nn.Module):
             raise ValueError(f"{type(self).__name__}: expected a width that {num_heads} heads divide, got {dim}")
         self.items = items
         self.max_length = max_length
-        self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=math.sqrt(1.0 / dim)))
+        self.positions = nn.Parameter(torch.empty(max_length, dim).normal_(std=_FIRST))
         self.dropout = nn.Dropout(dropout)
 
     def inputs(self, history: KeyedJaggedTensor, length: int) -> Tensor:

@@ -57,7 +57,7 @@ class SequenceSettings:
     num_heads: int = 1
     dropout: float = 0.2
     learning_rate: float = 1e-3
-    temperature: float = 0.05
+    temperature: float = 0.1
 
 
 @dataclass(frozen=True)
