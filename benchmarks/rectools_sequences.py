@@ -6,6 +6,8 @@ It imports nothing of this project, for it runs in an environment that has RecTo
 from __future__ import annotations
 
 import sys
+import time
+from pathlib import Path
 
 import pandas as pd  # type: ignore[import-untyped]
 from pytorch_lightning import seed_everything  # type: ignore[import-not-found]
@@ -14,7 +16,7 @@ from rectools.models import HSTUModel, SASRecModel  # type: ignore[import-not-fo
 
 
 def main() -> None:
-    """Reads sequences, trains, and writes ranked lists as CSV: ``user_id, item_id, rank``."""
+    """Reads sequences, trains, and writes ranked lists as CSV (``user_id, item_id, rank``), and the fit's seconds."""
     sequences, lists, kind, *numbers = sys.argv[1:]
     dim, layers, heads, epochs, batch = map(int, numbers[:5])
     rate, dropout = map(float, numbers[5:7])
@@ -39,7 +41,9 @@ def main() -> None:
         deterministic=True,
         recommend_torch_device="cpu",
     )
+    started = time.perf_counter()
     model.fit(dataset)
+    Path(lists).with_suffix(".seconds").write_text(str(time.perf_counter() - started))
     users = events["user_id"].unique()
     context = None
     if model.require_recommend_context:  # HSTU wants the time of the answer: that of the last event, as ours has it

@@ -19,12 +19,15 @@ class Als:
         engaged: [U, I] of `engagement_matrix`, of the training period.
         seed: of the first factors.
         factors: of a user and an item.
+        iterations: over users and items.
 
     Raises:
         ImportError: the package is not installed.
     """
 
-    def __init__(self, engaged: sparse.csr_matrix, seed: int, factors: int = FACTORS) -> None:
+    def __init__(
+        self, engaged: sparse.csr_matrix, seed: int, factors: int = FACTORS, iterations: int = ITERATIONS
+    ) -> None:
         from implicit.cpu.als import AlternatingLeastSquares
         from threadpoolctl import threadpool_limits
 
@@ -34,7 +37,7 @@ class Als:
                 factors=factors,
                 regularization=REGULARIZATION,
                 alpha=ALPHA,
-                iterations=ITERATIONS,
+                iterations=iterations,
                 random_state=seed,
             )
             self._model.fit(engaged, show_progress=False)

