@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="of the recipe"
     )
+    parser.add_argument("--without-ours", action="store_true", help="train only the others")
     parser.add_argument("--iterations", type=int, nargs="+", default=[1, 2, 3, 5, 8, 15, 30], help="of ALS")
     parser.add_argument("--epochs", type=int, nargs="+", default=[5, 10, 20, 40, 80], help="of SASRec")
     parser.add_argument("--rectools", type=Path, help="the Python of an environment that has RecTools")
@@ -73,7 +74,9 @@ def main() -> None:
     users = view.evaluation_users(config.validation.num_users, config.seed)
     reader = view.history_reader()
     histories = [reader.read(group) for group in range(reader.num_groups)]
-    curves = {"ours": our_looks(arguments.recipe, overrides, config.model_dir("checkpoints"))}
+    curves = {}
+    if not arguments.without_ours:
+        curves["ours"] = our_looks(arguments.recipe, overrides, config.model_dir("checkpoints"))
     curves["ALS"] = list(als_looks(histories, users, view.num_items, arguments.iterations, config.seed))
     if arguments.rectools:
         looks = sasrec_looks(histories, users, arguments.epochs, config, arguments.rectools, out)
