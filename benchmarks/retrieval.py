@@ -41,6 +41,7 @@ from benchmarks.compare import made_by
 from benchmarks.index import Search, at_equal_recall, recall, timed
 from mtmh.config import PrerankerConfig, RetrievalConfig
 from mtmh.data.item_vectors import StackedVectors
+from mtmh.index.item_store import StoredItems
 from mtmh.index.kinds import filled
 from mtmh.index.storage import IvfSettings, Storage, train_ivf
 from mtmh.index.vector_index import IvfIndex, largest, selector
@@ -207,7 +208,7 @@ def make_retriever(
     return Retriever(
         indexes,
         vectors,
-        Catalogue(table),
+        Catalogue(StoredItems.of(table)),
         RetrievalConfig(k=arguments.k, k_ann=arguments.k_ann, num_probes=arguments.num_probes),
         preranker=HeadScorePreranker(),
         sorter=sorter,

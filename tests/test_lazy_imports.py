@@ -40,8 +40,8 @@ def test_items_are_read_and_told_without_pandas(ids: list[int] | list[str], tmp_
     pq.write_table(pa.table(items), tmp_path / "items.parquet")
     code = (
         "import sys, pathlib\n"
-        "from mtmh.data.parquet import read_whole; from mtmh.retrieval.catalogue import Catalogue\n"
-        f"catalogue = Catalogue(read_whole(pathlib.Path({str(tmp_path / 'items.parquet')!r})))\n"
+        "from mtmh.index.item_store import open_items; from mtmh.retrieval.catalogue import Catalogue\n"
+        f"catalogue = Catalogue(open_items(pathlib.Path({str(tmp_path)!r}), 2))\n"
         f"print(catalogue.describe(catalogue.find({ids[:1]!r}, 'item'))[0].text, 'pandas' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

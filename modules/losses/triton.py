@@ -70,7 +70,9 @@ def tiles_of(capability: int, bf16: bool) -> Tiles:
     similar = Tile(64, 64, 32, 8, 2)  # its products are those of float32 in any case
     if not bf16 or capability not in (80, 90, 100):  # other GPUs give a program 99 KB of shared memory or less
         small = Tile(64, 32, 32, 8, 2)
-        return Tiles(similar, Tile(64, LABEL_TILE, 32, 8, 2), small, small, small)
+        # Two stages of float32 factors beside a gradient are 122 KB.
+        of_gradient = small if bf16 or capability in (80, 90, 100) else small._replace(num_stages=1)
+        return Tiles(similar, Tile(64, LABEL_TILE, 32, 8, 2), small, of_gradient, of_gradient)
     wide = Tile(128, 64, 64, 8, 2)
     if capability < 90:
         return Tiles(similar, Tile(64, LABEL_TILE, 64, 8, 2), Tile(128, 128, 128, 8, 2), wide, wide)

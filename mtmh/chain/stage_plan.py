@@ -29,7 +29,8 @@ DIGESTS = 1.0 * GB  # bytes a second that a process reads and hashes
 PREPARED = 100_000  # events a second and thread: 217,300 on two (docs/benchmarks, 20 November)
 RANK_TFLOPS = 0.5  # float32 products of faiss on a rank's share of the host's cores, 10^12 a second
 EVENT, EVENT_SCRATCH = 12, 96  # bytes an event, in the dataset and in the working tables of prepare
-ITEM_PREPARED, ITEM_SHOWN = 48, 150  # bytes an item: held by prepare for a feature, by a server beside its vectors
+ITEM_PREPARED, ITEM_SHOWN = 48, 150  # bytes an item: held by prepare for a feature, in the files of what is shown
+ITEM_ORDER, ITEM_SORTED = 20, 28  # bytes an item: of the files by which one is found, and held while ids are sorted
 MANY_OPENS = 4_000_000
 
 
@@ -104,9 +105,7 @@ def plan_stages(config: Config, cluster: Cluster, run: RunPlan) -> list[StagePla
     if config.retrieval.needs_preranker:
         stages.append(_preranker(config, sizes))
     index, build = _build_index(config, cluster, sizes)
-    catalogue = sizes.items_file + 8.0 * sizes.items
-    serve = StagePlan("serve", 1, memory=catalogue, mapped=index)
-    stages += [build, _evaluate(config, sizes, vectors, catalogue, index), serve]
+    stages += [build, _evaluate(config, sizes, vectors, index), StagePlan("serve", mapped=index)]
     room = cluster.device.host_memory * GIB
     for stage in stages:
         if stage.memory > room:
@@ -214,17 +213,18 @@ def _build_index(config: Config, cluster: Cluster, sizes: _Sizes) -> tuple[float
     if opens > MANY_OPENS:
         breaks.append(f"merging opens files {opens:,} times; --set index.shard_items=4000000")
     read, lists = 4.0 * heads * dim * items, heads * code * items
-    index = lists + heads * beside * items
+    shown = max(ITEM_SHOWN * items, sizes.items_file) + ITEM_ORDER * items
+    index = lists + heads * beside * items + shown
     assignment = 2.0 * dim * clusters * items * heads / (cluster.world_size * RANK_TFLOPS * 1e12)
     a_rank = shard * (4 * dim + code) + min(3 * GB, lists) + 4.0 * dim * min(settings.train_sample, items)
-    hours = ((read + 2 * lists + index - lists) / SHARED_DISK + assignment) / 3600
+    hours = ((read + lists + index) / SHARED_DISK + assignment) / 3600
     disk = index + lists  # shards beside what they are merged into
-    memory = a_rank * cluster.ranks_per_host
+    memory = max(a_rank * cluster.ranks_per_host, ITEM_SORTED * items)
     return index, StagePlan("build-index", cluster.world_size, memory=memory, disk=disk, hours=hours, breaks=breaks)
 
 
-def _evaluate(config: Config, sizes: _Sizes, vectors: float, catalogue: float, index: float) -> StagePlan:
-    settings, parts = config.evaluation, {"catalogue": catalogue}
+def _evaluate(config: Config, sizes: _Sizes, vectors: float, index: float) -> StagePlan:
+    settings, parts = config.evaluation, dict[str, float]()
     if settings.exact_search:
         parts["evaluation.exact_search"] = vectors
     if "teacher" in settings.yardsticks and sizes.content:

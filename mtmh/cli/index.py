@@ -147,7 +147,9 @@ def add(
     rows = read_rows(items, tower.features.strings if tower is not None else ())
     content = None
     if tower is not None and tower.features.facts.content_dim and not all("content_embedding" in row for row in rows):
-        content = open_fresh_content(config.content, config.content_dir, config.encoder_dir, config.media_dir)
+        content = open_fresh_content(
+            config.content, config.content_dir, config.encoder_dir, config.media_dir, config.training.device
+        )
     added = live.add(rows, content=content)
     Console().print(f"added {len(added)} items: index {live.retriever.version}", highlight=False)
 

@@ -48,7 +48,7 @@ class ServiceConfig(Settings):
     idle_seconds: Positive = 75  # that a connection stays open without a request; longer than proxies keep theirs
     header_seconds: Annotated[float, Field(gt=0.0)] = 10.0  # in which a request must have sent its header
     max_requests: Positive = 2048  # that arrive or are answered at the same time; one more gets 429
-    max_body_bytes: Positive = 262_144
+    max_body_bytes: Positive | None = None  # null: what the largest request by the other limits takes
     max_triggers: Positive = 100  # a request
     max_history: Positive = 500  # items of a user
     max_filter_items: Positive = 2000  # ids in each list of a filter

@@ -21,6 +21,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers.utils import cached_file
 
 from mtmh.config import BackboneConfig
+from mtmh.data.raw_files import stamp
 from mtmh.modules import PooledEncoder
 from mtmh.modules.content_encoder import Pooling
 
@@ -85,7 +86,7 @@ def load_backbone(kind: Modality, config: BackboneConfig, setting: str, words: C
     scheme, separator, name = config.model.partition(":")
     if separator and scheme == "random":
         return _random_backbone(kind, name, config, setting, words)
-    reference = _package_folder(name, setting) if separator and scheme == "package" else config.model
+    reference = _reference(config.model, setting)
     try:
         with _quiet():
             model_config = _half(kind, _read_config(reference))
@@ -110,6 +111,18 @@ def load_backbone(kind: Modality, config: BackboneConfig, setting: str, words: C
             f"choose another pooling, or a folder that was saved from a {builder.__name__}"
         )
     return Backbone(kind, _pooled(model, pooling, setting), preprocessor)
+
+
+def stamp_of_model(model: str, setting: str) -> str:
+    """Changes with the files of a model that is there, by their names, sizes and times; of ``random:`` there are none.
+
+    Args:
+        model: as `BackboneConfig` takes it.
+        setting: its name in the recipe, for messages.
+    """
+    if model.startswith("random:"):
+        return ""
+    return stamp([Path(cached_file(_reference(model, setting), "config.json")).parent])
 
 
 def describe_backbone(kind: Modality, folder: Path, pooling: Pooling) -> Backbone:
@@ -192,6 +205,12 @@ def _documented_pooling(kind: Modality, config: Any, reference: str) -> Pooling:
     if len(modes) != 1 or modes[0] not in _SENTENCE_POOLING:
         raise ValueError(f"{path}: pooling {', '.join(modes) or 'unknown'} is not supported; set the pooling instead")
     return _SENTENCE_POOLING[modes[0]]
+
+
+def _reference(model: str, setting: str) -> str:
+    """A folder, or a name on the hub."""
+    scheme, _, name = model.partition(":")
+    return _package_folder(name, setting) if scheme == "package" and name else model
 
 
 def _package_folder(name: str, setting: str) -> str:

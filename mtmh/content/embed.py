@@ -126,6 +126,7 @@ def _embed_texts(
     """As `embed_with_encoder`, with a model that is used as it comes."""
     import torch.distributed as dist  # and all that a column does without
 
+    from mtmh.content.backbones import stamp_of_model
     from mtmh.content.shards import EmbeddingShards, progress_bar
     from mtmh.content.texts import TextTeacher
     from mtmh.distributed.ranks import join_ranks, on_first, writing_alone
@@ -134,9 +135,11 @@ def _embed_texts(
         teacher = TextTeacher(
             content, lambda: dataset.items(["text"]).column("text").drop_null().to_pylist(), ranks.device
         )
+        assert content.model is not None
         plan = {
             "dataset": dataset.artifact.manifest.digest,
             "model": content.model,
+            "files": stamp_of_model(content.model, "content"),
             "max_tokens": content.max_tokens,
             "batch_size": content.batch_size,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from mtmh.content.inputs import ItemReader
 from mtmh.content.teacher import ContentFiles, encoder_config, open_teacher
 from mtmh.content.texts import TextTeacher
 from mtmh.data.arrays import Floats
+from mtmh.distributed.ranks import chosen_device
 
 
 class FreshContent:
@@ -45,7 +47,11 @@ class FreshContent:
 
 
 def open_fresh_content(
-    content: ContentConfig, content_dir: Path, encoder_dir: Path, media_dir: Path
+    content: ContentConfig,
+    content_dir: Path,
+    encoder_dir: Path,
+    media_dir: Path,
+    device: Literal["auto", "cpu", "cuda"],
 ) -> FreshContent | None:
     """Opens the teacher of a recipe for fresh items.
 
@@ -54,12 +60,13 @@ def open_fresh_content(
         content_dir: of the catalogue's content embeddings; where they are, they must be this teacher's.
         encoder_dir: of the trained encoder, for ``content.kind = encoder``.
         media_dir: of the simulated pictures, where the recipe names no others.
+        device: ``training.device``, for texts; an encoder computes on the CPU.
 
     Returns:
         the teacher; None where ``content.kind`` is ``column``: embeddings come with the items.
 
     Raises:
-        ValueError: the teacher is not there, or the content embeddings are another one's.
+        ValueError: the teacher is not there, the content embeddings are another one's, or the device is not there.
     """
     if content.kind == "column":
         return None
@@ -73,7 +80,7 @@ def open_fresh_content(
                 f"{content_dir}: made by another teacher than the recipe's (content.kind = {content.kind})"
             )
     if encoder is None:
-        texts = TextTeacher(content, _no_words, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        texts = TextTeacher(content, _no_words, chosen_device(device))
         return FreshContent(lambda columns: _embed_texts(texts, columns["text"]), texts.dim, ("text",))
     teacher = open_teacher(encoder_dir)
     text, image = (teacher.backbones.get(name) for name in ("text", "image"))

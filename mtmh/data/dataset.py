@@ -27,6 +27,8 @@ from mtmh.data.histories import (
     has_labels,
     with_labels,
 )
+from mtmh.data.id_order import IdOrder
+from mtmh.data.ids import raw_ids
 from mtmh.data.item_table import ItemTable
 from mtmh.data.parquet import open_parquet, read_column
 from mtmh.data.randomness import Purpose, generator
@@ -41,8 +43,6 @@ from mtmh.data.schema import (
     DatasetSummary,
 )
 from mtmh.data.uniform_negatives import KnownItems, find_known_items
-
-_COPY_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -84,18 +84,6 @@ class Dataset:
             ValueError: no such column, or the table does not have one row an item.
         """
         return self._items_file(columns).read(columns=None if columns is None else list(columns))
-
-    def copy_items(self, columns: Sequence[str], path: Path) -> None:
-        """Writes columns of the items table to a Parquet file of its own, some rows at a time.
-
-        Raises:
-            ValueError: as ``items``.
-        """
-        file = self._items_file(columns)
-        schema = pa.schema([file.schema_arrow.field(name) for name in columns])
-        with pq.ParquetWriter(path, schema) as writer:
-            for batch in self.item_batches(columns, _COPY_ROWS):
-                writer.write_batch(batch)
 
     def item_batches(self, columns: Sequence[str], num_rows: int) -> Iterator[pa.RecordBatch]:
         """The same, at most ``num_rows`` items at a time.
@@ -146,18 +134,16 @@ class Dataset:
             kind = "64-bit integers" if numbers else "strings"
             raise ValueError(f"item ids of this dataset are {kind}, got {wanted.dtype} ({item_ids[0]!r})")
         wanted = wanted.astype(np.int64 if numbers else np.dtypes.StringDType())
-        ids, order = self._sorted_ids
-        place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-        return np.where(ids[place] == wanted, order[place], -1)
+        return self._id_order.find(wanted, None if numbers else lambda items: self.item_ids[items].tolist())
 
     @cached_property
-    def _sorted_ids(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-        order = np.argsort(self.item_ids, kind="stable")
-        ids = self.item_ids[order]
-        repeated = np.flatnonzero(ids[1:] == ids[:-1])
-        if len(repeated):
-            raise ValueError(f"{self.artifact.path / ITEMS}: item id {ids[repeated[0]]!r} comes more than once")
-        return ids, order
+    def _id_order(self) -> IdOrder:
+        order = IdOrder.of(raw_ids(self.item_ids))
+        first = np.flatnonzero(order.keys[1:] == order.keys[:-1])
+        ids, others = self.item_ids[order.items[first]], self.item_ids[order.items[first + 1]]
+        if (ids == others).any():
+            raise ValueError(f"{self.artifact.path / ITEMS}: item id {ids[ids == others][0]!r} comes more than once")
+        return order
 
     @cached_property
     def known_items(self) -> KnownItems:

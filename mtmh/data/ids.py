@@ -52,4 +52,4 @@ def sql_raw_id(column: str) -> str:
 
 
 def _hashed(text: str) -> int:
-    return int(hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()[:16], 16) & _BITS
+    return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[:8], "big") & _BITS

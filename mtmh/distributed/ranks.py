@@ -62,7 +62,7 @@ def join_ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
     Raises:
         ValueError: CUDA asked for and not there, or fewer GPUs than ranks on this host.
     """
-    chosen = _device(device)
+    chosen = chosen_device(device)
     joined_here = not dist.is_initialized()
     if joined_here:
         # On CUDA the counters and checkpoints still exchange CPU tensors, so both backends are there.
@@ -243,7 +243,12 @@ def _padded(rows: Tensor, num_rows: int) -> Tensor:
     return torch.cat([rows, rows.new_zeros(num_rows - len(rows), *rows.shape[1:])])
 
 
-def _device(setting: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def chosen_device(setting: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device of ``training.device``, for this process.
+
+    Raises:
+        ValueError: as `join_ranks`.
+    """
     num_gpus = torch.cuda.device_count()
     if setting == "cpu" or (setting == "auto" and num_gpus == 0):
         return torch.device("cpu")

@@ -13,9 +13,12 @@ from mtmh.tower.artifact import TowerFacts
 PRERANKER = Path("preranker")  # in an index: the learned preranker that ranks its answers, a whole artifact
 # item_id, display columns, train_count, first_seen; row number = item index. Of a compacted version REMOVED tells the
 # rows that are triggers and no answers.
-ITEMS = Path("items.parquet")
+ITEMS = Path("items.arrow")
 REMOVED = "removed"
-ITEM_FEATURES = Path("item_features.parquet")  # raw features for filters, likewise; a compacted index has them in ITEMS
+ITEM_FEATURES = Path("item_features.arrow")  # raw features for filters, likewise; a compacted index has them in ITEMS
+IDS = Path("item_ids.npy")  # [I] int64 by item index, where ids are numbers
+ITEM_KEYS = Path("item_keys.npy")  # [I] int64 raw ids (`mtmh.data.ids`), ascending
+KEY_ITEMS = Path("key_items.npy")  # [I] int32, int64 beyond 2^31: the item of each key
 
 
 def index_file(head: str) -> Path:

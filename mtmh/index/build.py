@@ -7,12 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mtmh.artifacts import MANIFEST, Artifact, link_file, link_folder, open_artifact
+from mtmh.artifacts import MANIFEST, Artifact, link_folder, open_artifact
 from mtmh.config import Config, RetrievalConfig, decisive
-from mtmh.data.dataset import open_dataset
+from mtmh.data import schema
+from mtmh.data.dataset import Dataset, open_dataset
+from mtmh.data.id_order import IdOrder
+from mtmh.data.ids import raw_ids
+from mtmh.data.parquet import open_parquet
 from mtmh.distributed.ranks import join_ranks, on_first
 from mtmh.index import versions
 from mtmh.index.artifact import ITEM_FEATURES, ITEMS, PRERANKER, RankedBy
+from mtmh.index.item_store import BATCH_ROWS, write_batches, write_order
 from mtmh.index.write import IndexRecord, Source, write_index
 from mtmh.tower.artifact import EmbeddingsSummary
 from mtmh.tower.export import write_tower
@@ -51,9 +56,7 @@ def build_index(config: Config, out: Path) -> Artifact:
         made = EmbeddingsSummary.model_validate(embeddings.summary)
 
         def finish(folder: Path) -> dict[str, Any]:
-            dataset.copy_items(DISPLAY_COLUMNS, folder / ITEMS)
-            if (dataset.artifact.path / ITEM_FEATURES).is_file():
-                link_file(dataset.artifact.path / ITEM_FEATURES, folder / ITEM_FEATURES)
+            _write_items(dataset, folder)
             if preranker is not None:  # its own: the recipe's is replaced when it is trained again
                 preranker.verify()
                 link_folder(preranker.path, folder / PRERANKER)
@@ -120,6 +123,17 @@ def build_version(config: Config, *, publish: bool = True) -> Path:
                 version, min_recall=settings.min_recall, keep=settings.keep_versions, milvus=settings.milvus
             ),
         )
+
+
+def _write_items(dataset: Dataset, folder: Path) -> None:
+    """Writes what serving wants of the items."""
+    path = dataset.artifact.path
+    write_batches(folder / ITEMS, dataset.item_batches(DISPLAY_COLUMNS, BATCH_ROWS))
+    if (path / schema.ITEM_FEATURES).is_file():
+        write_batches(folder / ITEM_FEATURES, open_parquet(path / schema.ITEM_FEATURES).iter_batches(BATCH_ROWS))
+    known = (path / schema.RAW_IDS).is_file()  # not of datasets that were prepared before there were raw ids
+    raw = dataset.item_table.raw_ids if known else raw_ids(dataset.item_ids)
+    write_order(folder, IdOrder.of(raw), raw if dataset.summary.id_type == "int64" else None)
 
 
 def _open_preranker(folder: Path, settings: RetrievalConfig, inputs: Mapping[str, Artifact]) -> Artifact | None:

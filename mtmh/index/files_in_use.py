@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from mtmh.artifacts import Artifact, DamagedArtifactError
 
-_MAPPED = (".faiss", ".lists", ".npy", ".safetensors")
+_MAPPED = (".faiss", ".lists", ".npy", ".arrow", ".safetensors")
 _PATIENCE = 30.0  # for readers, in seconds: Linux makes a writer wait for 45 at most
 _LOOK = 0.005
 _HEAD_START = 0.1  # of a writer that has waited, before the files are looked at again

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from mtmh.artifacts import link_folder, open_artifact
 from mtmh.config import Config, decisive
 from mtmh.data.row_file import create_array
 from mtmh.distributed.ranks import join_ranks
 from mtmh.index.artifact import ITEMS, PRERANKER, IndexSummary
+from mtmh.index.item_store import BATCH_ROWS, StoredItems, write_batches, write_order
 from mtmh.index.versions import new_version, publish
 from mtmh.index.write import IndexRecord, Source, write_index
 from mtmh.index.writers import scratch_folder, writing
@@ -55,7 +55,9 @@ def compact(config: Config) -> Path:
     rows = catalogue.latest
 
     def finish(folder: Path) -> dict[str, Any]:
-        pq.write_table(catalogue.stored(rows), folder / ITEMS)
+        stored = StoredItems.of(catalogue.stored(rows))
+        write_batches(folder / ITEMS, stored.table.to_batches(BATCH_ROWS))
+        write_order(folder, stored.order, stored.ids)
         if (base / TOWER).is_dir():
             link_folder(base / TOWER, folder / TOWER)
         if preranker is not None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtmh.data.arrays import Indices, ItemId, Mask
+from mtmh.data.schema import ITEM_ID
+from mtmh.data.table_rows import TableRows, numbers
 from mtmh.errors import RequestError, meant
 from mtmh.index.artifact import REMOVED
+from mtmh.index.item_store import StoredItems
 from mtmh.retrieval.item_column import Condition, ItemColumn, Value, is_filterable
 from mtmh.retrieval.text_search import ItemTexts
 
@@ -56,16 +58,15 @@ class Catalogue:
     keeps its index, so that it may still be a trigger; it is just never an answer.
 
     Args:
-        items: table with the columns of ``items.parquet`` of the index; row number = item index.
+        items: of the index; row number = item index.
     """
 
-    def __init__(self, items: pa.Table) -> None:
+    def __init__(self, items: StoredItems) -> None:
         self.answerable: Mask | None = None
-        if REMOVED in items.column_names:
-            self.answerable = ~items.column(REMOVED).to_numpy().astype(bool)
-            items = items.drop_columns([REMOVED])
+        if REMOVED in items.table.column_names:
+            self.answerable = ~items.table.column(REMOVED).to_numpy().astype(bool)
         self._base = _Base(items)
-        self._added = self._base.items.slice(0, 0)
+        self._added = self._base.items.table.slice(0, 0)
         self._added_at: dict[ItemId, int] = {}
 
     @property
@@ -149,8 +150,9 @@ class Catalogue:
     def find_trained(self, ids: Sequence[ItemId]) -> npt.NDArray[np.int64]:
         """Indices of the rows that training made of ids, removed or not; -1: of no event of the training period."""
         found = self._base.find(ids)
-        if len(self._base.items):
-            found[self._base.train_count[found] <= 0] = -1
+        here = np.flatnonzero(found >= 0)
+        counts = numbers(self._base.items.take(found[here], ["train_count"]).column(0))
+        found[here[counts <= 0]] = -1
         return found
 
     def indices(self, ids: Sequence[ItemId], role: str, field: str = "") -> npt.NDArray[np.int64]:
@@ -190,10 +192,10 @@ class Catalogue:
     def ids(self, indices: Indices) -> list[ItemId]:
         """Ids of item indices."""
         if not len(self._added):
-            return self._base.ids[indices].tolist()  # type: ignore[no-any-return]
+            return self._base.ids(indices)
         places = np.asarray(indices)
         added = places >= len(self._base.items)
-        found: list[ItemId] = self._base.ids[np.where(added, 0, places)].tolist()
+        found = self._base.ids(np.where(added, 0, places))
         ids = self._added_ids
         for place in np.flatnonzero(added):
             found[place] = ids[places[place] - len(self._base.items)]
@@ -204,26 +206,28 @@ class Catalogue:
         places = np.asarray(indices)
         base, added = places < len(self._base.items), places >= len(self._base.items)
         described = [ItemDescription("", "", "")] * len(places)
-        shown = [name for name in DISPLAY_COLUMNS if name in self._base.items.column_names]
+        shown = [name for name in DISPLAY_COLUMNS if name in self._added.column_names]
         for table, chosen, start in (
             (self._base.items, base & (places >= 0), 0),
-            (self._added, added, len(self._base.items)),
+            (TableRows(self._added), added, len(self._base.items)),
         ):
             where = np.flatnonzero(chosen)
             if len(where):
-                rows = table.select(shown).take(_rows(places[where] - start)).to_pylist()
-                for place, row in zip(where.tolist(), rows, strict=True):
-                    described[place] = ItemDescription(**{name: value or "" for name, value in row.items()})
+                columns = [column.to_pylist() for column in table.take(places[where] - start, shown).columns]
+                for place, values in zip(where.tolist(), zip(*columns, strict=True), strict=True):
+                    described[place] = ItemDescription(
+                        **{name: value or "" for name, value in zip(shown, values, strict=True)}
+                    )
         return described
 
     def columns(self, indices: Indices, names: Sequence[str]) -> pa.Table:
         """Columns of item indices, as they are stored; N rows."""
-        return self._all.select(list(names)).take(_rows(indices))
+        return self._all.take(indices, names)
 
     @cached_property
-    def _all(self) -> pa.Table:
+    def _all(self) -> TableRows:
         """The I + F items; row number = item index."""
-        return pa.concat_tables([self._base.items, self._added]) if len(self._added) else self._base.items
+        return self._base.items.with_more(self._added) if len(self._added) else self._base.items
 
     def meeting(self, name: str, condition: Condition, field: str) -> Mask:
         """[I + F] which items have a value in a column that meets a condition; as ``ItemColumn.meets``.
@@ -286,7 +290,7 @@ class Catalogue:
 
     def answers(self, names: Sequence[str]) -> pa.Table:
         """Columns of the items that may be answers."""
-        items = self._all.select(list(names))
+        items = self._all.table.select(list(names))
         return items if self.answerable is None else items.filter(pa.array(self.answerable))
 
     def find_by_text(self, query: str, limit: int) -> Indices:
@@ -308,7 +312,7 @@ class Catalogue:
 
     def stored(self, indices: Indices) -> pa.Table:
         """Rows of item indices with all columns, for a version of its own: one of them says which are removed."""
-        rows = self._all.take(pa.array(indices))
+        rows = self._all.take(indices, self._added.column_names)
         if self.answerable is None or self.answerable[indices].all():
             return rows
         return rows.append_column(REMOVED, pa.array(~self.answerable[indices]))
@@ -319,6 +323,8 @@ class Catalogue:
 
     @cached_property
     def _first_seen(self) -> npt.NDArray[np.int64]:
+        if not len(self._added):
+            return self._base.first_seen
         return np.concatenate([self._base.first_seen, _first_seen(self._added)])
 
     def _copy(self) -> Catalogue:
@@ -331,39 +337,43 @@ class Catalogue:
 class _Base:
     """The items of the built version, in the forms in which they are looked up."""
 
-    def __init__(self, items: pa.Table) -> None:
+    def __init__(self, stored: StoredItems) -> None:
+        items = stored.table.select([name for name in stored.table.column_names if name != REMOVED])
         if "first_seen" not in items.column_names:
             items = items.append_column("first_seen", pa.nulls(len(items), pa.int64()))
-        self.items = items
-        column = items.column("item_id")
-        self.id_type = "int64" if pa.types.is_integer(column.type) else "string"
-        self.ids = (
-            _numbers(column) if self.id_type == "int64" else np.array(column.to_pylist(), np.dtypes.StringDType())
-        )
-        self._order = np.argsort(self.ids, kind="stable")
-        self._sorted = self.ids[self._order]
+        self.items = TableRows(items)
+        self.id_type = "string" if stored.ids is None else "int64"
+        self._ids, self._order = stored.ids, stored.order
         self.column_names = [field.name for field in items.schema if is_filterable(field.type)]
         self._columns: dict[str, ItemColumn] = {}
-        self.train_count = _numbers(items.column("train_count"))
+
+    def ids(self, indices: Indices) -> list[ItemId]:
+        """Ids of indices."""
+        if self._ids is not None:
+            return self._ids[indices].tolist()  # type: ignore[no-any-return]
+        return self.items.take(indices, [ITEM_ID]).column(0).to_pylist()  # type: ignore[no-any-return]
 
     def find(self, ids: Sequence[ItemId]) -> npt.NDArray[np.int64]:
         """Indices of ids of the right type, -1: not there."""
-        if not ids or not len(self._sorted):
-            return np.full(len(ids), -1, np.int64)
-        wanted = np.asarray(ids, dtype=self._sorted.dtype)
-        places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
-        return np.where(self._sorted[places] == wanted, self._order[places], -1)
+        if self._ids is not None:
+            return self._order.find(np.asarray(ids, np.int64), None)
+        return self._order.find(np.asarray(ids, np.dtypes.StringDType()), self.ids)
 
     def column(self, name: str) -> ItemColumn:
         """One that is there; kept, for its first use takes a pass over all items."""
         if name not in self._columns:
-            self._columns[name] = ItemColumn(self.items.column(name))
+            self._columns[name] = ItemColumn(self.items.table.column(name))
         return self._columns[name]
 
     @cached_property
     def first_seen(self) -> npt.NDArray[np.int64]:
         """[I] instants at which the items were first seen."""
-        return _first_seen(self.items)
+        return _first_seen(self.items.table)
+
+    @cached_property
+    def train_count(self) -> npt.NDArray[np.int64]:
+        """[I] events of the training period."""
+        return numbers(self.items.table.column("train_count"))
 
     @cached_property
     def by_popularity(self) -> npt.NDArray[np.int64]:
@@ -386,16 +396,4 @@ def _of_schema(items: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def _first_seen(items: pa.Table) -> npt.NDArray[np.int64]:
     column = pc.fill_null(items.column("first_seen").cast(pa.int64()), _ALWAYS_NEW)
-    return _numbers(column)
-
-
-def _numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """Numbers without gaps; pyarrow's own conversion imports pandas first, where it is installed."""
-    return np.from_dlpack(column.combine_chunks())
-
-
-def _rows(indices: Indices) -> pa.Array:
-    """The way back, likewise."""
-    return pa.Array.from_buffers(
-        pa.int64(), len(indices), [None, pa.py_buffer(np.ascontiguousarray(indices, np.int64))]
-    )
+    return numbers(column)

@@ -18,10 +18,10 @@ from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.config.recorded import recorded_section
 from mtmh.data.arrays import Indices, ItemId, Mask
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
-from mtmh.data.parquet import read_whole
 from mtmh.errors import RequestError
-from mtmh.index.artifact import ITEM_FEATURES, ITEMS, PRERANKER, IndexSummary
+from mtmh.index.artifact import PRERANKER, IndexSummary
 from mtmh.index.files_in_use import FilesInUse
+from mtmh.index.item_store import open_items
 from mtmh.index.store import open_head
 from mtmh.index.vector_index import ExactIndex, VectorIndex
 from mtmh.index.versions import current_version
@@ -137,9 +137,7 @@ class Retriever:
         opened = {head: open_head(index_dir, head, summary, milvus) for head in summary.heads}
         indexes = {head: index for head, (index, _) in opened.items()}
         vectors = {head: stored for head, (_, stored) in opened.items()}
-        items = _read_items(index_dir)
-        if len(items) != summary.num_items:
-            raise ValueError(f"{index_dir / ITEMS}: {len(items)} items, the manifest says {summary.num_items}")
+        items = open_items(index_dir, summary.num_items)
         built = summary.ranked_by
         warns = settings is not None
         settings = settings or recorded_section(artifact, "retrieval", RetrievalConfig)
@@ -591,20 +589,6 @@ class Retriever:
             changed.vectors = {head: search.vectors for head, search in by_head.items()}
             changed._searches = AllHeads(by_head, self._searches.threads, self._searches.cores)
         return changed
-
-
-def _read_items(index_dir: Path) -> pa.Table:
-    """The items of an index with all columns; an index that was built before it had features has none."""
-    items = read_whole(index_dir / ITEMS)
-    if not (index_dir / ITEM_FEATURES).is_file():
-        return items
-    features = read_whole(index_dir / ITEM_FEATURES)
-    if len(features) != len(items):
-        raise ValueError(f"{index_dir / ITEM_FEATURES}: {len(features)} items, {ITEMS} has {len(items)}")
-    for name in features.column_names:
-        if name not in items.column_names:
-            items = items.append_column(name, features.column(name))
-    return items
 
 
 def _taking_part(plan: QueryPlan) -> list[str]:

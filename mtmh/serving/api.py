@@ -398,6 +398,9 @@ class IndexResponse(BaseModel):
     curve: MeasuredCurve | None
 
 
+_ID_BYTES, _FEATURES_BYTES = 64, 2048
+_NUMBER_BYTES = 26  # of the longest number of 64 bits, a comma and a space
+
 _SHAPED_COSTS = 10  # times as much as other lists
 
 # Field of RetrieveRequest -> the setting that bounds its value or its length.
@@ -436,6 +439,17 @@ def beyond_limits(request: RetrieveRequest, limits: ServiceConfig, default_k_ann
         expected = f"at most {most // num_triggers} for {num_triggers} triggers, not {k_ann}"
         found.append(FieldProblem(field="body.k_ann", expected=expected))
     return found
+
+
+def largest_body(limits: ServiceConfig, numbers_an_item: int) -> int:
+    """Bytes of the largest request that the other limits allow, with ids and features of common length.
+
+    Args:
+        limits: of the service.
+        numbers_an_item: that may come with an item: the vectors of its heads and its content embedding.
+    """
+    ids = limits.max_triggers + limits.max_history + 2 * limits.max_filter_items
+    return _ID_BYTES * ids + limits.max_new_items * (_FEATURES_BYTES + _NUMBER_BYTES * numbers_an_item)
 
 
 def names_at(message: type[BaseModel], place: Sequence[int | str]) -> list[str]:

@@ -36,6 +36,7 @@ from mtmh.serving.api import (
     RetrieveResponse,
     SimilarParameters,
     document_limits,
+    largest_body,
     names_at,
 )
 from mtmh.serving.connections import arrival
@@ -66,7 +67,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(
         Guard,
         metrics=service.metrics,
-        max_body_bytes=service.limits.max_body_bytes,
+        max_body_bytes=service.limits.max_body_bytes or largest_body(service.limits, service.numbers_an_item),
         max_requests=service.limits.max_requests,
         body_seconds=service.limits.timeout_ms / 1000,
         draining=lambda: service.draining,

@@ -135,7 +135,9 @@ def _teacher(config: Config) -> FreshContent | None:
     try:
         from mtmh.content.fresh import open_fresh_content
 
-        return open_fresh_content(config.content, config.content_dir, config.encoder_dir, config.media_dir)
+        return open_fresh_content(
+            config.content, config.content_dir, config.encoder_dir, config.media_dir, config.training.device
+        )
     except (ImportError, ValueError) as error:
         logging.getLogger("mtmh.serve").warning(
             "fresh items must bring their content_embedding: the teacher cannot be used: %s", error

@@ -138,6 +138,13 @@ class Service:
         tower = self.current.snapshot.retriever.tower
         return tower.features.names if tower is not None else []
 
+    @property
+    def numbers_an_item(self) -> int:
+        """Numbers that may come with an item that the index does not know."""
+        retriever = self.current.snapshot.retriever
+        content = retriever.tower.features.facts.content_dim if retriever.tower is not None else 0
+        return content + sum(vectors.shape[1] for vectors in retriever.vectors.values())
+
     def give_way(self) -> None:
         """Lets those write the index files who want to; questions of that while are refused (503)."""
         self.current.give_way(lambda: not any(queue.running for queue in (self.queue, self.lookups, self.writes)))

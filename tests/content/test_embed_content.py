@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from synthetic_dataset import make_config, write_dataset
 from mtmh.artifacts import write_artifact
 from mtmh.config import Config
 from mtmh.content.embed import embed_content
+from mtmh.content.shards import EmbeddingShards
 from mtmh.data.arrays import unit_rows
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
@@ -99,6 +101,33 @@ def test_column_is_normalised_and_nulls_become_zero_rows(tmp_path: Path, monkeyp
 def test_unit_rows_survive_extremes() -> None:
     rows = unit_rows(np.array([[3e38, 3e38], [1e-30, 0], [0, 0], [0, -2]], np.float32))
     np.testing.assert_allclose(rows, [[0.5**0.5, 0.5**0.5], [0, 0], [0, 0], [0, -1]], atol=1e-6)
+
+
+def test_a_killed_run_starts_anew_with_another_model_in_the_same_folder(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path, {"text": pa.array(TEXTS)})
+    config = text_config(tmp_path, bert)
+    config = config.model_copy(update={"content": config.content.model_copy(update={"shard_items": 5})})
+    write = EmbeddingShards.write
+
+    def stopped(parts: EmbeddingShards, shard: int, *rest: Any) -> None:
+        if shard > 0:
+            raise KeyboardInterrupt
+        write(parts, shard, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmbeddingShards, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            embed_content(config, tmp_path / "content")
+    assert [path.name for path in (tmp_path / "content.parts").glob("part-*.json")] == ["part-000000.json"]
+    model = transformers.BertModel.from_pretrained(bert)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.neg_()
+    model.save_pretrained(bert)
+    found, expected = (embed_content(config, tmp_path / name).path / "embeddings.npy" for name in ("content", "alone"))
+    assert found.read_bytes() == expected.read_bytes()
 
 
 def test_what_is_missing_is_said(tmp_path: Path, bert: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from test_embed_content import TEXTS, make_dataset, text_config
 
 from mtmh.config import Config
@@ -14,11 +15,15 @@ from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
 
 
-def test_a_fresh_text_gets_the_embedding_that_the_catalogue_gives_it(tmp_path: Path, bert: Path) -> None:
+def test_a_fresh_text_gets_the_embedding_that_the_catalogue_gives_it(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = make_dataset(tmp_path, {"text": pa.array(TEXTS)})
     config = text_config(tmp_path, bert)
     made = embed_content(config, config.content_dir)
-    teacher = open_fresh_content(config.content, config.content_dir, config.encoder_dir, config.media_dir)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and still it is the CPU
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    teacher = open_fresh_content(config.content, config.content_dir, config.encoder_dir, config.media_dir, "cpu")
     assert teacher is not None
     assert teacher.dim == 16
     assert teacher.fields == ("text",)
@@ -33,13 +38,16 @@ def test_another_teacher_than_the_catalogues_is_refused(tmp_path: Path, bert: Pa
     embed_content(config, config.content_dir)
     other = config.content.model_copy(update={"model": str(tmp_path / "other")})
     with pytest.raises(ValueError, match="made by another teacher"):
-        open_fresh_content(other, config.content_dir, config.encoder_dir, config.media_dir)
+        open_fresh_content(other, config.content_dir, config.encoder_dir, config.media_dir, "auto")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"training.device is cuda, but PyTorch sees no GPU here"):
+            open_fresh_content(config.content, config.content_dir, config.encoder_dir, config.media_dir, "cuda")
 
 
 def test_an_encoder_sees_the_pictures_of_fresh_items_too(trained: Config, tmp_path: Path) -> None:
     made = embed_content(trained, tmp_path / "content")
     dataset = open_dataset(trained.dataset_dir)
-    teacher = open_fresh_content(trained.content, made.path, trained.encoder_dir, trained.media_dir)
+    teacher = open_fresh_content(trained.content, made.path, trained.encoder_dir, trained.media_dir, "auto")
     assert teacher is not None
     assert teacher.fields == ("text", "image")
     items = dataset.items(["text", "image"])

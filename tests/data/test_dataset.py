@@ -31,13 +31,13 @@ def test_items_come_in_index_order_with_the_columns_asked_for(tmp_path: Path) ->
         dataset.items(["colour"])
 
 
-def test_columns_are_copied_some_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mtmh.data.dataset._COPY_ROWS", 7)
+def test_columns_come_some_rows_at_a_time(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "dataset", HISTORY_LISTS)
-    dataset.copy_items(["text", "item_id"], tmp_path / "copy.parquet")
-    assert pq.read_table(tmp_path / "copy.parquet").equals(dataset.items(["text", "item_id"]))
+    batches = list(dataset.item_batches(["text", "item_id"], 7))
+    assert {len(batch) for batch in batches[:-1]} == {7}
+    assert pa.Table.from_batches(batches).equals(dataset.items(["text", "item_id"]))
     with pytest.raises(ValueError, match=r"items.parquet: no column colour"):
-        dataset.copy_items(["colour"], tmp_path / "other.parquet")
+        list(dataset.item_batches(["colour"], 7))
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,9 @@ def test_columns_are_copied_some_rows_at_a_time(tmp_path: Path, monkeypatch: pyt
     [
         np.random.default_rng(0).permutation(10**15 + np.arange(NUM_ITEMS)).tolist(),
         [f"sku-{item * 7919 % 61}-ü" for item in range(NUM_ITEMS)],
+        [f"a stock-keeping unit, {item * 7919 % 61}-ü" for item in range(NUM_ITEMS)],
     ],
-    ids=["int64", "string"],
+    ids=["int64", "string", "more than 15 bytes"],
 )
 def test_ids_are_found_whatever_their_type(tmp_path: Path, item_ids: list[Any]) -> None:
     dataset = write_dataset(tmp_path / "dataset", HISTORY_LISTS, item_ids=item_ids)

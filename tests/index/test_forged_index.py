@@ -29,7 +29,9 @@ from pathlib import Path
 import numpy as np
 from mtmh.artifacts import open_artifact
 from mtmh.index.artifact import IndexSummary
+from mtmh.index.item_store import open_items
 from mtmh.index.store import open_head
+from mtmh.retrieval.catalogue import Catalogue
 
 folder, head = Path(sys.argv[1]), sys.argv[2]
 summary = IndexSummary.model_validate(open_artifact(folder, "index").summary)
@@ -42,6 +44,10 @@ def use():
         assert items.min() >= -1 and items.max() < summary.num_items, "an item that is none"
     index.search(queries, 50, 5, np.arange(summary.num_items) % 2 == 0)
     vectors[np.array([0, 5, summary.num_items - 1])]
+    catalogue = Catalogue(open_items(folder, summary.num_items))
+    rows = np.arange(summary.num_items)
+    catalogue.find(catalogue.ids(rows), "item")
+    catalogue.describe(rows)
 
 use()
 for line in sys.stdin:
@@ -104,6 +110,7 @@ def test_a_forged_file_ends_in_an_error_or_an_answer(storage: str, tmp_path: Pat
     lines: list[str] = []
     head = HEADS[0]
     names = [f"{head}.faiss", f"{head}.lists", f"{head}.places.npy", f"{head}.exact.faiss"]
+    names += ["items.arrow", "item_features.arrow", "key_items.npy"] if storage == "flat" else []
     for seed, name in enumerate(name for name in names if (folder / name).is_file()):
         for number, (told, content) in enumerate(forgeries((folder / name).read_bytes(), seed)):
             path = aside / f"{name}-{number}"
@@ -113,7 +120,7 @@ def test_a_forged_file_ends_in_an_error_or_an_answer(storage: str, tmp_path: Pat
     ended = run_opener(folder, head, lines)
     assert ended.keys() == cases.keys()
     wrong = [f"{cases[path]}: {how}" for path, how in ended.items() if how not in ("answers", "refused")]
-    assert wrong == []
+    assert wrong == [], "\n".join(wrong)
     refused = sum(how == "refused" for how in ended.values())
     assert refused > 0.4 * len(ended), f"{refused} of {len(ended)}"
 

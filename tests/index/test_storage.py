@@ -15,7 +15,18 @@ from stored_index import DIM, HEADS, NUM_ITEMS, clustered, index_config, write_w
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.index import kinds
-from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, places_file
+from mtmh.index.artifact import (
+    IDS,
+    ITEM_FEATURES,
+    ITEM_KEYS,
+    ITEMS,
+    KEY_ITEMS,
+    IndexSummary,
+    exact_file,
+    index_file,
+    lists_file,
+    places_file,
+)
 from mtmh.index.build import build_index
 from mtmh.index.storage import IvfSettings, VectorFile
 from mtmh.index.store import open_head, open_lists
@@ -151,7 +162,9 @@ def test_vectors_are_stored_once(root: Path) -> None:
         assert sizes[str(lists_file(HEADS[0]))] == NUM_ITEMS * (code_bytes + 8)
         rest = places_file(HEADS[0]) if summary.vectors == "lists" else exact_file(HEADS[0])
         assert 0 <= sizes[str(rest)] - NUM_ITEMS * beside < 256
-        assert len(sizes) == 3 * len(HEADS) + 2  # items.parquet, item_features.parquet
+        of_items = {str(name) for name in (ITEMS, ITEM_FEATURES, ITEM_KEYS, KEY_ITEMS, IDS)}
+        assert len(sizes) == 3 * len(HEADS) + len(of_items)
+        assert of_items < sizes.keys()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

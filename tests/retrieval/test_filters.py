@@ -15,6 +15,7 @@ from ivf_in_memory import build_ivf
 from mtmh.config import RetrievalConfig
 from mtmh.data.arrays import Indices, Scores
 from mtmh.data.item_vectors import StackedVectors
+from mtmh.index.item_store import StoredItems
 from mtmh.retrieval import head_search
 from mtmh.retrieval.answers import RetrievedItem
 from mtmh.retrieval.catalogue import Catalogue, UnknownItemError
@@ -54,7 +55,7 @@ def make_retriever(heads: Sequence[str] = HEADS, **defaults: Any) -> Retriever:
     return Retriever(
         {head: INDEXES[head] for head in heads},
         {head: VECTORS[head] for head in heads},
-        Catalogue(ITEMS),
+        Catalogue(StoredItems.of(ITEMS)),
         RetrievalConfig(**{"k": 10, "k_ann": 40, "num_probes": 2, "alpha": 50} | defaults),
         preranker=HeadScorePreranker(),
         sorter=HeadScorePreranker((heads[0], VECTORS[heads[0]])),

@@ -14,6 +14,7 @@ from mtmh.modules import UserTower
 
 from mtmh.config import RetrievalConfig
 from mtmh.data.item_vectors import StackedVectors
+from mtmh.index.item_store import StoredItems
 from mtmh.preranking.artifact import TaskSummary
 from mtmh.preranking.evidence import Evidence
 from mtmh.preranking.forward import CombinedEvidence, UserQueries
@@ -175,7 +176,7 @@ def learned_retriever() -> Retriever:
     return Retriever(
         {"engagement": build_ivf(vectors, num_clusters=2)},
         {"engagement": vectors},
-        Catalogue(table),
+        Catalogue(StoredItems.of(table)),
         RetrievalConfig(k=6, k_ann=40, num_probes=2),
         preranker=HeadScorePreranker(),
         sorter=LearnedPreranker(UserRanker(ranker.scorer, evidence, ranker.combination)),

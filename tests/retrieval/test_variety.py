@@ -15,6 +15,7 @@ from ivf_in_memory import build_ivf
 
 from mtmh.config import RetrievalConfig
 from mtmh.errors import RequestError
+from mtmh.index.item_store import StoredItems
 from mtmh.retrieval.answers import RetrievedItem
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.filters import Filters
@@ -53,7 +54,7 @@ VECTORS = {head: unit(place) for place, head in enumerate(HEADS)}
 RETRIEVER = Retriever(
     {head: build_ivf(VECTORS[head], num_clusters=12) for head in HEADS},
     VECTORS,
-    Catalogue(ITEMS),
+    Catalogue(StoredItems.of(ITEMS)),
     RetrievalConfig(k=10, k_ann=NUM_ITEMS, num_probes=12, alpha=50),
     preranker=HeadScorePreranker(),
     sorter=HeadScorePreranker((HEADS[0], VECTORS[HEADS[0]])),
@@ -350,7 +351,7 @@ def test_popular_answers_keep_to_caps() -> None:
     retriever = Retriever(
         {HEADS[0]: build_ivf(VECTORS[HEADS[0]], num_clusters=2)},
         {HEADS[0]: VECTORS[HEADS[0]]},
-        Catalogue(ITEMS),
+        Catalogue(StoredItems.of(ITEMS)),
         defaults,
         preranker=HeadScorePreranker(),
         sorter=HeadScorePreranker(),

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 from service_process import ServiceProcess
 
@@ -58,6 +57,8 @@ def write_hostile_text(config: Config) -> None:
     """Publishes a version in which the text and topics of one item are an attack on a page that shows them."""
     from mtmh.artifacts import open_artifact, write_artifact
     from mtmh.index.artifact import ITEMS
+    from mtmh.index.build import DISPLAY_COLUMNS
+    from mtmh.index.item_store import open_items, write_batches
     from mtmh.index.versions import current_version, new_version, publish
 
     old = open_artifact(current_version(config.model_dir("index")), "index")
@@ -67,12 +68,12 @@ def write_hostile_text(config: Config) -> None:
         shutil.copytree(old.path, writer.folder, dirs_exist_ok=True)
         (writer.folder / "manifest.json").unlink()
         writer.summary.update(old.summary)
-        items = pq.read_table(old.path / ITEMS)
+        items = open_items(old.path, old.summary["num_items"]).table.select(DISPLAY_COLUMNS)
         is_hostile = pc.equal(items.column("item_id"), HOSTILE_ITEM)
         for name in ("text", "topic_l1", "topic_l2"):
             column = pc.if_else(is_hostile, HOSTILE_TEXT, items.column(name))
             items = items.set_column(items.column_names.index(name), name, column)
-        pq.write_table(items, writer.folder / ITEMS)
+        write_batches(writer.folder / ITEMS, items.combine_chunks().to_batches())
     publish(folder)
 
 

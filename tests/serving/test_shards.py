@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import yaml
 from service_process import ServiceProcess
 
 from benchmarks.serving.shards import Front
-from mtmh.config import IndexConfig, load_config
+from mtmh.config import IndexConfig, ServiceConfig, load_config
 from mtmh.distributed.ranks import join_ranks
 from mtmh.errors import RequestError
 from mtmh.index import write
@@ -21,6 +22,7 @@ from mtmh.index.artifact import RankedBy
 from mtmh.index.versions import new_version, publish
 from mtmh.retrieval.query import Query
 from mtmh.retrieval.retriever import Retriever
+from mtmh.serving.api import largest_body
 from mtmh.tower.artifact import vectors_file
 
 NUM_ITEMS, DIM, CLUSTERS = 300, 8, 5
@@ -92,6 +94,20 @@ def test_a_front_of_two_halves_answers_as_the_whole(tmp_path: Path) -> None:
         assert "expected 8 numbers of unit length" in refused.json["detail"]
         assert second.retrieve(**asked).status == 200, "what an index knows it answers from its own vectors"
         assert first.retrieve(triggers=[700]).status == 404, "nothing of it is kept"
+        largest = largest_body(ServiceConfig(), len(HEADS) * DIM)
+        body = json.dumps({"triggers": [0]}).encode().ljust(largest)
+        assert first.call("POST", "/v1/retrieve", raw=body).status == 200
+        assert first.call("POST", "/v1/retrieve", raw=body + b" ").status == 413
+
+
+def test_as_many_vectors_as_are_allowed_fit_into_a_body() -> None:
+    limits, rng = ServiceConfig(), np.random.default_rng(0)
+    ids = [10**18 + item for item in range(limits.max_triggers)]
+    vectors = {item: {head: (1e-5 * rng.normal(size=128)).tolist() for head in HEADS} for item in ids}
+    excluded = [f"{item:036d}" for item in range(limits.max_filter_items)]
+    whole = {"triggers": ids, "vectors": vectors, "filters": {"exclude": excluded, "allow": excluded}}
+    for numbers, fits in ((len(HEADS) * 128, True), (0, False)):
+        assert (len(json.dumps(whole)) <= largest_body(limits, numbers)) is fits
 
 
 def test_vectors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
