@@ -19,8 +19,8 @@ def main() -> None:
     """Reads sequences, trains, and writes ranked lists as CSV (``user_id, item_id, rank``), and the fit's seconds."""
     sequences, lists, kind, *numbers = sys.argv[1:]
     dim, layers, heads, epochs, batch = map(int, numbers[:5])
-    rate, dropout = map(float, numbers[5:7])
-    negatives, seed, length, k = map(int, numbers[7:])
+    rate, dropout, temperature = map(float, numbers[5:8])
+    negatives, seed, length, k = map(int, numbers[8:])
     seed_everything(seed, workers=True)
     events = pd.read_csv(sequences).sort_values("place")
     events["datetime"] = pd.to_datetime(events["time"], unit="s")
@@ -40,6 +40,8 @@ def main() -> None:
         train_min_user_interactions=2,
         deterministic=True,
         recommend_torch_device="cpu",
+        # Of cosines, which HSTU compares; SASRec compares inner products.
+        lightning_module_kwargs={"logits_t": temperature} if kind == "hstu" else None,
     )
     started = time.perf_counter()
     model.fit(dataset)

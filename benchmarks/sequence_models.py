@@ -6,9 +6,9 @@
 
 Each user's last event is asked for among the whole catalogue, without what the user had; of those before it the last
 50 are trained on. Widths, layers, passes, batch, rate, dropout and the number of negatives are the same; what differs
-is what the two make of it: ours compares unit vectors at a temperature and shares its negatives among a batch. Recall
-and NDCG of both are computed here. RecTools pins versions of its own, so it lives in an environment of its own; without
-``--rectools`` only ours is measured.
+is what the two make of it: ours compares unit vectors at a temperature, as RecTools' HSTU does (at ours here; 1 is its
+own), and shares its negatives among a batch. Recall and NDCG of both are computed here. RecTools pins versions of its
+own, so it lives in an environment of its own; without ``--rectools`` only ours is measured.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def their_lists(pieces: Pieces, settings: SequenceSettings, python: Path, out: P
     script = Path(__file__).with_name("rectools_sequences.py")
     words: Sequence[object] = (
         settings.kind, settings.dim, settings.num_layers, settings.num_heads, settings.epochs, settings.batch_pieces,
-        settings.learning_rate, settings.dropout, settings.num_negatives, settings.seed, LENGTH, CUTS[-1],
+        settings.learning_rate, settings.dropout, settings.temperature, settings.num_negatives, settings.seed, LENGTH,
+        CUTS[-1],
     )  # fmt: skip
     subprocess.run([python, script, sequences, lists, *map(str, words)], check=True)
     found = pcsv.read_csv(lists)

@@ -92,3 +92,10 @@ def test_embeddings_are_rows_of_the_table_at_unit_length() -> None:
 def test_a_width_that_heads_do_not_divide_is_refused() -> None:
     with pytest.raises(ValueError, match="3 heads divide, got 8"):
         SasRec(build_item_collection(4, 8), 8, 4, num_heads=3)
+
+
+def test_first_weights_are_small_enough_to_turn_soon() -> None:
+    model = SasRec(build_item_collection(2000, 64), dim=64, max_length=50)
+    (table,) = model.items.parameters()
+    assert table.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.positions.std().item() == pytest.approx(0.02, rel=0.1)
