@@ -19,7 +19,7 @@ STEPS, EVERY = 60, 3
 
 
 def config_of(root: Path, name: str, **training: object) -> Config:
-    settings = {"max_steps": STEPS, "epochs": 20, "checkpoint_every": EVERY, **training}
+    settings = {"max_steps": STEPS, "epochs": 20, "checkpoint_every": EVERY, "final": "retrain", **training}
     return tiny_config(root, name, settings, head_embeddings=False)
 
 
