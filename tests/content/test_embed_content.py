@@ -103,11 +103,8 @@ def test_unit_rows_survive_extremes() -> None:
     np.testing.assert_allclose(rows, [[0.5**0.5, 0.5**0.5], [0, 0], [0, 0], [0, -1]], atol=1e-6)
 
 
-def test_a_killed_run_starts_anew_with_another_model_in_the_same_folder(
-    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_dataset(tmp_path, {"text": pa.array(TEXTS)})
-    config = text_config(tmp_path, bert)
+def stop_after_a_shard(config: Config, out: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """Ends a run in shards of five items when the first is written; the recipe with these shards."""
     config = config.model_copy(update={"content": config.content.model_copy(update={"shard_items": 5})})
     write = EmbeddingShards.write
 
@@ -119,7 +116,16 @@ def test_a_killed_run_starts_anew_with_another_model_in_the_same_folder(
     with monkeypatch.context() as patch:
         patch.setattr(EmbeddingShards, "write", stopped)
         with pytest.raises(KeyboardInterrupt):
-            embed_content(config, tmp_path / "content")
+            embed_content(config, out)
+    return config
+
+
+def test_a_killed_run_starts_anew_with_another_model_in_the_same_folder(
+    tmp_path: Path, bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_dataset(tmp_path, {"text": pa.array(TEXTS)})
+    config = text_config(tmp_path, bert)
+    config = stop_after_a_shard(config, tmp_path / "content", monkeypatch)
     assert [path.name for path in (tmp_path / "content.parts").glob("part-*.json")] == ["part-000000.json"]
     model = transformers.BertModel.from_pretrained(bert)
     with torch.no_grad():

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from forked_ranks import Launcher
-from test_embed_content import TEXTS, make_dataset, text_config
+from test_embed_content import TEXTS, make_dataset, stop_after_a_shard, text_config
 from tiny_bert import write_bert
 
 from mtmh.artifacts import open_artifact
 from mtmh.content.embed import embed_content
-from mtmh.content.shards import EmbeddingShards
 
 
 def test_two_ranks_write_the_bytes_of_one_and_finished_shards_are_not_done_again(
@@ -24,20 +22,9 @@ def test_two_ranks_write_the_bytes_of_one_and_finished_shards_are_not_done_again
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     make_dataset(tmp_path, {"text": pa.array(TEXTS)})
     config = text_config(tmp_path, write_bert(tmp_path / "bert"))
-    config = config.model_copy(update={"content": config.content.model_copy(update={"shard_items": 5})})
-    alone = embed_content(config, tmp_path / "alone").path
     out, parts = tmp_path / "content", tmp_path / "content.parts"
-    write = EmbeddingShards.write
-
-    def stopped(parts: EmbeddingShards, shard: int, *rest: Any) -> None:
-        if shard > 0:
-            raise KeyboardInterrupt
-        write(parts, shard, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(EmbeddingShards, "write", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            embed_content(config, out)
+    config = stop_after_a_shard(config, out, monkeypatch)
+    alone = embed_content(config, tmp_path / "alone").path
     assert [path.name for path in sorted(parts.glob("part-*.json"))] == ["part-000000.json"]
     # A mark that only survives if the finished shard is taken as it is.
     marked = np.roll(np.load(parts / "part-000000.npy"), 1, axis=0)
