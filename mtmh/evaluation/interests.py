@@ -9,11 +9,10 @@ import numpy.typing as npt
 
 from mtmh.data.arrays import Indices
 from mtmh.data.histories import Histories
-from mtmh.evaluation.metrics import Values
+from mtmh.evaluation.metrics import Ratio, Values
+from mtmh.preranking.neighbours import distinct_pairs
 
 YOUNG_SECONDS = 48 * 3600
-
-Ratio = tuple[Values, Values]  # what is summed over users, above and below
 
 
 class Interests:
@@ -27,7 +26,6 @@ class Interests:
 
     def __init__(self, topics: Indices, histories: Histories, truth: Histories) -> None:
         self._topics = np.append(topics, -1)  # the last is for item -1
-        self._width = int(topics.max(initial=-1)) + 1
         self._num_users = len(truth.offsets) - 1
         known = self._pairs(_owners(histories), histories.items)
         self._later = self._pairs(_owners(truth), truth.items)
@@ -40,7 +38,7 @@ class Interests:
             lists: [U, N] item indices, -1: none.
             ks: cut-offs.
         """
-        return {k: self._found(lists[:, :k], self._later) for k in ks}
+        return self._found(lists, self._later, ks)
 
     def discovered(self, lists: Indices, hits: npt.NDArray[np.bool_], ks: Sequence[int]) -> dict[int, Ratio]:
         """Novel interest discovery: topics new to the user that hits among the first k are about, and all such topics.
@@ -50,37 +48,48 @@ class Interests:
             hits: [U, N] of `hits_in`.
             ks: cut-offs.
         """
-        of_hits = np.where(hits, lists, -1)
-        return {k: self._found(of_hits[:, :k], self._new) for k in ks}
+        return self._found(np.where(hits, lists, -1), self._new, ks)
 
     def diversity(self, lists: Indices, ks: Sequence[int]) -> dict[int, Ratio]:
         """Pairs of different topics among the first k of a list, and all pairs; items without a topic are left out."""
-        found = {}
-        for k in ks:
-            topics = self._topics[lists[:, :k]]
-            users, columns = np.nonzero(topics >= 0)
-            sizes = np.bincount(users, minlength=self._num_users)
-            keys, counts = np.unique(users * self._width + topics[users, columns], return_counts=True)
-            same = np.bincount(keys // max(1, self._width), weights=counts * (counts - 1), minlength=self._num_users)
-            pairs = (sizes * (sizes - 1)).astype(np.float64)
+        keys, place, column = self._numbered(lists)
+        users, counts, start = keys >> 32, np.zeros(len(keys)), 0
+        found: dict[int, Ratio] = {}
+        for k in sorted(ks):
+            counts += np.bincount(place[(column >= start) & (column < k)], minlength=len(keys))
+            sizes, same = (
+                np.bincount(users, of_pairs, self._num_users) for of_pairs in (counts, counts * (counts - 1))
+            )
+            pairs, start = sizes * (sizes - 1), k
             # Every user counts once, however many pairs a list has.
             share = np.divide(pairs - same, pairs, out=np.zeros_like(pairs), where=pairs > 0)
             found[k] = (share, (pairs > 0).astype(np.float64))
         return found
 
-    def _found(self, lists: Indices, wanted: Indices) -> Ratio:
-        pairs = self._pairs(np.repeat(np.arange(len(lists)), lists.shape[1]), lists.ravel())
-        return self._a_user(np.intersect1d(pairs, wanted, assume_unique=True)), self._a_user(wanted)
+    def _found(self, lists: Indices, wanted: Indices, ks: Sequence[int]) -> dict[int, Ratio]:
+        """The wanted pairs of <user, topic> that are among the first k of a list, and all of them."""
+        keys, place, column = self._numbered(lists)
+        first = np.full(len(keys), lists.shape[1])
+        np.minimum.at(first, place, column)
+        is_wanted = np.isin(keys, wanted, assume_unique=True)
+        keys, first, of_wanted = keys[is_wanted], first[is_wanted], self._a_user(wanted)
+        return {k: (self._a_user(keys[first < k]), of_wanted) for k in ks}
+
+    def _numbered(self, lists: Indices) -> tuple[Indices, Indices, Indices]:
+        """Distinct <user, topic> pairs, ascending; the pair of each of the M items that have a topic; their columns."""
+        topics = self._topics[lists]
+        users, columns = np.nonzero(topics >= 0)
+        keys, place = distinct_pairs(users, topics[users, columns])
+        return keys, place, columns
 
     def _pairs(self, users: Indices, items: Indices) -> npt.NDArray[np.int64]:
         """Distinct <user, topic> pairs as numbers, ascending."""
         topics = self._topics[items]
         known = topics >= 0
-        return np.unique(users[known].astype(np.int64) * self._width + topics[known])
+        return distinct_pairs(users[known], topics[known])[0]
 
     def _a_user(self, pairs: Indices) -> Values:
-        counts = np.bincount(pairs // max(1, self._width), minlength=self._num_users)
-        return np.asarray(counts, dtype=np.float64)
+        return np.bincount(pairs >> 32, minlength=self._num_users).astype(np.float64)
 
 
 def _owners(lists: Histories) -> Indices:

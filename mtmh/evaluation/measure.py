@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,10 @@ import pyarrow.compute as pc
 from mtmh.data.arrays import Indices
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.cohort import Cohort
-from mtmh.evaluation.interests import Interests, Ratio, match_at, young_items
+from mtmh.evaluation.interests import Interests, match_at, young_items
 from mtmh.evaluation.metrics import (
     Bootstrap,
-    Estimate,
+    Ratio,
     Values,
     coverage,
     hits_in,
@@ -89,62 +90,74 @@ class Measure:
             alpha: of the row.
             brought_by: [U, length] the trigger that brought each item of the lists, -1: none.
         """
-        cohort, mean = self._cohort, self.bootstrap.mean
+        cohort = self._cohort
         hits = hits_in(lists, cohort.truth.items, cohort.truth.offsets)
         recall, ndcg = recall_at(hits, self._sizes, self._ks), ndcg_at(hits, self._sizes, self._ks)
-        fresh_hits = hits & self._fresh[lists]
+        fine = topic_matches(answers.triggers, answers.items, self._topics[1])
+        coarse = topic_matches(
+            answers.triggers,
+            answers.items,
+            self._topics[0] if self._coarse_sets is None else self._coarse_sets,
+            sets=self._coarse_sets is not None,
+        )
         values = UserValues(
             cohort.user_index,
             {k: recall[:, place] for place, k in enumerate(self._ks)},
-            self._matches(answers, self._topics[0], self._coarse_sets),
-            self._matches(answers, self._topics[1]),
+            (self._of_users(answers, coarse[0]), self._of_users(answers, coarse[1])),
+            (self._of_users(answers, fine[0]), self._of_users(answers, fine[1])),
         )
-        row = Row(
-            name=name,
-            kind=kind,
-            alpha=alpha,
-            recall={k: mean(of_users) for k, of_users in values.recall.items()},
-            ndcg={k: mean(ndcg[:, place]) for place, k in enumerate(self._ks)},
-            hit_rate={k: mean(np.asarray(hits[:, :k].any(axis=1), np.float64)) for k in self._ks},
-            fresh_recall={
-                k: self.bootstrap.ratio(fresh_hits[:, :k].sum(axis=1).astype(np.float64), self._fresh_sizes)
-                for k in self._ks
+        ones, fresh_hits = np.ones(cohort.num_users), hits & self._fresh[lists]
+        ratios: dict[str, Mapping[Any, Ratio]] = {
+            "recall": {k: (of_users, ones) for k, of_users in values.recall.items()},
+            "ndcg": {k: (ndcg[:, place], ones) for place, k in enumerate(self._ks)},
+            "hit_rate": {k: (hits[:, :k].any(axis=1).astype(np.float64), ones) for k in self._ks},
+            "fresh_recall": {
+                k: (fresh_hits[:, :k].sum(axis=1).astype(np.float64), self._fresh_sizes) for k in self._ks
             },
-            match_l1=self.bootstrap.ratio(*values.l1),
-            match_l2=self.bootstrap.ratio(*values.l2),
-            coverage=coverage(lists, len(self._fresh)),
-            popular=self.bootstrap.ratio(*marked_counts(lists, self._popular)),
-            fresh=self.bootstrap.ratio(*marked_counts(lists, self._fresh)),
-            list_length=float((lists >= 0).sum(axis=1).mean()),
-            match={} if brought_by is None else self._ratios(match_at(lists, brought_by, self._topics[1], self._ks)),
-            interests=self._ratios(self._interests.covered(lists, self._ks)),
-            novel_interests=self._ratios(self._interests.discovered(lists, hits, self._ks)),
-            diversity=self._ratios(self._interests.diversity(lists, self._ks)),
-            match_by_trigger=self._matches_by_trigger(answers),
-            young=None if self._young is None else self.bootstrap.ratio(*marked_counts(lists, self._young)),
+            "match": {} if brought_by is None else match_at(lists, brought_by, self._topics[1], self._ks),
+            "interests": self._interests.covered(lists, self._ks),
+            "novel_interests": self._interests.discovered(lists, hits, self._ks),
+            "diversity": self._interests.diversity(lists, self._ks),
+            "match_by_trigger": self._by_trigger(answers, *fine),
+        }
+        single = {
+            "match_l1": values.l1,
+            "match_l2": values.l2,
+            "popular": marked_counts(lists, self._popular),
+            "fresh": marked_counts(lists, self._fresh),
+        }
+        if self._young is not None:
+            single["young"] = marked_counts(lists, self._young)
+        estimates = iter(
+            self.bootstrap.ratios([*(ratio for group in ratios.values() for ratio in group.values()), *single.values()])
+        )
+        row = Row.model_validate(
+            {
+                "name": name,
+                "kind": kind,
+                "alpha": alpha,
+                "coverage": coverage(lists, len(self._fresh)),
+                "list_length": float((lists >= 0).sum(axis=1).mean()),
+                **{figure: {key: next(estimates) for key in group} for figure, group in ratios.items()},
+                **{figure: next(estimates) for figure in single},
+            }
         )
         self.rows.append(row)
         self.values.append(values)
         return row
 
-    def _ratios(self, of_users: Mapping[int, Ratio]) -> dict[int, Estimate | None]:
-        return {k: self.bootstrap.ratio(*ratio) for k, ratio in of_users.items()}
-
-    def _matches(self, answers: Answers, topics: Indices, sets: Indices | None = None) -> tuple[Values, Values]:
-        wanted = topics if sets is None else sets
-        matches, pairs = topic_matches(answers.triggers, answers.items, wanted, sets=sets is not None)
-        return self._of_users(answers, matches), self._of_users(answers, pairs)
-
-    def _matches_by_trigger(self, answers: Answers) -> dict[Band, Estimate | None]:
-        matches, pairs = topic_matches(answers.triggers, answers.items, self._topics[1])
+    def _by_trigger(
+        self, answers: Answers, matches: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64]
+    ) -> dict[Band, Ratio]:
+        """Matches and counted pairs [P] of the triggers of each band."""
         band = self._bands[answers.triggers]
         names: tuple[Band, ...] = ("bottom", "middle", "top")
         return {
-            name: self.bootstrap.ratio(
+            name: (
                 self._of_users(answers, matches * (band == place)), self._of_users(answers, pairs * (band == place))
             )
             for place, name in enumerate(names)
-        }
+        }  # fmt: skip
 
     def _of_users(self, answers: Answers, counts: npt.NDArray[np.int64]) -> Values:
         """Sums [P] over each user's triggers."""

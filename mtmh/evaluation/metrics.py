@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict
 from mtmh.data.arrays import Indices
 
 Values = npt.NDArray[np.float64]
+Ratio = tuple[Values, Values]  # of each user what is summed over users, above and below
 
 POPULAR_SHARE = 0.01  # of the catalogue, by training count
+_CELLS_AN_ANSWER = 16  # of a table of all users and items: where it has no more, looking up in it beats a search
 
 
 class Estimate(BaseModel):
@@ -49,16 +51,23 @@ class Bootstrap:
         Returns:
             the estimate; None if the denominators sum to zero (nothing to measure).
         """
-        if denominators.sum() == 0:
-            return None
-        return _estimate(numerators.sum() / denominators.sum(), self._resampled(numerators, denominators))
+        return self.ratios([(numerators, denominators)])[0]
 
-    def difference(self, minuend: tuple[Values, Values], subtrahend: tuple[Values, Values]) -> Estimate | None:
+    def ratios(self, parts: Sequence[Ratio]) -> list[Estimate | None]:
+        """Estimates of several ratios as ``ratio`` makes each, in one product with the draws."""
+        resampled = self._resampled(parts)
+        return [
+            None if below.sum() == 0 else _estimate(above.sum() / below.sum(), drawn)
+            for (above, below), drawn in zip(parts, resampled, strict=True)
+        ]
+
+    def difference(self, minuend: Ratio, subtrahend: Ratio) -> Estimate | None:
         """Estimates the difference of two ratios over the same users, paired by user; arguments as ``ratio``."""
         if minuend[1].sum() == 0 or subtrahend[1].sum() == 0:
             return None
         value = minuend[0].sum() / minuend[1].sum() - subtrahend[0].sum() / subtrahend[1].sum()
-        return _estimate(value, self._resampled(*minuend) - self._resampled(*subtrahend))
+        first, second = self._resampled([minuend, subtrahend])
+        return _estimate(value, first - second)
 
     def mean(self, values: Values) -> Estimate:
         """Estimates the mean of ``values`` [U] over users."""
@@ -66,19 +75,17 @@ class Bootstrap:
         assert estimate is not None
         return estimate
 
-    def _resampled(self, numerators: Values, denominators: Values) -> Values:
-        """The ratio in every resample, nan where nothing can be measured."""
-        totals = self._counts @ np.stack([numerators, denominators], axis=1)
-        ratios = np.full(len(totals), np.nan)
-        np.divide(totals[:, 0], totals[:, 1], out=ratios, where=totals[:, 1] > 0)
-        return ratios
+    def _resampled(self, parts: Sequence[Ratio]) -> Values:
+        """[parts, resamples] the ratios in every resample, nan where nothing can be measured."""
+        totals = np.stack([values for part in parts for values in part]) @ self._counts.T
+        above, below = totals[::2], totals[1::2]
+        return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
 
 
 def _estimate(value: float, resampled: Values) -> Estimate:
-    low, high = np.nanquantile(resampled, [0.025, 0.975])
-    return Estimate(
-        value=float(value), standard_error=float(np.nanstd(resampled, ddof=1)), low=float(low), high=float(high)
-    )
+    known = resampled[~np.isnan(resampled)]
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Estimate(value=float(value), standard_error=float(np.std(known, ddof=1)), low=float(low), high=float(high))
 
 
 def hits_in(lists: Indices, truth_items: Indices, truth_offsets: Indices) -> npt.NDArray[np.bool_]:
@@ -95,9 +102,15 @@ def hits_in(lists: Indices, truth_items: Indices, truth_offsets: Indices) -> npt
     num_users = len(lists)
     if not len(truth_items):
         return np.zeros(lists.shape, dtype=bool)
-    width = int(max(lists.max(initial=0), truth_items.max(initial=0))) + 1
-    truth_keys = np.sort(np.repeat(np.arange(num_users), np.diff(truth_offsets)) * width + truth_items)
-    keys = np.arange(num_users)[:, None] * width + lists
+    width = int(max(lists.max(initial=0), truth_items.max(initial=0))) + 2  # the last column is for item -1
+    rows = np.arange(num_users)[:, None]
+    owners = np.repeat(np.arange(num_users), np.diff(truth_offsets))
+    if num_users * width <= _CELLS_AN_ANSWER * lists.size:
+        is_truth = np.zeros((num_users, width), dtype=bool)
+        is_truth[owners, truth_items] = True
+        return np.asarray(is_truth[rows, lists])
+    truth_keys = np.sort(owners * width + truth_items)
+    keys = rows * width + lists
     places = np.minimum(np.searchsorted(truth_keys, keys), len(truth_keys) - 1)
     return np.asarray((truth_keys[places] == keys) & (lists >= 0))
 
