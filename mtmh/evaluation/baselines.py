@@ -8,7 +8,7 @@ from scipy import sparse
 
 from mtmh.data.arrays import Indices, Scores
 from mtmh.evaluation.cohort import Cohort
-from mtmh.evaluation.protocol import Answers
+from mtmh.evaluation.pipeline import Answers
 from mtmh.index.vector_index import ExactIndex
 from mtmh.preranking.neighbours import best_of_rows
 from mtmh.retrieval.ranking import Candidates

@@ -60,7 +60,7 @@ class Interests:
             sizes, same = (
                 np.bincount(users, of_pairs, self._num_users) for of_pairs in (counts, counts * (counts - 1))
             )
-            pairs, start = sizes * (sizes - 1), k
+            pairs, start = (sizes * (sizes - 1)).astype(np.float64), k
             # Every user counts once, however many pairs a list has.
             share = np.divide(pairs - same, pairs, out=np.zeros_like(pairs), where=pairs > 0)
             found[k] = (share, (pairs > 0).astype(np.float64))

@@ -28,7 +28,7 @@ from mtmh.evaluation.metrics import (
     topic_matches,
     topic_sets,
 )
-from mtmh.evaluation.protocol import Answers
+from mtmh.evaluation.pipeline import Answers
 from mtmh.evaluation.results import Band, Row, RowKind
 from mtmh.evaluation.user_values import UserValues
 
@@ -110,7 +110,7 @@ class Measure:
         ratios: dict[str, Mapping[Any, Ratio]] = {
             "recall": {k: (of_users, ones) for k, of_users in values.recall.items()},
             "ndcg": {k: (ndcg[:, place], ones) for place, k in enumerate(self._ks)},
-            "hit_rate": {k: (hits[:, :k].any(axis=1).astype(np.float64), ones) for k in self._ks},
+            "hit_rate": {k: (np.asarray(hits[:, :k].any(axis=1), np.float64), ones) for k in self._ks},
             "fresh_recall": {
                 k: (fresh_hits[:, :k].sum(axis=1).astype(np.float64), self._fresh_sizes) for k in self._ks
             },

@@ -79,7 +79,9 @@ class Bootstrap:
         """[parts, resamples] the ratios in every resample, nan where nothing can be measured."""
         totals = np.stack([values for part in parts for values in part]) @ self._counts.T
         above, below = totals[::2], totals[1::2]
-        return np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0)
+        ratios = np.full(above.shape, np.nan)
+        np.divide(above, below, out=ratios, where=below > 0)
+        return ratios
 
 
 def _estimate(value: float, resampled: Values) -> Estimate:

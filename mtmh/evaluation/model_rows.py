@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from mtmh.config import RetrievalConfig
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.measure import Measure
-from mtmh.evaluation.protocol import RankedCandidates, rank_users
+from mtmh.evaluation.protocol import rank_users
+from mtmh.evaluation.ranked import RankedCandidates
 from mtmh.evaluation.results import RowKind
 from mtmh.evaluation.subject import Subject
 from mtmh.retrieval.ranking import HeadScorePreranker, Ranker, UserListSource

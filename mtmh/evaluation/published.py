@@ -9,7 +9,8 @@ import numpy as np
 from mtmh.config import MilvusConfig, RetrievalConfig
 from mtmh.data.dataset import Dataset
 from mtmh.evaluation.cohort import Cohort
-from mtmh.evaluation.protocol import RankedCandidates, rank_users
+from mtmh.evaluation.protocol import rank_users
+from mtmh.evaluation.ranked import RankedCandidates
 from mtmh.evaluation.subject import ItemRows, Subject
 from mtmh.retrieval.retriever import Retriever
 

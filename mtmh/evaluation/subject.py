@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mtmh.config import RetrievalConfig
 from mtmh.data.arrays import Indices, Scores, row_type
 from mtmh.data.dataset import Dataset
-from mtmh.evaluation.protocol import Pipeline, Search
+from mtmh.evaluation.pipeline import Pipeline, Search
 from mtmh.evaluation.remembered import remembering
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker, Requests, UserListSource

@@ -17,7 +17,9 @@ from mtmh.evaluation.baselines import ContentSearch, Cooccurrence, popularity
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.ease import MOST_ITEMS, Ease
 from mtmh.evaluation.measure import Measure
-from mtmh.evaluation.protocol import Pipeline, RankedCandidates, rank_users
+from mtmh.evaluation.pipeline import Pipeline
+from mtmh.evaluation.protocol import rank_users
+from mtmh.evaluation.ranked import RankedCandidates
 from mtmh.evaluation.whole_lists import whole_lists
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker
 

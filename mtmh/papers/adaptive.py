@@ -32,7 +32,8 @@ from mtmh.distributed.ranks import join_ranks
 from mtmh.evaluation.cohort import make_cohort
 from mtmh.evaluation.measure import Measure
 from mtmh.evaluation.metrics import Bootstrap, Estimate
-from mtmh.evaluation.protocol import Pipeline, Search, rank_users
+from mtmh.evaluation.pipeline import Pipeline, Search
+from mtmh.evaluation.protocol import rank_users
 from mtmh.index.vector_index import ExactIndex
 from mtmh.papers.alpha_policy import ALPHAS, FIXED, Outcomes, Policy, fixed_at_match, most_recall
 from mtmh.preranking.held_back import model_without_end

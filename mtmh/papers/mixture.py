@@ -31,7 +31,8 @@ from mtmh.distributed.optimizers import EPSILON
 from mtmh.distributed.ranks import join_ranks
 from mtmh.evaluation.cohort import make_cohort
 from mtmh.evaluation.measure import Measure
-from mtmh.evaluation.protocol import Pipeline, rank_users
+from mtmh.evaluation.pipeline import Pipeline
+from mtmh.evaluation.protocol import rank_users
 from mtmh.modules.mixture import MixtureOfLogits
 from mtmh.modules.mtmh import MTMH
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
 from mtmh.data.arrays import Indices
 from mtmh.errors import RequestError, meant
+
+Overlaps = list[list[npt.NDArray[np.int64]]]
 
 _COMPARISONS = 16_777_216  # of item ids at a time: bounds the memory of one block of triggers
 
@@ -131,14 +134,7 @@ def _merge_block(
     if not any(lists.shape[1] for lists in candidates):
         nothing = np.full((len(candidates[0]), k), -1)
         return nothing, nothing.astype(np.int8), nothing.astype(np.int32)
-    taken = [np.zeros(lists.shape, dtype=bool) for lists in candidates]
-    for head, quota in enumerate(quotas):
-        taken[head] = _first(_free(candidates, taken, head), np.full(len(candidates[head]), quota))
-    for head in range(len(candidates)):
-        missing = k - np.sum([mask.sum(axis=1) for mask in taken], axis=0)
-        if not missing.any():
-            break
-        taken[head] |= _first(_free(candidates, taken, head), missing)
+    taken = taken_by_quota(candidates, quotas)
     items = np.concatenate(candidates, axis=1).astype(np.int64)
     heads = np.repeat(np.arange(len(candidates), dtype=np.int8), [lists.shape[1] for lists in candidates])
     ranks = np.concatenate([np.arange(lists.shape[1], dtype=np.int32) for lists in candidates])
@@ -155,16 +151,74 @@ def _merge_block(
     )
 
 
-def _free(candidates: Sequence[Indices], taken: Sequence[npt.NDArray[np.bool_]], head: int) -> npt.NDArray[np.bool_]:
+def taken_by_quota(
+    candidates: Sequence[Indices], quotas: Sequence[int], overlaps: Overlaps | None = None
+) -> list[npt.NDArray[np.bool_]]:
+    """The candidates that a merge takes, by the rule above.
+
+    Args:
+        candidates: as for `quota_merge`.
+        quotas: as for `quota_merge`.
+        overlaps: of these candidates (`find_overlaps`), for who merges them more than once.
+
+    Returns:
+        one mask [T, K_h] a head.
+    """
+    taken = [np.zeros(lists.shape, dtype=bool) for lists in candidates]
+    for head, quota in enumerate(quotas):
+        taken[head] = _first(_free(candidates, taken, head, overlaps), np.full(len(candidates[head]), quota))
+    missing = sum(quotas) - np.sum([mask.sum(axis=1) for mask in taken], axis=0)
+    short = np.flatnonzero(missing)
+    if not len(short):
+        return taken
+    lists, filled = [array[short] for array in candidates], [mask[short] for mask in taken]
+    of_short = None if overlaps is None else [[places[short] for places in others] for others in overlaps]
+    for head, mask in enumerate(filled):
+        missing = sum(quotas) - np.sum([other.sum(axis=1) for other in filled], axis=0)
+        mask |= _first(_free(lists, filled, head, of_short), missing)
+        taken[head][short] = mask
+    return taken
+
+
+def find_overlaps(candidates: Sequence[Indices]) -> Overlaps:
+    """The places of each head's candidates in the lists of the other heads.
+
+    Args:
+        candidates: as for `quota_merge`.
+
+    Returns:
+        by head and other head, [T, K_h] columns of the other head's list, its width where the item is not there.
+    """
+    widths = [lists.shape[1] for lists in candidates]
+    places: Overlaps = [[np.full(lists.shape, width) for width in widths] for lists in candidates]
+    for first, second in combinations(range(len(candidates)), 2):
+        # Item and column in one number; columns of the second list come after those of the first.
+        both = np.concatenate([candidates[first], candidates[second]], axis=1).astype(np.int64)
+        bits = both.shape[1].bit_length()
+        packed = np.sort(both << bits | np.arange(both.shape[1]), axis=1)
+        items, columns = packed >> bits, (1 << bits) - 1
+        rows, at = np.nonzero((items[:, 1:] == items[:, :-1]) & (items[:, 1:] >= 0))
+        own, other = packed[rows, at] & columns, (packed[rows, at + 1] & columns) - widths[first]
+        places[first][second][rows, own] = other
+        places[second][first][rows, other] = own
+    return places
+
+
+def _free(
+    candidates: Sequence[Indices], taken: Sequence[npt.NDArray[np.bool_]], head: int, overlaps: Overlaps | None
+) -> npt.NDArray[np.bool_]:
     """Mask of the candidates of ``head`` that are there and not in the answer yet."""
     free = (candidates[head] >= 0) & ~taken[head]
     for other, mask in enumerate(taken):
         if other != head and mask.any():
-            others = np.where(mask, candidates[other], -1)
-            free &= ~(candidates[head][:, :, None] == others[:, None, :]).any(axis=2)
+            if overlaps is not None:
+                free &= ~np.take_along_axis(np.pad(mask, ((0, 0), (0, 1))), overlaps[head][other], axis=1)
+            else:
+                others = np.where(mask, candidates[other], -1)
+                free &= ~(candidates[head][:, :, None] == others[:, None, :]).any(axis=2)
     return free
 
 
 def _first(free: npt.NDArray[np.bool_], count: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """The first ``count[t]`` True entries of each row."""
-    return free & (np.cumsum(free, axis=1) <= count[:, None])
+    return free & (np.cumsum(free, axis=1, dtype=np.int32) <= count[:, None])

@@ -9,10 +9,9 @@ from small_world import make_model, make_world
 
 from mtmh.data.dataset import Dataset, EvaluationUsers, open_dataset
 from mtmh.data.histories import Histories, last_distinct
-from mtmh.evaluation import protocol
+from mtmh.evaluation import protocol, ranked
 from mtmh.evaluation.cohort import make_cohort
 from mtmh.evaluation.evaluate import evaluate
-from mtmh.evaluation.protocol import user_lists
 from mtmh.evaluation.results import Evaluation, load_evaluation
 
 
@@ -53,30 +52,6 @@ def test_nothing_new_to_find_is_said() -> None:
     users = EvaluationUsers(np.array([10]), ragged([[1, 2]]), ragged([[2]]))
     with pytest.raises(ValueError, match="exclude_seen"):
         make_cohort(users, num_triggers=5, exclude_seen=True)
-
-
-def test_an_item_of_several_triggers_counts_once_with_its_best_score() -> None:
-    users, items = np.array([0, 0, 2]), np.array([[5, 6, -1], [6, 7, 8], [9, -1, -1]])
-    scores = np.array([[0.9, 0.1, -np.inf], [0.5, 0.95, 0.5], [-0.2, -np.inf, -np.inf]], np.float32)
-    # 6 and 8 tie: the lower item index first.
-    assert user_lists(users, items, scores, 3, 3).tolist() == [[7, 5, 6], [-1, -1, -1], [9, -1, -1]]
-    assert user_lists(users, items, scores, 3, 12)[0].tolist() == [7, 5, 6, 8] + [-1] * 8
-
-
-def test_lists_are_in_the_order_of_any_finite_scores() -> None:
-    rng = np.random.default_rng(0)
-    items = np.stack([rng.permutation(1 << 20)[:40] for _ in range(30)])
-    scores = (rng.normal(size=(30, 40)) * 10.0 ** rng.integers(-6, 6, (30, 40))).astype(np.float32)
-    scores[:, 3] = 0.0
-    users = rng.integers(0, 5000, 30)  # more than fit one block of packed keys
-    lists = user_lists(users, items, scores, 5000, 100)
-    for user in range(5000):
-        best: dict[int, float] = {}
-        for row in np.flatnonzero(users == user):
-            for item, score in zip(items[row].tolist(), scores[row].tolist(), strict=True):
-                best[item] = max(best.get(item, -np.inf), score)
-        expected = sorted(best, key=lambda item: (-best[item], item))[:100]
-        assert lists[user][lists[user] >= 0].tolist() == expected
 
 
 def naive(dataset: Dataset, config: Any, vectors: dict[str, np.ndarray], alpha: float) -> dict[str, float]:
@@ -233,6 +208,9 @@ def test_blocks_and_chunks_of_users_change_nothing(tmp_path: Path, monkeypatch: 
     config = make_model(tmp_path, "two", ["engagement", "relevance"])
     whole = load_evaluation(evaluate(config, tmp_path / "whole").path)
     monkeypatch.setattr(protocol, "_BLOCK_CANDIDATES", 6 * 12 * 5)
-    monkeypatch.setattr(protocol, "_CHUNK_CANDIDATES", 6 * 12 * 2)
+    monkeypatch.setattr(protocol, "CHUNK_CANDIDATES", 6 * 12 * 2)
+    monkeypatch.setattr(protocol, "_TABLE_CELLS", 0)
+    monkeypatch.setattr(ranked, "CHUNK_CANDIDATES", 6 * 12 * 2)
+    monkeypatch.setattr(ranked, "_MERGED_ROWS", 3)
     in_parts = load_evaluation(evaluate(config, tmp_path / "parts").path)
     assert in_parts.rows == whole.rows

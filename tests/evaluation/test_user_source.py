@@ -11,7 +11,8 @@ from mtmh.data.arrays import Indices, Mask, Scores
 from mtmh.data.dataset import EvaluationUsers
 from mtmh.data.histories import Histories
 from mtmh.evaluation.cohort import make_cohort
-from mtmh.evaluation.protocol import Pipeline, rank_users
+from mtmh.evaluation.pipeline import Pipeline
+from mtmh.evaluation.protocol import rank_users
 from mtmh.retrieval.ranking import Candidates, HeadScorePreranker, Ranker, Requests, UserSource
 
 NUM_ITEMS = 40

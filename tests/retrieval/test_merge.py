@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtmh.retrieval import merge
-from mtmh.retrieval.merge import head_quotas, head_shares, quota_merge
+from mtmh.retrieval.merge import find_overlaps, head_quotas, head_shares, quota_merge, taken_by_quota
 
 
 def naive_merge(lists: Sequence[Sequence[int]], quotas: Sequence[int]) -> list[tuple[int, int]]:
@@ -49,6 +49,16 @@ def test_equals_the_naive_merge(case: tuple[list[np.ndarray], list[int]]) -> Non
         expected = naive_merge([head[row].tolist() for head in lists], quotas)
         expected += [(-1, -1)] * (sum(quotas) - len(expected))
         assert list(zip(merged.items[row].tolist(), merged.heads[row].tolist(), strict=True)) == expected
+
+
+@given(merges())
+def test_known_overlaps_change_nothing(case: tuple[list[np.ndarray], list[int]]) -> None:
+    lists, quotas = case
+    expected = taken_by_quota(lists, quotas)
+    for found, mask in zip(taken_by_quota(lists, quotas, find_overlaps(lists)), expected, strict=True):
+        np.testing.assert_array_equal(found, mask)
+    merged = quota_merge(lists, quotas)
+    assert [int(mask.sum()) for mask in expected] == [int((merged.heads == head).sum()) for head in range(len(lists))]
 
 
 @given(merges())
