@@ -231,7 +231,11 @@ def learned(vectors: dict[str, Vectors]) -> Ranker:
 
     popularity = np.log1p(np.stack([np.arange(num_items) % 97, np.arange(num_items) % 31], axis=1)).astype(np.float32)
     evidence = Evidence(
-        vectors, table(num_items), table(settings.linear_items), StackedVectors(popularity), settings.history_length
+        {head: StackedVectors(own) for head, own in vectors.items()},
+        table(num_items),
+        table(settings.linear_items),
+        StackedVectors(popularity),
+        settings.history_length,
     )
     items = simulated(num_items, settings.dim, 12)
     tower = UserTower(settings.dim, settings.hidden, settings.temperature, [-5.0])

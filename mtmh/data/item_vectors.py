@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import as_strided
 
 from mtmh.data.arrays import Indices, Vectors
 
@@ -25,7 +26,7 @@ class ItemVectors(Protocol):
 
 
 class StoredVectors:
-    """Vectors in a memory-mapped array; what is asked for is copied and becomes float32.
+    """Vectors in an array, memory-mapped as a rule; what is asked for is copied and becomes float32.
 
     Args:
         rows: [I, D] float32 or float16; or, with ``places``, a view whose row ``places[i]`` is the vector of item i.
@@ -40,6 +41,11 @@ class StoredVectors:
         owner: object = None,
     ) -> None:
         self._rows = rows
+        # A row as one value of some bytes: rows copied whole take half the time of fancy indexing.
+        self._whole = None
+        if len(rows) and rows.strides[1] == rows.itemsize:
+            row = np.asarray(rows)[0].view((np.void, rows.shape[1] * rows.itemsize))
+            self._whole = as_strided(row, rows.shape[:1], rows.strides[:1])
         self._places = places
         self._owner = owner
         self.shape = (len(rows) if places is None else len(places), rows.shape[1])
@@ -49,8 +55,11 @@ class StoredVectors:
 
     def __getitem__(self, items: slice | Indices, /) -> Vectors:
         """As ``ItemVectors``."""
-        rows = self._rows[items] if self._places is None else self._rows[self._places[items]]
-        return np.asarray(rows, np.float32)
+        places = items if self._places is None else self._places[items]
+        if self._whole is None or isinstance(places, slice) or not np.ndim(places):
+            return np.asarray(self._rows[places], np.float32)
+        found = self._whole[places]
+        return np.asarray(found.view(self._rows.dtype).reshape(*found.shape, self.shape[1]), np.float32)
 
 
 class StackedVectors:
@@ -62,7 +71,7 @@ class StackedVectors:
     """
 
     def __init__(self, base: ItemVectors, added: Vectors | None = None) -> None:
-        self.base = base
+        self.base = StoredVectors(base) if isinstance(base, np.ndarray) else base
         self.added = np.empty((0, base.shape[1]), np.float32) if added is None else added
 
     @property
