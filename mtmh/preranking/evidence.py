@@ -95,11 +95,12 @@ class Evidence:
         block = max(1, _BLOCK_FLOATS // max(1, width))
         for start in range(0, len(candidates), block):
             part = slice(start, start + block)
-            # [U, H, C]: many candidates in a row make the passes over it fast.
-            similar = np.matmul(vectors[histories[part]], vectors[candidates[part]].transpose(0, 2, 1))
-            similar[histories[part] < 0] = -1.0  # which has no weight
-            out[part, :, 0] = similar.max(axis=1, initial=-1.0)
-            out[part, :, 1:] = np.matmul(weights[:, part].transpose(1, 0, 2), similar).transpose(0, 2, 1)
+            # [U, C, H]: with the many candidates as rows the product takes two thirds of the time.
+            similar = np.matmul(vectors[candidates[part]], vectors[histories[part]].transpose(0, 2, 1))
+            if (padding := histories[part] < 0).any():
+                similar[np.broadcast_to(padding[:, None], similar.shape)] = -1.0  # which has no weight
+            out[part, :, 0] = similar.max(axis=2, initial=-1.0)
+            out[part, :, 1:] = np.matmul(similar, weights[:, part].transpose(1, 2, 0))
 
     def proposed(self, sums: tuple[Sums, Sums], k: int) -> list[Indices]:
         """Candidates of users by `sums`, and items that are popular with all; [U, k] each, best first, -1: none."""

@@ -116,14 +116,14 @@ class UserRanker:
             more: looked at of each source in the place of those that may not; its first ``k`` that may are candidates.
 
         Returns:
-            [U, P] distinct item indices, ascending but for -1 (none), and their scores.
+            [U, P] distinct item indices, ascending, -1 (none) before them, and their scores.
         """
         parts = [np.where(may_answer(found), found, -1)]
         sums = self.evidence.sums(histories)
         for items in self.evidence.proposed(sums, k + more):
             allowed = may_answer(items) & (items >= 0)
             parts.append(np.where(allowed & (np.cumsum(allowed, axis=1) <= k), items, -1))
-        pool = distinct(np.concatenate(parts, axis=1))
+        pool = narrowest(distinct(np.concatenate(parts, axis=1)))
         return pool, self.score(histories, pool, sums)
 
 
@@ -132,3 +132,11 @@ def distinct(items: Indices) -> Indices:
     ordered = np.sort(items, axis=1)
     ordered[:, 1:][ordered[:, 1:] == ordered[:, :-1]] = -1
     return ordered
+
+
+def narrowest(items: Indices) -> Indices:
+    """Rows of items [U, N], ascending but for -1 (none): -1 before them, and as narrow as the fullest row allows."""
+    if len(items) == 1:
+        return items[items >= 0][None, :]
+    widest = int(np.count_nonzero(items >= 0, axis=1).max(initial=0))
+    return np.sort(items, axis=1)[:, items.shape[1] - widest :]

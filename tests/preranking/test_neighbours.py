@@ -86,6 +86,9 @@ def test_distinct_pairs_are_the_same_by_marking_and_by_sorting(monkeypatch: pyte
     monkeypatch.setattr(neighbours, "_CELLS_A_PAIR", 0)
     for marked, by_sorting in zip((keys, place), neighbours.distinct_pairs(users, items), strict=True):
         np.testing.assert_array_equal(marked, by_sorting)
+    monkeypatch.setattr(neighbours, "_PACKED_BITS", 0)
+    for marked, by_sorting in zip((keys, place), neighbours.distinct_pairs(users, items), strict=True):
+        np.testing.assert_array_equal(marked, by_sorting)
     assert [len(part) for part in neighbours.distinct_pairs(users[:0], items[:0])] == [0, 0]
 
 

@@ -21,7 +21,7 @@ from mtmh.preranking.forward import CombinedEvidence, UserQueries
 from mtmh.preranking.neighbours import Neighbours
 from mtmh.preranking.scorer import Scorer
 from mtmh.preranking.stacking import logits_alone
-from mtmh.preranking.user_ranker import UserRanker
+from mtmh.preranking.user_ranker import UserRanker, narrowest
 from mtmh.retrieval.catalogue import Catalogue
 from mtmh.retrieval.filters import Filters
 from mtmh.retrieval.open_preranker import LearnedPreranker, open_prerankers
@@ -51,6 +51,13 @@ def ranker_of(num_items: int) -> UserRanker:
     with torch.no_grad():
         combination.linear.weight[0, evidence.names.index("engagement largest")] = 50.0  # its scale is 0.01
     return UserRanker(scorer_of(num_items), evidence, CombinedEvidence.of(combination))
+
+
+def test_rows_of_candidates_are_no_wider_than_the_fullest() -> None:
+    items = np.array([[-1, 3, -1, 5, 9], [2, -1, -1, -1, 4]])
+    assert narrowest(items).tolist() == [[3, 5, 9], [-1, 2, 4]]
+    assert narrowest(items[1:]).tolist() == [[2, 4]]
+    assert narrowest(items[:0]).shape == (0, 0)
 
 
 def test_all_candidates_of_a_request_are_one_product() -> None:
