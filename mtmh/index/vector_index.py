@@ -109,7 +109,10 @@ class _FaissIndex:
 
     def _padded(self, found: tuple[Vectors, Items], k: int) -> tuple[Vectors, Items]:
         scores, items = found
-        scores[items < 0] = -np.inf
+        if (none := items < 0).any():
+            scores[none] = -np.inf
+        if scores.shape[1] == k:
+            return found
         missing = ((0, 0), (0, k - scores.shape[1]))
         return np.pad(scores, missing, constant_values=-np.inf), np.pad(items, missing, constant_values=-1)
 
