@@ -510,12 +510,12 @@ class Retriever:
                 if plan.of_user:
                     kept.append(own)
                     quotas.append(plan.of_user)
-            rankings = [ranker.score(requests, candidates) for candidates in kept]
         with timings.stage("merge"):
             if variety:
+                rankings = [ranker.score(requests, candidates) for candidates in kept]
                 chosen = varied_list(requests, kept, rankings, quotas, sorter, variety, self.catalogue, self._likeness)
                 return by_score(chosen)
-            return user_list(requests, kept, rankings, quotas, sorter)
+            return user_list(requests, kept, ranker, quotas, sorter)
 
     def _knowing(self, query: Query, timings: Timings) -> Retriever:
         """A retriever for one request: it knows unknown triggers by their features, and its rankers go by the boosts.

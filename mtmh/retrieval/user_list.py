@@ -12,6 +12,8 @@ from mtmh.data.arrays import Scores
 from mtmh.retrieval.merge import quota_merge
 from mtmh.retrieval.ranking import USER, Candidates, Ranker, Requests
 
+_NO_RANK = np.iinfo(np.int64).max
+
 
 @dataclass(frozen=True)
 class UserList:
@@ -35,7 +37,7 @@ class UserList:
 def user_list(
     requests: Requests,
     kept: Sequence[Candidates],
-    rankings: Sequence[Scores],
+    ranker: Ranker,
     quotas: Sequence[int],
     sorter: Ranker,
 ) -> UserList:
@@ -44,7 +46,7 @@ def user_list(
     Args:
         requests: the T triggers of one user.
         kept: candidates [T, C] of each head; the user's own ones, if there are any, last.
-        rankings: [T, C] preranking scores of them, larger first; they decide the order in a pool.
+        ranker: by whose scores a pool is in order.
         quotas: answers of each head.
         sorter: scores what is merged.
 
@@ -52,13 +54,21 @@ def user_list(
         As many answers as the quotas sum to, or as there are distinct candidates.
     """
     length = sum(quotas)
-    pools = [_pool(candidates.items, ranking, length) for candidates, ranking in zip(kept, rankings, strict=True)]
-    lists = [candidates.items.ravel()[pool][None, :] for candidates, pool in zip(kept, pools, strict=True)]
-    merged = quota_merge(lists, quotas)
-    items, heads, ranks = (values[0][merged.items[0] >= 0] for values in (merged.items, merged.heads, merged.ranks))
-    places = np.empty(len(items), np.intp)
-    for head, pool in enumerate(pools):
-        places[heads == head] = pool[ranks[heads == head]]
+
+    def pool(candidates: Candidates) -> npt.NDArray[np.intp]:
+        return _pool(candidates.items, ranker.score(requests, candidates), length)
+
+    whole = [head for head, quota in enumerate(quotas) if quota == length]
+    if len(whole) == 1 and len(places := pool(kept[whole[0]])) == length:  # nothing to merge
+        items, heads = kept[whole[0]].items.ravel()[places].astype(np.int64), np.full(length, whole[0], np.int8)
+    else:
+        pools = [pool(candidates) for candidates in kept]
+        lists = [candidates.items.ravel()[places][None, :] for candidates, places in zip(kept, pools, strict=True)]
+        merged = quota_merge(lists, quotas)
+        items, heads, ranks = (values[0][merged.items[0] >= 0] for values in (merged.items, merged.heads, merged.ranks))
+        places = np.empty(len(items), np.intp)
+        for head, own in enumerate(pools):
+            places[heads == head] = own[ranks[heads == head]]
     if kept and kept[-1].head == USER:
         heads, places = first_found(items, heads, places, kept)
     return by_score(scored(requests, kept, items, heads, places, sorter))
@@ -84,8 +94,8 @@ def scored(
     """
     scores, similarities = np.empty(len(items), np.float32), np.empty(len(items), np.float32)
     triggers = np.empty(len(items), np.int64)
-    for head, candidates in enumerate(kept):
-        brought = heads == head
+    for head in np.unique(heads).tolist():
+        candidates, brought = kept[head], heads == head
         rows = places[brought] // candidates.items.shape[1]
         triggers[brought] = requests.triggers[rows]
         similarities[brought] = candidates.scores.ravel()[places[brought]]
@@ -118,17 +128,21 @@ def first_found(
     Returns:
         heads and places, where one of the other heads has the item: of the best rank among these.
     """
-    last = len(kept) - 1
-    ranks = np.where(heads == last, np.iinfo(np.int64).max, -1)
+    if not len(items):
+        return heads, places
+    ranks = np.where(heads == len(kept) - 1, _NO_RANK, -1)
+    order = np.argsort(items)
     for head, candidates in enumerate(kept[:-1]):
-        width = candidates.items.shape[1]
-        by_rank = candidates.items.T.ravel()  # all first candidates, then all second ones
-        found, first = np.unique(by_rank, return_index=True)
-        at = np.minimum(np.searchsorted(found, items), len(found) - 1)
-        rank, row = np.divmod(first[at], len(candidates.items))
-        better = (found[at] == items) & (rank < ranks)
+        # Of each answer the first place among all first candidates, then all second ones.
+        by_rank = candidates.items.T.ravel()
+        at = order[np.minimum(np.searchsorted(items, by_rank, sorter=order), len(items) - 1)]
+        hits = np.flatnonzero(items[at] == by_rank)
+        first = np.full(len(items), _NO_RANK)
+        np.minimum.at(first, at[hits], hits)
+        rank, row = np.divmod(first, len(candidates.items))
+        better = (first < _NO_RANK) & (rank < ranks)
         heads, ranks = np.where(better, head, heads).astype(np.int8), np.where(better, rank, ranks)
-        places = np.where(better, row * width + rank, places)
+        places = np.where(better, row * candidates.items.shape[1] + rank, places)
     return heads, places
 
 

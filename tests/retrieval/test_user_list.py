@@ -39,6 +39,13 @@ class ByItem:
         return candidates.items.astype(np.float32)
 
 
+class InOrder:
+    """Scores candidates so that they stay in their order."""
+
+    def score(self, requests: Requests, candidates: Candidates) -> Scores:
+        return -np.broadcast_to(np.arange(candidates.items.shape[1], dtype=np.float32), candidates.items.shape)
+
+
 def candidates(head: str, items: list[list[int]]) -> Candidates:
     found = np.array(items)
     return Candidates(head, found, 0.01 * found.astype(np.float32))
@@ -51,8 +58,7 @@ def test_answers_of_the_user_name_the_head_and_the_trigger_that_found_them_best(
         candidates("relevance", [[8, 1, 5], [9, 3, -1]]),
         candidates(USER, [[9, -1, 5, 6], [-1, 1, -1, -1]]),
     ]
-    rankings = [ByItem().score(requests, found) for found in kept]
-    found = user_list(requests, kept, rankings, [0, 0, 4], ByItem())
+    found = user_list(requests, kept, ByItem(), [0, 0, 4], ByItem())
     # 9 is first for trigger 71 under relevance and second for 70 under engagement; 6 is the user's alone.
     assert found.items.tolist() == [9, 6, 5, 1]
     assert found.heads.tolist() == [1, 2, 0, 0]
@@ -64,8 +70,7 @@ def test_answers_of_the_user_name_the_head_and_the_trigger_that_found_them_best(
 def test_quotas_of_heads_alone_stay_as_the_merge_has_them() -> None:
     requests = Requests(np.array([70]), np.zeros(1, int), np.array([[70]]))
     kept = [candidates("engagement", [[9, 8, 7]]), candidates("relevance", [[7, 8, 3]])]
-    rankings = [np.array([[3.0, 2.0, 1.0]], np.float32)] * 2
-    found = user_list(requests, kept, rankings, [1, 2], ByItem())
+    found = user_list(requests, kept, InOrder(), [1, 2], ByItem())
     assert dict(zip(found.items.tolist(), found.heads.tolist(), strict=True)) == {9: 0, 8: 1, 7: 1}
 
 
