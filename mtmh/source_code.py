@@ -49,7 +49,7 @@ def digest_of(modules: Mapping[str, Path], *entries: str) -> str:
     """As `code_digest`, of any modules by full name."""
     digest = hashlib.sha256()
     for name in sorted(reached_modules(modules, *entries)):
-        code = ast.unparse(_without_docstrings(modules[name])).encode()
+        code = _code(modules[name])
         digest.update(f"{name}\0{len(code)}\n".encode() + code)
     return digest.hexdigest()
 
@@ -58,7 +58,7 @@ def _imported(modules: Mapping[str, Path], name: str) -> Iterator[str]:
     """The modules whose names or contents a module imports; a package whose submodule is imported is not read."""
     path = modules[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(_parsed(path)):
+    for node in _statements(_parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in modules)
         elif isinstance(node, ast.ImportFrom):
@@ -73,14 +73,25 @@ def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_bytes())
 
 
-def _without_docstrings(path: Path) -> ast.Module:
-    tree = ast.parse(path.read_bytes())
-    for node in ast.walk(tree):
+@cache
+def _code(path: Path) -> bytes:
+    """The code without docstrings, which the parsed file loses."""
+    tree = _parsed(path)
+    for node in [tree, *_statements(tree)]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
             ast.get_docstring(node, clean=False) is not None
         ):
             del node.body[0]
-    return tree
+    return ast.unparse(tree).encode()
+
+
+def _statements(node: ast.AST) -> Iterator[ast.stmt]:
+    """All statements below a node, and no expressions, of which there are many more."""
+    for part in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for child in getattr(node, part, ()):
+            if isinstance(child, ast.stmt):
+                yield child
+            yield from _statements(child)
 
 
 @cache

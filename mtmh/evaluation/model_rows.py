@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from mtmh.config import RetrievalConfig
 from mtmh.evaluation.cohort import Cohort
@@ -12,7 +13,7 @@ from mtmh.evaluation.protocol import rank_users
 from mtmh.evaluation.ranked import RankedCandidates
 from mtmh.evaluation.results import RowKind
 from mtmh.evaluation.subject import Subject
-from mtmh.retrieval.ranking import HeadScorePreranker, Ranker, UserListSource
+from mtmh.retrieval.ranking import HeadScorePreranker, Ranker, UserListSource, keeps_order
 
 # Who keeps the best of each head, who sorts, and whether heads are ranked apart.
 _WAYS = {
@@ -48,7 +49,7 @@ class ModelRows:
         Where the sorter has candidates of its own for a user, the list of the first row has them and the others are
         as for requests that name alpha: divided among the heads.
         """
-        ranking = self._ranked(self.subject)
+        ranking = self._own
         has_own = isinstance(self.subject.sorter, UserListSource) and self.settings.user_share > 0.0
         if len(self.subject.heads) == 1:
             self._add(self.name, "merged", ranking)
@@ -89,7 +90,11 @@ class ModelRows:
             if missing or costly or _outcome(keeps, sorts, preranking) in shown:
                 continue
             shown.add(_outcome(keeps, sorts, preranking))
-            ranking = self._ranked(self.subject, rankers[keeps][0], rankers[sorts][1], shared=shared)
+            preranker, sorter = rankers[keeps][0], rankers[sorts][1]
+            if not shared and (keeps == own[0] or (keeps_order(preranker) and keeps_order(self.subject.preranker))):
+                ranking = self._own.sorted_by(sorter)  # the same candidates are kept
+            else:
+                ranking = self._ranked(self.subject, preranker, sorter, shared=shared)
             self._add(f"{self.name}, {name}", "preranking", ranking)
 
     def add_exact(self) -> None:
@@ -98,6 +103,11 @@ class ModelRows:
         self._add(f"{self.name}, exact search", "exact", ranking)
         if len(self.subject.heads) > 1:
             self._add_heads("exact", ranking, [None] * len(self.subject.heads), ", exact search")
+
+    @cached_property
+    def _own(self) -> RankedCandidates:
+        """Ranked by the model's own rankers."""
+        return self._ranked(self.subject)
 
     def _add_heads(
         self, kind: RowKind, ranking: RankedCandidates, alphas: Sequence[float | None], more: str = ""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from mtmh.data.arrays import Floats, Indices
-from mtmh.preranking.neighbours import Sums
+from mtmh.evaluation.whole_catalogue import MOST_ITEMS, WholeCatalogue
+from mtmh.preranking.neighbours import BothSums
 from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.ranking import Ranker
@@ -15,7 +16,11 @@ _MOST_SCORES = 32_000_000  # remembered, of 12 bytes each
 
 def remembering(ranker: Ranker) -> Ranker:
     """The same ranker, but one that is learned judges each item of a user once."""
-    return LearnedPreranker(_Remembering(ranker.ranker)) if isinstance(ranker, LearnedPreranker) else ranker
+    if not isinstance(ranker, LearnedPreranker):
+        return ranker
+    if len(ranker.ranker.scorer.vectors) <= MOST_ITEMS:
+        return LearnedPreranker(WholeCatalogue(ranker.ranker))
+    return LearnedPreranker(_Remembering(ranker.ranker))
 
 
 class _Remembering(UserRanker):
@@ -27,7 +32,7 @@ class _Remembering(UserRanker):
         self._known: dict[bytes, tuple[Indices, Floats]] = {}  # items, ascending, and scores
         self._size = 0
 
-    def score(self, histories: Indices, candidates: Indices, sums: tuple[Sums, Sums] | None = None) -> Floats:
+    def score(self, histories: Indices, candidates: Indices, sums: BothSums | None = None) -> Floats:
         """As ``UserRanker.score``."""
         nothing = np.empty(0, np.int64), np.empty(0, np.float32)
         keys = [row[row >= 0].astype(np.int64).tobytes() for row in histories]

@@ -8,7 +8,7 @@ import numpy as np
 
 from mtmh.data.arrays import Floats, Indices
 from mtmh.data.item_vectors import ItemVectors, StackedVectors
-from mtmh.preranking.neighbours import Neighbours, Sums
+from mtmh.preranking.neighbours import BothSums, Neighbours
 
 _DECAY = 0.9  # an item of the history counts so much of the one after it, where recency counts
 _BLOCK_FLOATS = 8_388_608  # gathered or computed at a time (32 MiB)
@@ -53,13 +53,17 @@ class Evidence:
         similarities = [f"{source} {kind}" for source in vectors for kind in ("largest", "mean", "recent")]
         self.names = ["logit", *similarities, *_TABLES, "events", "late events", "history length"]
 
-    def sums(self, histories: Indices) -> tuple[Sums, Sums]:
+    def sums(self, histories: Indices) -> BothSums:
         """What the tables of cosines and of linear weights add up to over histories [U, H]: evenly, and by recency."""
         weights = np.stack(history_weights(histories))
         return self.cosines.sums(histories, weights), self.linear.sums(histories, weights)
 
     def __call__(
-        self, histories: Indices, candidates: Indices, logits: Floats, sums: tuple[Sums, Sums] | None = None
+        self,
+        histories: Indices,
+        candidates: Indices,
+        logits: Floats,
+        sums: BothSums | None = None,
     ) -> Floats:
         """Gathers the evidence.
 
@@ -76,9 +80,9 @@ class Evidence:
         evidence[..., 0] = logits
         column = 1
         cosines, linear = sums or self.sums(histories)
-        for vectors in self.vectors.values():
+        for source in self.vectors:
             similar = evidence[..., column : column + 3]
-            self._compare(vectors, histories[:, : self._length], candidates, similar)
+            self._compare(source, histories[:, : self._length], candidates, similar)
             column += 3
         evidence[..., column : column + 2] = np.log(cosines.of(candidates) + np.float32(_FLOOR)).transpose(1, 2, 0)
         evidence[..., column + 2 : column + 4] = linear.of(candidates).transpose(1, 2, 0)
@@ -87,8 +91,9 @@ class Evidence:
         evidence[..., column + 6] = np.log(np.maximum(lengths, 1.0))
         return evidence
 
-    def _compare(self, vectors: ItemVectors, histories: Indices, candidates: Indices, out: Floats) -> None:
+    def _compare(self, source: str, histories: Indices, candidates: Indices, out: Floats) -> None:
         """Largest, mean and recent similarity [U, C, 3] of candidates to histories, a block of users at a time."""
+        vectors = self.vectors[source]
         weights = np.stack(history_weights(histories))
         weights /= np.maximum(weights.sum(axis=2, keepdims=True), np.float32(1e-6))
         width = candidates.shape[1] * (vectors.shape[1] + histories.shape[1])
@@ -102,7 +107,7 @@ class Evidence:
             out[part, :, 0] = similar.max(axis=2, initial=-1.0)
             out[part, :, 1:] = np.matmul(similar, weights[:, part].transpose(1, 2, 0))
 
-    def proposed(self, sums: tuple[Sums, Sums], k: int) -> list[Indices]:
+    def proposed(self, sums: BothSums, k: int) -> list[Indices]:
         """Candidates of users by `sums`, and items that are popular with all; [U, k] each, best first, -1: none."""
         cosines, linear = sums
         return [

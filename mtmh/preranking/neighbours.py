@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,26 @@ _SHARD_ITEMS = 1024  # whose products are held at a time, at most
 _LATE = 0.2  # of each history, at its end
 _PACKED_BITS = 63  # of a number that is not negative
 _CELLS_A_PAIR = 4  # of a table of all users and items: where it has no more, marking them costs less than sorting pairs
+
+
+class NeighbourSums(Protocol):
+    """Weights of neighbours, added up over the histories of users."""
+
+    @property
+    def num_users(self) -> int:
+        """Users whose histories they are."""
+
+    def of_users(self, part: slice) -> NeighbourSums:
+        """As ``Sums.of_users``."""
+
+    def of(self, candidates: Indices) -> Floats:
+        """As ``Sums.of``."""
+
+    def nearest(self, weight: int, k: int) -> npt.NDArray[np.int64]:
+        """As ``Sums.nearest``."""
+
+
+BothSums = tuple[NeighbourSums, NeighbourSums]  # of cosines and of linear weights
 
 
 @dataclass(frozen=True)

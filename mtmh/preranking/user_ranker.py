@@ -16,7 +16,7 @@ from mtmh.data.item_vectors import ItemVectors, StackedVectors
 from mtmh.preranking.artifact import COMBINATION, COOCCURRENCE, LINEAR, POPULARITY
 from mtmh.preranking.evidence import Evidence
 from mtmh.preranking.forward import CombinedEvidence, probability
-from mtmh.preranking.neighbours import Neighbours, Sums
+from mtmh.preranking.neighbours import BothSums, Neighbours
 from mtmh.preranking.scorer import Scorer, read_summary
 
 
@@ -77,7 +77,7 @@ class UserRanker:
         evidence = self.evidence.with_added({head: vectors[head] for head in self.evidence.vectors}, len(items))
         return UserRanker(self.scorer.with_added(items, added), evidence, self.combination)
 
-    def score(self, histories: Indices, candidates: Indices, sums: tuple[Sums, Sums] | None = None) -> Floats:
+    def score(self, histories: Indices, candidates: Indices, sums: BothSums | None = None) -> Floats:
         """The tasks' probabilities, weighted and added up, where the combination speaks for the engagement.
 
         Args:

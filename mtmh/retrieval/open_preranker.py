@@ -14,7 +14,7 @@ from mtmh.data.arrays import Indices, Mask, Scores, Vectors
 from mtmh.data.item_vectors import ItemVectors
 from mtmh.preranking.neighbours import distinct_pairs
 from mtmh.preranking.user_ranker import UserRanker
-from mtmh.retrieval.ranking import USER, Candidates, HeadScorePreranker, HistoryPreranker, Ranker, Requests
+from mtmh.retrieval.ranking import USER, Candidates, HeadScorePreranker, HistoryPreranker, Ranker, Requests, top_columns
 
 _MORE_CANDIDATES = 2000  # looked at in the place of those that may not be answers
 
@@ -37,6 +37,8 @@ class LearnedPreranker:
         Raises:
             ValueError: an item is newer than the model, see `with_added`.
         """
+        if np.array_equal(requests.users, np.arange(len(requests.histories))):  # one row each, without repetitions
+            return self.ranker.score(requests.histories, candidates.items)
         present = candidates.items >= 0
         users = np.broadcast_to(requests.users[:, None], candidates.items.shape)[present]
         pairs, place = distinct_pairs(users, candidates.items[present])
@@ -54,7 +56,7 @@ class LearnedPreranker:
     ) -> tuple[Indices, Scores]:
         """As ``UserSource.best_of_users``."""
         pool, scores = self.ranker.judged(histories, found, k, may_answer, more=histories.shape[1])
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        order = top_columns(scores, k)
         missing = ((0, 0), (0, k - order.shape[1]))
         items = np.where(np.isfinite(scores), pool, -1)
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from mtmh.evaluation import remembered
 from mtmh.evaluation.remembered import remembering
+from mtmh.evaluation.whole_catalogue import MOST_ITEMS
 from mtmh.preranking.user_ranker import UserRanker
 from mtmh.retrieval.open_preranker import LearnedPreranker
 from mtmh.retrieval.ranking import HeadScorePreranker
@@ -18,7 +20,7 @@ class Counting(UserRanker):
     """A score that tells user and item, and how many items it was asked about."""
 
     def __init__(self) -> None:
-        self.scorer: Any = None
+        self.scorer: Any = SimpleNamespace(vectors=range(MOST_ITEMS + 1))
         self.evidence: Any = None
         self.combination: Any = None
         self.asked = 0
