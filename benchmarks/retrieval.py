@@ -12,7 +12,8 @@ kinds of storage the recall and time of each over a range of probes come last.
 
 ``--sorter learned`` ranks by a learned preranker of random weights over simulated tables of neighbours, as large as
 those of a catalogue of this size are: what it says means nothing, how long it takes does. ``--indexes FOLDER`` keeps
-the trained indexes for the next run.
+the trained indexes for the next run. Without ``--num-probes`` a search visits as many clusters as ``mtmh build-index``
+would choose, which measures recall@100 in the same way; the table says the recall of each head.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ from rich.table import Table
 
 from benchmarks.compare import made_by
 from benchmarks.index import Search, at_equal_recall, recall, timed
-from mtmh.config import PrerankerConfig, RetrievalConfig
+from mtmh.config import IndexConfig, PrerankerConfig, RetrievalConfig
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.index.item_store import StoredItems
 from mtmh.index.kinds import filled
+from mtmh.index.recall import RecallMeter
 from mtmh.index.storage import IvfSettings, Storage, train_ivf
 from mtmh.index.vector_index import IvfIndex, largest, selector
 from mtmh.preranking.artifact import TaskSummary
@@ -61,6 +63,7 @@ from mtmh.retrieval.timings import Timings
 
 HEADS = ["engagement", "relevance"]
 FEW_ITEMS = 16_384  # allowed ones, which plain faiss compares all
+HISTORY_PROBES = 32  # whatever a request is searched with, it has the same triggers
 CURVE_QUERIES, CURVE_PROBES = 200, (4, 8, 16, 32, 64, 128)
 STAGES = ["embed", "search", "prerank", "merge", "describe"]
 
@@ -75,11 +78,13 @@ def main() -> None:
     parser.add_argument("--triggers", type=int, default=50)
     parser.add_argument("--k", type=int, default=30)
     parser.add_argument("--k-ann", type=int, default=1000)
-    parser.add_argument("--num-probes", type=int, default=32)
+    parser.add_argument("--num-probes", type=int, help="clusters that a search visits; not given: as many as a build")
+    parser.add_argument("--min-recall", type=float, default=IndexConfig().min_recall, help="of those")
     parser.add_argument("--storage", nargs="+", choices=["flat", "fp16", "fastscan"], default=["flat"])
     parser.add_argument("--sorter", choices=["head-score", "learned"], default="head-score")
     parser.add_argument("--indexes", type=Path, help="folder of trained indexes, which are made where they are missing")
     parser.add_argument("--added", type=int, default=10_000, help="items added since the build")
+    parser.add_argument("--cases", nargs="+", help="names of those to be measured; not given: all")
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--iterations", type=int, default=8, help="of k-means")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/retrieval.json"))
@@ -88,12 +93,17 @@ def main() -> None:
 
     vectors = {head: simulated(arguments.items, arguments.dim, seed) for seed, head in enumerate(HEADS)}
     indexes = {head: opened(head, vectors[head], arguments) for head in HEADS}
+    meters = {head: RecallMeter(indexes[head], vectors[head], seed=0) for head in HEADS}
+    if arguments.num_probes is None:
+        arguments.num_probes = max(meter.fewest_probes(arguments.min_recall) for meter in meters.values())
+    recalls = {head: meter.recall(arguments.num_probes).recall for head, meter in meters.items()}
     ranker = learned(vectors) if arguments.sorter == "learned" else HeadScorePreranker((HEADS[0], vectors[HEADS[0]]))
     retriever = make_retriever(indexes, vectors, ranker, arguments)
     result: dict[str, Any] = {
         "command": made_by(),
         "settings": {name: value for name, value in vars(arguments).items() if name not in ("out", "indexes")},
         "num_clusters": indexes[HEADS[0]].num_clusters,
+        "recall": recalls,
         "threads": faiss.omp_get_max_threads(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "cases": {},
@@ -120,6 +130,8 @@ def main() -> None:
         of_others = make_retriever(others, vectors, ranker, arguments)
         cases[f"no filter, {storage}"] = (of_others, Filters(exclude_seen=False), others)
     for name, (case, filters, searched) in cases.items():
+        if arguments.cases and name not in arguments.cases:
+            continue
         result["cases"][name] = measure(case, filters, searched, retriever, indexes, vectors, arguments)
         arguments.out.write_text(json.dumps(result, indent=2))
         Console().print(f"[dim]{name}: {result['cases'][name]['cpu']['p50_ms']:.1f} ms[/dim]", highlight=False)
@@ -283,7 +295,7 @@ def measure(
     kept: list[float] = []
     # A user's items lie near each other: neighbours of one item.
     starts = rng.integers(0, arguments.items, arguments.requests + 3)
-    histories = first_indexes[HEADS[0]].search(vectors[HEADS[0]][starts], arguments.triggers, arguments.num_probes)[1]
+    histories = first_indexes[HEADS[0]].search(vectors[HEADS[0]][starts], arguments.triggers, HISTORY_PROBES)[1]
     for number, history in enumerate(histories):
         items = history[history >= 0].tolist()
         queries = {head: np.ascontiguousarray(vectors[head][items]) for head in HEADS}
@@ -367,9 +379,11 @@ def seconds(*work: Callable[[], object]) -> tuple[float, float]:
 def report(result: dict[str, Any]) -> Table:
     """A row a case."""
     settings = result["settings"]
+    recall_of_heads = " and ".join(f"{recall:.3f}" for recall in result["recall"].values())
     title = (
         f"One user: {settings['triggers']} triggers, {len(HEADS)} heads, k_ann {settings['k_ann']}, K {settings['k']}, "
-        f"{settings['num_probes']} of {result['num_clusters']} clusters, {settings['items']:,} items; "
+        f"{settings['num_probes']} of {result['num_clusters']} clusters (recall@100 {recall_of_heads}), "
+        f"{settings['items']:,} items; "
         f"p50 / p99 in ms, wall and CPU; {result['threads']} faiss threads; finds: of what the first storage does"
     )
     table = Table(title=title, title_justify="left")
