@@ -48,6 +48,23 @@ def test_items_are_read_and_told_without_pandas(ids: list[int] | list[str], tmp_
     assert done.stdout.split() == ["first", "False"]
 
 
+def test_a_dataset_is_prepared_without_pandas(tmp_path: Path) -> None:
+    events = {"user_id": [1, 1, 1, 2, 2, 2], "item_id": [7, 5, 9, 5, 7, 9], "timestamp": [1, 2, 3, 1, 2, 3]}
+    pq.write_table(pa.table(events), tmp_path / "events.parquet")
+    items = {"item_id": [5, 7, 9], "brand": ["a", None, "a"], "price": [1.5, None, 2.5]}
+    pq.write_table(pa.table(items), tmp_path / "items.parquet")
+    code = (
+        "import sys, pathlib; from mtmh.config import Config; from mtmh.prepare.prepare import prepare\n"
+        f"root = pathlib.Path({str(tmp_path)!r})\n"
+        "data = {'source': 'tables', 'input': root, 'events': ['events.parquet'], 'items': ['items.parquet'],\n"
+        "        'id_features': ['brand'], 'float_features': ['price'], 'split': {'kind': 'user'}}\n"
+        "config = Config.model_validate({'name': 'test', 'paths': {'root': root}, 'data': data})\n"
+        "print(prepare(config, root / 'dataset').summary['num_users'], 'pandas' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+
+
 def test_retrieval_imports_without_torchrec() -> None:
     code = (
         "import importlib, pkgutil, sys, mtmh.retrieval as package\n"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mtmh.data.arrays import Indices
 
@@ -42,19 +43,19 @@ class TableRows:
             N rows, in one batch.
         """
         if len(self._batches) == 1:
-            return pa.Table.from_batches([self._batches[0].select(names).take(_array(rows))])
+            return pa.Table.from_batches([self._batches[0].select(names).take(arrow(rows))])
         batch_of = np.searchsorted(self._ends, rows, side="right")
         order = np.argsort(batch_of, kind="stable")
         parts = []
         for batch, own in _groups(batch_of[order], order):
             begin = self._ends[batch] - len(self._batches[batch])
-            parts.append(self._batches[batch].select(names).take(_array(rows[own] - begin)))
+            parts.append(self._batches[batch].select(names).take(arrow(rows[own] - begin)))
         found = pa.Table.from_batches(parts, pa.schema([self.table.schema.field(name) for name in names]))
         if len(parts) < 2:
             return found
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
-        return found.combine_chunks().take(_array(back))
+        return found.combine_chunks().take(arrow(back))
 
 
 def numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
@@ -62,12 +63,19 @@ def numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     return np.from_dlpack(column.combine_chunks())
 
 
+def with_nan(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    """Numbers as float64 [N], NULL as NaN."""
+    missing = arrow(np.full(len(column), np.nan))
+    return numbers(pc.coalesce(column.cast(pa.float64(), safe=False), missing))
+
+
+def arrow(values: npt.NDArray[Any]) -> pa.Array:
+    """Numbers [N] as Arrow holds them, not copied if they lie one behind another: the way back, likewise."""
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
+
+
 def _groups(batches: npt.NDArray[np.int64], order: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.int64]]]:
     """Numbers of batches, ascending, and for each the places of its rows."""
     starts = np.flatnonzero(np.diff(batches, prepend=-1))
     return list(zip(batches[starts].tolist(), np.split(order, starts[1:]), strict=True)) if len(starts) else []
-
-
-def _array(rows: Indices) -> pa.Array:
-    """The way back, likewise."""
-    return pa.Array.from_buffers(pa.int64(), len(rows), [None, pa.py_buffer(np.ascontiguousarray(rows, np.int64))])

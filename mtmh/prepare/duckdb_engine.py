@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from mtmh.data.table_rows import numbers
 from mtmh.prepare.engine import Reading, Writer
 from mtmh.prepare.ranges import bounded_ranges
 from mtmh.prepare.statements import Dialect, Users
@@ -53,6 +54,10 @@ class DuckDbEngine:
         """Makes a working table."""
         self._connection.execute(f"CREATE OR REPLACE TABLE {name} AS {query}")
 
+    def view(self, name: str, query: str) -> None:
+        """Names a query."""
+        self._connection.execute(f"CREATE TEMP VIEW {name} AS {query}")
+
     def append(self, name: str, query: str) -> None:
         """Adds rows."""
         self._connection.execute(f"INSERT INTO {name} {query}")
@@ -73,7 +78,7 @@ class DuckDbEngine:
 
     def ranges(self, query: str) -> list[Users]:
         """Ranges that follow the memory: each is a scan of all events."""
-        counts = self._connection.sql(query).to_arrow_table().column(1).to_numpy()
+        counts = numbers(self._connection.sql(query).to_arrow_table().column(1))
         return [*bounded_ranges(counts, self._range_events)]
 
     def write(self, writer: Writer[T], streams: Mapping[str, Sequence[str]]) -> T:

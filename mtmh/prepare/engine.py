@@ -52,6 +52,10 @@ class Engine(Protocol):
         """Makes a working table, in place of an older one of that name."""
         ...
 
+    def view(self, name: str, query: str) -> None:
+        """Names a query of which every use makes the rows anew."""
+        ...
+
     def append(self, name: str, query: str) -> None:
         """Adds rows to a working table."""
         ...

@@ -98,6 +98,11 @@ class SparkEngine:
         if old is not None:
             shutil.rmtree(old)
 
+    def view(self, name: str, query: str) -> None:
+        """Names a query."""
+        with _errors():
+            self._spark.sql(query).createOrReplaceTempView(name)
+
     def append(self, name: str, query: str) -> None:
         """Never asked for: all users are one range."""
         raise AssertionError(name, query)

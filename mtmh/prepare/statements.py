@@ -6,37 +6,38 @@ group-bys and windows over a user. Working tables:
 
     source_events, source_items   what the adapter gives, as `read_events` and `read_items` take it
     catalogue     item_id, item_code          the kept items in seeded hash order
-    staged        user_id, item_code, timestamp, fraction, drop_reason     every event that was read
+    staged        user_id, item_code, timestamp, drop_reason               every event that was read
     event_kinds   event, kind                 kinds of kept events, in the order of their names
     kept_kinds    event, kind, bit            those of the training period
-    users         user_id, user_code          users of kept events in seeded hash order
-    events        user_code, item_code, timestamp, fraction                kept events
-    split         user_code, item_code, timestamp, fraction, is_test       without consecutive repeats
+    users         user_id, user_code, num_events                           users of kept events in seeded hash order
+    events        user_code, item_code, timestamp                          kept events
+    split         user_code, item_code, timestamp, is_test                 without consecutive repeats
     rare          item_code                   items with too few T1 events
-    history       user_code, item_code, timestamp, fraction                T1 as the dataset has it
-    history_users user_code, user_index, num_events                        users with a history
+    history_users user_code, user_index, num_events, num_test_events       users with a history; their T1, T2
+    long_history  user_code, user_index, item_code, timestamp              T1 of users with more than is kept of one
+    history       user_code, user_index, item_code, timestamp              T1 as the dataset has it
     item_order    item_code, item_index       where some items are known to nothing before the cut
     item_facts    item_code, item_id, item_index, train_count, first_seen
 
-Where the source has kinds or values of events, ``staged`` also holds event and value, ``events`` kind and value (NULL:
-none), and ``split`` and ``history`` kinds (mask of bits, 0: none) and value.
-
     vocabulary    value, row                  of the id feature at hand
 
-``fraction`` is what ``timestamp`` leaves of a finer clock; events are ordered and cut by both.
+Where the source has kinds or values of events, ``staged`` also holds event and value, ``events`` kind and value (NULL:
+none), and ``split`` and ``history`` kinds (mask of bits, 0: none) and value. ``fraction`` is what ``timestamp`` leaves
+of a finer clock; events are ordered and cut by both. Tables without such times do without the column, for whatever
+sorts events carries all columns along.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mtmh.config import SplitConfig
 from mtmh.prepare.sql import literal, quoted
 
 ITEM_COLUMNS = ("text", "image", "topic_l1", "topic_l2", "content_embedding")
-IN_ORDER = "timestamp, fraction, item_code"  # of a user's events
 LARGEST_BUCKET = 16  # bits of a code
+LARGEST_INTEGER = (1 << 31) - 1
 
 Users = tuple[int, int] | None  # codes [first, last); None: all
 
@@ -59,24 +60,61 @@ class Dialect(NamedTuple):
     sorted_set: Callable[[str], str]
 
 
+class Columns(NamedTuple):
+    """The columns of ``events`` and what comes of them, beyond user_code, item_code and timestamp.
+
+    Attributes:
+        fractions: ``fraction``.
+        labels: kinds and values of events.
+    """
+
+    fractions: bool
+    labels: bool
+
+    @property
+    def time(self) -> tuple[str, ...]:
+        """The point in time of an event."""
+        return ("timestamp", "fraction") if self.fractions else ("timestamp",)
+
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """The order of a user's events."""
+        return *self.time, "item_code"
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """All that is known of an event of a user in ``split`` and ``history``."""
+        return "item_code", *self.time, *(("kinds", "value") if self.labels else ())
+
+    @property
+    def of_history(self) -> tuple[str, ...]:
+        """All that ``history`` holds."""
+        return "user_code", "user_index", *self.kept
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The columns that the dataset's files hold beside the item."""
+        return "timestamp", *(("kinds", "value") if self.labels else ())
+
+
 class Instant(NamedTuple):
     """A point in time, in the events' unit."""
 
     timestamp: int
     fraction: float = 0.0
 
-    @property
-    def since(self) -> str:
+    def since(self, columns: Columns) -> str:
         """SQL: whether an event lies there or later."""
         if not self.fraction:
             return f"timestamp >= {self.timestamp}"
+        if not columns.fractions:
+            return f"timestamp > {self.timestamp}"
         later = f"timestamp = {self.timestamp} AND fraction >= {_double(self.fraction)}"
         return f"(timestamp > {self.timestamp} OR ({later}))"
 
-    @property
-    def before(self) -> str:
+    def before(self, columns: Columns) -> str:
         """SQL: whether an event lies before it."""
-        return f"NOT ({self.since})"
+        return f"NOT ({self.since(columns)})"
 
 
 def read_events(events: str, event_columns: Sequence[str], *, has_fractions: bool) -> str:
@@ -127,16 +165,18 @@ def duplicate_item() -> str:
         GROUP BY item_id HAVING count(*) > 1 ORDER BY item_id LIMIT 1"""
 
 
-def catalogue(seed: int) -> str:
+def catalogue(seed: int, num_items: int) -> str:
     """``catalogue``: codes in hash order tell nothing of popularity or time."""
-    return _hash_ranked(f"{seed}:item", "item_id", "source_items WHERE drop_reason IS NULL", "item_code")
+    kept = "source_items WHERE drop_reason IS NULL"
+    return _hash_ranked(f"{seed}:item", "item_id", kept, "item_code", at_most=num_items)
 
 
-def staged(event_columns: Sequence[str] = ()) -> str:
+def staged(columns: Columns) -> str:
     """``staged``: one scan of the events, each row kept or with the first reason against it."""
-    labels = "e.event, e.value, " if event_columns else ""
+    times = _list(f"e.{name}" for name in columns.time)
+    labels = "e.event, e.value, " if columns.labels else ""
     return f"""
-        SELECT e.user_id, c.item_code, e.timestamp, e.fraction, {labels}coalesce(e.drop_reason, CASE
+        SELECT e.user_id, c.item_code, {times}, {labels}coalesce(e.drop_reason, CASE
             WHEN e.user_id IS NULL THEN 'no_user'
             WHEN e.item_id IS NULL THEN 'no_item'
             WHEN e.timestamp IS NULL THEN 'no_timestamp'
@@ -149,10 +189,15 @@ def drop_counts(table: str) -> str:
     return f"SELECT drop_reason, count(*) FROM {table} GROUP BY drop_reason ORDER BY drop_reason"
 
 
-def users(seed: int) -> str:
-    """``users``."""
-    distinct = "(SELECT DISTINCT user_id FROM staged WHERE drop_reason IS NULL)"
-    return _hash_ranked(f"{seed}:user", "user_id", distinct, "user_code")
+def has_fractions() -> str:
+    """Whether any kept event lies between two units of ``timestamp``."""
+    return "SELECT coalesce(max(fraction), 0) > 0 FROM staged WHERE drop_reason IS NULL"
+
+
+def users(seed: int, num_events: int) -> str:
+    """``users``, of so many events."""
+    counted = "(SELECT user_id, count(*) AS num_events FROM staged WHERE drop_reason IS NULL GROUP BY user_id)"
+    return _hash_ranked(f"{seed}:user", "user_id", counted, "user_code", others=("num_events",), at_most=num_events)
 
 
 def event_kinds() -> str:
@@ -162,43 +207,42 @@ def event_kinds() -> str:
         FROM (SELECT DISTINCT event FROM staged WHERE drop_reason IS NULL AND event IS NOT NULL)"""
 
 
-def events(labels: bool = False) -> str:
+def events(columns: Columns) -> str:
     """``events``."""
-    columns, join = "", ""
-    if labels:
-        columns = ", k.kind, s.value"
+    selected = ", ".join(f"s.{name}" for name in ("item_code", *columns.time))
+    join = ""
+    if columns.labels:
+        selected += ", k.kind, s.value"
         join = " LEFT JOIN event_kinds AS k ON s.event = k.event"
     return f"""
-        SELECT u.user_code, s.item_code, s.timestamp, s.fraction{columns}
+        SELECT u.user_code, {selected}
         FROM staged AS s JOIN users AS u ON s.user_id = u.user_id{join}
         WHERE s.drop_reason IS NULL"""
 
 
 def largest_user() -> str:
     """The user with the most events: user_id, num_events, and how many users there are."""
-    return """
-        SELECT max_by(user_id, num_events), max(num_events), count(*)
-        FROM (SELECT user_code, count(*) AS num_events FROM events GROUP BY user_code) AS c
-        JOIN users AS u ON c.user_code = u.user_code"""
+    return "SELECT max_by(user_id, num_events), max(num_events), count(*) FROM users"
 
 
 def events_a_user() -> str:
     """Events of each user: user_code, num_events."""
-    return "SELECT user_code, count(*) AS num_events FROM events GROUP BY user_code ORDER BY user_code"
+    return "SELECT user_code, num_events FROM users ORDER BY user_code"
 
 
-def kept_kinds(cutoff: Instant | None) -> str:
+def kept_kinds(columns: Columns, cutoff: Instant | None) -> str:
     """``kept_kinds``: kinds that come before the cut; without a common cut, all."""
-    period = "" if cutoff is None else f" WHERE {cutoff.before}"
+    period = "" if cutoff is None else f" WHERE {cutoff.before(columns)}"
     return f"""
         SELECT event, kind, CAST(row_number() OVER (ORDER BY event) - 1 AS INTEGER) AS bit
         FROM event_kinds WHERE kind IN (SELECT DISTINCT kind FROM events{period})"""
 
 
-def around(cutoff: Instant) -> str:
+def around(columns: Columns, cutoff: Instant) -> str:
     """The numbers of events before and behind an instant."""
     return f"""
-        SELECT count(*) FILTER (WHERE {cutoff.before}), count(*) FILTER (WHERE {cutoff.since}) FROM events"""
+        SELECT count(*) FILTER (WHERE {cutoff.before(columns)}), count(*) FILTER (WHERE {cutoff.since(columns)})
+        FROM events"""
 
 
 def steps_of_time(first: int, stop: int, width: int) -> str:
@@ -212,7 +256,7 @@ def steps_of_time(first: int, stop: int, width: int) -> str:
         GROUP BY timestamp - since % {width} ORDER BY step DESC"""
 
 
-def split(config: SplitConfig, cutoff: Instant | None, of_users: Users, labels: bool = False) -> str:
+def split(columns: Columns, config: SplitConfig, cutoff: Instant | None, of_users: Users) -> str:
     """``split`` for some users.
 
     An event whose item is that of the user's event before it is a repeat and left out: the first of a run stays,
@@ -220,32 +264,37 @@ def split(config: SplitConfig, cutoff: Instant | None, of_users: Users, labels: 
     first event takes all that lie in its own period: kinds together, the largest value.
     """
     if cutoff is not None:
-        is_test = cutoff.since
+        is_test = cutoff.since(columns)
     else:
         share = str(config.test_events or f"floor(num_events * {_double(config.test_fraction)} + {_double(0.5)})")
         is_test = f"position > num_events - least(num_events - 1, greatest(1, {share}))"
     source = "events"
-    if labels:
-        source = """(
-                    SELECT user_code, item_code, timestamp, fraction,
+    if columns.labels:
+        source = f"""(
+                    SELECT user_code, {_list(columns.in_order)},
                         CAST(coalesce(CAST(1 AS INTEGER) << k.bit, 0) AS INTEGER) AS kinds, value
                     FROM events AS e LEFT JOIN kept_kinds AS k ON e.kind = k.kind
                 ) AS e"""
+    in_order = f"PARTITION BY user_code ORDER BY {_list(columns.in_order)}"
     ordered = f"""
-                SELECT *, lag(item_code) OVER (PARTITION BY user_code ORDER BY {IN_ORDER}) AS previous
+                SELECT *, lag(item_code) OVER ({in_order}) AS previous
                 FROM {source} WHERE {_among("user_code", of_users)}"""
-    kept = f"({_runs(ordered, cutoff)})" if labels else f"({ordered}) WHERE previous IS DISTINCT FROM item_code"
+    kept = (
+        f"({_runs(columns, ordered, cutoff)})"
+        if columns.labels
+        else f"({ordered}) WHERE previous IS DISTINCT FROM item_code"
+    )
     return f"""
-        SELECT user_code, item_code, timestamp, fraction, {is_test} AS is_test{", kinds, value" if labels else ""}
+        SELECT user_code, {_list(columns.kept)}, {is_test} AS is_test
         FROM (
             SELECT *,
-                row_number() OVER (PARTITION BY user_code ORDER BY {IN_ORDER}) AS position,
+                row_number() OVER ({in_order}) AS position,
                 count(*) OVER (PARTITION BY user_code) AS num_events
             FROM {kept}
         )"""
 
 
-def _runs(ordered: str, cutoff: Instant | None) -> str:
+def _runs(columns: Columns, ordered: str, cutoff: Instant | None) -> str:
     """One row a run of events with one item: user_code, item_code, timestamp of the first, kinds, value.
 
     Events of one item and instant are peers: RANGE counts them together, whatever their order in either window.
@@ -254,18 +303,19 @@ def _runs(ordered: str, cutoff: Instant | None) -> str:
     def of_period(aggregate: str) -> str:
         if cutoff is None:  # the cut falls between runs
             return aggregate
-        before = f"{aggregate} FILTER (WHERE {cutoff.before})"
-        return f"CASE WHEN bool_or({cutoff.before}) THEN {before} ELSE {aggregate} END"
+        before = cutoff.before(columns)
+        return f"CASE WHEN bool_or({before}) THEN {aggregate} FILTER (WHERE {before}) ELSE {aggregate} END"
 
     begins = "previous IS DISTINCT FROM item_code"
+    fraction = "min(CASE WHEN begins THEN fraction END) AS fraction, " if columns.fractions else ""
     return f"""
-        SELECT user_code, any_value(item_code) AS item_code, min(timestamp) AS timestamp,
-            min(CASE WHEN begins THEN fraction END) AS fraction,
+        SELECT user_code, any_value(item_code) AS item_code, min(timestamp) AS timestamp, {fraction}
             {of_period("bit_or(kinds)")} AS kinds, {of_period("max(value)")} AS value
         FROM (
-            SELECT user_code, item_code, timestamp, fraction, kinds, value, {begins} AS begins,
+            SELECT user_code, {_list(columns.kept)}, {begins} AS begins,
                 sum(CASE WHEN {begins} THEN 1 ELSE 0 END) OVER (
-                    PARTITION BY user_code ORDER BY {IN_ORDER} RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+                    PARTITION BY user_code ORDER BY {_list(columns.in_order)}
+                    RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
                 ) AS run
             FROM ({ordered})
         )
@@ -299,78 +349,86 @@ def rare_events() -> str:
     return "SELECT count(*) FROM split AS s JOIN rare AS r ON s.item_code = r.item_code WHERE NOT s.is_test"
 
 
-def item_order() -> str:
+def item_order(num_items: int) -> str:
     """``item_order``: codes in their order, but items without a T1 event behind all others."""
     known = """
         SELECT c.item_code, CASE WHEN k.item_code IS NULL THEN 1 ELSE 0 END AS late
         FROM catalogue AS c
         LEFT JOIN (SELECT DISTINCT item_code FROM split WHERE NOT is_test) AS k ON c.item_code = k.item_code"""
     bucket = f"late * {1 << LARGEST_BUCKET} + (item_code >> {LARGEST_BUCKET})"
-    return _ranked(known, bucket, "item_code", "item_code", "item_index")
+    return _ranked(known, bucket, "item_code", ("item_code",), "item_index", at_most=num_items)
 
 
-def history(min_user_events: int, max_history: int, of_users: Users, *, rare: bool, labels: bool = False) -> str:
-    """``history`` for some users: those with enough events, and of these the last ones."""
-    return f"""
-        SELECT user_code, item_code, timestamp, fraction{", kinds, value" if labels else ""}
-        FROM (
-            SELECT *,
-                count(*) OVER (PARTITION BY user_code) AS num_events,
-                row_number() OVER (
-                    PARTITION BY user_code ORDER BY timestamp DESC, fraction DESC, item_code DESC
-                ) AS from_end
-            FROM ({_train(of_users, rare)})
-        )
-        WHERE num_events >= {min_user_events} AND from_end <= {max_history}"""
-
-
-def history_drops(min_user_events: int, max_history: int, *, rare: bool) -> str:
-    """Events that ``history`` leaves out: those of short histories, those beyond ``max_history``."""
-    return f"""
-        SELECT
-            coalesce(sum(CASE WHEN num_events < {min_user_events} THEN num_events END), 0),
-            coalesce(sum(CASE WHEN num_events >= {min_user_events} AND num_events > {max_history}
-                THEN num_events - {max_history} END), 0)
-        FROM (SELECT user_code, count(*) AS num_events FROM ({_train(None, rare)}) GROUP BY user_code)"""
-
-
-def history_users() -> str:
-    """``history_users``: users keep the order of their codes."""
-    counted = "SELECT user_code, count(*) AS num_events FROM history GROUP BY user_code"
+def history_users(min_user_events: int, num_train: int, *, rare: bool) -> str:
+    """``history_users``: those with enough of the ``num_train`` events in T1, in the order of their codes."""
+    is_train = "NOT s.is_test" + (" AND r.item_code IS NULL" if rare else "")
+    num_events = f"count(*) FILTER (WHERE {is_train})"
+    counted = f"""
+        SELECT s.user_code, {num_events} AS num_events, count(*) FILTER (WHERE s.is_test) AS num_test_events
+        FROM split AS s{_JOIN_RARE if rare else ""} GROUP BY s.user_code HAVING {num_events} >= {min_user_events}"""
     bucket = f"user_code >> {LARGEST_BUCKET}"
-    return _ranked(counted, bucket, "user_code", "user_code, num_events", "user_index")
+    columns = ("user_code", "num_events", "num_test_events")
+    return _ranked(counted, bucket, "user_code", columns, "user_index", at_most=num_train)
 
 
-def history_rows(of_users: Users, *, ordered: bool, labels: bool) -> str:
+def history_counts(max_history: int) -> str:
+    """Events of users with a history: those of T1, of these those beyond ``max_history``, and those of T2."""
+    return f"""
+        SELECT coalesce(sum(num_events), 0), coalesce(sum(greatest(num_events - {max_history}, 0)), 0),
+            coalesce(sum(num_test_events), 0)
+        FROM history_users"""
+
+
+def long_history(columns: Columns, max_history: int, of_users: Users, *, rare: bool) -> str:
+    """``long_history`` for some users, whose last events only their order tells."""
+    backwards = _list(f"s.{name} DESC" for name in columns.in_order)
+    train = f"{_train(rare)} AND u.num_events > {max_history} AND {_among('s.user_code', of_users)}"
+    return f"""
+        SELECT {_list(columns.of_history)}
+        FROM (
+            SELECT u.user_index, s.*, row_number() OVER (PARTITION BY s.user_code ORDER BY {backwards}) AS from_end
+            {train}
+        )
+        WHERE from_end <= {max_history}"""
+
+
+def history(columns: Columns, max_history: int, *, rare: bool, beyond: bool) -> str:
+    """``history``, a view; ``beyond``: whether there is a ``long_history``."""
+    names = _list(f"{'u' if name == 'user_index' else 's'}.{name}" for name in columns.of_history)
+    whole = f"SELECT {names} {_train(rare)}"
+    if not beyond:
+        return whole
+    return f"{whole} AND u.num_events <= {max_history} UNION ALL SELECT * FROM long_history"
+
+
+def history_rows(columns: Columns, of_users: Users, *, ordered: bool) -> str:
     """``history`` user by user, oldest first: user_index, item_index, timestamp; ``ordered``: by ``item_order``."""
     index, join = _item_index("h", ordered)
     return f"""
-        SELECT u.user_index, {index} AS item_index, h.timestamp{", h.kinds, h.value" if labels else ""}
-        FROM history AS h JOIN history_users AS u ON h.user_code = u.user_code{join}
+        SELECT h.user_index, {index} AS item_index, {_list(f"h.{name}" for name in columns.written)}
+        FROM history AS h{join}
         WHERE {_among("h.user_code", of_users)}
-        ORDER BY u.user_index, h.timestamp, h.fraction, h.item_code"""
+        ORDER BY h.user_index, {_list(f"h.{name}" for name in columns.in_order)}"""
 
 
-def test_rows(of_users: Users, *, ordered: bool, labels: bool) -> str:
+def test_rows(columns: Columns, of_users: Users, *, ordered: bool) -> str:
     """T2 of users with a history, each item at its first engagement; columns as those of `history_rows`."""
     index, join = _item_index("f", ordered)
-    item = "PARTITION BY user_code, item_code"
-    kinds = f", bit_or(kinds) OVER ({item}) AS kinds, max(value) OVER ({item}) AS value" if labels else ""
+    labels = ", bit_or(kinds) AS kinds, max(value) AS value" if columns.labels else ""
+    source, fraction = f"split WHERE is_test AND {_among('user_code', of_users)}", ""
+    if columns.fractions:  # one row an instant, so that only one has the smallest
+        source = f"""(
+                SELECT user_code, item_code, timestamp, min(fraction) AS fraction{labels}
+                FROM {source} GROUP BY user_code, item_code, timestamp
+            )"""
+        fraction = ", min_by(fraction, timestamp) AS fraction"
     return f"""
-        SELECT u.user_index, {index} AS item_index, f.timestamp{", f.kinds, f.value" if labels else ""}
+        SELECT u.user_index, {index} AS item_index, {_list(f"f.{name}" for name in columns.written)}
         FROM (
-            SELECT user_code, item_code, timestamp, fraction,
-                row_number() OVER ({item} ORDER BY timestamp, fraction) AS place{kinds}
-            FROM split WHERE is_test AND {_among("user_code", of_users)}
+            SELECT user_code, item_code, min(timestamp) AS timestamp{fraction}{labels}
+            FROM {source} GROUP BY user_code, item_code
         ) AS f JOIN history_users AS u ON f.user_code = u.user_code{join}
-        WHERE f.place = 1
-        ORDER BY u.user_index, f.timestamp, f.fraction, f.item_code"""
-
-
-def test_events_with_history() -> str:
-    """The number of T2 events of users with a history."""
-    return """
-        SELECT count(*) FROM split AS s JOIN history_users AS u ON s.user_code = u.user_code WHERE s.is_test"""
+        ORDER BY u.user_index, {_list(f"f.{name}" for name in columns.in_order)}"""
 
 
 def user_rows(of_users: Users) -> str:
@@ -470,6 +528,7 @@ def feature_rows(dialect: Dialect, name: str, is_list: bool) -> str:
         ORDER BY f.item_index, row"""
 
 
+_JOIN_RARE = " LEFT JOIN rare AS r ON s.item_code = r.item_code"
 _FACTS_AND_ITEMS = """
         FROM item_facts AS f
         JOIN (SELECT * FROM source_items WHERE drop_reason IS NULL) AS s ON f.item_id = s.item_id"""
@@ -483,11 +542,11 @@ def _values(dialect: Dialect, name: str, is_list: bool) -> str:
         WHERE value IS NOT NULL"""
 
 
-def _train(of_users: Users, rare: bool) -> str:
-    join = " LEFT JOIN rare AS r ON s.item_code = r.item_code" if rare else ""
-    frequent = " AND r.item_code IS NULL" if rare else ""
+def _train(rare: bool) -> str:
+    """FROM and WHERE of the events in T1 (s) of users with a history (u)."""
     return f"""
-        SELECT s.* FROM split AS s{join} WHERE NOT s.is_test AND {_among("s.user_code", of_users)}{frequent}"""
+        FROM split AS s JOIN history_users AS u ON s.user_code = u.user_code{_JOIN_RARE if rare else ""}
+        WHERE NOT s.is_test{" AND r.item_code IS NULL" if rare else ""}"""
 
 
 def _item_index(table: str, ordered: bool) -> tuple[str, str]:
@@ -505,18 +564,36 @@ def _double(number: float) -> str:
     return f"CAST('{number!r}' AS DOUBLE)"
 
 
-def _hash_ranked(salt: str, column: str, source: str, rank: str, *, first: int = 0) -> str:
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _hash_ranked(
+    salt: str,
+    column: str,
+    source: str,
+    rank: str,
+    *,
+    first: int = 0,
+    at_most: int = LARGEST_INTEGER + 1,
+    others: Sequence[str] = (),
+) -> str:
     """Distinct values of a column in a seeded random order that is the same on every engine, from ``first`` on."""
-    hashed = f"SELECT {column}, md5({literal(salt + ':')} || CAST({column} AS STRING)) AS hash FROM {source}"
-    return _ranked(hashed, "substr(hash, 1, 3)", f"hash, {column}", column, rank, first=first)
+    columns = (column, *others)
+    hashed = f"""
+        SELECT {_list(columns)}, md5({literal(salt + ":")} || CAST({column} AS STRING)) AS hash FROM {source}"""
+    return _ranked(hashed, "substr(hash, 1, 3)", f"hash, {column}", columns, rank, first=first, at_most=at_most)
 
 
-def _ranked(rows: str, bucket: str, order: str, columns: str, rank: str, *, first: int = 0) -> str:
+def _ranked(
+    rows: str, bucket: str, order: str, columns: Sequence[str], rank: str, *, first: int = 0, at_most: int
+) -> str:
     """Rows with their place in the order of (bucket, order): that in the bucket, behind the sizes of those before.
 
-    A window over everything would bring everything to one machine.
+    A window over everything would bring everything to one machine. Of ``at_most`` rows the places may fit 32 bits,
+    which whatever sorts events carries along.
     """
-    chosen = ", ".join(f"r.{name.strip()}" for name in columns.split(","))
+    kind = "INTEGER" if at_most <= LARGEST_INTEGER else "BIGINT"
     return f"""
         WITH ranked_rows AS (SELECT *, {bucket} AS bucket FROM ({rows})),
         buckets AS (SELECT bucket, count(*) AS num_rows FROM ranked_rows GROUP BY bucket),
@@ -525,7 +602,7 @@ def _ranked(rows: str, bucket: str, order: str, columns: str, rank: str, *, firs
                 - num_rows AS before
             FROM buckets
         )
-        SELECT {chosen}, CAST(
-            b.before + row_number() OVER (PARTITION BY r.bucket ORDER BY {order}) - 1 + {first} AS BIGINT
+        SELECT {_list(f"r.{name}" for name in columns)}, CAST(
+            b.before + row_number() OVER (PARTITION BY r.bucket ORDER BY {order}) - 1 + {first} AS {kind}
         ) AS {rank}
         FROM ranked_rows AS r JOIN begins AS b ON r.bucket = b.bucket"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from math import floor
@@ -18,7 +18,7 @@ from mtmh.prepare.ride_along import write_ride_along
 from mtmh.prepare.scratch import Workspace
 from mtmh.prepare.sources import SOURCES
 from mtmh.prepare.sources.base import SourceContext, SourceTables
-from mtmh.prepare.statements import Instant, Users
+from mtmh.prepare.statements import Columns, Instant, Users
 from mtmh.prepare.table_file import readable
 
 MAX_EVENT_KINDS = 31  # bits of an int32 that is never negative
@@ -32,16 +32,20 @@ ARROW_TYPES = {"int64": pa.int64(), "string": pa.string()}
 
 
 @dataclass(frozen=True)
-class Ranges:
-    """Ranges of users, one after another.
+class Split:
+    """Facts of the table ``split``.
 
     Attributes:
-        users: the ranges.
-        completed: users up to the end of each, for the bar; empty: one range of all.
+        users: the ranges of users, one after another, in which it was made.
+        columns: of its events.
+        num_train: events of T1.
+        num_test: events of T2.
     """
 
     users: Sequence[Users]
-    completed: Sequence[int] = field(default=())
+    columns: Columns
+    num_train: int
+    num_test: int
 
 
 @dataclass(frozen=True)
@@ -87,41 +91,49 @@ def load_items(work: Workspace, source: SourceTables) -> int | None:
     work.step("load items")
     _check_ids(work, source)
     _read(work, source)
+    num_items = 0
     for reason, rows in work.rows(statements.drop_counts("source_items")):
-        if reason is not None:
+        if reason is None:
+            num_items = rows
+        else:
             work.dropped_items[reason] = rows
     for item_id, rows in work.rows(statements.duplicate_item()):
         raise ValueError(f"{_names(source)}: item_id {item_id!r} stands in {rows} rows; expected one")
-    work.engine.table("catalogue", statements.catalogue(work.seed))
-    num_items = work.number("SELECT count(*) FROM catalogue")
+    work.engine.table("catalogue", statements.catalogue(work.seed, num_items))
     work.note(f"{num_items:,} items")
     if num_items == 0:
         raise ValueError(f"{_names(source)}: no item is left{_because(work.dropped_items)}")
     return _embedding_width(work)
 
 
-def load_events(work: Workspace, source: SourceTables) -> None:
-    """Tables ``users`` and ``events``."""
+def load_events(work: Workspace, source: SourceTables) -> Columns:
+    """Tables ``users`` and ``events``; returns the columns of these."""
     work.step("load events")
+    columns = Columns(source.has_fractions, labels=bool(source.event_columns))
     with readable(source.files):
-        work.engine.table("staged", statements.staged(source.event_columns))
+        work.engine.table("staged", statements.staged(columns))
+    num_events = 0
     for reason, rows in work.rows(statements.drop_counts("staged")):
         work.num_events_read += rows
-        if reason is not None:
+        if reason is None:
+            num_events = rows
+        else:
             work.drop_events(reason, rows)
-    work.engine.table("users", statements.users(work.seed))
-    if source.event_columns:
-        work.engine.table("event_kinds", statements.event_kinds())
-    work.engine.table("events", statements.events(bool(source.event_columns)))
-    work.engine.drop("staged")
-    num_events = work.number("SELECT count(*) FROM events")
     work.note(f"{num_events:,} of {work.num_events_read:,} events")
     if num_events == 0:
         raise ValueError(f"{_names(source)}: no event is left of {work.num_events_read}{_because(work.dropped_events)}")
+    if columns.fractions:
+        columns = columns._replace(fractions=bool(work.rows(statements.has_fractions())[0][0]))
+    work.engine.table("users", statements.users(work.seed, num_events))
+    if columns.labels:
+        work.engine.table("event_kinds", statements.event_kinds())
+    work.engine.table("events", statements.events(columns))
+    work.engine.drop("staged")
     _warn_of_events(work, num_events)
+    return columns
 
 
-def find_cutoff(work: Workspace, source: SourceTables) -> Instant | None:
+def find_cutoff(work: Workspace, source: SourceTables, columns: Columns) -> Instant | None:
     """The first instant of T2: as set, or the earliest timestamp with at most ``test_fraction`` of the events."""
     split = work.data.split
     if split.kind != "time":
@@ -129,7 +141,7 @@ def find_cutoff(work: Workspace, source: SourceTables) -> Instant | None:
     low, high, total = work.rows("SELECT min(timestamp), max(timestamp), count(*) FROM events")[0]
     if split.cutoff is not None:
         cutoff = _instant(split.cutoff, source)
-        before, behind = work.rows(statements.around(cutoff))[0]
+        before, behind = work.rows(statements.around(columns, cutoff))[0]
         if not (before and behind):
             raise ValueError(
                 f"data.split.cutoff: {split.cutoff} leaves T1 or T2 empty; events run from {low} to {high}"
@@ -162,71 +174,69 @@ def _first_with(work: Workspace, low: int, high: int, allowed: float) -> int:
         first, stop = too_many, min(too_many + width, stop)
 
 
-def split_events(work: Workspace, source: SourceTables, cutoff: Instant | None) -> Ranges:
-    """Table ``split``, and the ranges of users over which the next steps go.
+def split_events(work: Workspace, source: SourceTables, columns: Columns, cutoff: Instant | None) -> Split:
+    """Table ``split``, in ranges of users that the next steps go over, too.
 
     Raises:
         ValueError: more kinds of events than can be kept.
     """
     users = work.engine.ranges(statements.events_a_user())
-    ranges = Ranges(users, [last for _, last in filter(None, users)])
-    work.step("split into T1 and T2", total=ranges.completed[-1] if ranges.completed else None)
+    completed = [last for _, last in filter(None, users)]
+    work.step("split into T1 and T2", total=completed[-1] if completed else None)
     num_events = work.number("SELECT count(*) FROM events")
-    labels = bool(source.event_columns)
-    if labels:
-        _choose_kinds(work, source, cutoff)
-    split = [statements.split(work.data.split, cutoff, some, labels) for some in ranges.users]
-    work.tables("split", split, ranges.completed)
+    if columns.labels:
+        _choose_kinds(work, source, columns, cutoff)
+    queries = [statements.split(columns, work.data.split, cutoff, some) for some in users]
+    work.tables("split", queries, completed)
     num_train, num_test = work.rows(statements.split_counts())[0]
     work.note(f"{num_train:,} and {num_test:,} events")
     work.drop_events("consecutive_repeat", num_events - num_train - num_test)
     work.engine.drop("events")
-    return ranges
+    return Split(users, columns, num_train, num_test)
 
 
-def write_user_files(work: Workspace, source: SourceTables, ranges: Ranges) -> HistoryFacts:
-    """Tables ``history`` and ``history_users``; histories, test lists and users.
+def write_user_files(work: Workspace, source: SourceTables, split: Split) -> HistoryFacts:
+    """Tables ``history_users`` and ``history``; histories, test lists and users.
 
     Raises:
         ValueError: no history or no test user is left.
     """
-    data, engine, labels = work.data, work.engine, bool(source.event_columns)
-    work.step("write histories", total=ranges.completed[-1] if ranges.completed else None)
-    rare = data.min_item_events > 1
+    data, engine, columns = work.data, work.engine, split.columns
+    work.step("write histories")
+    num_items = work.number("SELECT count(*) FROM catalogue")
+    rare, num_rare = data.min_item_events > 1, 0
     if rare:
         engine.table("rare", statements.rare_items(data.min_item_events))
-        work.drop_events("rare_item", work.number(statements.rare_events()))
+        num_rare = work.number(statements.rare_events())
+        work.drop_events("rare_item", num_rare)
     # Items that nothing before the cut knows come last, so that they do not move the others.
     ordered = _is_ordered(source)
     if ordered:
-        engine.table("item_order", statements.item_order())
-    limits = (data.min_user_events, data.max_history)
-    history = [statements.history(*limits, some, rare=rare, labels=labels) for some in ranges.users]
-    work.tables("history", history, ranges.completed)
-    engine.table("history_users", statements.history_users())
-    for reason, rows in zip(
-        ("short_history", "beyond_max_history"), work.rows(statements.history_drops(*limits, rare=rare))[0], strict=True
-    ):
-        work.drop_events(reason, int(rows))
+        engine.table("item_order", statements.item_order(num_items))
+    engine.table("history_users", statements.history_users(data.min_user_events, split.num_train, rare=rare))
+    in_history, beyond, with_history = map(int, work.rows(statements.history_counts(data.max_history))[0])
+    work.drop_events("short_history", split.num_train - num_rare - in_history)
+    work.drop_events("beyond_max_history", beyond)
+    if beyond:
+        queries = [statements.long_history(columns, data.max_history, some, rare=rare) for some in split.users]
+        work.tables("long_history", queries)
+    engine.view("history", statements.history(columns, data.max_history, rare=rare, beyond=beyond > 0))
 
-    kinds = _train_kinds(work) if labels else None
-    num_items = work.number("SELECT count(*) FROM catalogue")
+    kinds = _train_kinds(work) if columns.labels else None
     form: dict[str, Any] = {
         "num_items": num_items,
         "bits": None if kinds is None else sorted(kinds),
         "row_group_events": write_histories.ROW_GROUP_EVENTS,
     }
-    rows = [statements.history_rows(some, ordered=ordered, labels=labels) for some in ranges.users]
+    rows = [statements.history_rows(columns, some, ordered=ordered) for some in split.users]
     num_users, num_events = engine.write(partial(write_histories.write_histories, **form), {"rows": rows})
-    rows = [statements.test_rows(some, ordered=ordered, labels=labels) for some in ranges.users]
+    rows = [statements.test_rows(columns, some, ordered=ordered) for some in split.users]
     num_test_users, num_test_events = engine.write(partial(write_histories.write_test, **form), {"rows": rows})
     id_type = ARROW_TYPES[engine.kind("users", "user_id")]
-    user_rows = [statements.user_rows(some) for some in ranges.users]
+    user_rows = [statements.user_rows(some) for some in split.users]
     engine.write(partial(write_histories.write_users, id_type=id_type), {"rows": user_rows})
 
-    num_test = work.number("SELECT count(*) FROM split WHERE is_test")
-    with_history = work.number(statements.test_events_with_history())
-    work.drop_events("test_without_history", num_test - with_history)
+    work.drop_events("test_without_history", split.num_test - with_history)
     work.drop_events("repeated_in_test", with_history - num_test_events)
     work.note(f"{num_users:,} users")
     if num_users == 0:
@@ -424,9 +434,9 @@ def _warn_of_events(work: Workspace, num_events: int) -> None:
         )
 
 
-def _choose_kinds(work: Workspace, source: SourceTables, cutoff: Instant | None) -> None:
+def _choose_kinds(work: Workspace, source: SourceTables, columns: Columns, cutoff: Instant | None) -> None:
     """Table ``kept_kinds``."""
-    work.engine.table("kept_kinds", statements.kept_kinds(cutoff))
+    work.engine.table("kept_kinds", statements.kept_kinds(columns, cutoff))
     num_kinds = work.number("SELECT count(*) FROM kept_kinds")
     if num_kinds > MAX_EVENT_KINDS:
         where = "" if cutoff is None else " before the cut"

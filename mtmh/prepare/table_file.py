@@ -307,6 +307,10 @@ class TableFile:
             whole, fraction = f"{name}::BIGINT", "0::DOUBLE"
         return f"{whole} AS timestamp, {fraction} AS fraction"
 
+    def has_fractions(self, column: str) -> bool:
+        """False if no point in time of the column lies between two of its units."""
+        return base_type(self.columns[column].kind) not in INTEGER_TYPES
+
     def is_date(self, column: str) -> bool:
         """True if the column holds dates rather than numbers."""
         return base_type(self.columns[column].kind) in ("DATE", "TIMESTAMP", ZONED)

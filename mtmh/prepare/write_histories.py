@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mtmh.data.arrays import row_type
 from mtmh.data.histories import LABELS
 from mtmh.data.schema import HISTORIES, HISTORY_LENGTHS, TEST, USERS
+from mtmh.data.table_rows import arrow, numbers, with_nan
 from mtmh.prepare.engine import Rows
 
 ROW_GROUP_EVENTS = 65_536
@@ -59,7 +60,7 @@ def write_users(streams: Mapping[str, Rows], folder: Path, *, id_type: pa.DataTy
     schema = pa.schema([("user_index", pa.int64()), ("user_id", id_type)])
     with _GroupedWriter(folder / USERS, schema) as users:
         for rows in streams["rows"]:
-            users.add(rows.cast(schema), rows["user_index"].to_numpy() // ROW_GROUP_USERS)
+            users.add(rows.cast(schema), numbers(rows["user_index"]) // ROW_GROUP_USERS)
 
 
 def _write_lists(
@@ -71,8 +72,11 @@ def _write_lists(
     lengths: list[NDArray[np.int32]] = []
     with _ListWriter(path, schema, row_group_events) as lists:
         for table in _whole_users(rows):
-            events = {name: table[name].to_numpy() for name in table.column_names}
-            index, length = np.unique(events["user_index"], return_counts=True)
+            events: dict[str, NDArray[Any]] = {
+                name: (with_nan if name == "value" else numbers)(table[name]) for name in table.column_names
+            }
+            starts = np.flatnonzero(np.diff(events["user_index"], prepend=-1))
+            index, length = events["user_index"][starts], np.diff(starts, append=table.num_rows)
             items = events["item_index"].astype(item_type)
             lists.add_lists(index, length, items, events["timestamp"], *_labels(events, bits))
             lengths.append(length.astype(np.int32))
@@ -85,7 +89,7 @@ def _whole_users(rows: Rows) -> Iterator[pa.Table]:
     for table in rows:
         if not table.num_rows:
             continue
-        users = table["user_index"].to_numpy()
+        users = numbers(table["user_index"])
         last = int(np.searchsorted(users, users[-1]))  # the last user may go on in the next table
         if last == 0 and pending and pending[-1]["user_index"][-1].as_py() == users[-1]:
             pending.append(table)
@@ -107,7 +111,7 @@ class _GroupedWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-        self._pending = schema.empty_table()
+        self._pending = pa.Table.from_batches([], schema)
         self._pending_group: NDArray[np.int64] = np.empty(0, np.int64)
 
     def __enter__(self) -> Self:
@@ -151,14 +155,14 @@ class _ListWriter(_GroupedWriter):
 
     def add_lists(
         self,
-        index: NDArray[np.int64],
+        index: NDArray[np.integer[Any]],
         length: NDArray[np.int64],
         *columns: NDArray[Any],
     ) -> None:
         """Adds rows ``index`` [U] with ``length`` [U] events each; the events' columns lie one row after another."""
         offsets = np.concatenate(([0], np.cumsum(length)))
-        lists = [pa.ListArray.from_arrays(offsets.astype(np.int32), values) for values in columns]
-        table = pa.table([pa.array(index), *lists], schema=self._schema)
+        lists = [pa.ListArray.from_arrays(arrow(offsets.astype(np.int32)), arrow(values)) for values in columns]
+        table = pa.table([arrow(index.astype(np.int64, copy=False)), *lists], schema=self._schema)
         self.add(table, (self._num_events + offsets[:-1]) // self._row_group_events)
         self._num_events += int(offsets[-1])
 

@@ -33,6 +33,7 @@ from mtmh.data.schema import (
     FloatScales,
     vocabulary_file,
 )
+from mtmh.data.table_rows import arrow, numbers, with_nan
 from mtmh.prepare.engine import Rows, rechunked
 
 BATCH_ITEMS = 65_536
@@ -137,8 +138,8 @@ def write_id_feature(
     parts: list[Indices] = [np.empty(0, kind)]
     per_item = np.zeros(num_items, np.int64)
     for rows in streams["rows"]:
-        parts.append(rows["row"].to_numpy().astype(kind))
-        items = rows["item_index"].to_numpy()  # ascending: a batch counts in the range of its own items
+        parts.append(numbers(rows["row"]).astype(kind))
+        items = numbers(rows["item_index"])  # ascending: a batch counts in the range of its own items
         if len(items):
             counts = np.bincount(items - items[0])
             per_item[items[0] : items[0] + len(counts)] += counts
@@ -160,7 +161,7 @@ def write_float_features(
         now: the instant to which an item's age is counted.
     """
     counts = pa.concat_tables(streams["counts"])
-    train_count = counts["train_count"].to_numpy()
+    train_count = numbers(counts["train_count"])
     seen = train_count > 0
     floats = create_array(
         _folder(folder / ITEM_TABLE) / FLOAT_FEATURES, np.float32, (len(seen), len(names) + len(popularity))
@@ -172,23 +173,17 @@ def write_float_features(
             value = np.where(seen, np.log1p(train_count), np.nan)
         elif name == TRAIN_AGE:
             assert now is not None
-            value = now - _with_nan(counts["first_seen"])
+            value = now - with_nan(counts["first_seen"])
         else:
-            value = np.concatenate([np.empty(0), *(_with_nan(rows["value"]) for rows in streams[f"feature_{name}"])])
+            value = np.concatenate([np.empty(0), *(with_nan(rows["value"]) for rows in streams[f"feature_{name}"])])
         scales.append(FloatScale.measured(name, value[seen]))
         floats[:, column] = scales[-1].standardise(value)
     floats.flush()
     (folder / FLOAT_SCALES).write_text(FloatScales(features=scales).model_dump_json(indent=2))
 
 
-def _with_nan(column: pa.ChunkedArray) -> NDArray[np.float64]:
-    """As float64, NULL as NaN."""
-    values: NDArray[np.float64] = column.cast(pa.float64(), safe=False).to_numpy()
-    return values
-
-
 def _column(rows: Rows, name: str, dtype: type[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.empty(0, dtype), *(part[name].to_numpy() for part in rows)])
+    return np.concatenate([np.empty(0, dtype), *(numbers(part[name]) for part in rows)])
 
 
 def _folder(path: Path) -> Path:
@@ -211,7 +206,7 @@ def _write_vocabulary(
     row = 1
     with pq.ParquetWriter(folder / vocabulary_file(name), schema, compression="zstd") as writer:
         for part in rechunked(values, BATCH_ITEMS):
-            rows = pa.array(np.arange(row, row + part.num_rows), kind)
+            rows = arrow(np.arange(row, row + part.num_rows)).cast(kind)
             writer.write_table(
                 pa.table([part["value"].cast(value_type), rows], schema=schema), row_group_size=part.num_rows
             )

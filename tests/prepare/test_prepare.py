@@ -123,6 +123,21 @@ def test_histories_come_in_hash_order_of_users_and_in_row_groups(
     monkeypatch.setattr("mtmh.prepare.duckdb_engine.RANGE_EVENTS", 32)
     pieces = prepare_tables(tmp_path, random_events(2), split=split, out=tmp_path / "pieces")
     assert files_of(pieces.path) == files_of(whole.path)
+    # Nor how many bits the codes have.
+    monkeypatch.setattr("mtmh.prepare.statements.LARGEST_INTEGER", 3)
+    wide = prepare_tables(tmp_path, random_events(2), split=split, out=tmp_path / "wide")
+    assert files_of(wide.path) == files_of(whole.path)
+
+
+def test_a_cut_between_two_whole_timestamps(tmp_path: Path) -> None:
+    events = random_events(3)
+    time = sorted(event[2] for event in events)[len(events) * 3 // 4]
+    at, between, behind = (
+        Written.read(prepare_tables(tmp_path / str(cut), events, split={"kind": "time", "cutoff": cut}).path)
+        for cut in (time, time + 0.5, time + 1)
+    )
+    assert (between.histories, between.test) == (behind.histories, behind.test)
+    assert between.histories != at.histories
 
 
 def items_table(num_items: int = 40) -> pa.Table:

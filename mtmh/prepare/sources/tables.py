@@ -77,7 +77,7 @@ def own_tables(context: SourceContext) -> SourceTables:
         items_by_file=items,
         timestamp_is_date=events.is_date(columns.timestamp),
         event_columns=tuple(name for name in ("event", "value") if getattr(columns, name) is not None),
-        has_fractions=True,
+        has_fractions=events.has_fractions(columns.timestamp),
         lake_tables={
             name: file.title for name, file in (("events", events), ("items", items)) if file is not None and file.title
         },
