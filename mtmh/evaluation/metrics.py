@@ -174,11 +174,11 @@ def topic_matches(
     Returns:
         matching pairs [P] and counted pairs [P].
     """
-    own = topics[triggers][:, None]
-    theirs = np.where(items >= 0, topics[items], -1)
-    counted = (own >= 0) & (theirs >= 0)
-    same = (own & theirs) != 0 if sets else own == theirs
-    return (counted & same).sum(axis=1), counted.sum(axis=1)
+    own, theirs = topics[triggers], np.append(topics, -1)[items]
+    known = theirs >= 0
+    counted = np.where(own >= 0, np.count_nonzero(known, axis=1), 0)
+    matching = known & (own[:, None] & theirs != 0) if sets else theirs == own[:, None]
+    return np.where(own >= 0, np.count_nonzero(matching, axis=1), 0), counted
 
 
 def coverage(lists: Indices, num_items: int) -> float:

@@ -9,8 +9,7 @@ from mtmh.data.arrays import Indices
 from mtmh.retrieval.ranking import Candidates, Ranker
 
 # [T] triggers, how many candidates are looked at, and how many each needs at least -> as many of each, best first, and
-# more where there may be gaps among them; the trigger is not among its candidates. The first of many are the same as
-# the few, but where the search goes further for what is needed.
+# more where there may be gaps among them; the trigger is not among its candidates.
 Search = Callable[[Indices, int, int], Candidates]
 
 

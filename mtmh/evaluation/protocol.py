@@ -7,14 +7,14 @@ leaves a user's list short, the triggers keep more than K, by the rule of servin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from mtmh.data.arrays import Indices
 from mtmh.evaluation.cohort import Cohort
-from mtmh.evaluation.pipeline import Pipeline, Search
+from mtmh.evaluation.pipeline import Pipeline
 from mtmh.evaluation.ranked import (
     CHUNK_CANDIDATES,
     SEEN_FLAGS,
@@ -24,7 +24,6 @@ from mtmh.evaluation.ranked import (
     score,
     seen_flags,
 )
-from mtmh.evaluation.remembered_search import RememberedSearch
 from mtmh.evaluation.shared_preranking import shared_prerank
 from mtmh.retrieval.ranking import Candidates, Requests, keeps_order, prerank
 from mtmh.retrieval.user_list import trigger_widths
@@ -44,7 +43,6 @@ def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> RankedCandida
         length: of a list.
     """
     k, most = pipeline.k, min(length, pipeline.k_ann)
-    searches = {head: RememberedSearch(head, search, pipeline.num_items) for head, search in pipeline.searches.items()}
     widths = np.empty(cohort.num_users, np.int64)
     rules = {}
     for user, num_triggers in enumerate((cohort.triggers >= 0).sum(axis=1).tolist()):
@@ -54,10 +52,9 @@ def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> RankedCandida
     while (widths >= 0).any():
         width = int(widths[widths >= 0].min())
         reaches = _reaches(cohort, pipeline, width)
-        # Those of the farthest reach first: the others then look up their triggers.
-        reach = int(reaches[widths == width].max())
+        reach = int(reaches[widths == width].min())
         users = np.flatnonzero((widths == width) & (reaches == reach))
-        kept = _keep(cohort, users, pipeline, searches, width, reach)
+        kept = _keep(cohort, users, pipeline, width, reach)
         filled = np.ones(len(users), bool) if width >= most else _filled(pipeline, kept, length)
         for user in users[~filled]:
             widths[user] = next(rules[user])
@@ -110,14 +107,7 @@ def _num_distinct(users: Indices, items: Indices, num_users: int, num_items: int
     return np.bincount(keys[first] // num_items, minlength=num_users)
 
 
-def _keep(
-    cohort: Cohort,
-    users: npt.NDArray[np.intp],
-    pipeline: Pipeline,
-    searches: Mapping[str, Search],
-    width: int,
-    reach: int,
-) -> Kept:
+def _keep(cohort: Cohort, users: npt.NDArray[np.intp], pipeline: Pipeline, width: int, reach: int) -> Kept:
     """The ``width`` preranked ones of the first ``reach`` candidates of every trigger and head.
 
     A trigger of several users is searched once.
@@ -125,14 +115,14 @@ def _keep(
     asking = cohort.select(users)
     requests = make_requests(asking)
     starts = np.searchsorted(requests.users, np.arange(len(users) + 1))
-    kept: dict[str, list[Candidates]] = {head: [] for head in searches}
+    kept: dict[str, list[Candidates]] = {head: [] for head in pipeline.searches}
     candidates_a_user = asking.triggers.shape[1] * reach
-    users_a_block = max(1, _BLOCK_CANDIDATES // (candidates_a_user * len(searches)))
+    users_a_block = max(1, _BLOCK_CANDIDATES // (candidates_a_user * len(pipeline.searches)))
     users_a_chunk = max(1, min(CHUNK_CANDIDATES // candidates_a_user, SEEN_FLAGS // pipeline.num_items))
     for block in range(0, len(users), users_a_block):
         block_end = min(block + users_a_block, len(users))
         distinct = np.unique(requests.triggers[starts[block] : starts[block_end]])
-        found = {head: search(distinct, reach, width) for head, search in searches.items()}
+        found = {head: search(distinct, reach, width) for head, search in pipeline.searches.items()}
         for start in range(block, block_end, users_a_chunk):
             end = min(start + users_a_chunk, block_end)
             rows = slice(starts[start], starts[end])
