@@ -129,6 +129,8 @@ def main() -> None:
         of_first_head[storage] = others[HEADS[0]]
         of_others = make_retriever(others, vectors, ranker, arguments)
         cases[f"no filter, {storage}"] = (of_others, Filters(exclude_seen=False), others)
+    if unknown := set(arguments.cases or ()) - set(cases):
+        raise SystemExit(f"--cases {min(unknown)!r}: expected of {', '.join(map(repr, cases))}")
     for name, (case, filters, searched) in cases.items():
         if arguments.cases and name not in arguments.cases:
             continue

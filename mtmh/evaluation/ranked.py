@@ -183,7 +183,7 @@ class Ranked:
         best = np.full(len(self.pairs.keys) + 1, -np.inf, np.float32)
         for head, mask in chosen.items():
             scores = self.kept.candidates[head].scores if by_own_score else self.of_answers[head]
-            np.maximum.at(best, self.numbers[head][mask], scores[mask])
+            np.fmax.at(best, self.numbers[head][mask], scores[mask])
         return best
 
 

@@ -16,7 +16,7 @@ from mtmh.preranking.neighbours import BothSums, Neighbours
 from mtmh.preranking.user_ranker import UserRanker
 
 MOST_ITEMS = 8192  # of a catalogue: 256 MiB of similarities a source
-_MOST_SCORES = 64_000_000  # remembered (256 MiB)
+_MOST_SCORES = 64_000_000  # remembered (256 MiB), and candidates of each source, which are no more than the scores
 _BLOCK_SCORES = 65_536  # judged at a time: what is known of them stays in the processor's cache
 _PROPOSED = 1024  # candidates of a source that are remembered, at first
 
@@ -25,7 +25,7 @@ class WholeCatalogue(UserRanker):
     """Scores as the ranker does; the first question about a user has all items judged, and is remembered.
 
     Similarities of all items to all, and sums of neighbours by sparse products, cost a fraction of what they cost pair
-    by pair, once there are more users than a few.
+    by pair, once there are more users than a few. For one thread: what is remembered changes with every question.
 
     Args:
         ranker: of at most ``MOST_ITEMS`` items.
@@ -34,7 +34,8 @@ class WholeCatalogue(UserRanker):
     def __init__(self, ranker: UserRanker) -> None:
         super().__init__(ranker.scorer, _CatalogueEvidence(ranker.evidence), ranker.combination)
         self._num_items = len(ranker.scorer.vectors)
-        self._width = _PROPOSED
+        self._width = min(_PROPOSED, self._num_items)
+        self._most_users = max(1, _MOST_SCORES // self._num_items)
         self._row: dict[bytes, int] = {}  # of a user, who is told by the history
         self._scores = np.empty((0, self._num_items), np.float32)
         self._proposed: list[Indices] = []  # by source, as ``Evidence.proposed``
@@ -42,8 +43,12 @@ class WholeCatalogue(UserRanker):
     def score(self, histories: Indices, candidates: Indices, sums: BothSums | None = None) -> Floats:
         """As ``UserRanker.score``."""
         del sums
-        rows = self._rows_of(histories)
-        return np.where(candidates >= 0, self._scores[rows[:, None], candidates], np.float32(-np.inf))
+        scores = np.full(candidates.shape, -np.inf, np.float32)
+        for start in range(0, len(histories), self._most_users):
+            part = slice(start, start + self._most_users)
+            rows, asked = self._rows_of(histories[part]), candidates[part]
+            np.copyto(scores[part], self._scores[rows[:, None], asked], where=asked >= 0)
+        return scores
 
     def judged(
         self,
@@ -53,9 +58,9 @@ class WholeCatalogue(UserRanker):
         may_answer: Callable[[Indices], npt.NDArray[np.bool_]],
         more: int = 0,
     ) -> tuple[Indices, Floats]:
-        """As ``UserRanker.judged``."""
-        if k + more > self._width:
-            self._width = 1 << (k + more - 1).bit_length()
+        """As ``UserRanker.judged``, but a pool is the catalogue in its order, -1 for what is not in it."""
+        if min(k + more, self._num_items) > self._width:
+            self._width = min(1 << (k + more - 1).bit_length(), self._num_items)
             self._forget()
         rows, users = self._rows_of(histories), np.arange(len(histories))[:, None]
         in_pool = np.zeros((len(histories), self._num_items + 1), bool)  # the last column is for none
@@ -70,9 +75,10 @@ class WholeCatalogue(UserRanker):
     def _rows_of(self, histories: Indices) -> npt.NDArray[np.intp]:
         """[U] rows of the users in what is remembered; those that are new are judged."""
         keys = [row[row >= 0].astype(np.int64).tobytes() for row in histories]
-        if (len(self._row) + len(keys)) * self._num_items > _MOST_SCORES:
-            self._forget()
         new = {key: row for row, key in enumerate(keys) if key not in self._row}
+        if len(self._row) + len(new) > self._most_users:
+            self._forget()
+            new = {key: row for row, key in enumerate(keys)}
         if new:
             self._row |= dict(zip(new, range(len(self._row), len(self._row) + len(new)), strict=True))
             scores, proposed = self._judge(histories[list(new.values())])
@@ -94,7 +100,8 @@ class WholeCatalogue(UserRanker):
         return np.concatenate(scores), [np.concatenate(parts) for parts in zip(*proposed, strict=True)]
 
     def _forget(self) -> None:
-        self._row, self._scores, self._proposed = {}, self._scores[:0], []
+        # Not a part of the old one, which would hold all of it.
+        self._row, self._scores, self._proposed = {}, np.empty((0, self._num_items), np.float32), []
 
 
 class _CatalogueEvidence(Evidence):
@@ -156,6 +163,8 @@ class _SparseTable:
             engaged = sparse.csr_matrix((weight[known].astype(np.float64), histories[known], ends), shape=shape)
             of_weight[:, : shape[1]] = (engaged @ self._weights).toarray()
         is_neighbour = np.zeros((len(histories), num_items), bool)
+        # Not by a weight: that of an item a thousand places back is 0.
+        engaged = sparse.csr_matrix((np.ones(ends[-1]), histories[known], ends), shape=shape)
         is_neighbour[:, : shape[1]] = (engaged @ self._pattern).toarray() > 0.0
         return _CatalogueSums(values, is_neighbour)
 

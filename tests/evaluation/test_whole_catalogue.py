@@ -8,13 +8,13 @@ import torch
 from mtmh.modules import UserTower
 from mtmh.modules.combination import Combination
 
-from mtmh.data.arrays import Indices
+from mtmh.data.arrays import Floats, Indices
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.evaluation import whole_catalogue
 from mtmh.evaluation.remembered import remembering
-from mtmh.evaluation.whole_catalogue import WholeCatalogue
+from mtmh.evaluation.whole_catalogue import WholeCatalogue, _SparseTable
 from mtmh.preranking.artifact import TaskSummary
-from mtmh.preranking.evidence import Evidence
+from mtmh.preranking.evidence import Evidence, history_weights
 from mtmh.preranking.forward import CombinedEvidence, UserQueries
 from mtmh.preranking.neighbours import Neighbours
 from mtmh.preranking.scorer import Scorer
@@ -96,6 +96,40 @@ def test_candidates_are_those_of_the_ranker(
             assert all_items[all_items >= 0].tolist() == items[items >= 0].tolist()
             np.testing.assert_allclose(all_scores[all_items >= 0], scores[items >= 0], rtol=1e-5)
             assert np.isneginf(all_scores[all_items < 0]).all()
+
+
+def test_who_was_judged_is_not_judged_again_and_no_more_are_remembered_than_fit(
+    ranker: UserRanker, histories: Indices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole_catalogue, "_MOST_SCORES", 5 * NUM_ITEMS)
+    whole, candidates = WholeCatalogue(ranker), np.zeros((len(histories), 1), np.int64)
+    judged: list[int] = []
+
+    def judge(users: Indices) -> tuple[Floats, list[Indices]]:
+        judged.append(len(users))
+        return WholeCatalogue._judge(whole, users)
+
+    monkeypatch.setattr(whole, "_judge", judge)
+    for asked, numbers in ((slice(0, 3), [3]), (slice(3, 5), [2]), (slice(0, 5), []), (slice(2, 9), [5, 2])):
+        judged.clear()
+        whole.score(histories[asked], candidates[asked])
+        assert judged == numbers
+        assert len(whole._scores) <= 5
+
+
+def test_a_neighbour_of_an_item_far_back_is_one() -> None:
+    """0.9 to the power of 1,000 is no float32."""
+    num_items = 1001
+    items = np.full((num_items, 1), -1, np.int32)
+    items[999, 0] = 1000
+    table = Neighbours(items, np.ones((num_items, 1), np.float16))
+    histories = np.arange(1000)[None]
+    weights = history_weights(histories)
+    assert weights[1][0, 999] == 0.0
+    summed = _SparseTable(table).sums(histories, weights, num_items)
+    assert (
+        summed.nearest(0, 2).tolist() == table.sums(histories, np.stack(weights)).nearest(0, 2).tolist() == [[1000, -1]]
+    )
 
 
 def test_a_small_catalogue_is_judged_as_a_whole(ranker: UserRanker) -> None:
