@@ -21,7 +21,7 @@ import numpy.typing as npt
 from mtmh.data.arrays import Indices
 from mtmh.errors import RequestError, meant
 
-Overlaps = list[list[npt.NDArray[np.int64]]]
+Overlaps = list[list[npt.NDArray[np.int32]]]
 
 _COMPARISONS = 16_777_216  # of item ids at a time: bounds the memory of one block of triggers
 
@@ -190,17 +190,20 @@ def find_overlaps(candidates: Sequence[Indices]) -> Overlaps:
         by head and other head, [T, K_h] columns of the other head's list, its width where the item is not there.
     """
     widths = [lists.shape[1] for lists in candidates]
-    places: Overlaps = [[np.full(lists.shape, width) for width in widths] for lists in candidates]
+    places: Overlaps = [[np.full(lists.shape, width, np.int32) for width in widths] for lists in candidates]
     for first, second in combinations(range(len(candidates)), 2):
-        # Item and column in one number; columns of the second list come after those of the first.
-        both = np.concatenate([candidates[first], candidates[second]], axis=1).astype(np.int64)
-        bits = both.shape[1].bit_length()
-        packed = np.sort(both << bits | np.arange(both.shape[1]), axis=1)
-        items, columns = packed >> bits, (1 << bits) - 1
-        rows, at = np.nonzero((items[:, 1:] == items[:, :-1]) & (items[:, 1:] >= 0))
-        own, other = packed[rows, at] & columns, (packed[rows, at + 1] & columns) - widths[first]
-        places[first][second][rows, own] = other
-        places[second][first][rows, other] = own
+        width = widths[first] + widths[second]
+        bits, block = width.bit_length(), max(1, _COMPARISONS // max(1, width))
+        for start in range(0, len(candidates[first]), block):
+            part = slice(start, start + block)
+            # Item and column in one number; columns of the second list come after those of the first.
+            both = np.concatenate([candidates[first][part], candidates[second][part]], axis=1).astype(np.int64)
+            packed = np.sort(both << bits | np.arange(width), axis=1)
+            items, columns = packed >> bits, (1 << bits) - 1
+            rows, at = np.nonzero((items[:, 1:] == items[:, :-1]) & (items[:, 1:] >= 0))
+            own, other = packed[rows, at] & columns, (packed[rows, at + 1] & columns) - widths[first]
+            places[first][second][part][rows, own] = other
+            places[second][first][part][rows, other] = own
     return places
 
 
