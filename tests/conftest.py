@@ -13,10 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mtmh.places import RemotePath
 
 HERE = Path(__file__).parent
+# How long an example takes says how busy the machine is; what takes how long is for benchmarks/.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 # Ranks are forked from a process that has imported, once, what takes them seconds.
 multiprocessing.set_forkserver_preload(["mtmh.training.trainer", "mtmh.preranking.trainer"])
 # Half a minute each and more, and what they show is shown on a smaller scale by their neighbours.
