@@ -14,6 +14,11 @@ import pytest
 TORCHREC = {"torchrec", "fbgemm_gpu", "scipy", "transformers", "duckdb"}
 
 
+def told_by(code: str) -> list[str]:
+    """The words that a Python of its own prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
 @pytest.mark.parametrize(
     ("importing", "without"),
     [
@@ -29,8 +34,7 @@ TORCHREC = {"torchrec", "fbgemm_gpu", "scipy", "transformers", "duckdb"}
 )
 def test_a_part_imports_nothing_that_it_does_not_need(importing: str, without: set[str]) -> None:
     code = f"{importing}\nimport sys; print(sorted({without!r} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert told_by(code) == ["[]"]
 
 
 @pytest.mark.parametrize("ids", [[7, 5], ["b", "a"]])
@@ -44,8 +48,7 @@ def test_items_are_read_and_told_without_pandas(ids: list[int] | list[str], tmp_
         f"catalogue = Catalogue(open_items(pathlib.Path({str(tmp_path)!r}), 2))\n"
         f"print(catalogue.describe(catalogue.find({ids[:1]!r}, 'item'))[0].text, 'pandas' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["first", "False"]
+    assert told_by(code) == ["first", "False"]
 
 
 def test_a_dataset_is_prepared_without_pandas(tmp_path: Path) -> None:
@@ -61,8 +64,7 @@ def test_a_dataset_is_prepared_without_pandas(tmp_path: Path) -> None:
         "config = Config.model_validate({'name': 'test', 'paths': {'root': root}, 'data': data})\n"
         "print(prepare(config, root / 'dataset').summary['num_users'], 'pandas' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["2", "False"]
+    assert told_by(code) == ["2", "False"]
 
 
 def test_retrieval_imports_without_torchrec() -> None:
@@ -72,8 +74,7 @@ def test_retrieval_imports_without_torchrec() -> None:
         "for name in names: importlib.import_module(f'mtmh.retrieval.{name}')\n"
         "print(len(names) > 10, 'torchrec' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "False"]
+    assert told_by(code) == ["True", "False"]
 
 
 @pytest.mark.parametrize("name", mtmh.modules.__all__)

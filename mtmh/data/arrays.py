@@ -30,6 +30,11 @@ def narrowed(rows: npt.NDArray[np.int64], num_rows: int) -> Indices:
     return rows.astype(np.int32) if row_type(num_rows) is np.int32 else rows
 
 
+def widened(items: Indices, width: int) -> Indices:
+    """Items [N, C] with -1 behind them up to a width. [N, C] -> [N, width]."""
+    return np.pad(items, ((0, 0), (0, width - items.shape[1])), constant_values=-1)
+
+
 def falling(scores: Scores) -> npt.NDArray[np.uint64]:
     """Numbers of 32 bits that rise as finite scores fall: packed with others into one, they sort many times faster."""
     bits = (scores + np.float32(0.0)).view(np.uint32)  # the sum makes -0 and 0 one number

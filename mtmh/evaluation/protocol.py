@@ -55,12 +55,14 @@ def rank_users(cohort: Cohort, pipeline: Pipeline, length: int) -> RankedCandida
         reach = int(reaches[widths == width].min())
         users = np.flatnonzero((widths == width) & (reaches == reach))
         kept = _keep(cohort, users, pipeline, width, reach)
-        filled = np.ones(len(users), bool) if width >= most else _filled(pipeline, kept, length)
+        filled = np.ones(len(users), bool)
+        if width < most:
+            filled, kept = _filled(pipeline, kept, length)
         for user in users[~filled]:
             widths[user] = next(rules[user])
         widths[users[filled]] = -1
         if filled.any():
-            groups.append(kept.select(filled))
+            groups.append(kept)
     return RankedCandidates(pipeline, cohort, length, [score(cohort, kept, pipeline, length) for kept in groups])
 
 
@@ -77,12 +79,13 @@ def _reaches(cohort: Cohort, pipeline: Pipeline, width: int) -> npt.NDArray[np.i
     return rounded
 
 
-def _filled(pipeline: Pipeline, kept: Kept, length: int) -> npt.NDArray[np.bool_]:
-    """[G] whose list the merge fills, and each head alone."""
+def _filled(pipeline: Pipeline, kept: Kept, length: int) -> tuple[npt.NDArray[np.bool_], Kept]:
+    """[G] whose list the merge fills, and each head alone; what these users' triggers keep."""
     owners, num_users, num_items = kept.requests.users, len(kept.users), pipeline.num_items
     if pipeline.shared:  # what is kept is what a merge of all of it takes
         together = np.concatenate(kept.items, axis=1)
-        return _num_distinct(owners, together, num_users, num_items) >= length
+        filled = _num_distinct(owners, together, num_users, num_items) >= length
+        return filled, kept.select(filled)
     filled = np.ones(num_users, bool)
     if len(kept.candidates) > 1:
         for items in kept.items:
@@ -91,8 +94,9 @@ def _filled(pipeline: Pipeline, kept: Kept, length: int) -> npt.NDArray[np.bool_
     by_merge = kept.select(filled)
     taken = by_merge.merged(kept.width, pipeline.alpha)
     merged = np.concatenate([np.where(mask, items, -1) for mask, items in zip(taken, by_merge.items, strict=True)], 1)
-    filled[filled] = _num_distinct(by_merge.requests.users, merged, len(by_merge.users), num_items) >= length
-    return filled
+    of_merge = _num_distinct(by_merge.requests.users, merged, len(by_merge.users), num_items) >= length
+    filled[filled] = of_merge
+    return filled, by_merge.select(of_merge)
 
 
 def _num_distinct(users: Indices, items: Indices, num_users: int, num_items: int) -> npt.NDArray[np.int64]:

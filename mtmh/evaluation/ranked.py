@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.arrays import Indices, Scores
+from mtmh.data.arrays import Indices, Scores, widened
 from mtmh.data.histories import last_distinct
 from mtmh.evaluation.cohort import Cohort
 from mtmh.evaluation.pipeline import Answers, Pipeline
@@ -224,7 +224,7 @@ class RankedCandidates:
         return Answers(
             np.concatenate([part.kept.users[part.kept.requests.users] for part in self.groups]),
             np.concatenate([requests.triggers for requests in asking]),
-            np.concatenate([_wide(answers, width) for answers in items]),
+            np.concatenate([widened(answers, width) for answers in items]),
         )
 
     def lists(
@@ -337,7 +337,3 @@ def seen_flags(cohort: Cohort, users: Indices, num_items: int) -> Chosen:
     flags = np.zeros((len(users), num_items + 1), dtype=bool)
     flags[np.repeat(np.arange(len(users)), np.diff(seen.offsets)), seen.items] = True
     return flags
-
-
-def _wide(items: Indices, width: int) -> Indices:
-    return np.pad(items, ((0, 0), (0, width - items.shape[1])), constant_values=-1)

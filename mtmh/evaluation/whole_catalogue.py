@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from mtmh.data.arrays import Floats, Indices, falling
+from mtmh.data.arrays import Floats, Indices, falling, widened
 from mtmh.preranking.evidence import Evidence, history_weights
 from mtmh.preranking.neighbours import BothSums, Neighbours
-from mtmh.preranking.user_ranker import UserRanker
+from mtmh.preranking.user_ranker import UserRanker, first_allowed
 
 MOST_ITEMS = 8192  # of a catalogue: 256 MiB of similarities a source
 _MOST_SCORES = 64_000_000  # remembered (256 MiB), and candidates of each source, which are no more than the scores
@@ -66,9 +66,7 @@ class WholeCatalogue(UserRanker):
         in_pool = np.zeros((len(histories), self._num_items + 1), bool)  # the last column is for none
         in_pool[users, np.where(may_answer(found), found, -1)] = True
         for of_source in self._proposed:
-            items = of_source[rows, : k + more]
-            allowed = may_answer(items) & (items >= 0)
-            in_pool[users, np.where(allowed & (np.cumsum(allowed, axis=1) <= k), items, -1)] = True
+            in_pool[users, first_allowed(of_source[rows, : k + more], k, may_answer)] = True
         pool = np.where(in_pool[:, :-1], np.arange(self._num_items), -1)
         return pool, np.where(in_pool[:, :-1], self._scores[rows], np.float32(-np.inf))
 
@@ -96,7 +94,8 @@ class WholeCatalogue(UserRanker):
             sums = self.evidence.sums(part)
             items = np.broadcast_to(catalogue, (len(part), len(catalogue)))
             scores.append(super().score(part, items, sums))
-            proposed.append([_wide(of_source, self._width) for of_source in self.evidence.proposed(sums, self._width)])
+            by_source = self.evidence.proposed(sums, self._width)
+            proposed.append([widened(of_source.astype(np.int32), self._width) for of_source in by_source])
         return np.concatenate(scores), [np.concatenate(parts) for parts in zip(*proposed, strict=True)]
 
     def _forget(self) -> None:
@@ -205,8 +204,3 @@ class _CatalogueSums:
         nearest = np.full((len(values), k), -1, np.int64)
         nearest[:, :width] = np.where(np.take_along_axis(self.is_neighbour, best, axis=1), best, -1)
         return nearest
-
-
-def _wide(items: Indices, width: int) -> Indices:
-    """Items [U, C] of a catalogue of few, with -1 up to a width."""
-    return np.pad(items.astype(np.int32), ((0, 0), (0, width - items.shape[1])), constant_values=-1)

@@ -117,15 +117,14 @@ class Instant(NamedTuple):
         return f"NOT ({self.since(columns)})"
 
 
-def read_events(events: str, event_columns: Sequence[str], *, has_fractions: bool) -> str:
+def read_events(events: str, event_columns: Sequence[str], columns: Columns) -> str:
     """``source_events`` from the adapter's query; DuckDB reads all files, so this is its SQL."""
     labels = ""
-    if event_columns:
+    if columns.labels:
         kinds = {"event": "VARCHAR", "value": "FLOAT"}
         offered = [name if name in event_columns else f"NULL::{kind} AS {name}" for name, kind in kinds.items()]
         labels = ", ".join(offered) + ", "
-    fraction = "fraction" if has_fractions else "0::DOUBLE AS fraction"
-    return f"SELECT user_id, item_id, timestamp, {fraction}, {labels}drop_reason FROM ({events})"
+    return f"SELECT user_id, item_id, {_list(columns.time)}, {labels}drop_reason FROM ({events})"
 
 
 def read_items(items: str, float_features: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ def load_items(work: Workspace, source: SourceTables) -> int | None:
 def load_events(work: Workspace, source: SourceTables) -> Columns:
     """Tables ``users`` and ``events``; returns the columns of these."""
     work.step("load events")
-    columns = Columns(source.has_fractions, labels=bool(source.event_columns))
+    columns = _columns(source)
     with readable(source.files):
         work.engine.table("staged", statements.staged(columns))
     num_events = 0
@@ -379,10 +379,14 @@ def _check_ids(work: Workspace, source: SourceTables) -> None:
         )
 
 
+def _columns(source: SourceTables) -> Columns:
+    return Columns(source.has_fractions, labels=bool(source.event_columns))
+
+
 def _read(work: Workspace, source: SourceTables) -> None:
     """Tables ``source_events`` and ``source_items``."""
     scans = tuple(table.scan for table in source.tables)
-    events = statements.read_events(source.events, source.event_columns, has_fractions=source.has_fractions)
+    events = statements.read_events(source.events, source.event_columns, _columns(source))
     by_file = source.events_by_file
     work.engine.read("source_events", Reading(events, scans, by_file.scan if by_file else None), copied=False)
     if source.items is None:

@@ -118,13 +118,17 @@ class UserRanker:
         Returns:
             [U, P] distinct item indices, ascending, -1 (none) before them, and their scores.
         """
-        parts = [np.where(may_answer(found), found, -1)]
         sums = self.evidence.sums(histories)
-        for items in self.evidence.proposed(sums, k + more):
-            allowed = may_answer(items) & (items >= 0)
-            parts.append(np.where(allowed & (np.cumsum(allowed, axis=1) <= k), items, -1))
+        proposed = [first_allowed(items, k, may_answer) for items in self.evidence.proposed(sums, k + more)]
+        parts = [np.where(may_answer(found), found, -1), *proposed]
         pool = narrowest(distinct(np.concatenate(parts, axis=1)))
         return pool, self.score(histories, pool, sums)
+
+
+def first_allowed(items: Indices, k: int, may_answer: Callable[[Indices], npt.NDArray[np.bool_]]) -> Indices:
+    """The first ``k`` of each row of items [U, C] that may be answers, in their places, -1 in those of all others."""
+    allowed = may_answer(items) & (items >= 0)
+    return np.where(allowed & (np.cumsum(allowed, axis=1) <= k), items, -1)
 
 
 def distinct(items: Indices) -> Indices:
