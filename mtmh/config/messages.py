@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -20,12 +21,45 @@ def describe_problems(error: ValidationError, model: type[BaseModel], section: s
     Returns:
         ``dotted.key: problem``, joined by semicolons. For an unknown key the problem names what may be meant.
     """
-    problems = []
+    problems: dict[str, list[str]] = {}
     for problem in error.errors():
-        place = ".".join([section, *map(str, problem["loc"])]).strip(".") or "recipe"
+        place = ".".join([section, *map(str, _setting(problem["loc"], model))]).strip(".") or "recipe"
         unknown = problem["type"] == "extra_forbidden"
-        problems.append(f"{place}: {_unknown(problem['loc'], model) if unknown else problem['msg']}")
-    return "; ".join(problems)
+        problems.setdefault(place, []).append(_unknown(problem["loc"], model) if unknown else problem["msg"])
+    return "; ".join(f"{place}: {_either(said)}" for place, said in problems.items())
+
+
+def _setting(location: tuple[str | int, ...], model: type[BaseModel]) -> list[str | int]:
+    """The location without what pydantic adds of the kinds of value that a setting may have."""
+    place: list[str | int] = []
+    annotation: Any = model
+    for part in location:
+        kinds = _kinds(annotation)
+        if len(kinds) > 1:
+            break
+        place.append(part)
+        kind = kinds[0] if kinds else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(str(part))
+            annotation = field.annotation if field is not None else None
+        else:  # an entry of a list or a mapping
+            annotation = get_args(kind)[-1] if get_args(kind) else None
+    return place
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The kinds of value that an annotation allows, None apart."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for kind in get_args(annotation) if kind is not type(None)]
+    return [annotation]
+
+
+def _either(said: list[str]) -> str:
+    """The problems of one setting as one: a value fits none of the kinds that it may be of."""
+    first, *more = said
+    return ", or ".join([first, *(text.removeprefix("Input should be ") for text in more)])
 
 
 def others(name: str, known: list[str]) -> str:

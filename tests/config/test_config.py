@@ -83,6 +83,8 @@ def test_overrides_are_yaml_values(tmp_path: Path) -> None:
             r"data\.split\.colour: .* may stand cutoff, kind, test_events, test_fraction",
         ),
         ("training.batch_size=50", "multiple of training.num_shards"),
+        ("training.epochs=three", r"m\.yaml: training\.epochs: .*valid integer, .* as an integer, or 'auto'$"),
+        ("plan.rows={item_id: x}", r"m\.yaml: plan\.rows\.item_id: .*valid integer"),
         ("training.batch_size", "expected dotted.key=value"),
         ("name.first=a", "name is a value, not a section"),
         ("loss.temperature=0", r"loss\.temperature: .*greater than 0"),
