@@ -94,8 +94,8 @@ class ContentConfig(Settings):
     kind: Literal["column", "transformers", "encoder"] = "column"
     model: str | None = None
     encoder: Annotated[EncoderConfig | None, Decides("encoder", "check")] = None
-    max_tokens: Positive = 64
-    batch_size: Annotated[Positive, Decides("content", "check")] = 64
+    max_tokens: Positive = 64  # of a text; the rest is cut
+    batch_size: Annotated[Positive, Decides("content", "check")] = 64  # items encoded at a time
     # Items embedded between two points that a killed run resumes from; texts of one shard share batches.
     shard_items: Annotated[Positive, Decides("content")] = 16_384
     storage: Annotated[Literal["mapped", "table"], Decides()] = "mapped"

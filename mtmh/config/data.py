@@ -58,13 +58,13 @@ class TableColumns(Settings):
     user_id: str = "user_id"
     item_id: str = "item_id"
     timestamp: str = "timestamp"
-    event: str | None = None
-    value: str | None = None
-    text: list[str] = []
-    image: str | None = None
-    topic_l1: str | None = None
-    topic_l2: str | None = None
-    content_embedding: str | None = None
+    event: str | None = None  # kind of event
+    value: str | None = None  # rating, share watched, ...
+    text: list[str] = []  # what the content encoder reads
+    image: str | None = None  # name of the item's picture
+    topic_l1: str | None = None  # coarse label of the evaluation
+    topic_l2: str | None = None  # fine label of the evaluation
+    content_embedding: str | None = None  # list of floats, for content.kind: column
     separators: dict[str, str] = {}  # id feature -> what stands between its values in one text: {tags: "|"}
 
 
@@ -104,11 +104,11 @@ class DataConfig(Settings):
     ]
     options: dict[str, Any] = {}  # checked by the source's own settings class
     split: SplitConfig = SplitConfig()
-    min_user_events: Positive = 2
-    min_item_events: Positive = 1
+    min_user_events: Positive = 2  # in T1; users with fewer have no history
+    min_item_events: Positive = 1  # in T1; rarer items are left out of histories
     max_history: Positive = 1000  # a user's last events kept for training
     id_features: list[str] | None = None  # None: all that the source offers
-    float_features: list[str] | None = None
+    float_features: list[str] | None = None  # null: all that the source offers
     min_feature_count: Positive = 1  # rarer values of an id feature share row 0 (unknown)
     popularity_features: bool = True  # adds log training count and item age at the cut, both from T1 only
     # Where training reads features: a table of the catalogue that each host maps, or also beside each event, in the
@@ -118,7 +118,7 @@ class DataConfig(Settings):
     engine: Annotated[Literal["duckdb", "spark"], Decides()] = "duckdb"
     spark: Annotated[SparkConfig, Decides()] = SparkConfig()
     memory_limit_gb: Annotated[float, Field(gt=0.0), Decides()] = 2.0  # of DuckDB; with spark, in each task too
-    threads: Annotated[Positive, Decides()] = 2
+    threads: Annotated[Positive, Decides()] = 2  # of DuckDB
 
     @model_validator(mode="after")
     def _ranges_of_partitions(self) -> Self:

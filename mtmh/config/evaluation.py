@@ -21,9 +21,10 @@ class EvaluationConfig(Settings):
     ``als`` needs the package ``implicit`` and is left out where that is not installed.
     """
 
-    num_users: Positive = 2000
-    num_triggers: Positive = 50
-    recall_at: list[Positive] = [5, 20, 100, 500]
+    num_users: Positive = 2000  # sampled, at most
+    num_triggers: Positive = 50  # latest items of a user that are asked about
+    recall_at: list[Positive] = [5, 20, 100, 500]  # cut-offs; lists are as long as the largest
+    # Of the curve of recall and topic match.
     alphas: list[Annotated[float, Field(ge=0.0, le=100.0)]] = [0, 10, 30, 50, 70, 90, 100]
     rank_all: bool = False  # rows of learned preranking that score every candidate of every trigger: minutes
     exact_search: bool = True  # a row that tells the index's loss from the model's

@@ -55,17 +55,17 @@ class ModelConfig(Settings):
 
     id_features: list[str] | None = None  # those of the dataset that the tower reads, item_id among them; null: all
     float_features: bool = True  # whether the tower reads the dataset's numbers
-    embedding_dim: Annotated[int, Field(ge=4, multiple_of=4)] = 64
+    embedding_dim: Annotated[int, Field(ge=4, multiple_of=4)] = 64  # width of a row of an id feature's table
     feature_dims: dict[str, Annotated[int, Field(ge=4, multiple_of=4)]] = {}  # id features with another width
-    embedding_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
+    embedding_dtype: Literal["fp32", "fp16", "bf16"] = "fp32"  # of the tables
     id_tables: dict[str, IdTableConfig] = {}  # tables of raw ids in place of the vocabulary
-    dense_hidden: list[Positive] = [64]
-    dense_dim: Positive = 32
+    dense_hidden: list[Positive] = [64]  # widths of the layers over the numbers
+    dense_dim: Positive = 32  # width of what they give
     # Principal components of the teacher's embedding that are an input, where a loss needs the teacher; 0: none.
     content_dim: Annotated[int, Field(ge=0)] = 64
     # Null: no layers; a head is what the towers give, so one head is enough and head_dim is their width.
     head_hidden: list[Positive] | None = [256]
-    head_dim: Positive = 128
+    head_dim: Positive = 128  # width of an item's embedding under a head
     normalize: bool = True  # unit-length head outputs: the dot product is the cosine used at serving
     id_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of items that pass as unseen, trains row 0
     heads: list[HeadConfig] = [

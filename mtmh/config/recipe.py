@@ -39,11 +39,11 @@ class PathsConfig(Settings):
     ``local``: a folder on a disk of each host's own, to which training first copies dataset and content, once a host.
     """
 
-    root: Path
-    dataset: Path | None = None
-    content: Path | None = None
-    encoder: Path | None = None
-    media: Path | None = None
+    root: Path  # of all artifacts
+    dataset: Path | None = None  # null: ROOT/dataset
+    content: Path | None = None  # null: ROOT/content
+    encoder: Path | None = None  # null: ROOT/encoder
+    media: Path | None = None  # null: ROOT/media
     preranker: Path | None = None
     local: Path | None = None
 
@@ -51,8 +51,8 @@ class PathsConfig(Settings):
 class Config(Settings):
     """A whole recipe."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    description: str = ""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]  # of the model: its artifacts are in ROOT/NAME
+    description: str = ""  # for people
     seed: Annotated[
         int,
         Field(ge=0, lt=2**31),

@@ -60,19 +60,20 @@ class GradNormConfig(Settings):
 class LossConfig(Settings):
     """InfoNCE and KL distillation over shared negatives (paper, equations 1 to 3)."""
 
+    # Divides the heads' similarities; lower looks at harder negatives.
     temperature: Annotated[float, Field(gt=0.0)] = 0.07
-    teacher_temperature: Annotated[float, Field(gt=0.0)] = 0.07
+    teacher_temperature: Annotated[float, Field(gt=0.0)] = 0.07  # divides the teacher's similarities
     # Principal directions of the teacher's embeddings that distillation compares, where they are wider; 0: all.
     # Pseudo-labels, whose threshold is a cosine of the whole embeddings, take them all.
     teacher_dim: Annotated[int, Field(ge=0), Decides("checkpoint", "check")] = 192
-    in_batch_negatives: bool = True
+    in_batch_negatives: bool = True  # the other pairs' candidates are negatives
     # Of the pairs, whose candidates are negatives of all: what the loss costs on many ranks follows their number.
     in_batch_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     num_uniform_negatives: Annotated[int, Field(ge=0)] = 1024  # of the global batch
     # How often a negative is expected: by the training period's events, by the batches so far, or not corrected for.
     log_q: Literal["counts", "streaming", "none"] = "counts"
     log_q_rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.02  # streaming: what one more hit changes in an estimate
-    mask_history: bool = True
+    mask_history: bool = True  # items of the user's history are no negatives
     history_mask_length: Positive = 100  # the last items of a history that are masked as accidental hits
     propensity: PropensityConfig | None = None
     # fixed: losses add up by the heads' weights. uncertainty: each loss of a head is also divided by a learned variance
@@ -153,9 +154,9 @@ class TrainingConfig(RunLength):
     num_shards: Positive = 12  # virtual data shards; the number of ranks must divide it
     shuffle_pairs: Positive = 262_144  # pairs of one shard that are shuffled together
     optimizer: Literal["rowwise_adagrad", "adagrad"] = "rowwise_adagrad"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 0.3
-    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.02
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.3  # of the embedding tables
+    dense_learning_rate: Annotated[float, Field(gt=0.0)] = 0.02  # of all other layers
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # in which both rates rise from 0
     continuation: ContinuationConfig = ContinuationConfig()
     checkpoint_every: Annotated[Positive, Decides()] = 500
     # Of those steps only the ones at least so long after the last checkpoint: nobody has to know how long a step takes.
