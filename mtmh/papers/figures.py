@@ -22,12 +22,12 @@ class Measured:
 
     Attributes:
         rows: one a seed.
-        users: the values behind each, of the same users in every row.
+        users: seed -> the values behind its row, of the same users in every row.
         command: that measured it, of the first seed.
     """
 
     rows: list[Row]
-    users: list[UserValues]
+    users: dict[int, UserValues]
     command: str
 
     def interval(self, column: str) -> Interval | None:
@@ -37,9 +37,9 @@ class Measured:
     def above(self, other: Measured, column: str) -> Interval | None:
         """The mean of this minus another's, paired by user and seed; None: not measured in both."""
         found = []
-        for own, theirs in zip(self.users, other.users, strict=False):
-            bootstrap = Bootstrap(len(own.user_index))
-            parts = own.parts(column), theirs.parts(column)
+        for seed in sorted(self.users.keys() & other.users.keys()):
+            bootstrap = Bootstrap(len(self.users[seed].user_index))
+            parts = self.users[seed].parts(column), other.users[seed].parts(column)
             if parts[0] is not None and parts[1] is not None:
                 found.append(bootstrap.difference(parts[0], parts[1]))
         return Interval.of(found)
@@ -77,12 +77,12 @@ def measured_rows(by_model: Mapping[str, Sequence[Run]]) -> dict[str, Measured]:
         if name == MTMH:
             wanted |= _more_of_mtmh(evaluations[0])
         for label, find in wanted.items():
-            rows, users = [], []
+            rows, users = [], {}
             for run, evaluation in zip(runs, evaluations, strict=True):
                 row = find(evaluation)
                 if row is not None:
                     rows.append(row)
-                    users.append(user_values(run.evaluation, evaluation, row))
+                    users[run.seed] = user_values(run.evaluation, evaluation, row)
             if rows:
                 found[label] = Measured(rows, users, runs[0].command)
     return found

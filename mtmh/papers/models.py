@@ -135,6 +135,24 @@ def _with_input(modality: Modality) -> PaperModel:
     return replace(base, name=input_name(modality), settings=settings, modality=modality)
 
 
+def models_named(text: str) -> list[str]:
+    """The names of models in a text, with commas between them, as there may be in a name; the longest name counts.
+
+    Raises:
+        ValueError: some are no models of a table or figure; the message lists those that are.
+    """
+    known = [*MODELS, *(model.name for model in (*WATCHED.values(), ADAPTED))]
+    words, found = [word.strip() for word in text.split(",")], []
+    while words:
+        starts = (", ".join(words[:length]) for length in range(len(words), 0, -1))
+        name = next((start for start in starts if start in known), None)
+        if name is None:
+            raise ValueError(f"{words[0]!r}: no such model; expected of {'; '.join(known)}")
+        found.append(name)
+        words = words[name.count(",") + 1 :]
+    return found
+
+
 def input_name(modality: Modality) -> str:
     """The name of a model of the related-video paper that takes content in."""
     return f"semantic task, {modality} as input"

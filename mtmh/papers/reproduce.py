@@ -25,6 +25,8 @@ from mtmh.papers.models import (
     NEEDED,
     NEXT_ITEM,
     PARTS,
+    VECTORS,
+    WATCH,
     WATCHED,
     WITHOUT_CONTENT,
     PaperModel,
@@ -66,17 +68,21 @@ def reproduce(
     seeds: Sequence[int],
     say: Say,
     *,
+    without: Sequence[str] = (),
     quick: bool = False,
     jobs: int = 1,
     overrides: Sequence[str] = (),
 ) -> Path:
     """Measures tables and figures of the papers on the data of a recipe; what is there and unchanged stays.
 
+    The page is written whenever a model is done, with what is there by then.
+
     Args:
         recipe: name or file.
         parts: tables and figures; none: all that the recipe's protocol is for.
         seeds: of training; more can be added later.
         say: takes a line about each run.
+        without: names of models to leave out.
         quick: with small sizes; of the recipe ``synthetic`` the catalogue is small too.
         jobs: runs at the same time, one thread each if above 1.
         overrides: ``KEY=VALUE`` of the recipe, for all models.
@@ -95,31 +101,47 @@ def reproduce(
             f"{recipe}: {NEXT_ITEM} is for recipes that set evaluation.given_events, as sports-leave-one-out"
         )
     parts = parts or [part for part in PARTS if (part == NEXT_ITEM) == asks_next]
-    models, left_out = _models(parts, base)
+    models, left_out = _models(parts, base, without)
     if not base.model.needs_teacher:
         shared.append("pairs.sim={kind: none}")
-    wanted = [model.name for model in models]
-    watched = [model for model in WATCHED.values() if "figure7" in parts and base.model.needs_teacher]
-    watched += [ADAPTED] if "adaptive" in parts and base.model.needs_teacher else []
-    if not models and not watched:
-        reason = left_out[0] if left_out else "The recipe has no teacher."
+    if not models:
+        reason = " ".join(left_out) or "The recipe has no teacher."
         raise ValueError(f"{recipe}: {reason} Nothing of {', '.join(parts)} is left")
-    runs = do_runs(plan_runs(recipe, [*models, *watched], seeds, shared), jobs, say)
-    rows = measured_rows({name: found for name, found in runs.by_model.items() if name in wanted})
+    if models[0].entry[0] in (VECTORS, WATCH):
+        raise ValueError(f"{recipe}: {left_out[-1]} {models[0].name} needs the data and the preranker of one of them")
+    words = ["mtmh", "reproduce", recipe, *(["--quick"] if quick else []), "--only", ",".join(parts)]
+    words += ["--seeds", ",".join(map(str, seeds)), *(["--without", ",".join(without)] if without else [])]
+    words += [word for override in overrides for word in ("--set", override)]
+    folder = base.paths.root
+
+    def show(runs: Runs) -> None:
+        page = _page(base, parts, seeds, runs, left_out, shlex.join(words))
+        write_atomically(folder / TEXT, markdown(page))
+        write_atomically(folder / RESULTS, _as_json(page, runs))
+        write_atomically(folder / PAGE, html(page))
+
+    do_runs(plan_runs(recipe, models, seeds, shared), jobs, say, show)
+    return folder / PAGE
+
+
+def _page(
+    base: Config, parts: Sequence[Part], seeds: Sequence[int], runs: Runs, left_out: Sequence[str], command: str
+) -> Page:
+    """What the runs that have come to their end tell of some parts."""
+    by_model = runs.by_model
+    rows = measured_rows({name: found for name, found in by_model.items() if name in MODELS})
     drifts = {
         name: [read_drifts(run.config.paths.root / run.config.name / CONVERGENCE) for run in found]
         for name, model in WATCHED.items()
-        if (found := runs.by_model.get(model.name))
+        if (found := by_model.get(model.name))
     }
-    adapted = runs.by_model.get(ADAPTED.name, [])
+    adapted = by_model.get(ADAPTED.name, [])
     adaptive = [read_adaptive(run.config.paths.root / run.config.name / ADAPTIVE) for run in adapted]
     dataset = open_dataset(base.dataset_dir)
-    words = ["mtmh", "reproduce", recipe, *(["--quick"] if quick else []), "--only", ",".join(parts)]
-    words += ["--seeds", ",".join(map(str, seeds)), *(word for override in overrides for word in ("--set", override))]
-    page = Page(
+    return Page(
         title=f"The papers' tables on {dataset.summary.source}",
         facts=[*_facts(base, dataset, seeds, runs), *left_out],
-        command=shlex.join(words),
+        command=command,
         tables=[
             *make_tables(rows, parts),
             *adaptive_tables(adaptive, [run.command for run in adapted]),
@@ -128,15 +150,10 @@ def reproduce(
         claims=[*judge(rows, tuple(parts)), *judge_adaptive(adaptive)],
         failed=runs.failed,
     )
-    folder = base.paths.root
-    write_atomically(folder / TEXT, markdown(page))
-    write_atomically(folder / RESULTS, _as_json(page, runs))
-    write_atomically(folder / PAGE, html(page))
-    return folder / PAGE
 
 
-def _models(parts: Sequence[Part], base: Config) -> tuple[list[PaperModel], list[str]]:
-    """The models that some parts need and the data allow, and lines on those that are left out."""
+def _models(parts: Sequence[Part], base: Config, without: Sequence[str] = ()) -> tuple[list[PaperModel], list[str]]:
+    """The models that some parts need and the data and the user allow, and lines on those that are left out."""
     wanted = list(dict.fromkeys(name for part in parts for name in NEEDED[part]))
     known = [name for name in wanted if base.model.needs_teacher or name in WITHOUT_CONTENT]
     lines = []
@@ -148,7 +165,12 @@ def _models(parts: Sequence[Part], base: Config) -> tuple[list[PaperModel], list
         known = [name for name in known if name not in alike]
         if alike:
             lines.append(f"The teacher reads one kind of content, so these are left out: {', '.join(alike)}.")
-    return [MODELS[name] for name in known], lines
+    models = [MODELS[name] for name in known]
+    models += WATCHED.values() if "figure7" in parts and base.model.needs_teacher else ()
+    models += [ADAPTED] if "adaptive" in parts and base.model.needs_teacher else ()
+    if unwanted := [model.name for model in models if model.name in without]:
+        lines.append(f"Left out by wish: {'; '.join(unwanted)}.")
+    return [model for model in models if model.name not in without], lines
 
 
 def _shared(recipe: str, *, quick: bool, overrides: Sequence[str]) -> list[str]:
@@ -174,6 +196,7 @@ def _facts(config: Config, dataset: Dataset, seeds: Sequence[int], runs: Runs) -
         *(f"{name} has {number} of {len(seeds)} seeds." for name, number in fewer.items()),
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()};"
         f" {sum(runs.seconds.values()) / 60:.0f} minutes of runs in this call.",
+        *([f"Still missing: {'; '.join(runs.missing)}."] if runs.missing else []),
     ]
 
 

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import cast
 
 from mtmh.config import Config, load_config
@@ -40,7 +42,7 @@ class Run:
     recipe: str
     overrides: list[str]
 
-    @property
+    @cached_property
     def config(self) -> Config:
         """All settings."""
         return load_config(self.recipe, self.overrides)
@@ -103,14 +105,29 @@ class Runs:
     """All runs of a page.
 
     Attributes:
-        by_model: name of a model -> its runs, one a seed, those that came to their end.
+        planned: all of them, in their order.
         failed: name of a run -> the reason.
-        seconds: name of a run -> how long it took; little where all was there.
+        seconds: name of a run that came to its end -> how long it took; little where all was there.
     """
 
-    by_model: dict[str, list[Run]] = field(default_factory=dict)
+    planned: list[Run]
     failed: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def by_model(self) -> dict[str, list[Run]]:
+        """Name of a model -> its runs, one a seed, those that came to their end; no model without any."""
+        found: dict[str, list[Run]] = {}
+        for run in self.planned:
+            if run.config.name in self.seconds:
+                found.setdefault(run.model.name, []).append(run)
+        return found
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the models of which some run has neither come to its end nor failed."""
+        over = self.seconds.keys() | self.failed.keys()
+        return list(dict.fromkeys(run.model.name for run in self.planned if run.config.name not in over))
 
 
 def plan_runs(recipe: str, models: Iterable[PaperModel], seeds: Sequence[int], shared: list[str]) -> list[Run]:
@@ -137,46 +154,45 @@ def plan_runs(recipe: str, models: Iterable[PaperModel], seeds: Sequence[int], s
     return _sharing_a_preranker(runs)
 
 
-def do_runs(runs: list[Run], jobs: int, say: Say) -> Runs:
+def do_runs(runs: list[Run], jobs: int, say: Say, show: Callable[[Runs], None]) -> None:
     """Does the first run, which makes what all share, then the others.
 
     Args:
         runs: of `plan_runs`.
         jobs: at the same time; above 1 in processes of one thread each, else in this one, which need not start anew.
         say: takes a line about each run.
-
-    Returns:
-        The runs that came to their end, and why the others did not.
+        show: called whenever all runs of a model are over, at last with none missing; one call at a time.
 
     Raises:
         ValueError: the first one has failed, and with it what the others need.
     """
-    done = Runs()
+    done, one_at_a_time = Runs(runs), Lock()
 
     def do(run: Run) -> None:
-        name, started = run.config.name, time.monotonic()
+        name, started, reason = run.config.name, time.monotonic(), ""
         try:
             if jobs > 1:
                 run.do_apart()
             else:
                 run.do(lambda line: say(f"{name}: {line}"))
         except (ValueError, RuntimeError) as error:  # the loss is no number: others may do better
-            done.failed[name] = str(error)
-            say(f"{name}: failed, {error}")
-            return
-        done.seconds[name] = round(time.monotonic() - started, 1)
-        say(f"{name}: {done.seconds[name]:.0f} s")
+            if run is runs[0]:
+                raise ValueError(f"{name}: {error}") from error
+            reason = str(error)
+        with one_at_a_time:
+            if reason:
+                done.failed[name] = reason
+                say(f"{name}: failed, {reason}")
+            else:
+                done.seconds[name] = round(time.monotonic() - started, 1)
+                say(f"{name}: {done.seconds[name]:.0f} s")
+            if run.model.name not in done.missing:
+                show(done)
 
     first, *others = runs
     do(first)
-    if done.failed:
-        raise ValueError(f"{first.config.name}: {done.failed[first.config.name]}")
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(do, others))
-    for run in runs:
-        if run.config.name not in done.failed:
-            done.by_model.setdefault(run.model.name, []).append(run)
-    return done
 
 
 def _sharing_a_preranker(runs: list[Run]) -> list[Run]:

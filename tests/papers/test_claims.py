@@ -28,12 +28,12 @@ def test_an_interval_has_both_users_and_seeds_in_it() -> None:
 def measured(recall: float, noise: float = 0.0, seeds: int = 1, shift: float = 0.0) -> Measured:
     """Users that differ much from each other, alike in all models; ``noise`` is a model's own."""
     common = np.random.default_rng(0).random(USERS)
-    users = []
+    users = {}
     for seed in range(seeds):
         own = np.random.default_rng([1, seed, int(1000 * recall)]).normal(0.0, 1.0, USERS) * noise
         values = common + recall + own + shift * seed
         nothing = (np.zeros(USERS), np.zeros(USERS))
-        users.append(UserValues(np.arange(USERS), {500: values}, nothing, nothing))
+        users[seed] = UserValues(np.arange(USERS), {500: values}, nothing, nothing)
     return Measured([], users, "mtmh run")
 
 
@@ -53,6 +53,16 @@ def test_seeds_that_disagree_widen_a_difference() -> None:
     assert (together.value, together.num_seeds) == (pytest.approx(0.01), 3)
     assert together.half == pytest.approx(0.0, abs=1e-9)
     assert apart.half == pytest.approx(1.96 * 0.01 / np.sqrt(3), rel=0.01)
+
+
+def test_seeds_are_paired_by_number_where_some_are_missing() -> None:
+    whole, lacking = measured(0.02, seeds=3, shift=0.01), measured(0.01, seeds=3, shift=0.01)
+    del lacking.users[0]
+    difference = whole.above(lacking, "recall@500")
+    assert difference is not None
+    assert (difference.value, difference.num_seeds) == (pytest.approx(0.01), 2)
+    del lacking.users[1], lacking.users[2]
+    assert whole.above(lacking, "recall@500") is None
 
 
 def test_a_claim_holds_only_where_its_interval_leaves_out_zero() -> None:

@@ -36,7 +36,7 @@ def measured(name: str, recall: float, match: float) -> Measured:
     )  # fmt: skip
     pairs = np.full(2, 100.0)
     users = UserValues(np.arange(2), {500: np.full(2, recall)}, (match * pairs, pairs), (match * pairs, pairs))
-    return Measured([row], [users], f"mtmh run synthetic+paper --set name={name}")
+    return Measured([row], {0: users}, f"mtmh run synthetic+paper --set name={name}")
 
 
 @pytest.fixture(name="page")

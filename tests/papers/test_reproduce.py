@@ -11,9 +11,9 @@ from mtmh.config import load_config
 from mtmh.data.arrays import Indices
 from mtmh.evaluation.results import load_evaluation
 from mtmh.papers.mixture import Neighbours
-from mtmh.papers.models import MIXTURE, MODELS, MTMH, NEEDED, PARTS, Part
+from mtmh.papers.models import CONTENT, MIXTURE, MODELS, MTMH, NEEDED, PARTS, Part
 from mtmh.papers.reproduce import PAGE, RESULTS, TEXT, _models, _shared, reproduce
-from mtmh.papers.runs import plan_runs
+from mtmh.papers.runs import Run, Say, plan_runs
 from mtmh.retrieval.ranking import Candidates
 
 TINY = [
@@ -94,9 +94,43 @@ def test_a_part_that_the_data_do_not_allow_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+def test_models_left_out_by_wish_are_named_unless_the_others_need_them(tmp_path: Path) -> None:
+    models, lines = _models(["table2", "figure7"], load_config("synthetic"), ["STMH", "figure 7, MTMH", "HLLM"])
+    assert [model.name for model in models] == [MTMH, "MTSH", "NeuCF", "figure 7, NeuCF"]
+    assert lines == ["Left out by wish: STMH; figure 7, MTMH."]
+    with pytest.raises(ValueError, match=r"wish: MTMH; NeuCF. content encoder needs the data and the preranker of one"):
+        reproduce(
+            "synthetic", ["figure1"], [0], pytest.fail, without=[MTMH, "NeuCF"], overrides=[f"paths.root={tmp_path}"]
+        )
+
+
 @pytest.fixture(name="root", scope="module")
 def fixture_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reproduce")
+
+
+def test_a_command_that_is_killed_leaves_a_page_of_the_models_that_are_done(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do = Run.do
+
+    def killed(self: Run, say: Say) -> None:
+        if self.model.name == "NeuCF":
+            raise KeyboardInterrupt
+        do(self, say)
+
+    monkeypatch.setattr(Run, "do", killed)
+    overrides = [*TINY, f"paths.root={root}"]
+    with pytest.raises(KeyboardInterrupt):
+        reproduce("synthetic", ["figure1"], [0], lambda _: None, without=[CONTENT], quick=True, overrides=overrides)
+    page = root / "papers-quick" / PAGE
+    results = json.loads((page.parent / RESULTS).read_text())
+    assert results["facts"][-2:] == ["Still missing: NeuCF.", "Left out by wish: content encoder."]
+    assert [line[0] for line in results["tables"][0]["lines"] if line[0].endswith("here")] == ["MTMH, here"]
+    assert results["claims"] == []
+    for text in (page.read_text(), (page.parent / TEXT).read_text()):
+        assert "Still missing: NeuCF." in text
+        assert "--without" in text
 
 
 def test_a_page_from_nothing_and_again_without_training(root: Path) -> None:
@@ -108,6 +142,7 @@ def test_a_page_from_nothing_and_again_without_training(root: Path) -> None:
     assert list(dict.fromkeys(line.split(":")[0] for line in said)) == models
     results = json.loads((page.parent / RESULTS).read_text())
     assert not results["failed"]
+    assert not any("missing" in fact for fact in results["facts"])
     (table,) = results["tables"]
     names = [line[0] for line in table["lines"]]
     assert [name for name in names if name.endswith("here")] == [
