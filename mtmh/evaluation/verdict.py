@@ -50,11 +50,11 @@ def _relevance(evaluation: Evaluation) -> list[str]:
 
 
 def _best_alpha(evaluation: Evaluation) -> list[str]:
-    """The merge of most recall, heads alone among them."""
+    """The merge of most recall, heads alone among them; of equal ones the recipe's."""
     sweep, largest = evaluation.sweep(), evaluation.protocol.recall_at[-1]
     if len(sweep) < 2:
         return []
-    best = max(sweep, key=lambda row: row.recall[largest].value)
+    best = max(sweep, key=lambda row: (row.recall[largest].value, row.alpha == evaluation.alpha))
     return [
         f"Best alpha for recall@{largest}: {best.alpha:g}, {_alpha_figures(best, largest)}"
         + "".join(

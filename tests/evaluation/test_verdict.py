@@ -77,6 +77,15 @@ def test_behind_and_level_with_what_to_try() -> None:
     assert "'learned sorter' has recall@20 25.00 %" in hints[2]
 
 
+def test_no_other_alpha_is_best_where_it_finds_no_more() -> None:
+    rows = [
+        row("mine, merged, alpha = 50", "merged", (0.10, 0.20), alpha=50),
+        row("mine, alpha = 30", "alpha", (0.10, 0.20), alpha=30),
+    ]
+    lines = verdict(evaluation(rows, [beside(5, 0.02), beside(20, 0.05)]))
+    assert "Best alpha for recall@20: 50, 20.00 % and L2 match 40.00 %" in lines
+
+
 def test_without_yardsticks_nothing_is_claimed() -> None:
     assert verdict(evaluation([row("mine", "merged", (0.1, 0.2))], [])) == [
         "No yardstick was measured: nothing says whether these figures are good."
