@@ -53,7 +53,9 @@ def plan(
     recipe: Recipe,
     hosts: Annotated[int, typer.Option(help="Hosts.")] = 1,
     gpus: Annotated[int, typer.Option(help="GPUs a host; with --device cpu, processes a host.")] = 8,
-    device: Annotated[str, typer.Option(help="a100-40gb, a100-80gb, h100-80gb, h200-141gb or cpu.")] = "a100-80gb",
+    device: Annotated[
+        str, typer.Option(help="a100-40gb, a100-80gb, p4d, p4de, h100-80gb, h200-141gb or cpu.")
+    ] = "a100-80gb",
     overrides: Overrides = None,
 ) -> None:
     """Plans a chain on machines that are not there; exit code 1 if the tables do not fit.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -300,3 +301,8 @@ def test_the_verb_prints_a_plan_and_fails_in_one_message(tmp_path: Path) -> None
     assert failed.exit_code == 1
     assert isinstance(failed.exception, SystemExit), "no traceback"
     assert "table item_id" in failed.output
+
+
+def test_the_help_names_every_device() -> None:
+    printed = CliRunner().invoke(app, ["plan", "--help"], env={"COLUMNS": "200"}).output
+    assert [device for device in DEVICES if not re.search(rf"\b{device}\b(?!-)", printed)] == []
