@@ -45,37 +45,27 @@ def embed_content(config: Config, out: Path) -> Artifact:
     """
     dataset = open_dataset(config.dataset_dir)
     recipe, decided, inputs = config.model_dump(mode="json"), decisive(config, "content"), {"dataset": dataset.artifact}
-    if config.content.kind == "encoder":
+    content, device = config.content, config.training.device
+
+    def commit(writer: ArtifactWriter) -> None:
+        writer.commit(recipe, inputs, decisive=decided)
+
+    if content.kind == "encoder":
         # Process groups and training's modules, which the other kinds do without.
         from mtmh.content.catalogue import embed_with_encoder
 
         inputs["encoder"] = open_artifact(config.encoder_dir, "encoder")
-        embed_with_encoder(
-            config.content,
-            dataset,
-            inputs["encoder"],
-            config.media_dir,
-            out,
-            config.training.device,
-            lambda writer: writer.commit(recipe, inputs, decisive=decided),
-        )
-        return open_artifact(out, "content")
-    if config.content.kind == "transformers":
-        _embed_texts(
-            config.content,
-            dataset,
-            out,
-            config.training.device,
-            lambda writer: writer.commit(recipe, inputs, decisive=decided),
-        )
-        return open_artifact(out, "content")
-    with write_artifact(out, "content", config=recipe, decisive=decided, inputs=inputs) as writer:
-        embeddings = _copy_column(dataset, writer.folder / EMBEDDINGS)
-        without = sum(
-            int(np.count_nonzero(~embeddings[start : start + _CHUNK_ITEMS].any(axis=1)))
-            for start in range(0, len(embeddings), _CHUNK_ITEMS)
-        )
-        writer.summary |= _summary(config.content, dataset, writer.folder, embeddings.shape[1], without)
+        embed_with_encoder(content, dataset, inputs["encoder"], config.media_dir, out, device, commit)
+    elif content.kind == "transformers":
+        _embed_texts(content, dataset, out, device, commit)
+    else:
+        with write_artifact(out, "content", config=recipe, decisive=decided, inputs=inputs) as writer:
+            embeddings = _copy_column(dataset, writer.folder / EMBEDDINGS)
+            without = sum(
+                int(np.count_nonzero(~embeddings[start : start + _CHUNK_ITEMS].any(axis=1)))
+                for start in range(0, len(embeddings), _CHUNK_ITEMS)
+            )
+            writer.summary |= _summary(content, dataset, writer.folder, embeddings.shape[1], without)
     return open_artifact(out, "content")
 
 
