@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,11 +81,11 @@ class DuckDbEngine:
         counts = numbers(self._connection.sql(query).to_arrow_table().column(1))
         return [*bounded_ranges(counts, self._range_events)]
 
-    def write(self, writer: Writer[T], streams: Mapping[str, Sequence[str]]) -> T:
+    def write(self, writer: Writer[T], streams: Mapping[str, Iterable[str]]) -> T:
         """Runs the writer here."""
         return writer({name: self._tables(queries) for name, queries in streams.items()}, self._folder)
 
-    def _tables(self, queries: Sequence[str]) -> Iterator[pa.Table]:
+    def _tables(self, queries: Iterable[str]) -> Iterator[pa.Table]:
         for query in queries:
             for batch in self._connection.sql(query).to_arrow_reader(BATCH_ROWS):
                 yield pa.Table.from_batches([batch])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -76,7 +76,7 @@ class Engine(Protocol):
         """Ranges of users that are sorted together, from their events (`statements.events_a_user`)."""
         ...
 
-    def write(self, writer: Writer[T], streams: Mapping[str, Sequence[str]]) -> T:
+    def write(self, writer: Writer[T], streams: Mapping[str, Iterable[str]]) -> T:
         """Runs a writer over the rows of queries: of each stream, one query after another."""
         ...
 

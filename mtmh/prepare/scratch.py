@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -73,10 +74,15 @@ class Workspace:
 
     def tables(self, name: str, queries: Sequence[str], completed: Sequence[int] = ()) -> None:
         """Makes a working table of the rows of queries; the bar moves to each of ``completed`` in turn."""
-        for place, query in enumerate(queries):
+        for place, query in enumerate(self.advancing(queries, completed)):
             (self.engine.append if place else self.engine.table)(name, query)
-            if completed:
-                self.advance(completed[place])
+
+    def advancing(self, queries: Sequence[str], completed: Sequence[int]) -> Iterator[str]:
+        """The queries; the bar moves to each of ``completed`` in turn, once a query is done."""
+        for query, done in zip_longest(queries, completed):
+            yield query
+            if done is not None:
+                self.advance(done)
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """The few rows that a query gives."""

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -129,7 +129,7 @@ class SparkEngine:
         del query
         return [None]
 
-    def write(self, writer: Writer[T], streams: Mapping[str, Sequence[str]]) -> T:
+    def write(self, writer: Writer[T], streams: Mapping[str, Iterable[str]]) -> T:
         """Sorts the rows into files, and runs the writer over them on an executor."""
         target = self._new_folder("streams")
         for name, queries in streams.items():

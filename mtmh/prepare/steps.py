@@ -182,7 +182,7 @@ def split_events(work: Workspace, source: SourceTables, columns: Columns, cutoff
     """
     users = work.engine.ranges(statements.events_a_user())
     completed = [last for _, last in filter(None, users)]
-    work.step("split into T1 and T2", total=completed[-1] if completed else None)
+    work.step("split into T1 and T2", completed[-1] if completed else None)
     num_events = work.number("SELECT count(*) FROM events")
     if columns.labels:
         _choose_kinds(work, source, columns, cutoff)
@@ -202,7 +202,8 @@ def write_user_files(work: Workspace, source: SourceTables, split: Split) -> His
         ValueError: no history or no test user is left.
     """
     data, engine, columns = work.data, work.engine, split.columns
-    work.step("write histories")
+    completed = [last for _, last in filter(None, split.users)]
+    work.step("write histories", completed[-1] if completed else None)
     num_items = work.number("SELECT count(*) FROM catalogue")
     rare, num_rare = data.min_item_events > 1, 0
     if rare:
@@ -229,7 +230,8 @@ def write_user_files(work: Workspace, source: SourceTables, split: Split) -> His
         "row_group_events": write_histories.ROW_GROUP_EVENTS,
     }
     rows = [statements.history_rows(columns, some, ordered=ordered) for some in split.users]
-    num_users, num_events = engine.write(partial(write_histories.write_histories, **form), {"rows": rows})
+    advancing = work.advancing(rows, completed)
+    num_users, num_events = engine.write(partial(write_histories.write_histories, **form), {"rows": advancing})
     rows = [statements.test_rows(columns, some, ordered=ordered) for some in split.users]
     num_test_users, num_test_events = engine.write(partial(write_histories.write_test, **form), {"rows": rows})
     id_type = ARROW_TYPES[engine.kind("users", "user_id")]

@@ -29,6 +29,7 @@ from mtmh.data.schema import (
 )
 from mtmh.prepare.prepare import prepare
 from mtmh.prepare.report import summary_table
+from mtmh.prepare.scratch import Workspace
 
 
 def random_events(seed: int, num_events: int = 600, num_users: int = 30, num_items: int = 40) -> list[Event]:
@@ -121,12 +122,20 @@ def test_histories_come_in_hash_order_of_users_and_in_row_groups(
     assert rows == np.unique(before // 50, return_counts=True)[1].tolist()
     # How many users are handled at a time makes no difference.
     monkeypatch.setattr("mtmh.prepare.duckdb_engine.RANGE_EVENTS", 32)
+    bars: dict[str, list[int]] = {}
+    monkeypatch.setattr(Workspace, "advance", lambda work, done: bars.setdefault(_bar(work), []).append(done))
     pieces = prepare_tables(tmp_path, random_events(2), split=split, out=tmp_path / "pieces")
     assert files_of(pieces.path) == files_of(whole.path)
+    assert bars["write histories"] == bars["split into T1 and T2"] == sorted(set(bars["write histories"]))
+    assert len(bars["write histories"]) > 2
     # Nor how many bits the codes have.
     monkeypatch.setattr("mtmh.prepare.statements.LARGEST_INTEGER", 3)
     wide = prepare_tables(tmp_path, random_events(2), split=split, out=tmp_path / "wide")
     assert files_of(wide.path) == files_of(whole.path)
+
+
+def _bar(work: Workspace) -> str:
+    return work.progress.tasks[-1].description
 
 
 def test_a_cut_between_two_whole_timestamps(tmp_path: Path) -> None:
