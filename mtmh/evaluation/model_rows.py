@@ -96,6 +96,7 @@ class ModelRows:
             else:
                 ranking = self._ranked(self.subject, preranker, sorter, shared=shared)
             self._add(f"{self.name}, {name}", "preranking", ranking)
+        self.__dict__.pop("_own", None)  # nothing after this asks for it, and it holds the candidates of all users
 
     def add_exact(self) -> None:
         """The merge and each head over exact search: what they have more than over the index is the index's loss."""
