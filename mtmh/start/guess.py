@@ -147,6 +147,7 @@ def _events_columns(data: _Tables, roles: Roles, columns: dict[str, Any], guess:
     rest.remove(user)
     time = _given(roles, "timestamp", facts, data.events) or _time_column(rest, facts)
     if time is None:
+        _refuse_named_time(data.events, rest)
         raise _no_guess(data.events, "timestamp", "the time of an event, or a number that orders a user's", facts)
     rest.remove(time)
     columns |= {"user_id": user, "item_id": item, "timestamp": time}
@@ -416,6 +417,16 @@ def _no_guess(table: TableFile, role: str, what: str, names: Any) -> ValueError:
         f"{table.name}: cannot tell which column is {what}; name it: --column {role}=NAME, in Python"
         f" columns={{'{role}': NAME}}. Found {', '.join(map(repr, names))}"
     )
+
+
+def _refuse_named_time(table: TableFile, names: Sequence[str]) -> None:
+    """Says what is wrong with the column that is called like a time, if there is one."""
+    named = first_named(names, TIMES)
+    if named is not None:
+        try:
+            table.time_columns(named)
+        except ValueError as error:
+            raise ValueError(f"{error}; if another column is the time: --column timestamp=NAME") from None
 
 
 def _listed(names: Sequence[str], nothing: str) -> str:

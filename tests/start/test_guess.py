@@ -123,6 +123,12 @@ def test_a_table_without_rows_is_named(which: str, tmp_path: Path) -> None:
         guess_recipe(tmp_path / "events.csv", tmp_path / "items.csv")
 
 
+def test_what_is_no_time_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "events.csv").write_text("customer,sku,time\na,b,yesterday\na,c,5\n")
+    with pytest.raises(ValueError, match=r"events.csv: column 'time' holds .*'yesterday'.* --column timestamp=NAME"):
+        guess_recipe(tmp_path / "events.csv", None)
+
+
 @pytest.mark.parametrize("name", ["order", "sequence", "t"])
 def test_an_order_is_no_clock(name: str, tmp_path: Path) -> None:
     events = pa.table({"user": [1, 1, 1, 2, 2, 2], "item": [5, 6, 7, 5, 6, 8], name: [0, 1, 2, 0, 1, 2]})
