@@ -13,7 +13,8 @@ kinds of storage the recall and time of each over a range of probes come last.
 ``--sorter learned`` ranks by a learned preranker of random weights over simulated tables of neighbours, as large as
 those of a catalogue of this size are: what it says means nothing, how long it takes does. ``--indexes FOLDER`` keeps
 the trained indexes for the next run. Without ``--num-probes`` a search visits as many clusters as ``mtmh build-index``
-would choose, which measures recall@100 in the same way; the table says the recall of each head.
+would choose, which measures recall@100 in the same way; the table says the recall of each head. Triggers have their
+nearest clusters kept, where a build would keep so many.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from benchmarks.index import Search, at_equal_recall, recall, timed
 from mtmh.config import IndexConfig, PrerankerConfig, RetrievalConfig
 from mtmh.data.item_vectors import StackedVectors
 from mtmh.index.item_store import StoredItems
+from mtmh.index.kept_clusters import cluster_type, most_kept
 from mtmh.index.kinds import filled
 from mtmh.index.recall import RecallMeter
 from mtmh.index.storage import IvfSettings, Storage, train_ivf
@@ -97,6 +99,12 @@ def main() -> None:
     if arguments.num_probes is None:
         arguments.num_probes = max(meter.fewest_probes(arguments.min_recall) for meter in meters.values())
     recalls = {head: meter.recall(arguments.num_probes).recall for head, meter in meters.items()}
+    triggers = histories(indexes[HEADS[0]], vectors[HEADS[0]], arguments)
+    unkept = indexes
+    indexes = {
+        head: with_kept(index, vectors[head], arguments.storage[0], triggers, arguments.num_probes)
+        for head, index in unkept.items()
+    }
     ranker = learned(vectors) if arguments.sorter == "learned" else HeadScorePreranker((HEADS[0], vectors[HEADS[0]]))
     retriever = make_retriever(indexes, vectors, ranker, arguments)
     result: dict[str, Any] = {
@@ -123,9 +131,16 @@ def main() -> None:
     if arguments.sorter == "head-score":  # the simulated preranker has no tower for new items
         changed = with_changes(retriever, arguments)
         cases[f"{arguments.added:,} added, as many removed"] = (changed, Filters(), indexes)
+    found_anew = make_retriever(unkept, vectors, ranker, arguments)
+    cases["no filter, no clusters kept"] = (found_anew, Filters(exclude_seen=False), unkept)
     of_first_head = {arguments.storage[0]: indexes[HEADS[0]]}
     for storage in arguments.storage[1:]:
-        others = {head: of_storage(storage, indexes[head], vectors[head]) for head in HEADS}
+        others = {
+            head: with_kept(
+                of_storage(storage, index, vectors[head]), vectors[head], storage, triggers, arguments.num_probes
+            )
+            for head, index in indexes.items()
+        }
         of_first_head[storage] = others[HEADS[0]]
         of_others = make_retriever(others, vectors, ranker, arguments)
         cases[f"no filter, {storage}"] = (of_others, Filters(exclude_seen=False), others)
@@ -134,7 +149,7 @@ def main() -> None:
     for name, (case, filters, searched) in cases.items():
         if arguments.cases and name not in arguments.cases:
             continue
-        result["cases"][name] = measure(case, filters, searched, retriever, indexes, vectors, arguments)
+        result["cases"][name] = measure(case, filters, searched, retriever, indexes, vectors, triggers, arguments)
         arguments.out.write_text(json.dumps(result, indent=2))
         Console().print(f"[dim]{name}: {result['cases'][name]['cpu']['p50_ms']:.1f} ms[/dim]", highlight=False)
     Console(width=200).print(report(result))
@@ -202,6 +217,24 @@ def of_storage(storage: Storage, index: IvfIndex, vectors: Vectors) -> IvfIndex:
     settings = IvfSettings(storage=storage, num_clusters=index.num_clusters)
     sample, clusters = vectors[settings.sample(len(vectors))], index.clusters_of_items.astype(np.int64)
     return filled(settings, index, sample, vectors, clusters, refine_factor=4)
+
+
+def histories(index: IvfIndex, vectors: Vectors, arguments: argparse.Namespace) -> npt.NDArray[np.int64]:
+    """[requests + 3, triggers] items of each user, which lie near each other: neighbours of one item; -1: none."""
+    starts = np.random.default_rng(1).integers(0, arguments.items, arguments.requests + 3)
+    return index.search(vectors[starts], arguments.triggers, HISTORY_PROBES)[1]
+
+
+def with_kept(
+    index: IvfIndex, vectors: Vectors, storage: Storage, triggers: npt.NDArray[np.int64], num_probes: int
+) -> IvfIndex:
+    """The index with the clusters nearest to items, as a build keeps them of all; here of those that are triggers."""
+    if num_probes > most_kept(storage, index.dim, index.num_clusters):
+        return index
+    items = np.unique(triggers[triggers >= 0])
+    kept = np.zeros((len(vectors), num_probes), cluster_type(index.num_clusters))
+    kept[items] = index.nearest(vectors[items], num_probes).clusters
+    return IvfIndex(index.faiss_index, kept=kept)
 
 
 def make_retriever(
@@ -279,6 +312,7 @@ def measure(
     first: Retriever,
     first_indexes: dict[str, IvfIndex],
     vectors: dict[str, Vectors],
+    triggers: npt.NDArray[np.int64],
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
     """Milliseconds of a request, of its stages, and of the bare faiss calls; all taken in turn, request by request.
@@ -290,15 +324,12 @@ def measure(
         first: of the first case, whose request without filters takes its turn.
         first_indexes: that this one searches.
         vectors: of both.
+        triggers: of each user.
         arguments: of the command line.
     """
-    rng = np.random.default_rng(1)
     taken: dict[str, list[float]] = {name: [] for name in ("total", "cpu", "faiss", "first", *STAGES)}
     kept: list[float] = []
-    # A user's items lie near each other: neighbours of one item.
-    starts = rng.integers(0, arguments.items, arguments.requests + 3)
-    histories = first_indexes[HEADS[0]].search(vectors[HEADS[0]][starts], arguments.triggers, HISTORY_PROBES)[1]
-    for number, history in enumerate(histories):
+    for number, history in enumerate(triggers):
         items = history[history >= 0].tolist()
         queries = {head: np.ascontiguousarray(vectors[head][items]) for head in HEADS}
         allowed = filters.allowed(retriever.catalogue, history[history >= 0])

@@ -36,6 +36,11 @@ def places_file(head: str) -> Path:
     return Path(f"{head}.places.npy")
 
 
+def near_file(head: str) -> Path:
+    """[I, P] uint16, int32 beyond 65,536 clusters: the clusters nearest to each item, where a build has kept them."""
+    return Path(f"{head}.near.npy")
+
+
 def exact_file(head: str) -> Path:
     """A flat faiss index of the vectors in item order, beside the codes of ``sq8``, ``pq`` and ``fastscan``."""
     return Path(f"{head}.exact.faiss")

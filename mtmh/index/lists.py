@@ -95,13 +95,14 @@ class ShardFiler:
         self._index = index
         self._quantizer = on_gpu(index.quantizer)
 
-    def file(self, vectors: RowFile, shards: ListShards, shard: int) -> None:
+    def file(self, vectors: RowFile, shards: ListShards, shard: int, near: RowFile | None = None) -> None:
         """Encodes the items of one shard and stores them sorted by list.
 
         Args:
             vectors: [I, D] float32 of the whole catalogue; the shard's rows are read in blocks.
             shards: where to.
             shard: which.
+            near: takes the clusters nearest to each item of the shard, as many as its rows hold.
         """
         own = shards.items(shard)
         codes = np.empty((len(own), self._index.code_size), np.uint8)
@@ -109,7 +110,10 @@ class ShardFiler:
         for start in range(0, len(own), _ENCODE_ROWS):
             part = slice(start, min(start + _ENCODE_ROWS, len(own)))
             rows = vectors.read(own.start + part.start, own.start + part.stop)
-            lists[part] = self._quantizer.search(rows, 1)[1][:, 0]
+            nearest = self._quantizer.search(rows, 1 if near is None else near.shape[1])[1]
+            lists[part] = nearest[:, 0]
+            if near is not None:
+                near.write(own.start + part.start, nearest)
             self._index.encode_vectors(
                 len(rows), faiss.swig_ptr(rows), faiss.swig_ptr(lists[part]), faiss.swig_ptr(codes[part]), False
             )

@@ -12,6 +12,7 @@ from mtmh.config import MilvusConfig
 from mtmh.data.arrays import open_array
 from mtmh.data.item_vectors import ItemVectors, StoredVectors
 from mtmh.index.artifact import IndexSummary, exact_file, index_file, lists_file, milvus_file, places_file
+from mtmh.index.kept_clusters import open_kept
 from mtmh.index.milvus import MilvusCollection, MilvusIndex
 from mtmh.index.storage import PRECISIONS, WHOLE, VectorFile, empty_flat, packed
 from mtmh.index.vector_index import IvfIndex, VectorIndex, mapped_lists, read_faiss, without_prefetch
@@ -39,7 +40,7 @@ def open_head(
         name = milvus_file(head)
         index: VectorIndex = MilvusIndex(MilvusCollection.trusted(folder / name, milvus))
     else:
-        index = IvfIndex(open_lists(folder, head, summary))
+        index = IvfIndex(open_lists(folder, head, summary), kept=open_kept(folder, head, summary))
     if (index.num_items, index.dim) != (summary.num_items, summary.dim):
         raise ValueError(
             f"{folder / name}: {index.num_items} vectors of width {index.dim},"

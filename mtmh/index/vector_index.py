@@ -13,7 +13,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from mtmh.data.arrays import Items, Mask, Vectors
+from mtmh.data.arrays import Indices, Items, Mask, Vectors
 from mtmh.data.item_vectors import ItemVectors
 
 _ADD_ROWS = 65_536  # rows copied out of a memory map at a time
@@ -59,7 +59,7 @@ class Near(NamedTuple):
     """The P clusters nearest to each of Q queries.
 
     Attributes:
-        scores: [Q, P] float32 inner products with their centroids.
+        scores: [Q, P] float32 inner products with their centroids; 0 where they were not asked for.
         clusters: [Q, P] int64, the nearest first.
     """
 
@@ -151,15 +151,24 @@ class IvfIndex(_FaissIndex):
             codes.
         refine_factor: codes an answer that are compared again; those of a hundred answers at least.
         owner: what ``index`` points into, kept as long as this object.
+        kept: [I, P] the clusters nearest to each item, the nearest first, where a build has kept them.
 
     Attributes:
         refine_factor: 0 where nothing is compared again.
         refined_index: the ``faiss.IndexRefine`` over both, or None.
     """
 
-    def __init__(self, index: Any, exact: Any = None, refine_factor: int = 0, owner: object = None) -> None:
+    def __init__(
+        self,
+        index: Any,
+        exact: Any = None,
+        refine_factor: int = 0,
+        owner: object = None,
+        kept: npt.NDArray[np.integer[Any]] | None = None,
+    ) -> None:
         super().__init__(index)
         self._owner = owner
+        self._kept = kept
         self.refine_factor = refine_factor if exact is not None else 0
         self.refined_index = faiss.IndexRefine(index, exact) if self.refine_factor else None
         self._exact = exact  # faiss only points to it
@@ -206,6 +215,26 @@ class IvfIndex(_FaissIndex):
             rows = slice(start, start + block)
             scores[rows], clusters[rows] = largest(queries[rows] @ self._centroids_by_value, probed)
         return Near(scores, clusters)
+
+    def nearest_kept(self, items: Indices, vectors: Vectors, num_probes: int) -> Near | None:
+        """As `nearest`, read from what the build has kept of items, without scores, for which whole vectors do not ask.
+
+        Args:
+            items: [Q]; the clusters of those added since the build are found anew.
+            vectors: [Q, D] of these.
+            num_probes: clusters of each.
+
+        Returns:
+            None: fewer are kept.
+        """
+        probed = min(num_probes, self.num_clusters)
+        if self._kept is None or probed > self._kept.shape[1]:
+            return None
+        is_added = items >= len(self._kept)
+        clusters = self._kept[np.where(is_added, 0, items), :probed].astype(np.int64)
+        if is_added.any():
+            clusters[is_added] = self.nearest(vectors[is_added], probed).clusters
+        return Near(np.zeros(clusters.shape, np.float32), clusters)
 
     @property
     def centroids(self) -> Vectors:

@@ -27,8 +27,10 @@ from mtmh.index.artifact import (
     index_file,
     lists_file,
     milvus_file,
+    near_file,
     places_file,
 )
+from mtmh.index.kept_clusters import cluster_type, cut_to, most_kept
 from mtmh.index.milvus import MilvusCollection, MilvusIndex, drop_collections
 from mtmh.index.recall import RecallMeter
 from mtmh.index.storage import PRECISIONS, WHOLE, IvfSettings, VectorFile, train_ivf
@@ -150,6 +152,7 @@ def _build_heads(
         vectors=_vectors_kind(config),
         refine_factor=config.refine_factor,
     )
+    kept = _clusters_to_keep(summary, num_probes)
     for head in source.heads:
         vectors = RowFile(source.vectors(head), np.float32, (source.num_items, source.dim))
         if config.backend == "milvus":
@@ -157,7 +160,7 @@ def _build_heads(
             place = MilvusCollection.named(config.milvus, head, source.dim, summary.num_clusters)
             _fill_collection(folder, head, vectors, config.shard_items, place, ranks)
         else:
-            _build_head(folder, head, vectors, config.shard_items, settings, summary, ranks)
+            _build_head(folder, head, vectors, config.shard_items, settings, summary, kept, ranks)
     own = source.heads[ranks.rank :: ranks.world_size]
     meters = {
         head: RecallMeter(open_head(folder, head, summary, config.milvus)[0], RowFile(source.vectors(head)), seed)
@@ -168,6 +171,8 @@ def _build_heads(
         probes = max(_gathered(enough, ranks))
     else:
         probes = num_probes
+    for head in own if kept else []:
+        cut_to(folder / near_file(head), min(probes, summary.num_clusters))
     recalls: dict[str, AnnRecall] = {}
     curves: dict[str, list[AnnRecall]] = {}
     for part in _gathered({head: (meter.recall(probes), meter.curve) for head, meter in meters.items()}, ranks):
@@ -180,6 +185,13 @@ def _build_heads(
             "recall_curve": {head: curves[head] for head in source.heads},
         }
     )
+
+
+def _clusters_to_keep(summary: IndexSummary, num_probes: int | Literal["auto"]) -> int:
+    """Clusters an item that are kept while it is filed: those of a search, or as many as it may turn out to visit."""
+    most = most_kept(summary.storage, summary.dim, summary.num_clusters) if summary.backend == "faiss" else 0
+    visited = most if num_probes == "auto" else min(num_probes, summary.num_clusters)
+    return visited if visited <= most else 0
 
 
 def _gathered(value: T, ranks: Ranks) -> list[T]:
@@ -224,16 +236,22 @@ def _build_head(
     shard_items: int,
     settings: IvfSettings,
     summary: IndexSummary,
+    kept: int,
     ranks: Ranks,
 ) -> None:
-    """Writes the files of one head; all ranks together."""
+    """Writes the files of one head, the ``kept`` clusters nearest to each item among them; all ranks together."""
     scratch = folder / "scratch"
     index = _train(scratch, vectors, settings, ranks)
     shards = lists.ListShards(scratch, head, len(vectors), shard_items)
     own = range(ranks.rank, shards.count, ranks.world_size)
+    near_path, near = folder / near_file(head), None
+    if kept:
+        near_type, shape = cluster_type(summary.num_clusters), (len(vectors), kept)
+        on_first(ranks, lambda: RowFile.create(near_path, near_type, shape).path)
+        near = RowFile(near_path)
     filer = lists.ShardFiler(index)
     for shard in own:
-        filer.file(vectors, shards, shard)
+        filer.file(vectors, shards, shard, near)
     dist.barrier()
 
     offsets, code_size = shards.offsets(), int(index.code_size)

@@ -65,8 +65,10 @@ class HeadSearch:
         """
         queries = self.vectors[triggers]
         near = None
-        if self._lists is not None and isinstance(self.index, IvfIndex):  # which both ask for
-            near = self.index.nearest(queries, num_probes)
+        if isinstance(self.index, IvfIndex):
+            near = self.index.nearest_kept(triggers, queries, num_probes)
+            if near is None and self._lists is not None:  # which both ask for
+                near = self.index.nearest(queries, num_probes)
         # One more than asked for: a trigger is its own nearest neighbour.
         found = self._search_base(queries, k + 1, num_probes, needed + 1, allowed, near)
         if self.vectors.num_added:

@@ -43,6 +43,9 @@ def use():
         items = index.search(queries, 50, probes)[1]
         assert items.min() >= -1 and items.max() < summary.num_items, "an item that is none"
     index.search(queries, 50, 5, np.arange(summary.num_items) % 2 == 0)
+    near = index.nearest_kept(np.arange(summary.num_items), vectors[:], 8)
+    if near is not None:
+        index.search(vectors[:], 5, 8, near=near)
     vectors[np.array([0, 5, summary.num_items - 1])]
     catalogue = Catalogue(open_items(folder, summary.num_items))
     rows = np.arange(summary.num_items)
@@ -109,7 +112,7 @@ def test_a_forged_file_ends_in_an_error_or_an_answer(storage: str, tmp_path: Pat
     cases: dict[str, str] = {}
     lines: list[str] = []
     head = HEADS[0]
-    names = [f"{head}.faiss", f"{head}.lists", f"{head}.places.npy", f"{head}.exact.faiss"]
+    names = [f"{head}.faiss", f"{head}.lists", f"{head}.places.npy", f"{head}.near.npy", f"{head}.exact.faiss"]
     names += ["items.arrow", "item_features.arrow", "key_items.npy"] if storage == "flat" else []
     for seed, name in enumerate(name for name in names if (folder / name).is_file()):
         for number, (told, content) in enumerate(forgeries((folder / name).read_bytes(), seed)):
