@@ -131,10 +131,11 @@ class _Tables:
         item_facts = facts[1] if rest else {}
         return cls(connection, event_table, item_table, facts[0], item_facts, events_pattern, items_pattern)
 
-    def number(self, query: str) -> Any:
+    def row(self, query: str) -> tuple[Any, ...]:
         files = self.events.files + (self.items.files if self.items is not None else ())
         with readable(files):
-            return self.connection.sql(query).fetchall()[0][0]
+            found: tuple[Any, ...] = self.connection.sql(query).fetchall()[0]
+        return found
 
 
 def _events_columns(data: _Tables, roles: Roles, columns: dict[str, Any], guess: Guess) -> None:
@@ -151,8 +152,7 @@ def _events_columns(data: _Tables, roles: Roles, columns: dict[str, Any], guess:
         raise _no_guess(data.events, "timestamp", "the time of an event, or a number that orders a user's", facts)
     rest.remove(time)
     columns |= {"user_id": user, "item_id": item, "timestamp": time}
-    num_users = data.number(f"SELECT count(DISTINCT {quoted(user)}) FROM {data.events.sql}")
-    num_events = data.number(f"SELECT count(*) FROM {data.events.sql}")
+    num_users, num_events = data.row(f"SELECT count(DISTINCT {quoted(user)}), count(*) FROM {data.events.sql}")
     guess.note("events", f"{num_events:,} rows of {_table_name(data.events)}")
     guess.note("user", f"column {user}, {num_users:,} of them")
     guess.note("item", f"column {item}")
@@ -194,7 +194,7 @@ def _items_columns(data: _Tables, roles: Roles, columns: dict[str, Any], section
                 f" found {', '.join(map(repr, facts))}. Rename it, so that both tables call it alike"
             )
         rest = [name for name in facts if name != columns["item_id"] and facts[name].known]
-        guess.note("items", f"{data.number(f'SELECT count(*) FROM {table.sql}'):,} rows of {_table_name(table)}")
+        guess.note("items", f"{data.row(f'SELECT count(*) FROM {table.sql}')[0]:,} rows of {_table_name(table)}")
     else:
         facts, table = data.event_facts, data.events
         about = facts_of(data.connection, table, columns["item_id"])
@@ -257,18 +257,16 @@ def _split(data: _Tables, columns: Mapping[str, Any], guess: Guess) -> dict[str,
     table, time = data.events, columns["timestamp"]
     each = "the last fifth of each user's events is the test period"
     events = f"(SELECT {quoted(columns['user_id'])} AS u, {table.time_columns(time)} FROM {table.sql})"
-    if not data.event_facts[time].is_time and data.number(f"SELECT median(timestamp) FROM {events}") < _EPOCH:
+    middle, last = data.row(f"SELECT median(timestamp), quantile_disc(timestamp, 0.8) FROM {events}")
+    if not data.event_facts[time].is_time and middle < _EPOCH:
         guess.note("split", f"{each}, because {time} is an order and no clock")
         return {"kind": "user", "test_fraction": 0.2}
-    last = data.number(f"SELECT quantile_disc(timestamp, 0.8) FROM {events}")
     # The first instant that leaves a fifth of the events behind it at most, as prepare will cut.
-    cut = int(data.number(f"SELECT coalesce(min(timestamp) FILTER (WHERE timestamp > {last}), {last}) FROM {events}"))
+    cut = int(data.row(f"SELECT coalesce(min(timestamp) FILTER (WHERE timestamp > {last}), {last}) FROM {events}")[0])
     users = f"(SELECT max(timestamp) >= {cut} AS after, min(timestamp) < {cut} AS before FROM {events} GROUP BY u)"
-    after = data.number(f"SELECT count(*) FILTER (WHERE after) FROM {users}")
-    known = data.number(f"SELECT count(*) FILTER (WHERE after AND before) FROM {users}")
-    if known < _RETURNING * after or (
-        known < _ENOUGH and known < _RETURNING * data.number(f"SELECT count(*) FROM {users}")
-    ):
+    counts = "count(*) FILTER (WHERE after), count(*) FILTER (WHERE after AND before), count(*)"
+    after, known, num_users = data.row(f"SELECT {counts} FROM {users}")
+    if known < _RETURNING * after or (known < _ENOUGH and known < _RETURNING * num_users):
         guess.note("split", f"{each}, because few users come back ({known:,} of {after:,} after the cut)")
         return {"kind": "user", "test_fraction": 0.2}
     since = f", from {datetime.fromtimestamp(cut, UTC):%Y-%m-%d} on," if table.is_date(time) else ""
@@ -334,9 +332,8 @@ def _item_column(data: _Tables) -> str:
 def _is_key(data: _Tables, name: str) -> bool:
     assert data.items is not None
     cell = quoted(name)
-    return bool(
-        data.number(f"SELECT count(DISTINCT {cell}) = count({cell}) AND count({cell}) > 0 FROM {data.items.sql}")
-    )
+    query = f"SELECT count(DISTINCT {cell}) = count({cell}) AND count({cell}) > 0 FROM {data.items.sql}"
+    return bool(data.row(query)[0])
 
 
 def _only_id(names: Sequence[str], facts: Mapping[str, ColumnFacts]) -> str | None:
