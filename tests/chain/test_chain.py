@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_chain import PATIENCE, RECIPE, JobsInThisProcess, last_page, last_record, program, results, run
+from tiny_chain import PATIENCE, RECIPE, JobsInThisProcess, last_page, last_record, results, run, run_here
 
 from mtmh.artifacts import open_artifact
 from mtmh.chain.record import PAGE, load_record
 from mtmh.chain.run import plan_chain, run_chain
+from mtmh.cli import app
 from mtmh.config import load_config
 from mtmh.evaluation.results import load_evaluation
 from mtmh.index.versions import current_version, list_versions
@@ -75,7 +76,8 @@ def test_what_would_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     same = plan_chain(load_config("tiny.yaml", ["training.log_every=7", "chain.max_match_drop=0.5"]))
     assert same == [(stage, "unchanged", []) for stage in STAGES], "no stage reads these"
-    assert [line.split() for line in run(folder, 0, "--dry-run").splitlines()] == [[s, "unchanged"] for s in STAGES]
+    shown = run_here(folder, 0, "--dry-run").splitlines()
+    assert [line.split() for line in shown] == [[stage, "unchanged"] for stage in STAGES]
 
     other = plan_chain(load_config("tiny.yaml", ["model.head_dim=12"]))
     assert other == [
@@ -89,7 +91,7 @@ def test_what_would_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_index_below_its_recall_stops_the_chain(folder: Path) -> None:
-    printed = run(folder, 1, "--set", "index.min_recall=1.0", *COARSE)
+    printed = run_here(folder, 1, "--set", "index.min_recall=1.0", *COARSE)
     record = last_record(folder)
     assert record.outcome == "stopped"
     assert "gate missed: recall of the index" in printed
@@ -101,7 +103,7 @@ def test_an_index_below_its_recall_stops_the_chain(folder: Path) -> None:
 
 def test_worse_figures_than_the_published_ones_stop_the_chain(folder: Path) -> None:
     settings = ["--set", "index.min_recall=0", *COARSE]
-    printed = run(folder, 1, *settings, "--set", "chain.max_match_drop=0")
+    printed = run_here(folder, 1, *settings, "--set", "chain.max_match_drop=0")
     record = last_record(folder)
     assert results(record) == ["unchanged"] * 5 + ["ran"], "the index that missed a gate is still there"
     assert record.outcome == "stopped"
@@ -112,7 +114,7 @@ def test_worse_figures_than_the_published_ones_stop_the_chain(folder: Path) -> N
     assert "may be lower by 0 points: too low" in text
     assert current_version(folder / "runs/mtmh/index").name == "000001"
 
-    run(folder, 0, *settings, "--set", "chain.max_recall_drop=1", "--set", "chain.max_match_drop=1")
+    run_here(folder, 0, *settings, "--set", "chain.max_recall_drop=1", "--set", "chain.max_match_drop=1")
     record = last_record(folder)
     assert results(record) == ["unchanged"] * 6, "the gate alone was in the way"
     assert record.outcome == "published"
@@ -120,11 +122,12 @@ def test_worse_figures_than_the_published_ones_stop_the_chain(folder: Path) -> N
     assert [version.state for version in list_versions(folder / "runs/mtmh/index")] == ["current", "published"]
 
 
-def test_an_index_that_was_taken_back_is_not_published_again(folder: Path) -> None:
-    subprocess.run([program("mtmh"), "index", "rollback", "tiny.yaml"], cwd=folder, check=True, timeout=PATIENCE)
+def test_an_index_that_was_taken_back_is_not_published_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    app(["index", "rollback", "tiny.yaml"], standalone_mode=False)
     settings = ["--set", "index.min_recall=0", *COARSE]
     drops = ["--set", "chain.max_recall_drop=1", "--set", "chain.max_match_drop=1"]
-    printed = run(folder, 0, *settings, *drops)
+    printed = run_here(folder, 0, *settings, *drops)
     assert "was published before and taken back since" in printed
     assert current_version(folder / "runs/mtmh/index").name == "000001"
 
@@ -151,7 +154,7 @@ def test_the_next_period_continues_from_this_one(folder: Path, monkeypatch: pyte
     assert f"<b>{before}</b><span>continued from</span>" in page.read_text()
 
     arguments = [word for setting in settings for word in ("--set", setting)]
-    planned = run(folder, 0, *arguments, "--dry-run", "--continue-from", str(before)).splitlines()
+    planned = run_here(folder, 0, *arguments, "--dry-run", "--continue-from", str(before)).splitlines()
     assert [line.split() for line in planned[:5]] == [[stage, "unchanged"] for stage in STAGES[:5]]
     config = load_config("tiny.yaml", settings)
     assert plan_chain(config, before)[:5] == [(stage, "unchanged", []) for stage in STAGES[:5]]

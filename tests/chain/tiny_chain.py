@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import psutil
+import pytest
 from mtmh.torchx_apps import components
 from torchx.specs import AppState
 from torchx.specs.builders import materialize_appdef
+from typer.testing import CliRunner
 
 from mtmh.chain.record import PAGE, RECORD, ChainRecord, Job, Process, load_record
 from mtmh.cli import app
@@ -87,6 +89,16 @@ def run(folder: Path, code: int, *arguments: str, recipe: str = "tiny.yaml") -> 
     printed = job.communicate(timeout=2 * PATIENCE)[0]
     assert job.returncode == code, printed
     return printed
+
+
+def run_here(folder: Path, code: int, *arguments: str) -> str:
+    """The verb and its jobs in this process: for what it decides, and not how jobs are started and followed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("mtmh.chain.run.Jobs", JobsInThisProcess)
+        done = CliRunner().invoke(app, ["chain", "tiny.yaml", *arguments])
+    assert done.exit_code == code, done.output
+    return done.output
 
 
 def of_this_chain(folder: Path) -> list[psutil.Process]:
