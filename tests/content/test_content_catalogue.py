@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from forked_ranks import Launcher
 from tiny_catalogue import (
     CUT_OFF,
     NO_IMAGE,
@@ -21,8 +21,6 @@ from tiny_catalogue import (
     NOT_THERE,
     NOTHING,
     NUM_ITEMS,
-    finish,
-    start,
     topic_of,
     write_dataset,
 )
@@ -34,8 +32,6 @@ from mtmh.content.inputs import ItemReader
 from mtmh.content.teacher import ContentFiles, open_teacher
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import open_dataset
-
-EMBED = "mtmh.content.embed:embed_content"
 
 
 def with_content(config: Config, **changes: object) -> Config:
@@ -104,20 +100,23 @@ def test_a_killed_run_does_no_finished_shard_again_and_two_ranks_change_nothing(
     trained: Any, embedded: Any, tmp_path: Path
 ) -> None:
     config, out = with_content(trained, shard_items=4), tmp_path / "content"
-    job = start(config, EMBED, out)
+    embed = partial(embed_content, out=out)
+    alone = Launcher(1, run=embed)
+    job = alone.start(config)
     parts, deadline = tmp_path / "content.parts", time.monotonic() + 120.0
     while len(list(parts.glob("part-*.json"))) < 2:
-        assert job.poll() is None, (tmp_path / "content.job" / "stderr").read_text()[-4000:]
+        assert job.is_running(), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    os.kill(job.pid, signal.SIGKILL)
-    job.wait()
+    job.ranks[0].kill()
+    job.end()
     finished = {path.name: path.read_bytes() for path in parts.glob("part-*.npy")}
     # A mark that only survives if a finished shard is taken as it is.
     marked = np.load(parts / "part-000000.npy")
     np.save(parts / "part-000000.npy", np.roll(marked, 1, axis=0))
     assert not out.exists()
-    finish(start(config, EMBED, out, ranks=2), out)
+    two = Launcher(2, run=embed)
+    two.start(config).finish()
     resumed = open_content(out, open_dataset(config.dataset_dir)).embeddings
     assert finished
     np.testing.assert_allclose(resumed[4:], embedded[4:], atol=2e-3)

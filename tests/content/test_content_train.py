@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_catalogue import NUM_ITEMS, finish, make_config, start, write_catalogue
+from forked_ranks import Launcher
+from tiny_catalogue import NUM_ITEMS, make_config, write_catalogue
 from torch import Tensor
 
 from mtmh.artifacts import FORMAT_VERSION
@@ -121,15 +121,16 @@ def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path: Path, catal
     training = {"max_steps": 40, "epochs": 40, "checkpoint_every": 2, "warmup_steps": 5}
     config = make_config(tmp_path, catalogue, encoder={"training": training})
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    job = start(config, "mtmh.content.train:train_content", killed)
+    launcher = Launcher(1, run=partial(train_content, out=killed))
+    job = launcher.start(config)
     steps = killed.with_name("killed.steps")
     deadline = time.monotonic() + PATIENCE
     while not list(steps.glob("step-*")):
-        assert job.poll() is None, (killed.with_name("killed.job") / "stderr").read_text()[-4000:]
+        assert job.is_running(), "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(job.pid, signal.SIGKILL)
-    job.wait()
+    job.ranks[0].kill()
+    job.end()
     assert not killed.exists()
     train_content(config, killed)
     train_content(config, whole)
@@ -142,9 +143,10 @@ def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path: Path, catal
 def test_two_ranks_compute_what_one_does(tmp_path: Path, catalogue: Any) -> None:
     # Item 4 and others have no image: some rank's share of a step may do without the image encoder.
     config = make_config(tmp_path, catalogue, encoder={"training": {"batch_size": 4, "max_steps": 6}})
-    job = start(config, "mtmh.content.train:train_content", tmp_path / "two", ranks=2)
+    launcher = Launcher(2, run=partial(train_content, out=tmp_path / "two"))
+    job = launcher.start(config)
     first = train_content(config, tmp_path / "one")
-    finish(job, tmp_path / "two")
+    job.finish()
     ours, theirs = weights(tmp_path / "two"), weights(tmp_path / "one")
     for name, tensor in theirs.items():
         # A bias of the attention's keys changes nothing: its gradient is rounding, which Adam blows up.

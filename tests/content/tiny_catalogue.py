@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from PIL import Image
 
 from mtmh.artifacts import write_artifact
@@ -127,26 +123,3 @@ def png(colour: tuple[int, int, int]) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (4, 4), colour).save(file, "PNG")
     return file.getvalue()
-
-
-def start(config: Config, function: str, out: Path, ranks: int = 1) -> subprocess.Popen[bytes]:
-    """Runs ``module:function(config, out)`` in processes of its own."""
-    folder = out.with_name(f"{out.name}.job")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    module, name = function.split(":")
-    (folder / "worker.py").write_text(
-        f"from pathlib import Path\nfrom mtmh.config import load_config\nfrom {module} import {name}\n"
-        f"{name}(load_config({str(folder / 'recipe.yaml')!r}), Path({str(out)!r}))\n"
-    )
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(folder / "worker.py")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "stderr").open("ab"),
-    )
-
-
-def finish(job: subprocess.Popen[bytes], out: Path, patience: float = 120.0) -> None:
-    assert job.wait(patience) == 0, (out.with_name(f"{out.name}.job") / "stderr").read_text()[-4000:]

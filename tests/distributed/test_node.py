@@ -20,6 +20,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from forked_ranks import Launcher
 from tiny_run import losses_of, state_of, tiny_config, write_inputs
 
 from mtmh.config import Config
@@ -79,8 +80,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset, a teacher, and a run that nobody disturbed."""
     path: Path = tmp_path_factory.mktemp("nodes")
     write_inputs(path)
-    with started(config_of(path, "alone")) as job:
-        job.finish()
+    launcher = Launcher(2, ranks_per_host=1)
+    launcher.start(config_of(path, "alone")).finish()
     return path
 
 
