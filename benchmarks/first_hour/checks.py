@@ -367,7 +367,7 @@ def _machine(device: torch.device) -> dict[str, str]:
     return facts
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs one check and writes its figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=list(CHECKS))
@@ -375,7 +375,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--result", type=Path, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
     figures = CHECKS[args.name].run(Run(device, args.small, args.folder.resolve()))
     write_atomically(args.result, json.dumps({"figures": figures, "machine": _machine(device)}))

@@ -9,14 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from forked_verb import forked_verb
 
 from mtmh.cli.doctor import NO_KERNELS, _devices
 
-
-def doctor(shadow: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "200", **({"PYTHONPATH": str(shadow)} if shadow else {})}
-    command = [sys.executable, "-m", "mtmh.cli", "doctor"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+WIDE = {"COLUMNS": "200"}
 
 
 def claim(folder: Path, package: str, version: str) -> Path:
@@ -28,7 +25,8 @@ def claim(folder: Path, package: str, version: str) -> Path:
 
 
 def test_a_sound_installation_passes() -> None:
-    result = doctor()
+    command = [sys.executable, "-m", "mtmh.cli", "doctor"]
+    result = subprocess.run(command, env=os.environ | WIDE, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "All is well." in result.stdout
     for subject in ("torchrec", "fbgemm kernel", "faiss search", "gloo"):
@@ -43,11 +41,14 @@ def test_a_sound_installation_passes() -> None:
         ("fbgemm-gpu", "1.8.0", "both builds own the folder fbgemm_gpu"),
     ],
 )
-def test_a_mismatch_fails_with_its_cure(tmp_path: Path, package: str, version: str, cure: str) -> None:
+def test_a_mismatch_fails_with_its_cure(
+    tmp_path: Path, package: str, version: str, cure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     installed = {found.name.lower().replace("_", "-") for found in distributions()}
     if package == "fbgemm-gpu" and "fbgemm-gpu-cpu" not in installed:
         pytest.skip("needs the CPU build of fbgemm")
-    result = doctor(claim(tmp_path, package, version))
+    monkeypatch.syspath_prepend(claim(tmp_path, package, version))  # a forked process has this one's path
+    result = forked_verb("doctor", environment=WIDE)
     assert result.returncode == 1
     assert cure in result.stdout
     assert "rm -rf .venv && make doctor" in result.stdout
