@@ -97,6 +97,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for name in LONG:
         file, _, function = name.partition("::")
         assert function in (HERE / file).read_text(), f"tests/conftest.py: {name} is gone"
+    # A long file that comes last keeps one worker while the others have nothing to do.
+    items.sort(key=lambda item: not item.path.is_relative_to(HERE / "tuning"))
     for item in items:
         if any(item.path.is_relative_to(path) for path in SLOW):
             item.add_marker(pytest.mark.slow)
