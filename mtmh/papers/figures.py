@@ -9,7 +9,7 @@ from mtmh.evaluation.metrics import Bootstrap, Estimate
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation, user_values
 from mtmh.evaluation.user_values import UserValues
 from mtmh.papers.intervals import Interval
-from mtmh.papers.models import MTMH
+from mtmh.papers.models import DEFAULTS, MTMH
 from mtmh.papers.published import H1, H2, SHARED
 from mtmh.papers.runs import Run
 
@@ -68,14 +68,18 @@ def measured_rows(by_model: Mapping[str, Sequence[Run]]) -> dict[str, Measured]:
     """Everything that the tables draw on, by the papers' names.
 
     A model stands for what it answers by its own settings; MTMH also for each of its heads alone, for its heads under
-    one shared preranking, for every alpha (``MTMH, alpha = 30``), and for the yardsticks beside it.
+    one shared preranking, for every alpha (``MTMH, alpha = 30``), and for the yardsticks beside it. Data without a
+    teacher have no MTMH: there the yardsticks beside the recipe's own settings stand.
     """
     found: dict[str, Measured] = {}
+    with_yardsticks = MTMH if MTMH in by_model else DEFAULTS
     for name, runs in by_model.items():
         evaluations = [load_evaluation(run.evaluation) for run in runs]
         wanted: dict[str, Find] = {name: lambda evaluation: evaluation.merged}
         if name == MTMH:
-            wanted |= _more_of_mtmh(evaluations[0])
+            wanted |= _parts_of_mtmh(evaluations[0])
+        if name == with_yardsticks:
+            wanted |= _yardsticks(evaluations[0])
         for label, find in wanted.items():
             rows, users = [], {}
             for run, evaluation in zip(runs, evaluations, strict=True):
@@ -88,24 +92,24 @@ def measured_rows(by_model: Mapping[str, Sequence[Run]]) -> dict[str, Measured]:
     return found
 
 
-def _more_of_mtmh(evaluation: Evaluation) -> dict[str, Find]:
-    def named(name: str) -> Find:
-        def find(of_seed: Evaluation) -> Row | None:
-            # Names of rows begin with the model's, which has the seed in it.
-            ends = name.removeprefix(evaluation.model)
-            return next((row for row in of_seed.rows if row.name.removeprefix(of_seed.model) == ends), None)
-
-        return find
-
+def _parts_of_mtmh(evaluation: Evaluation) -> dict[str, Find]:
     more: dict[str, Find] = {}
     for label, row in zip((H1, H2), evaluation.of_kind("head"), strict=False):
-        more[label] = named(row.name)
+        more[label] = _named(row, evaluation)
     for row in evaluation.of_kind("preranking"):
         if row.name.endswith(", shared preranking") or row.name.endswith(", learned preranker, shared"):
-            more[SHARED] = named(row.name)
+            more[SHARED] = _named(row, evaluation)
     for row in evaluation.sweep():
-        more[f"{MTMH}, alpha = {row.alpha:g}"] = named(row.name)
-    for row in evaluation.of_kind("yardstick"):
-        if not row.name.endswith(", best trigger"):
-            more[row.name] = named(row.name)
+        more[f"{MTMH}, alpha = {row.alpha:g}"] = _named(row, evaluation)
     return more
+
+
+def _yardsticks(evaluation: Evaluation) -> dict[str, Find]:
+    rows = evaluation.of_kind("yardstick")
+    return {row.name: _named(row, evaluation) for row in rows if not row.name.endswith(", best trigger")}
+
+
+def _named(row: Row, evaluation: Evaluation) -> Find:
+    """Finds a row in the evaluation of another seed: names begin with the model's, which has the seed in it."""
+    ends = row.name.removeprefix(evaluation.model)
+    return lambda of_seed: next((row for row in of_seed.rows if row.name.removeprefix(of_seed.model) == ends), None)

@@ -10,8 +10,9 @@ import pytest
 from mtmh.config import load_config
 from mtmh.data.arrays import Indices
 from mtmh.evaluation.results import load_evaluation
+from mtmh.papers.figures import measured_rows
 from mtmh.papers.mixture import Neighbours
-from mtmh.papers.models import CONTENT, MIXTURE, MODELS, MTMH, NEEDED, PARTS, Part
+from mtmh.papers.models import CONTENT, DEFAULTS, MIXTURE, MODELS, MTMH, NEEDED, PARTS, Part
 from mtmh.papers.reproduce import PAGE, RESULTS, TEXT, _models, _shared, reproduce
 from mtmh.papers.runs import Run, Say, plan_runs
 from mtmh.retrieval.ranking import Candidates
@@ -162,6 +163,13 @@ def test_a_page_from_nothing_and_again_without_training(root: Path) -> None:
     reproduce("synthetic", ["figure1"], [0], said.append, quick=True, overrides=overrides)
     assert {path: path.stat().st_mtime_ns for path in root.rglob("manifest.json")} == made
     assert json.loads((page.parent / RESULTS).read_text())["tables"] == results["tables"]
+
+    # Data without a teacher have no MTMH: the yardsticks beside the recipe's own settings take their place.
+    shared = list(_shared("synthetic", quick=True, overrides=overrides))
+    (run,) = plan_runs("synthetic", [MODELS[MTMH]], [0], shared)
+    of_mtmh, of_defaults = measured_rows({MTMH: [run]}), measured_rows({DEFAULTS: [run]})
+    assert {"item-item cosine", "popularity"} < of_defaults.keys() < of_mtmh.keys() | {DEFAULTS}
+    assert of_defaults["popularity"].rows == of_mtmh["popularity"].rows
 
 
 def test_a_mixture_of_logits_answers_with_its_own_neighbours(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
