@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from mtmh.evaluation.metrics import Bootstrap, Estimate
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation, user_values
@@ -33,6 +34,11 @@ class Measured:
     def interval(self, column: str) -> Interval | None:
         """The mean of a column of the papers' tables over users and seeds; None: not measured."""
         return Interval.of([value_of(row, column) for row in self.rows])
+
+    @property
+    def list_length(self) -> float:
+        """Items of a user's list, a mean over users and seeds: recall of shorter lists is less by itself."""
+        return fmean(row.list_length for row in self.rows)
 
     def above(self, other: Measured, column: str) -> Interval | None:
         """The mean of this minus another's, paired by user and seed; None: not measured in both."""

@@ -44,6 +44,7 @@ from mtmh.papers.published import (
     TABLE_4,
 )
 
+LENGTH = "items a list"
 YARDSTICKS = ("item-item cosine", "EASE", "implicit ALS", "content (teacher)", "popularity")
 
 
@@ -130,10 +131,11 @@ def _beside(
     """Adds the paper's line of each name, and ours."""
     for name in names:
         if name in paper:
-            table.lines.append([f"{name}, paper", *(f"{figure:.2f}" for figure in paper[name])])
+            figures = [f"{figure:.2f}" for figure in paper[name]]
+            table.lines.append([f"{name}, paper", *figures, *["–"] * (len(table.headings) - len(figures))])
         if name in rows:
             own = rows[name]
-            table.lines.append([f"{name}, here", *(_shown(own.interval(column)) for column in table.headings)])
+            table.lines.append([f"{name}, here", *(_figure(own, column) for column in table.headings)])
             _add_command(table, own)
 
 
@@ -142,18 +144,22 @@ def _add_command(table: Table, own: Measured) -> None:
         table.commands.append(own.command)
 
 
+def _figure(own: Measured, column: str) -> str:
+    return f"{own.list_length:.0f}" if column == LENGTH else _shown(own.interval(column))
+
+
 def _shown(interval: Interval | None) -> str:
     return "–" if interval is None else str(interval)
 
 
 def _table_1(rows: Mapping[str, Measured]) -> Table:
-    table = Table("table1", "Table 1: MTMH and baselines", COLUMNS)
+    table = Table("table1", "Table 1: MTMH and baselines", (*COLUMNS, LENGTH))
     _beside(table, rows, [*BASELINES, "SASRec", MIXTURE, MTMH, DEFAULTS, *YARDSTICKS], TABLE_1)
     return table
 
 
 def _table_2(rows: Mapping[str, Measured]) -> Table:
-    table = Table("table2", "Table 2: what heads and losses do", COLUMNS)
+    table = Table("table2", "Table 2: what heads and losses do", (*COLUMNS, LENGTH))
     _beside(table, rows, [MTMH, H1, H2, "MTSH", "STMH", SHARED], TABLE_2)
     return table
 
