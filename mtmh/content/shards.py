@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mtmh.data.arrays import open_array
 from mtmh.data.row_file import create_array
 from mtmh.distributed.ranks import Ranks, on_first
 
@@ -124,7 +125,7 @@ class EmbeddingShards:
         broken: list[int] = []
         for shard in range(self.num_shards):
             record = json.loads(self._record(shard).read_text())
-            embeddings[self.items(shard)] = np.load(self._file(shard), allow_pickle=False)
+            embeddings[self.items(shard)] = open_array(self._file(shard))
             counts += Counter(record["counts"])
             broken += record["broken"]
         embeddings.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,10 @@ def unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.where(norms > _SHORTEST_NORM, vectors / np.maximum(norms, _SHORTEST_NORM), 0).astype(np.float32)
 
 
+# What NumPy raises of headers that are no headers: it parses them as Python, some after Python's tokenizer.
+_UNREADABLE = (ValueError, EOFError, OverflowError, SyntaxError, TypeError, TokenError)
+
+
 def open_array(
     path: Path, dtypes: type | tuple[type, ...] | None = None, shape: tuple[int | None, ...] | None = None
 ) -> npt.NDArray[Any]:
@@ -65,7 +70,7 @@ def open_array(
         raise ValueError(f"{path}: missing")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path}: not a readable NumPy file: {error}") from None
     if dtypes is None or shape is None:
         return np.asarray(array)

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict
 from mtmh.adaptive.features import RequestFeatures
 from mtmh.artifacts import open_artifact, write_atomically
 from mtmh.config import Config, decisive, load_config
+from mtmh.data.arrays import open_array
 from mtmh.data.content_store import open_content
 from mtmh.data.dataset import Dataset, open_dataset
 from mtmh.data.item_vectors import StackedVectors
@@ -113,7 +114,9 @@ def measure_adaptive(config: Config) -> Path:
     if early is None:
         raise ValueError(f"{config.model_dir('checkpoints')}: the model without the end of T1 is gone; train again")
     view = ValidationDataset(dataset, config.validation, config.seed)
-    vectors = {head.name: np.load(config.model_dir("embeddings") / f"{head.name}.npy") for head in config.model.heads}
+    vectors = {
+        head.name: open_array(config.model_dir("embeddings") / f"{head.name}.npy") for head in config.model.heads
+    }
     fitted = outcomes(config, view, _embed(config, dataset, view, early.path))
     measured = outcomes(config, dataset, vectors)
     found = compare(fitted, measured, max(config.evaluation.recall_at), config.seed)

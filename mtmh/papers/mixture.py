@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtmh.config import Config, LossConfig, TrainingConfig, decisive
-from mtmh.data.arrays import Indices, Scores, Vectors
+from mtmh.data.arrays import Indices, Scores, Vectors, open_array
 from mtmh.data.content_store import ContentEmbeddings
 from mtmh.data.dataset import Dataset
 from mtmh.data.item_table import ItemTable
@@ -74,7 +74,7 @@ class Neighbours:
     @classmethod
     def read(cls, folder: Path) -> Neighbours:
         """What `write` wrote, memory-mapped."""
-        return cls(*(np.load(folder / file, mmap_mode="r") for file in _FILES))
+        return cls(*(open_array(folder / file) for file in _FILES))
 
     def write(self, folder: Path) -> None:
         """Writes two files."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mtmh.data.arrays import open_array
 from mtmh.data.row_file import RowFile, create_array, preallocate
 
 FILL = """
@@ -49,3 +50,20 @@ def test_a_map_for_which_there_is_no_room_is_an_error_and_no_signal(tmp_path: Pa
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{tmp_path}/rows.npy: the disk is full: ")
     assert done.stdout.endswith("16,000,128 bytes are needed for it\n")
+
+
+def test_a_header_that_is_none_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.npy"
+    np.save(path, np.arange(6))
+    whole = path.read_bytes()
+    assert whole.index(b"\n") == 127  # the magic string, the length of the header, and the header end there
+    refused = []
+    for place in range(128):
+        for byte in b"\0\1\n'([{}0#L-":
+            path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
+            try:
+                open_array(path)
+            except ValueError as error:
+                refused.append(str(error))
+    assert len(refused) > 500
+    assert all(text.startswith(str(path)) for text in refused)
