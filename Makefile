@@ -16,8 +16,8 @@ TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 TORCH := $(shell sed -n 's/^torch==//p' requirements/$(DEVICE).txt)
 INSTALLED := $(VENV)/.installed-$(DEVICE)$(if $(LOCKED),-locked)
+# Not compiled: Python compiles a file when it is first imported, and of the 22,000 installed ones most never are.
 PIP_CPU_TORCH := $(VENV)/bin/python -m pip install --quiet --no-compile torch==$(TORCH)+cpu
-# Python compiles a file when it is first imported: of the 22,000 installed ones most never are.
 # Without dependencies: the lock has them all, but for the stand-in of fbgemm-gpu, a folder, of which pip takes no hash.
 PIP_LOCKED := $(VENV)/bin/python -m pip install --quiet --no-compile --require-hashes --no-deps -r requirements/lock-dev.txt
 TOOLS := build/tools

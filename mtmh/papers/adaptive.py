@@ -42,6 +42,7 @@ from mtmh.retrieval.head_search import HeadSearch
 from mtmh.retrieval.parallel_search import AllHeads
 from mtmh.retrieval.ranking import HeadScorePreranker
 from mtmh.start.run import run_stages
+from mtmh.tower.artifact import vectors_file
 from mtmh.tower.embedder import Embedder
 
 Floats = npt.NDArray[np.float64]
@@ -115,7 +116,7 @@ def measure_adaptive(config: Config) -> Path:
         raise ValueError(f"{config.model_dir('checkpoints')}: the model without the end of T1 is gone; train again")
     view = ValidationDataset(dataset, config.validation, config.seed)
     vectors = {
-        head.name: open_array(config.model_dir("embeddings") / f"{head.name}.npy") for head in config.model.heads
+        head.name: open_array(config.model_dir("embeddings") / vectors_file(head.name)) for head in config.model.heads
     }
     fitted = outcomes(config, view, _embed(config, dataset, view, early.path))
     measured = outcomes(config, dataset, vectors)
