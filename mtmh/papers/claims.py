@@ -23,7 +23,11 @@ from mtmh.papers.models import (
 )
 from mtmh.papers.published import H1, H2, SHARED
 
-Verdict = Literal["holds", "the contrary", "not told"]
+Verdict = Literal["holds", "the contrary", "not told", "lists differ"]
+
+# Shorter lists find less and keep what is surest: of lists whose mean lengths differ by more, neither recall nor match
+# tells which model is better.
+_LENGTHS_DIFFER = 0.01
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class Judged(BaseModel):
         part: table or figure that makes it.
         text: in words.
         difference: paired by user and seed, percentage points of the column.
-        verdict: ``holds`` and ``the contrary``: the 95 % interval of the difference leaves out 0.
+        verdict: ``holds`` and ``the contrary``: the 95 % interval of the difference leaves out 0. ``lists differ``: the
+            mean lengths of the two lists are more than a hundredth apart, so that nothing can be said.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -96,10 +101,13 @@ def judge(rows: Mapping[str, Measured], parts: tuple[Part, ...]) -> list[Judged]
     for claim in CLAIMS:
         if claim.part not in parts or not {claim.more, claim.less} <= rows.keys():
             continue
-        difference = rows[claim.more].above(rows[claim.less], claim.column)
+        more, less = rows[claim.more], rows[claim.less]
+        difference = more.above(less, claim.column)
         if difference is not None:
             text = f"{claim.more} is above {claim.less} in {claim.column}"
-            found.append(Judged(part=claim.part, text=text, difference=difference, verdict=_verdict(difference)))
+            shorter, longer = sorted((more.list_length, less.list_length))
+            verdict = "lists differ" if longer - shorter > _LENGTHS_DIFFER * longer else _verdict(difference)
+            found.append(Judged(part=claim.part, text=text, difference=difference, verdict=verdict))
     return found
 
 

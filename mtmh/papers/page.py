@@ -18,8 +18,9 @@ from mtmh.papers.tables import Curve, Figure, Table
 
 _VERDICTS: dict[Verdict, str] = {
     "holds": "holds", "the contrary": "the contrary is seen", "not told": "cannot be told",
+    "lists differ": "cannot be told: lists of other lengths",
 }  # fmt: skip
-_TONES: dict[Verdict, Tone] = {"holds": "good", "the contrary": "bad", "not told": "quiet"}
+_TONES: dict[Verdict, Tone] = {"holds": "good", "the contrary": "bad", "not told": "quiet", "lists differ": "quiet"}
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,11 @@ def _outcome(claims: Sequence[Judged]) -> str:
         return ""
     holding = sum(claim.verdict == "holds" for claim in claims)
     contrary = [claim.text for claim in claims if claim.verdict == "the contrary"]
-    untold = len(claims) - holding - len(contrary)
+    apart = sum(claim.verdict == "lists differ" for claim in claims)
+    untold = len(claims) - holding - len(contrary) - apart
     lines = [f"Not here: {text}; the contrary is seen." for text in contrary]
     lines += [f"{untold} cannot be told: their intervals hold 0."] if untold else []
+    lines += [f"{apart} cannot be told: the two lists differ in length."] if apart else []
     tone: Tone = "bad" if not holding and contrary else "good" if holding == len(claims) else ""
     return callout(f"{holding} of {len(claims)} claims of the papers hold here.", lines, tone)
 

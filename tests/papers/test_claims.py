@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtmh.evaluation.metrics import Estimate
+from mtmh.evaluation.results import Row
 from mtmh.evaluation.user_values import UserValues
 from mtmh.papers.claims import judge
 from mtmh.papers.figures import Measured
@@ -25,7 +26,17 @@ def test_an_interval_has_both_users_and_seeds_in_it() -> None:
     assert cell([None]) == "–"
 
 
-def measured(recall: float, noise: float = 0.0, seeds: int = 1, shift: float = 0.0) -> Measured:
+def row(list_length: float) -> Row:
+    return Row(
+        name="mtmh", kind="merged", recall={}, ndcg={}, hit_rate={}, fresh_recall={}, match_l1=None, match_l2=None,
+        coverage=0.5, popular=None, fresh=None, list_length=list_length, match={}, interests={}, novel_interests={},
+        diversity={}, young=None, match_by_trigger={},
+    )  # fmt: skip
+
+
+def measured(
+    recall: float, noise: float = 0.0, seeds: int = 1, shift: float = 0.0, list_length: float = 500.0
+) -> Measured:
     """Users that differ much from each other, alike in all models; ``noise`` is a model's own."""
     common = np.random.default_rng(0).random(USERS)
     users = {}
@@ -34,7 +45,7 @@ def measured(recall: float, noise: float = 0.0, seeds: int = 1, shift: float = 0
         values = common + recall + own + shift * seed
         nothing = (np.zeros(USERS), np.zeros(USERS))
         users[seed] = UserValues(np.arange(USERS), {500: values}, nothing, nothing)
-    return Measured([], users, "mtmh run")
+    return Measured([row(list_length)] * seeds, users, "mtmh run")
 
 
 def test_a_difference_is_paired_by_user() -> None:
@@ -80,3 +91,13 @@ def test_a_claim_holds_only_where_its_interval_leaves_out_zero() -> None:
     assert verdicts["MTMH is above NeuCF in recall@500"] == "the contrary"
     assert verdicts["MTMH is above MoL in recall@500"] == "not told"
     assert not any("match" in text or "HLLM" in text for text in verdicts)  # not measured
+
+
+@pytest.mark.parametrize(
+    ("list_length", "verdict"), [(496.0, "holds"), (494.0, "lists differ"), (312.0, "lists differ")]
+)
+def test_a_claim_is_not_judged_by_lists_of_other_lengths(list_length: float, verdict: str) -> None:
+    rows = {"MTMH": measured(0.03, noise=0.01), "ItemCF": measured(0.01, noise=0.01, list_length=list_length)}
+    assert [claim.verdict for claim in judge(rows, ("table1",))] == [verdict]
+    rows = {"MTMH": measured(0.03, noise=0.01, list_length=list_length), "ItemCF": measured(0.01, noise=0.01)}
+    assert [claim.verdict for claim in judge(rows, ("table1",))] == [verdict]
