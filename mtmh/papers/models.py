@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -135,22 +136,16 @@ def _with_input(modality: Modality) -> PaperModel:
     return replace(base, name=input_name(modality), settings=settings, modality=modality)
 
 
-def models_named(text: str) -> list[str]:
-    """The names of models in a text, with commas between them, as there may be in a name; the longest name counts.
+def check_names(names: Iterable[str]) -> None:
+    """Tells of a name that is that of no model.
 
     Raises:
-        ValueError: some are no models of a table or figure; the message lists those that are.
+        ValueError: of the first; the message lists those that there are.
     """
     known = [*MODELS, *(model.name for model in (*WATCHED.values(), ADAPTED))]
-    words, found = [word.strip() for word in text.split(",")], []
-    while words:
-        starts = (", ".join(words[:length]) for length in range(len(words), 0, -1))
-        name = next((start for start in starts if start in known), None)
-        if name is None:
-            raise ValueError(f"{words[0]!r}: no such model; expected of {'; '.join(known)}")
-        found.append(name)
-        words = words[name.count(",") + 1 :]
-    return found
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{name!r}: no such model; expected one of {'; '.join(known)}")
 
 
 def input_name(modality: Modality) -> str:

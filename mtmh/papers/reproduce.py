@@ -112,7 +112,7 @@ def reproduce(
     if models[0].entry[0] in (VECTORS, WATCH):
         raise ValueError(f"{recipe}: {left_out[-1]} {models[0].name} needs the data and the preranker of one of them")
     words = ["mtmh", "reproduce", recipe, *(["--quick"] if quick else []), "--only", ",".join(parts)]
-    words += ["--seeds", ",".join(map(str, seeds)), *(["--without", ",".join(without)] if without else [])]
+    words += ["--seeds", ",".join(map(str, seeds)), *(word for name in without for word in ("--without", name))]
     words += [word for override in overrides for word in ("--set", override)]
     folder = base.paths.root
 
