@@ -20,6 +20,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -79,8 +80,7 @@ class Served:
         """SIGKILL, and another start."""
         self.up.clear()
         self.lives += 1
-        self.process.process.kill()
-        await asyncio.to_thread(self.process.process.wait)
+        await asyncio.to_thread(self.process.stop, signal.SIGKILL)
         self.process.__exit__()
         self.process = await asyncio.to_thread(self._start)
 

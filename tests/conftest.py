@@ -21,8 +21,10 @@ HERE = Path(__file__).parent
 # How long an example takes says how busy the machine is; what takes how long is for benchmarks/.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
-# Ranks are forked from a process that has imported, once, what takes them seconds.
-multiprocessing.set_forkserver_preload(["mtmh.training.trainer", "mtmh.preranking.trainer"])
+# Ranks and services are forked from a process that has imported, once, what takes them seconds.
+multiprocessing.set_forkserver_preload(
+    ["mtmh.training.trainer", "mtmh.preranking.trainer", "mtmh.serving.server", "mtmh.tower.unseen"]
+)
 # Half a minute each and more, and what they show is shown on a smaller scale by their neighbours.
 LONG = [
     "benchmarks/test_first_hour.py::test_checks_of_whole_programs_pass",

@@ -84,5 +84,5 @@ def served_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def service(served_recipe: Path) -> Iterator[ServiceProcess]:
-    with ServiceProcess(served_recipe, max_body_bytes=20_000, max_triggers=20, cache_mb=1) as running:
+    with ServiceProcess(served_recipe, as_users_do=True, max_body_bytes=20_000, max_triggers=20, cache_mb=1) as running:
         yield running

@@ -115,7 +115,7 @@ def test_unknown_items_of_a_history_are_listed(guarded: ServiceProcess) -> None:
 
 
 def test_the_first_request_with_features_finds_the_tower_loaded(served_recipe: Path) -> None:
-    with ServiceProcess(served_recipe) as fresh:
+    with ServiceProcess(served_recipe, as_users_do=True) as fresh:
         features = dict.fromkeys(fresh.call("GET", "/v1/index").json["features"])
         question = {"triggers": [999_999], "features": {"999999": features}}
         first, *others = [float(time_of(fresh.retrieve(**question).headers["Server-Timing"])) for _ in range(6)]
