@@ -25,8 +25,8 @@ from mtmh.papers.published import H1, H2, SHARED
 
 Verdict = Literal["holds", "the contrary", "not told", "lists differ"]
 
-# Shorter lists find less and keep what is surest: of lists whose mean lengths differ by more, neither recall nor match
-# tells which model is better.
+# Longer lists find more by themselves: where the mean lengths are further apart, more recall in the longer ones says
+# nothing, more in the shorter ones all the more. Match is of the candidates that each trigger keeps, as many for all.
 _LENGTHS_DIFFER = 0.01
 
 
@@ -47,8 +47,8 @@ class Judged(BaseModel):
         part: table or figure that makes it.
         text: in words.
         difference: paired by user and seed, percentage points of the column.
-        verdict: ``holds`` and ``the contrary``: the 95 % interval of the difference leaves out 0. ``lists differ``: the
-            mean lengths of the two lists are more than a hundredth apart, so that nothing can be said.
+        verdict: ``holds`` and ``the contrary``: the 95 % interval of the difference leaves out 0. ``lists differ``: it
+            does, but the lists with more recall are more than a hundredth longer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -103,11 +103,14 @@ def judge(rows: Mapping[str, Measured], parts: tuple[Part, ...]) -> list[Judged]
             continue
         more, less = rows[claim.more], rows[claim.less]
         difference = more.above(less, claim.column)
-        if difference is not None:
-            text = f"{claim.more} is above {claim.less} in {claim.column}"
-            shorter, longer = sorted((more.list_length, less.list_length))
-            verdict = "lists differ" if longer - shorter > _LENGTHS_DIFFER * longer else _verdict(difference)
-            found.append(Judged(part=claim.part, text=text, difference=difference, verdict=verdict))
+        if difference is None:
+            continue
+        text, verdict = f"{claim.more} is above {claim.less} in {claim.column}", _verdict(difference)
+        above, below = (more, less) if difference.value > 0 else (less, more)
+        is_longer = above.list_length > (1 + _LENGTHS_DIFFER) * below.list_length
+        if is_longer and verdict != "not told" and claim.column.startswith("recall"):
+            verdict = "lists differ"
+        found.append(Judged(part=claim.part, text=text, difference=difference, verdict=verdict))
     return found
 
 

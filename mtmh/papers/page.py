@@ -18,7 +18,7 @@ from mtmh.papers.tables import Curve, Figure, Table
 
 _VERDICTS: dict[Verdict, str] = {
     "holds": "holds", "the contrary": "the contrary is seen", "not told": "cannot be told",
-    "lists differ": "cannot be told: lists of other lengths",
+    "lists differ": "cannot be told: the better lists are longer",
 }  # fmt: skip
 _TONES: dict[Verdict, Tone] = {"holds": "good", "the contrary": "bad", "not told": "quiet", "lists differ": "quiet"}
 
@@ -94,7 +94,7 @@ def _outcome(claims: Sequence[Judged]) -> str:
     untold = len(claims) - holding - len(contrary) - apart
     lines = [f"Not here: {text}; the contrary is seen." for text in contrary]
     lines += [f"{untold} cannot be told: their intervals hold 0."] if untold else []
-    lines += [f"{apart} cannot be told: the two lists differ in length."] if apart else []
+    lines += [f"{apart} cannot be told: the lists with more recall are longer."] if apart else []
     tone: Tone = "bad" if not holding and contrary else "good" if holding == len(claims) else ""
     return callout(f"{holding} of {len(claims)} claims of the papers hold here.", lines, tone)
 

@@ -94,10 +94,17 @@ def test_a_claim_holds_only_where_its_interval_leaves_out_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("list_length", "verdict"), [(496.0, "holds"), (494.0, "lists differ"), (312.0, "lists differ")]
+    ("of_better", "of_worse", "verdicts"),
+    [
+        (500.0, 496.0, ("holds", "the contrary")),
+        (500.0, 494.0, ("lists differ", "lists differ")),
+        (312.0, 500.0, ("holds", "the contrary")),  # all the more
+    ],
 )
-def test_a_claim_is_not_judged_by_lists_of_other_lengths(list_length: float, verdict: str) -> None:
-    rows = {"MTMH": measured(0.03, noise=0.01), "ItemCF": measured(0.01, noise=0.01, list_length=list_length)}
-    assert [claim.verdict for claim in judge(rows, ("table1",))] == [verdict]
-    rows = {"MTMH": measured(0.03, noise=0.01, list_length=list_length), "ItemCF": measured(0.01, noise=0.01)}
-    assert [claim.verdict for claim in judge(rows, ("table1",))] == [verdict]
+def test_more_recall_in_longer_lists_proves_nothing(
+    of_better: float, of_worse: float, verdicts: tuple[str, str]
+) -> None:
+    better = measured(0.03, noise=0.01, list_length=of_better)
+    worse = measured(0.01, noise=0.01, list_length=of_worse)
+    told = [judge({"MTMH": more, "ItemCF": less}, ("table1",)) for more, less in ((better, worse), (worse, better))]
+    assert [claim.verdict for (claim,) in told] == list(verdicts)
