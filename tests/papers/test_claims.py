@@ -29,8 +29,7 @@ def test_an_interval_has_both_users_and_seeds_in_it() -> None:
 def row(list_length: float) -> Row:
     return Row(
         name="mtmh", kind="merged", recall={}, ndcg={}, hit_rate={}, fresh_recall={}, match_l1=None, match_l2=None,
-        coverage=0.5, popular=None, fresh=None, list_length=list_length, match={}, interests={}, novel_interests={},
-        diversity={}, young=None, match_by_trigger={},
+        coverage=0.5, popular=None, fresh=None, list_length=list_length,
     )  # fmt: skip
 
 

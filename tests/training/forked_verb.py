@@ -82,9 +82,8 @@ def _run(
     words: Sequence[str], folder: str, environment: dict[str, str], outputs: tuple[Path | Connection, ...]
 ) -> None:
     for number, output in enumerate(outputs, 1):
-        opened = os.open(output, os.O_WRONLY | os.O_CREAT) if isinstance(output, Path) else output.fileno()
-        os.dup2(opened, number)
-        os.close(opened)
+        with output.open("w") if isinstance(output, Path) else output as opened:
+            os.dup2(opened.fileno(), number)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
