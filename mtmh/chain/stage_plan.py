@@ -166,6 +166,7 @@ def _train(config: Config, cluster: Cluster, run: RunPlan, sizes: _Sizes) -> Sta
     steps = num_pairs(sizes.events, sizes.users, config.pairs) / training.global_batch
     epochs = training.epochs if isinstance(training.epochs, int) else 1
     steps = min(steps * epochs, training.max_steps or steps * epochs)
+    runs = 2 if config.trains_without_end else 1  # the first without the end of T1
     rides = config.data.item_features == "ride_along"
     known = 0 if rides else known_bytes(sizes.items) * cluster.ranks_per_host
     copies = state / cluster.num_hosts if training.async_checkpoint else 0
@@ -177,8 +178,8 @@ def _train(config: Config, cluster: Cluster, run: RunPlan, sizes: _Sizes) -> Sta
         cluster.world_size,
         memory=known + copies,
         mapped=mapped,
-        disk=(training.keep_checkpoints + 1) * state,
-        hours=steps * run.step_milliseconds / 3.6e6,
+        disk=(runs * training.keep_checkpoints + 1) * state,
+        hours=runs * steps * run.step_milliseconds / 3.6e6,
     )
 
 

@@ -105,6 +105,13 @@ class Config(Settings):
         """True if any loss or weight of the recipe compares content embeddings."""
         return self.model.needs_teacher or self.pairs.sim.kind == "content"
 
+    @property
+    def trains_without_end(self) -> bool:
+        """True if a model is trained that does not see the end of T1: to choose the length, or to weigh evidence by."""
+        weighs = self.retrieval.needs_preranker and self.preranker.head_embeddings
+        by_hand = self.training.max_steps is None and self.data.item_features != "ride_along"
+        return self.training.chooses_length or (weighs and by_hand)
+
     def model_dir(
         self, stage: Literal["checkpoints", "embeddings", "index", "preranker", "evaluation", "similar-items", "chain"]
     ) -> Path:

@@ -141,7 +141,10 @@ class TrainingConfig(RunLength):
     better by a hundredth. ``final``: then its best model trains on with all of T1, a third as long as it took
     (``continue``), or a new one is trained on all of T1 for as many epochs as were best (``retrain``), or it stays as
     it is (``keep``); ``auto`` keeps it where less than a twentieth of T1's events were held back, and else continues.
-    With ``max_steps`` nothing is chosen.
+    A number is the length of the model that serves, on all of T1. Where a learned sorter weighs what the heads say, a
+    model as long is trained before it without the end of T1, to weigh by: twice the time.
+
+    With ``max_steps`` nothing is chosen and nothing is held back.
     """
 
     epochs: Annotated[Positive | Literal["auto"], Decides()] = "auto"  # type: ignore[assignment]

@@ -6,18 +6,21 @@ from pathlib import Path
 
 from mtmh.artifacts import Artifact, open_artifact
 from mtmh.training.newest import latest_checkpoint
-from mtmh.training.trainer import VALIDATION
+from mtmh.training.trainer import LENGTH, VALIDATION
 
 
 def model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:
-    """The best checkpoint of the run that chose how long the model of the embeddings trained.
+    """The model of the run beside that of the embeddings which has not seen the end of T1.
+
+    Where that run chose the length, its best checkpoint; where the length was set by hand, its last one.
 
     Args:
         checkpoints: folder of the model's checkpoints.
         embeddings: folder of its embeddings.
 
     Returns:
-        the checkpoint; None: no length was chosen, or the newest checkpoint is not that of the embeddings.
+        the checkpoint; None: there was no such run, it has not come to its end, or the newest checkpoint is not that of
+            the embeddings.
 
     Raises:
         ValueError: there are no embeddings.
@@ -27,10 +30,12 @@ def model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:
         trained = open_artifact(latest_checkpoint(checkpoints), "checkpoint")
         if trained.manifest.digest != made.manifest.inputs.get("checkpoint"):
             return None
-        step = trained.summary["validation"]["best"]["step"]
-        return open_artifact(checkpoints / VALIDATION / f"step-{step:08d}", "checkpoint")
-    except (KeyError, ValueError):  # no choice was made, or its checkpoints are gone
+        if (chosen := trained.summary.get("validation")) is not None:
+            return open_artifact(checkpoints / VALIDATION / f"step-{chosen['best']['step']:08d}", "checkpoint")
+        last = open_artifact(latest_checkpoint(checkpoints / VALIDATION), "checkpoint")
+    except ValueError:  # there was none, or its checkpoints are gone
         return None
+    return last if last.summary["step"] == last.summary.get(LENGTH) else None
 
 
 def embedded_by(folder: Path, checkpoint: Artifact) -> bool:

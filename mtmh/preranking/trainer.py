@@ -100,12 +100,12 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
 
 
 def _model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:
-    """The model that chose the length of training; None, with a warning, where none was chosen."""
+    """The model that has not seen the end of T1; None, with a warning, where there is none."""
     checkpoint = model_without_end(checkpoints, embeddings)
     if checkpoint is None:
         logger.warning(
-            "preranker: the length of training was set by hand, so there is no model that has not seen the end of"
-            " T1; the similarities under the heads may get too much weight (training.epochs: auto is better)"
+            "preranker: there is no model that has not seen the end of T1, so the similarities under the heads may get"
+            " too much weight; `mtmh train` makes one, unless training.max_steps is set or item features ride along"
         )
     return checkpoint
 

@@ -39,7 +39,8 @@ from mtmh.training.shared_negatives import with_draws
 from mtmh.training.task import TrainTask, items_per_step
 
 CONTINUED = 1 / 3  # of the epochs that were best, on all of T1, where the best model trains on
-VALIDATION = "validation"  # beside the checkpoints: the run that finds how long to train
+VALIDATION = "validation"  # beside the checkpoints: the run that does not see the end of T1
+LENGTH = "num_steps"  # in a checkpoint's summary: of the whole run
 
 
 def train(config: Config, *, resume: bool = True, continue_from: Path | None = None, profile: int = 0) -> Path:
@@ -81,9 +82,9 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             previous = open_previous(continue_from, config.model, config.training, dataset.summary)
             inputs["previous"] = previous
         recipe = config.model_dump(mode="json")
-        view = None
-        if config.training.chooses_length:
-            if dataset.summary.rides_along:
+        view, chooses = None, config.training.chooses_length
+        if config.trains_without_end:
+            if chooses and dataset.summary.rides_along:
                 raise ValueError(
                     "training.epochs: auto measures a run without the end of T1, whose items have other counts than "
                     "those that ride along (data.item_features); set a number"
@@ -94,7 +95,7 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             model=config.model,
             loss=config.loss,
             pairs=config.pairs,
-            training=sized(config.training, view or dataset, expansion),
+            training=sized(config.training, view if view and chooses else dataset, expansion),
             sharding=config.sharding,
             validation_users=config.validation.num_users,
             content_in_table=config.content.storage == "table",
@@ -104,12 +105,13 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
             previous=previous,
             record=RunRecord.of_dataset(recipe, decisive(config, "checkpoint"), dataset, inputs),
         )
-        if view is None:
-            return _train(run, ranks, root, resume=resume, profile=profile)[0]
-        # First without the end of T1, to find how long; then on all of it.
-        _, stopping = _train(replace(run, dataset=view), ranks, root / VALIDATION, resume=resume, view=view)
-        assert stopping is not None
-        final = config.training.second_run(view.holds_back_little)
+        stopping = None
+        if view is not None:
+            # First without the end of T1: to find how long, and for the preranker, which weighs on that end what the
+            # heads say; then on all of it.
+            first = replace(run, dataset=view)
+            stopping = _train(first, ranks, root / VALIDATION, resume=resume, view=view if chooses else None)[1]
+        final = config.training.second_run(view.holds_back_little) if view and stopping else "retrain"
         return _train(run, ranks, root, resume=resume, profile=profile, chosen=stopping, final=final)[0]
 
 
@@ -191,6 +193,7 @@ def _train(
         loader.num_steps = chosen.best.step if final == "keep" else max(1, round(epochs * loader.steps_per_epoch))
         best = None if final == "retrain" else root / VALIDATION / f"step-{chosen.best.step:08d}"
 
+    record.facts[LENGTH] = loader.num_steps
     torch.manual_seed(run.seed)
     model = build_model(run.model, features, ranks.device, tables=torch.device("meta"))
     directions = None

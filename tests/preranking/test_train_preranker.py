@@ -202,7 +202,7 @@ def test_artifacts_of_other_data_are_refused(root: Path, tmp_path: Path) -> None
 def test_evidence_is_weighed_by_a_model_and_embeddings_that_have_not_seen_the_end(tmp_path: Path) -> None:
     write_inputs(tmp_path)
     config = tiny_config(tmp_path, training={"epochs": 1})
-    training = {"epochs": "auto", "max_epochs": 2, "batch_size": 48, "num_shards": 6, "shuffle_pairs": 96}
+    training = {"epochs": "auto", "max_epochs": 2, "batch_size": 480, "num_shards": 6, "shuffle_pairs": 960}
     tower = {"embedding_dim": 8, "dense_hidden": [8], "dense_dim": 4, "head_hidden": [16], "head_dim": 8}
     recipe = config.model_dump(mode="json") | {"model": tower | {"heads": [{"name": "engagement"}]}}
     config = Config.model_validate(recipe | {"training": training, "validation": {"num_users": 60}})
@@ -227,3 +227,48 @@ def test_evidence_is_weighed_by_a_model_and_embeddings_that_have_not_seen_the_en
     first.path.rename(tmp_path / "gone")
     with pytest.raises(ValueError, match="validation: no complete checkpoint"):
         write_preranker(config, tmp_path / "again")
+
+
+def test_beside_a_length_set_by_hand_a_model_of_the_same_length_has_not_seen_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_inputs(tmp_path)
+    base = tiny_config(tmp_path).model_dump(mode="json")
+    training = {"epochs": 2, "batch_size": 480, "num_shards": 6, "shuffle_pairs": 960}
+    tower = {"embedding_dim": 8, "dense_hidden": [8], "dense_dim": 4, "head_hidden": [16], "head_dim": 8}
+    base |= {"model": tower | {"heads": [{"name": "engagement"}]}, "validation": {"num_users": 60}}
+
+    def config_of(name: str, sorter: str, **more: int) -> Config:
+        changes = {"name": name, "training": training | more, "retrieval": {"sorter": sorter}}
+        return Config.model_validate(base | changes)
+
+    def without_end(config: Config) -> Path | None:
+        embed_catalogue(config, config.model_dir("embeddings"))
+        found = model_without_end(config.model_dir("checkpoints"), config.model_dir("embeddings"))
+        return found.path if found else None
+
+    learned, alone = config_of("learned", "learned"), config_of("alone", "head-score")
+    served = train(learned)
+    first = latest_checkpoint(learned.model_dir("checkpoints") / VALIDATION)
+    assert without_end(learned) == first
+    assert all(torch.equal(mine, other) for mine, other in zip(
+        state_of(served).values(), state_of(train(alone)).values(), strict=True
+    )), "the model that serves is that of all of T1"  # fmt: skip
+    steps = [int(folder.name.removeprefix("step-")) for folder in (served, first)]
+    assert steps[1] < steps[0], "its pairs are those of the kept events"
+
+    assert without_end(alone) is None
+    asked_later = alone.model_copy(update={"retrieval": learned.retrieval})
+    assert train(asked_later) == latest_checkpoint(alone.model_dir("checkpoints"))
+    assert without_end(asked_later) is not None, "training again makes what is missing"
+    newest = latest_checkpoint(asked_later.model_dir("checkpoints") / VALIDATION)
+    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest["summary"]["num_steps"] += 1
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    assert without_end(asked_later) is None, "a run that was killed on its way is no such model"
+
+    short = config_of("short", "learned", max_steps=2)
+    train(short)
+    assert without_end(short) is None
+    train_preranker(short)
+    assert "there is no model that has not seen the end of T1" in caplog.text

@@ -61,6 +61,7 @@ def tiny_config(root: Path, name: str = "tiny", **sections: dict[str, Any]) -> C
     """A recipe over `write_inputs`; a section given here replaces its defaults key by key."""
     sections["model"] = MODEL | sections.get("model", {})
     sections["training"] = TRAINING | sections.get("training", {})
+    sections["retrieval"] = {"sorter": "head-score"} | sections.get("retrieval", {})  # so one run, on all of T1
     config: Config = make_config(root, **sections).model_copy(update={"name": name})
     return config
 
