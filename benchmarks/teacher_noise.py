@@ -33,7 +33,6 @@ from mtmh.artifacts import MANIFEST, write_artifact
 from mtmh.config import Config, load_config
 from mtmh.content.check import CHECK_METRICS as CHECK_METRICS
 from mtmh.content.check import check_content
-from mtmh.content.embed import embed_content
 from mtmh.data.content_store import EMBEDDINGS, open_content
 from mtmh.data.dataset import open_dataset
 from mtmh.evaluation.evaluate import evaluate
@@ -41,7 +40,7 @@ from mtmh.evaluation.metrics import Estimate
 from mtmh.evaluation.results import Evaluation, Row, load_evaluation
 from mtmh.index.build import build_index
 from mtmh.papers.intervals import Interval
-from mtmh.prepare.prepare import prepare
+from mtmh.start.run import run_stages
 from mtmh.tower.embed import embed_catalogue
 from mtmh.training.trainer import train
 
@@ -56,12 +55,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
 
-    overrides = [*arguments.overrides, *shared_folders(load_config(arguments.recipe, arguments.overrides))]
+    alone = [*arguments.overrides, "retrieval.sorter=head-score"]  # the heads are compared, without other evidence
+    overrides = [*alone, *shared_folders(load_config(arguments.recipe, alone))]
     base = load_config(arguments.recipe, overrides)
-    if not (base.dataset_dir / MANIFEST).is_file():
-        prepare(base, base.dataset_dir)
-    if not (base.content_dir / MANIFEST).is_file():
-        embed_content(base, base.content_dir)
+    run_stages(base, print, until="content_embed")
     rows: dict[float, dict[str, Interval]] = {}
     for share in arguments.shares:
         found = [one_run(arguments.recipe, overrides, base, share, seed) for seed in arguments.seeds]
