@@ -253,6 +253,9 @@ def _train(
         start_step=step,
     )
     log.add("grad_norm", partial(tower_gradient_norms, optimizer))
+    if isinstance(dataset, ValidationDataset):
+        purpose = "finds how long to train" if view else "as long as the one on all of T1, for weighing evidence"
+        log.show(f"First run, without the end of T1: {purpose}")
     if run.model.id_tables:
         log.add("id_tables", id_tables.counts)
     log.show(plan_table(plan))
