@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 from rich import box
 from rich.table import Table
 
@@ -19,6 +20,7 @@ from mtmh.data.dataset import open_dataset
 from mtmh.data.schema import ITEMS
 from mtmh.data.uniform_negatives import known_bytes
 from mtmh.distributed.hardware import GIB, Cluster
+from mtmh.index.kept_clusters import cluster_type, most_kept
 from mtmh.index.lists import run_bytes
 from mtmh.index.storage import IvfSettings, default_num_clusters
 from mtmh.training.plan import Content, RunPlan, content_of, features_of
@@ -215,7 +217,8 @@ def _build_index(config: Config, cluster: Cluster, sizes: _Sizes) -> tuple[float
         breaks.append(f"merging opens files {opens:,} times; --set index.shard_items=4000000")
     read, lists = 4.0 * heads * dim * items, heads * code * items
     shown = max(ITEM_SHOWN * items, sizes.items_file) + ITEM_ORDER * items
-    index = lists + heads * beside * items + shown
+    kept = most_kept(settings.storage, dim, clusters) * np.dtype(cluster_type(clusters)).itemsize  # at most
+    index = lists + heads * (beside + kept) * items + shown
     assignment = 2.0 * dim * clusters * items * heads / (cluster.world_size * RANK_TFLOPS * 1e12)
     a_rank = shard * (4 * dim + code) + min(3 * GB, lists) + 4.0 * dim * min(settings.train_sample, items)
     hours = ((read + lists + index) / SHARED_DISK + assignment) / 3600

@@ -82,8 +82,9 @@ def test_settings_of_that_size_leave_nothing_that_breaks(tmp_path: Path) -> None
     assert {name: stage.breaks for name, stage in found.items()} == {name: [] for name in found}
     lists = 2 * (2 * 128 + 8) * NUM_ITEMS
     items = (150 + 20) * NUM_ITEMS
-    assert found["serve"].mapped == lists + items
-    assert found["build-index"].disk == 2 * lists + items
+    near = 2 * 16 * 4 * NUM_ITEMS  # numbers of 178,885 clusters, a quarter of the vector at most
+    assert found["serve"].mapped == lists + near + items
+    assert found["build-index"].disk == 2 * lists + near + items
     assert found["build-index"].memory >= 28 * NUM_ITEMS
     small = Cluster("cpu", num_hosts=1, ranks_per_host=8)
     run = make_plan(large, CLUSTER)
