@@ -28,6 +28,8 @@ UV_COMPILE := $(TOOLS)/bin/uv pip compile --quiet --generate-hashes --python-ver
 ADVISORIES := https://pypi.org/pypi/urllib3/1.26.20/json
 # TorchX finds its jobs' programs on PATH.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+# Images set this, and as nothing is compiled beforehand, every start of Python would compile torch anew, 13 s of it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all test-fast lint layout types docs bench bench-serving bench-compare gpu doctor lock audit clean
 
