@@ -2,7 +2,8 @@
 
     python -m benchmarks.fresh_neighbours demo --k 30
 
-Of every item with training events the K nearest items under each head, exactly. Fresh: no training event.
+Of every item with training events the K nearest items under each head, exactly. Fresh: no training event. And how much
+alike two fresh items are to a head, which tells whether it knows one from another: their mean cosine.
 """
 
 from __future__ import annotations
@@ -32,11 +33,14 @@ def main() -> None:
     topics = np.array(dataset.items(["topic_l2"]).column("topic_l2").fill_null("").to_pylist())
     embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
     print(f"{fresh.sum():,} of {len(fresh):,} items are fresh, {100 * fresh.mean():.1f} %")
-    print("| | fresh among the nearest | fresh ones on topic | others on topic |\n|---|---:|---:|---:|")
+    heads = ["fresh among the nearest", "fresh ones on topic", "others on topic", "cosine of fresh items", "of others"]
+    print("| | " + " | ".join(heads) + " |\n|---" + "|---:" * len(heads) + "|")
     for head in EmbeddingsSummary.model_validate(embeddings.summary).heads:
-        near = nearest_vectors(np.load(embeddings.path / vectors_file(head)).astype(np.float32), arguments.k)
+        vectors = np.load(embeddings.path / vectors_file(head)).astype(np.float32)
+        near = nearest_vectors(vectors, arguments.k)
         shares = " | ".join(f"{100 * share:.1f} %" for share in fresh_shares(near, fresh, topics))
-        print(f"| {head} head | {shares} |")
+        alike = " | ".join(f"{mean_cosine(vectors[some]):.3f}" for some in (fresh, ~fresh))
+        print(f"| {head} head | {shares} | {alike} |")
 
 
 def fresh_shares(
@@ -56,6 +60,13 @@ def fresh_shares(
     is_fresh = fresh[near[own]]
     same = (topics[near[own]] == topics[own][:, None]) & (topics[own] != "")[:, None]
     return float(is_fresh.mean()), float(same[is_fresh].mean()), float(same[~is_fresh].mean())
+
+
+def mean_cosine(vectors: npt.NDArray[np.float32]) -> float:
+    """Mean over all pairs of different rows of [N, D] vectors of any length, N above 1."""
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    total, count = np.square(unit.sum(axis=0, dtype=np.float64)).sum(), len(unit)
+    return float((total - count) / (count * (count - 1)))
 
 
 if __name__ == "__main__":
