@@ -87,7 +87,7 @@ layout:
 types: $(INSTALLED) layout
 	ln -s $(CURDIR)/benchmarks $(CURDIR)/tests build/types/
 	cd build/types && MYPYPATH=$$(printf '%s:' $(CURDIR)/tests/*/) \
-	  mypy --config-file $(CURDIR)/pyproject.toml -p mtmh -p benchmarks -p tests
+	  mypy --num-workers $(TEST_WORKERS) --config-file $(CURDIR)/pyproject.toml -p mtmh -p benchmarks -p tests
 
 # The site, into build/site; without network. A broken link or reference stops it.
 docs: $(INSTALLED)
