@@ -154,8 +154,12 @@ def fit_combination(judged: Judged, hidden: int, seed: int) -> Combination:
     draws = torch.Generator().manual_seed(seed)
     order = torch.cat([torch.randperm(len(users), generator=draws) for _ in range(-(-_STEPS * _USERS // len(users)))])
     for part in torch.split(order, _USERS)[:_STEPS]:
+        # Fewer users than a step takes are drawn several times: each is computed once and counts as often.
+        few = len(users) < _USERS
+        rows, times = (torch.arange(len(users)), part.bincount(minlength=len(users))) if few else (part, 1)
         squares = torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()
-        loss = _listwise(model(inputs[part]), positives[part], present[part]) + _DECAY / len(users) * squares
+        losses = _listwise(model(inputs[rows]), positives[rows], present[rows])
+        loss = (losses * times).sum() / len(part) + _DECAY / len(users) * squares
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -175,7 +179,7 @@ def logits_alone(num_inputs: int) -> Combination:
 
 
 def _listwise(logits: Tensor, positive: Tensor, shown: Tensor) -> Tensor:
-    """Mean over users of the mean over their held-out candidates."""
+    """Of each user [U] the mean over the held-out candidates."""
     negatives = logits.masked_fill(positive | ~shown, -torch.inf).logsumexp(dim=1, keepdim=True)
     losses = torch.where(positive, torch.logaddexp(negatives, logits) - logits, 0.0)
-    return (losses.sum(dim=1) / positive.sum(dim=1)).mean()
+    return losses.sum(dim=1) / positive.sum(dim=1)
