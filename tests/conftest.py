@@ -23,7 +23,14 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 # Ranks and services are forked from a process that has imported, once, what takes them seconds.
 multiprocessing.set_forkserver_preload(
-    ["mtmh.training.trainer", "mtmh.preranking.trainer", "mtmh.serving.server", "mtmh.tower.unseen"]
+    [
+        "mtmh.training.trainer",
+        "mtmh.preranking.export",
+        "mtmh.preranking.trainer",
+        "mtmh.serving.server",
+        "mtmh.tower.unseen",
+        "tests.preloaded",  # found where pytest runs in the folder of the project
+    ]
 )
 # Half a minute each and more, and what they show is shown on a smaller scale by their neighbours.
 LONG = [

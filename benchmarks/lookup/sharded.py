@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 from torchrec import KeyedJaggedTensor
 from torchrec.distributed import sharding_plan as plans
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
@@ -108,8 +108,12 @@ def on_ranks(function: Callable[..., object], ranks: int, device: torch.device, 
     if device.type == "cuda" and torch.cuda.device_count() < ranks:
         raise ValueError(f"{ranks} ranks need {ranks} GPUs, this machine has {torch.cuda.device_count()}")
     with tempfile.TemporaryDirectory() as folder:
-        processes = spawn(
-            _rank, args=(function, ranks, device.type, f"file://{folder}/rendezvous", args), nprocs=ranks, join=False
+        processes = start_processes(
+            _rank,
+            args=(function, ranks, device.type, f"file://{folder}/rendezvous", args),
+            nprocs=ranks,
+            join=False,
+            start_method="forkserver",
         )
         try:
             while not processes.join(timeout=POLL_SECONDS):

@@ -15,8 +15,11 @@ BUILDS = """
 import os, subprocess, sys
 from pathlib import Path
 from stored_index import index_config
+from mtmh.artifacts import code_of
 from mtmh.cli.errors import describe
 from mtmh.index.build import build_index
+import faiss  # as the next line, done once and not in each child
+code_of("index")
 
 root, disk = map(Path, sys.argv[1:3])
 for storage in ("flat", "sq8"):

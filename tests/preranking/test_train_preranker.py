@@ -95,7 +95,9 @@ def test_loss_and_gradients_equal_the_formulas(
 
 
 def test_training_learns_and_its_artifact_scores_as_the_model_does(root: Path) -> None:
-    config = tiny_config(root, training={"epochs": 6, "checkpoint_every": 1000})
+    config = tiny_config(
+        root, training={"epochs": 6, "batch_size": 240, "shuffle_pairs": 480, "checkpoint_every": 1000}
+    )
     checkpoint = train_preranker(config)
     # The second run goes on from the first.
     losses = [*losses_of(config.preranker_checkpoints / VALIDATION).values()]

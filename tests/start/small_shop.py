@@ -19,6 +19,7 @@ SETTINGS = {
     "training.max_steps": 40,
     "preranker.training.max_steps": 20,
     "preranker.linear_items": 100,
+    "preranker.check_users": 30,
     "evaluation.num_users": 60,
     "evaluation.recall_at": [5, 20],
     "evaluation.exact_search": False,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing as mp
+import os
 import re
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -13,6 +16,7 @@ from urllib.request import urlopen
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from forked_verb import forked_verb
 from small_shop import SETTINGS, shop_events, shop_items
 
 import mtmh
@@ -87,16 +91,25 @@ def test_evaluation_is_a_verdict_figures_and_a_page_and_is_made_once(model: mtmh
 
 
 def test_a_served_model_has_the_explorer(model: mtmh.Model) -> None:
-    program = f"import mtmh; mtmh.load({str(model.folder)!r}).serve(port=0)"
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
+    reading, writing = mp.Pipe(duplex=False)
+    # Forked from a process that has imported what takes seconds.
+    server = mp.get_context("forkserver").Process(target=serve, args=(model.folder, writing))
+    server.start()
+    writing.close()
+    with os.fdopen(os.dup(reading.fileno())) as said:
         try:
-            assert server.stdout is not None
-            address = re.findall(r"http://\S+", server.stdout.readline())[0]
+            address = re.findall(r"http://\S+", said.readline())[0]
             with urlopen(address) as page, urlopen(f"{address}/v1/items/SKU-1/similar?k=3") as found:
                 assert b"<title>MTMH explorer" in page.read()
                 assert len(json.load(found)["answers"][0]["items"]) == 3
         finally:
             server.kill()
+            server.join()
+
+
+def serve(folder: Path, said: Connection) -> None:
+    os.dup2(said.fileno(), 1)
+    mtmh.load(folder).serve(port=0)
 
 
 def test_a_saved_model_answers_the_same_wherever_it_lies(model: mtmh.Model, folder: Path) -> None:
@@ -112,10 +125,8 @@ def test_a_saved_model_answers_the_same_wherever_it_lies(model: mtmh.Model, fold
 
 
 def test_the_verbs_open_what_fit_has_written(model: mtmh.Model) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mtmh.cli", "retrieve", str(model.folder / "recipe.yaml"), "--trigger", "SKU-3"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = forked_verb("retrieve", str(model.folder / "recipe.yaml"), "--trigger", "SKU-3")
+    assert done.returncode == 0, done.stderr
     assert "Trigger SKU-3" in done.stdout
 
 
