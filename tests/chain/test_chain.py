@@ -65,7 +65,7 @@ def test_what_the_jobs_have_made_is_a_report_and_an_index_that_answers_without_t
 
 
 def test_nothing_changed_nothing_runs(folder: Path) -> None:
-    run(folder, 0)
+    run_here(folder, 0)
     record = last_record(folder)
     assert record.outcome == "unchanged"
     assert results(record) == ["unchanged"] * 6

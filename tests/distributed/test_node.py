@@ -27,7 +27,7 @@ from mtmh.config import Config
 from mtmh.training.newest import latest_checkpoint
 from mtmh.training.progress import STEP_METRICS
 
-NUM_STEPS = 200
+NUM_STEPS = 140
 PATIENCE = 180.0  # seconds, for a machine that is busy with other things
 
 
@@ -88,7 +88,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_job_goes_on_when_the_second_node_is_replaced(root: Path) -> None:
     config = config_of(root, "second")
     with started(config) as job:
-        wait_for_step(config, job, 50)
+        wait_for_step(config, job, 30)
         job.kill_node(1)
         # What Slurm and Kubernetes do for a lost node: another one joins the job.
         job.nodes[1] = job.start_node()
@@ -99,7 +99,7 @@ def test_the_job_goes_on_when_the_second_node_is_replaced(root: Path) -> None:
 def test_the_job_ends_when_the_first_node_is_lost_and_goes_on_when_it_is_started_again(root: Path) -> None:
     config = config_of(root, "first")
     with started(config) as job:
-        wait_for_step(config, job, 50)
+        wait_for_step(config, job, 30)
         job.kill_node(0)
         # A scheduler starts a job again when it has failed: a survivor that waits for ever would keep it from that.
         assert job.nodes[1].wait(PATIENCE) != 0

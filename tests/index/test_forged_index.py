@@ -37,7 +37,7 @@ folder, head = Path(sys.argv[1]), sys.argv[2]
 summary = IndexSummary.model_validate(open_artifact(folder, "index").summary)
 queries = np.random.default_rng(0).normal(size=(4, summary.dim)).astype(np.float32)
 
-def use():
+def search():
     index, vectors = open_head(folder, head, summary)
     for probes in (3, summary.num_clusters):
         items = index.search(queries, 50, probes)[1]
@@ -47,12 +47,15 @@ def use():
     if near is not None:
         index.search(vectors[:], 5, 8, near=near)
     vectors[np.array([0, 5, summary.num_items - 1])]
+
+def describe():
     catalogue = Catalogue(open_items(folder, summary.num_items))
     rows = np.arange(summary.num_items)
     catalogue.find(catalogue.ids(rows), "item")
     catalogue.describe(rows)
 
-use()
+search()
+describe()
 for line in sys.stdin:
     name, forged = line.split()
     whole = (folder / name).read_bytes()
@@ -64,7 +67,8 @@ for line in sys.stdin:
         signal.alarm(20)
         told = "answers"
         try:
-            use()
+            # Neither reads a file of the other.
+            search() if name.startswith(head) else describe()
         except ValueError as error:
             told = "refused" if str(folder / name) in str(error) or head in str(error) else f"unclear: {error}"
         except BaseException as error:
