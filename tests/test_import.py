@@ -23,6 +23,23 @@ from mtmh.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "docs/examples/own-torchrec-stack"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# As torchrun starts them, but forked from a process that has imported what takes each of them seconds.
+FORKED = """
+import os, runpy, socket, sys
+import mtmh.training.model_builder, torchrec
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+sys.argv = sys.argv[1:]
+for rank in range(2):
+    if os.fork() == 0:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.exit()
+sys.exit(any([os.wait()[1] for _ in range(2)]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +80,7 @@ def test_only_mtmh_is_at_the_top_and_nothing_is_left_out(wheel: Path) -> None:
 
 
 def test_another_project_shards_and_trains_the_tower_beside_its_own_tables(python: Path, tmp_path: Path) -> None:
-    report = run_project(python, tmp_path, "--steps", "5")
+    report = run_project(python, tmp_path, TORCHRUN, "--steps", "5")
     assert report["plan"] == dict.fromkeys(["user_id", "country", "brand"], "table_wise") | {"item_id": "column_wise"}
     assert_trained(report, ["user_id", "country", "item_id", "brand"])
 
@@ -71,7 +88,7 @@ def test_another_project_shards_and_trains_the_tower_beside_its_own_tables(pytho
 def test_it_goes_on_from_a_checkpoint_of_ours(python: Path, tmp_path: Path) -> None:
     write_inputs(tmp_path)
     checkpoint = train(tiny_config(tmp_path, training={"max_steps": 3}))
-    report = run_project(python, tmp_path, "--steps", "3", "--checkpoint", str(checkpoint))
+    report = run_project(python, tmp_path, ["-c", FORKED], "--steps", "3", "--checkpoint", str(checkpoint))
     assert_trained(report, ["user_id", "country", "item_id", "brand", "tags"])
 
     model = load_model(checkpoint)
@@ -87,20 +104,19 @@ def test_it_goes_on_from_a_checkpoint_of_ours(python: Path, tmp_path: Path) -> N
             np.testing.assert_allclose(found[head], expected, rtol=0, atol=1e-6)
 
 
-def run_project(python: Path, folder: Path, *arguments: str) -> dict[str, Any]:
+def run_project(python: Path, folder: Path, launcher: list[str], *arguments: str) -> dict[str, Any]:
     """Runs a copy of the project on 2 ranks, from which the checkout cannot be found, and returns its report."""
     shutil.copytree(PROJECT, folder / "project", ignore=shutil.ignore_patterns("__pycache__"))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(
-        [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py",
-         "--out", str(folder / "report"), *arguments],
+        [python, *launcher, "train.py", "--out", str(folder / "report"), *arguments],
         cwd=folder / "project",
         env=environment | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     report: dict[str, Any] = json.loads((folder / "report/report.json").read_text())
     assert Path(report["mtmh"]).is_relative_to(python.parents[1]), "mtmh came from elsewhere than the wheel"
