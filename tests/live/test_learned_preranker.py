@@ -50,7 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         root,
         training={"max_steps": 4},
         index={"num_clusters": 12},
-        retrieval={"num_probes": 12, "preranker": "learned"},
+        retrieval={"num_probes": 12, "preranker": "learned", "sorter": "learned"},
         preranker={**small, "num_uniform_negatives": 30, "check_users": 10, "check_negatives": 5, "training": training},
     )
     train(config)
