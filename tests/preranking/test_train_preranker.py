@@ -207,7 +207,8 @@ def test_evidence_is_weighed_by_a_model_and_embeddings_that_have_not_seen_the_en
     training = {"epochs": "auto", "max_epochs": 2, "batch_size": 480, "num_shards": 6, "shuffle_pairs": 960}
     tower = {"embedding_dim": 8, "dense_hidden": [8], "dense_dim": 4, "head_hidden": [16], "head_dim": 8}
     recipe = config.model_dump(mode="json") | {"model": tower | {"heads": [{"name": "engagement"}]}}
-    config = Config.model_validate(recipe | {"training": training, "validation": {"num_users": 60}})
+    sizes = {"pairs": {"window": 2}, "validation": {"num_users": 60}}
+    config = Config.model_validate(recipe | sizes | {"training": training})
     checkpoint = open_artifact(train(config), "checkpoint")
     embeddings = config.model_dir("embeddings")
     embed_catalogue(config, embeddings)
@@ -238,7 +239,8 @@ def test_beside_a_length_set_by_hand_a_model_of_the_same_length_has_not_seen_the
     base = tiny_config(tmp_path).model_dump(mode="json")
     training = {"epochs": 2, "batch_size": 480, "num_shards": 6, "shuffle_pairs": 960}
     tower = {"embedding_dim": 8, "dense_hidden": [8], "dense_dim": 4, "head_hidden": [16], "head_dim": 8}
-    base |= {"model": tower | {"heads": [{"name": "engagement"}]}, "validation": {"num_users": 60}}
+    base |= {"model": tower | {"heads": [{"name": "engagement"}]}}
+    base |= {"pairs": {"window": 2}, "validation": {"num_users": 60}}
 
     def config_of(name: str, sorter: str, **more: int) -> Config:
         changes = {"name": name, "training": training | more, "retrieval": {"sorter": sorter}}
