@@ -63,8 +63,9 @@ class ValidationDataset(Dataset):
         held_back = int((self._lengths - self.kept).sum(dtype=np.int64))
         if held_back == 0 or not self._train_count.any() or not ((self.kept > 0) & (self.kept < self._lengths)).any():
             raise ValueError(
-                f"{self.artifact.path}: too few training events to hold some back, by which the length of training and the"
-                " weights of evidence are chosen; set training.epochs to a number and retrieval.sorter to head-score"
+                f"{self.artifact.path}: too few training events to hold some back, by which the length of training and"
+                " the weights of evidence are chosen; set training.epochs to a number and retrieval.sorter to"
+                " head-score"
             )
         self.summary = dataset.summary.model_copy(
             update={
