@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mtmh.modules.combination import Combination
 from mtmh.modules.preranker import UserTower
 from synthetic_dataset import random_histories, write_dataset
 
@@ -47,6 +48,32 @@ def test_evidence_that_foretells_decides() -> None:
         assert fresh.held_out[np.arange(200), first].mean() > 0.95 * by_signal
         masked = logits.masked_fill(~torch.from_numpy(fresh.present), -torch.inf)
         assert abs(float(masked.logsumexp(dim=1).mean())) < 2.0
+
+
+def test_users_that_are_drawn_again_in_a_step_count_as_often() -> None:
+    judged = planted(20, 1)
+    inputs, held_out, shown = (torch.from_numpy(array) for array in (judged.evidence, judged.held_out, judged.present))
+    inputs = inputs.double().masked_fill(~shown[:, :, None], 0.0)
+    torch.manual_seed(0)
+    naive = Combination(3, 4).double()
+    naive.standardise(inputs[shown])
+    optimizer = torch.optim.Adam(naive.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 300)
+    draws = torch.Generator().manual_seed(0)
+    order = torch.cat([torch.randperm(20, generator=draws) for _ in range(1920)]).reshape(300, 128)
+    for step in order:  # each draw computed by itself
+        logits = naive(inputs[step]).masked_fill(~shown[step], -torch.inf)
+        one = held_out[step]  # of each user one item is held out, so the loss is a softmax over all candidates
+        losses = logits.logsumexp(dim=1) - logits[one]
+        squares = sum(parameter.square().sum() for parameter in naive.parameters())
+        optimizer.zero_grad()
+        (losses.mean() + 5.0 / 20 * squares).backward()
+        optimizer.step()
+        schedule.step()
+    found = fit_combination(judged, 4, seed=0)(inputs.float()).detach()
+    expected = naive(inputs).detach()
+    expected -= expected.masked_fill(~shown, -torch.inf).logsumexp(dim=1).mean()
+    torch.testing.assert_close(found[shown].double(), expected[shown], atol=1e-4, rtol=0.0)
 
 
 def test_few_users_are_not_learned_by_heart() -> None:
