@@ -94,7 +94,9 @@ def one_run(recipe: str, overrides: list[str], base: Config, share: float, seed:
         embed_catalogue(config, config.model_dir("embeddings"))
         build_index(config, config.model_dir("index"))
         evaluate(config, evaluation_dir)
-    check = check_content(config, base.paths.root / f"check-{name}")
+    # The rows that the heads learned from, the wrong ones too, and not the encoder that wrote the others.
+    written = config.model_copy(update={"content": config.content.model_copy(update={"kind": "column"})})
+    check = check_content(written, base.paths.root / f"check-{name}")
     auc = json.loads((check.path / CHECK_METRICS).read_text())["rows"][0]["auc"]["topic_l2"]
     whole = Estimate(value=auc, standard_error=0.0, low=auc, high=auc)  # of all pairs of a sample, not of users
     return {"teacher AUC L2": whole} | figures_of(load_evaluation(evaluation_dir))
