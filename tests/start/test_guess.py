@@ -175,7 +175,8 @@ def test_the_teacher_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "content" not in guess.tree
     (tmp_path / MINILM).mkdir()
     (tmp_path / MINILM / "__init__.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
+    # Not by syspath_prepend, whose undoing would leave the shortened path behind.
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     guess = guessed(tmp_path, shop_events(), plain)
     assert guess.tree["content"] == {"kind": "transformers", "model": f"package:{MINILM}"}
     assert "model" not in guess.tree
