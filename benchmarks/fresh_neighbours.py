@@ -33,8 +33,8 @@ def main() -> None:
     topics = np.array(dataset.items(["topic_l2"]).column("topic_l2").fill_null("").to_pylist())
     embeddings = open_artifact(config.model_dir("embeddings"), "embeddings")
     print(f"{fresh.sum():,} of {len(fresh):,} items are fresh, {100 * fresh.mean():.1f} %")
-    heads = ["fresh among the nearest", "fresh ones on topic", "others on topic", "cosine of fresh items", "of others"]
-    print("| | " + " | ".join(heads) + " |\n|---" + "|---:" * len(heads) + "|")
+    shown = ["fresh among the nearest", "fresh ones on topic", "others on topic", "cosine of fresh items", "of others"]
+    print("| | " + " | ".join(shown) + " |\n|---" + "|---:" * len(shown) + "|")
     for head in EmbeddingsSummary.model_validate(embeddings.summary).heads:
         vectors = np.load(embeddings.path / vectors_file(head)).astype(np.float32)
         near = nearest_vectors(vectors, arguments.k)
