@@ -155,7 +155,8 @@ def fit_combination(judged: Judged, hidden: int, seed: int) -> Combination:
     order = torch.cat([torch.randperm(len(users), generator=draws) for _ in range(-(-_STEPS * _USERS // len(users)))])
     for part in torch.split(order, _USERS)[:_STEPS]:
         # Fewer users than a step takes are drawn several times: each is computed once and counts as often.
-        rows, times = part.unique(return_counts=True) if len(users) < _USERS else (part, 1)
+        few = len(users) < _USERS
+        rows, times = part.unique(return_counts=True) if few else (part, 1)  # type: ignore[no-untyped-call]
         squares = torch.stack([parameter.square().sum() for parameter in model.parameters()]).sum()
         losses = _listwise(model(inputs[rows]), positives[rows], present[rows])
         loss = (losses * times).sum() / len(part) + _DECAY / len(users) * squares
