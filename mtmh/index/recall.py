@@ -20,13 +20,15 @@ _K = 100
 _QUERIES = 1000
 _BLOCK = 32  # queries between two drops of mapped pages
 _READ_ROWS = 65_536
+_EQUAL = 1e-6  # of a score: vectors that are the same may differ by rounding
 _AS_GOOD = 0.005  # of recall: where none reaches the gate, the fewest probes that are so close to the best
 
 
 class RecallMeter:
     """Compares an index with exact search, with sampled items as queries.
 
-    Vectors are compared block by block: memory does not grow with the catalogue.
+    Vectors are compared block by block: memory does not grow with the catalogue. Where items share the score of the
+    last exact neighbour, whichever of them an index finds will do.
 
     Args:
         index: holds the items 0 to I - 1.
@@ -45,7 +47,11 @@ class RecallMeter:
         blocks = (
             np.ascontiguousarray(vectors[start : start + _READ_ROWS]) for start in range(0, len(vectors), _READ_ROWS)
         )
-        _, self._exact = knn_ground_truth(self._queries, blocks, min(_K, len(vectors)), faiss.METRIC_INNER_PRODUCT)
+        k, one_more = min(_K, len(vectors)), min(_K + 1, len(vectors))
+        scores, exact = knn_ground_truth(self._queries, blocks, one_more, faiss.METRIC_INNER_PRODUCT)
+        self._vectors, self._exact = vectors, exact[:, :k]
+        self._least = scores[:, k - 1] - _EQUAL * np.maximum(1.0, np.abs(scores[:, k - 1]))
+        self._tied = np.flatnonzero((scores[:, k:] >= self._least[:, None]).any(axis=1))
         self._measured: dict[int, AnnRecall] = {}
 
     @property
@@ -61,11 +67,21 @@ class RecallMeter:
                 found.append(self._index.search(self._queries[start : start + _BLOCK], k, num_probes)[1])
                 if isinstance(self._index, IvfIndex):
                     self._index.drop_pages()
-            hits = _sorted_overlap(self._exact, np.concatenate(found)) / self._exact.size
+            items = np.concatenate(found)
+            by_id = np.setdiff1d(np.arange(len(items)), self._tied)
+            hits = _sorted_overlap(self._exact[by_id], items[by_id]) + self._as_near(items[self._tied])
             self._measured[num_probes] = AnnRecall(
-                k=k, num_probes=num_probes, num_queries=len(self._queries), recall=float(hits)
+                k=k, num_probes=num_probes, num_queries=len(self._queries), recall=hits / self._exact.size
             )
         return self._measured[num_probes]
+
+    def _as_near(self, items: npt.NDArray[np.int64]) -> int:
+        """Of items found for the tied queries [T, k], those that are no further than the last exact neighbour."""
+        near = 0
+        for query, found in zip(self._tied, items, strict=True):
+            scores = self._vectors[found[found >= 0]] @ self._queries[query]
+            near += int((scores >= self._least[query]).sum())
+        return near
 
     def fewest_probes(self, min_recall: float) -> int:
         """The fewest probes of a rising list that reach a recall; where none does, the fewest that come near the best.
@@ -96,6 +112,8 @@ def rising(num_clusters: int) -> Iterator[int]:
 
 def _sorted_overlap(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> int:
     """Items that both [Q, k] arrays hold in the same row."""
+    if not a.size:
+        return 0
     width = int(max(a.max(), b.max())) + 2
     rows = np.arange(len(a))[:, None] * width
     return int(np.isin((a + rows)[a >= 0], (b + rows)[b >= 0]).sum())

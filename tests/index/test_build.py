@@ -177,6 +177,29 @@ def test_ann_recall_is_the_share_of_exact_neighbours() -> None:
     assert (found.k, found.num_probes, found.num_queries) == (100, 2, 600)
 
 
+def test_of_items_with_one_vector_it_does_not_matter_which_are_found() -> None:
+    vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
+    vectors[::2] = vectors[0]  # more than a list holds
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    # The order of the items decides which of equal ones exact search names.
+    index = build_ivf(vectors, num_clusters=30)
+    meter = RecallMeter(index, vectors, seed=0)
+    _, items = index.search(vectors, 100, 30)
+    _, others = build_ivf(vectors[::-1].copy(), num_clusters=30).search(vectors, 100, 30)
+    assert set(items[0].tolist()) != set((599 - others[0]).tolist())
+    assert meter.recall(30).recall == 1.0
+    found = meter.recall(1)
+    scores = vectors @ vectors.T
+    least = np.sort(scores, axis=1)[:, -100] - 1e-6
+    _, items = index.search(vectors, 100, 1)
+    near = [
+        sum(scores[row, item] >= least[row] for item in set(found_items) - {-1})
+        for row, found_items in enumerate(items.tolist())
+    ]
+    assert found.recall == pytest.approx(np.mean(near) / 100, abs=1e-3)
+    assert found.recall < 1.0
+
+
 def test_the_fewest_probes_that_reach_the_recall_are_chosen() -> None:
     vectors = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
