@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -68,19 +68,26 @@ class RecallMeter:
                 if isinstance(self._index, IvfIndex):
                     self._index.drop_pages()
             items = np.concatenate(found)
-            by_id = np.setdiff1d(np.arange(len(items)), self._tied)
-            hits = _sorted_overlap(self._exact[by_id], items[by_id]) + self._as_near(items[self._tied])
+            hits = _in_row(items, self._exact)
+            hits[self._tied] |= self._as_near(items[self._tied], hits[self._tied])
             self._measured[num_probes] = AnnRecall(
-                k=k, num_probes=num_probes, num_queries=len(self._queries), recall=hits / self._exact.size
+                k=k, num_probes=num_probes, num_queries=len(self._queries), recall=float(hits.sum() / hits.size)
             )
         return self._measured[num_probes]
 
-    def _as_near(self, items: npt.NDArray[np.int64]) -> int:
-        """Of items found for the tied queries [T, k], those that are no further than the last exact neighbour."""
-        near = 0
-        for query, found in zip(self._tied, items, strict=True):
-            scores = self._vectors[found[found >= 0]] @ self._queries[query]
-            near += int((scores >= self._least[query]).sum())
+    def _as_near(self, items: npt.NDArray[np.int64], known: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Which of the items found for the tied queries, [T, k], are no further than the last exact neighbour.
+
+        Those that are ``known`` to be neighbours are not looked at.
+        """
+        queries, places = np.nonzero((items >= 0) & ~known)
+        rows, row_of = np.unique(items[queries, places], return_inverse=True)
+        vectors = self._vectors[rows]
+        near = np.zeros(items.shape, bool)
+        bounds = np.searchsorted(queries, np.arange(len(items) + 1))
+        for query, (start, stop) in enumerate(pairwise(bounds)):
+            scores = vectors[row_of[start:stop]] @ self._queries[self._tied[query]]
+            near[query, places[start:stop]] = scores >= self._least[self._tied[query]]
         return near
 
     def fewest_probes(self, min_recall: float) -> int:
@@ -110,10 +117,9 @@ def rising(num_clusters: int) -> Iterator[int]:
     yield num_clusters
 
 
-def _sorted_overlap(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> int:
-    """Items that both [Q, k] arrays hold in the same row."""
-    if not a.size:
-        return 0
-    width = int(max(a.max(), b.max())) + 2
-    rows = np.arange(len(a))[:, None] * width
-    return int(np.isin((a + rows)[a >= 0], (b + rows)[b >= 0]).sum())
+def _in_row(items: npt.NDArray[np.int64], exact: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which of the items [Q, k] the same row of ``exact`` [Q, k] holds; -1 is none."""
+    width = int(max(items.max(), exact.max())) + 2
+    rows = np.arange(len(items))[:, None] * width
+    held: npt.NDArray[np.bool_] = np.isin(items + rows, exact + rows) & (items >= 0)
+    return held
