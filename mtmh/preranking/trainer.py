@@ -40,7 +40,8 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
 
     First on T1 without the events that ``validation`` holds back: how much the model's opinion counts beside other
     evidence shows only on events that neither it nor the embeddings have seen. Then the model trains on with all of T1,
-    for service; where little was held back, the first one serves (``training.final``).
+    for service; where little was held back, the first one serves; where the tower began anew, so does the preranker
+    (``training.final``).
 
     Resuming, sharding, optimizers and checkpoints are those of `mtmh.training.trainer.train`.
 
@@ -76,8 +77,8 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
         training = sized(config.preranker.training, view, LaterEvents())
         settings = config.preranker.model_copy(update={"training": training})
         final = config.preranker.training.second_run(view.holds_back_little)
-        anew = embeddings is not None and config.training.final == "retrain"
-        if config.preranker.training.final == "auto" and anew:
+        anew = config.training.final == "retrain" or not config.training.chooses_length
+        if config.preranker.training.final == "auto" and checkpoint is not None and anew:
             final = "retrain"  # the embeddings of a model that began anew lie elsewhere than those of the first run
         first: Path | None = None
         for folder, data, vectors in ((root / VALIDATION, view, held_back), (root, dataset, embeddings)):

@@ -260,6 +260,9 @@ def test_beside_a_length_set_by_hand_a_model_of_the_same_length_has_not_seen_the
     )), "the model that serves is that of all of T1"  # fmt: skip
     steps = [int(folder.name.removeprefix("step-")) for folder in (served, first)]
     assert steps[1] < steps[0], "its pairs are those of the kept events"
+    preranker = train_preranker(learned).name
+    weighing = latest_checkpoint(learned.preranker_checkpoints / VALIDATION).name
+    assert preranker > weighing, "embeddings of another training: the preranker begins anew"
 
     assert without_end(alone) is None
     asked_later = alone.model_copy(update={"retrieval": learned.retrieval})
