@@ -140,7 +140,8 @@ def _teacher(config: Config) -> FreshContent | None:
         )
     except (ImportError, ValueError) as error:
         logging.getLogger("mtmh.serve").warning(
-            "fresh items must bring their content_embedding: the teacher cannot be used: %s", error
+            "fresh items without a content_embedding are known by their features alone: the teacher cannot be used: %s",
+            error,
         )
         return None
 

@@ -92,4 +92,5 @@ def test_a_service_that_cannot_use_the_teacher_says_so_and_serves(recipe: Path) 
         row: dict[str, Any] = dict.fromkeys(running.call("GET", "/v1/index").json["features"])
         reply = running.write("POST", "/v1/items", {"items": [row | {"item_id": 6000, "text": "red shoe"}]})
         assert reply.status == 200, reply.body
-        assert "fresh items must bring their content_embedding" in running.log.read_text()
+        log = running.log.read_text()
+        assert "without a content_embedding are known by their features alone: the teacher cannot be used" in log
