@@ -36,7 +36,7 @@ from mtmh.evaluation.als import Als
 from mtmh.papers.sequence_model import Pieces, SequenceSettings
 from mtmh.preranking.neighbours import engagement_matrix
 from mtmh.training.early_stopping import read_validation_curve
-from mtmh.training.trainer import VALIDATION
+from mtmh.training.newest import VALIDATION
 
 K = CUTS[-1]
 NEAR = 0.99  # of the best

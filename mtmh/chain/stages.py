@@ -25,7 +25,7 @@ from mtmh.data.raw_files import changed_since, stamp
 from mtmh.index.artifact import IndexSummary
 from mtmh.index.versions import find_version, list_versions
 from mtmh.places import AnyPath, LakeTable, find_files
-from mtmh.training.newest import newest_first
+from mtmh.training.newest import last_without_end, newest_first
 
 PREVIOUS = "previous"  # the checkpoint that training continued from, among the inputs in its manifest
 
@@ -259,6 +259,9 @@ def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[s
             yield f"made from another {name}"
     if stage.name == "train" and PREVIOUS in manifest.inputs.keys() - inputs.keys():
         yield "continued from an earlier model, and none is given now"
+    by_hand = config.trains_without_end and not config.training.chooses_length
+    if stage.name == "train" and by_hand and last_without_end(config.model_dir("checkpoints")) is None:
+        yield "no model as long that has not seen the end of T1, by which the preranker weighs what the heads say"
     before = recorded_decisive(artifact, stage.kind) | _lengths(stage, manifest.config)
     yield from _changes(before, decisive(config, stage.kind) | _lengths(stage, config.model_dump(mode="json")))
 

@@ -44,8 +44,7 @@ from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.stacking import fit_combination, judged_candidates
 from mtmh.preranking.user_ranker import UserRanker
 from mtmh.tower.artifact import TOWER
-from mtmh.training.newest import latest_checkpoint
-from mtmh.training.trainer import VALIDATION
+from mtmh.training.newest import VALIDATION, latest_checkpoint
 
 _CHUNK_ITEMS = 8192
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mtmh.artifacts import Artifact, open_artifact
-from mtmh.training.newest import latest_checkpoint
-from mtmh.training.trainer import LENGTH, VALIDATION
+from mtmh.training.newest import VALIDATION, last_without_end, latest_checkpoint
 
 
 def model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:
@@ -32,10 +31,9 @@ def model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:
             return None
         if (chosen := trained.summary.get("validation")) is not None:
             return open_artifact(checkpoints / VALIDATION / f"step-{chosen['best']['step']:08d}", "checkpoint")
-        last = open_artifact(latest_checkpoint(checkpoints / VALIDATION), "checkpoint")
     except ValueError:  # there was none, or its checkpoints are gone
         return None
-    return last if last.summary["step"] == last.summary.get(LENGTH) else None
+    return last_without_end(checkpoints)
 
 
 def embedded_by(folder: Path, checkpoint: Artifact) -> bool:

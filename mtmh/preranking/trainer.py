@@ -28,9 +28,10 @@ from mtmh.tower.embed import embed_catalogue
 from mtmh.training.arithmetic import arithmetic
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.loop import Trainer
+from mtmh.training.newest import VALIDATION
 from mtmh.training.padding import of_one_size
 from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
-from mtmh.training.trainer import CONTINUED, VALIDATION
+from mtmh.training.trainer import CONTINUED
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,8 @@ from mtmh.artifacts import Artifact, DamagedArtifactError, open_artifact
 logger = logging.getLogger(__name__)
 
 FOLDER = re.compile(r"step-(\d{8,})")
+VALIDATION = "validation"  # beside the checkpoints: the run that does not see the end of T1
+LENGTH = "num_steps"  # in a checkpoint's summary: of the whole run
 
 
 def latest_checkpoint(root: Path) -> Path:
@@ -25,6 +27,19 @@ def latest_checkpoint(root: Path) -> Path:
         except DamagedArtifactError as error:
             logger.warning("DAMAGED CHECKPOINT skipped, trying the one before it: %s", error)
     raise ValueError(f"{root}: no complete checkpoint here; train the model first (mtmh train)")
+
+
+def last_without_end(root: Path) -> Artifact | None:
+    """The last checkpoint of the run beside those of ``root`` that is as long and has not seen the end of T1.
+
+    Returns:
+        None: there was no such run, it has not come to its end, or its checkpoints are gone.
+    """
+    try:
+        last = open_checkpoint(latest_checkpoint(root / VALIDATION))
+    except ValueError:
+        return None
+    return last if last.summary["step"] == last.summary.get(LENGTH) else None
 
 
 def open_checkpoint(path: Path) -> Artifact:

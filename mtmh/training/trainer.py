@@ -34,13 +34,12 @@ from mtmh.training.local_copy import local_copy
 from mtmh.training.loop import Trainer, Validation
 from mtmh.training.measure import CatalogueEmbedder, ValidationMeasure
 from mtmh.training.model_builder import build_model
+from mtmh.training.newest import LENGTH, VALIDATION
 from mtmh.training.progress import LossNames, RunSize, TrainingLog, first_triggers, quiet_libraries
 from mtmh.training.shared_negatives import with_draws
 from mtmh.training.task import TrainTask, items_per_step
 
 CONTINUED = 1 / 3  # of the epochs that were best, on all of T1, where the best model trains on
-VALIDATION = "validation"  # beside the checkpoints: the run that does not see the end of T1
-LENGTH = "num_steps"  # in a checkpoint's summary: of the whole run
 
 
 def train(config: Config, *, resume: bool = True, continue_from: Path | None = None, profile: int = 0) -> Path:

@@ -13,7 +13,7 @@ import yaml
 
 from mtmh.config import Config
 from mtmh.training.early_stopping import SCORE, Point, read_validation_curve
-from mtmh.training.trainer import VALIDATION
+from mtmh.training.newest import VALIDATION
 from mtmh.tuning.space import Settings, put
 
 LOG = Path("log.txt")

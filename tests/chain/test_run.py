@@ -20,6 +20,7 @@ from mtmh.chain.stages import Stage, examine, outlived_checkpoints, stages_of
 from mtmh.chain.state import ChainState, StageState
 from mtmh.config import Config
 from mtmh.index.artifact import AnnRecall, IndexSummary, RankedBy
+from mtmh.training.newest import LENGTH, VALIDATION
 
 
 class Scheduler:
@@ -72,6 +73,13 @@ def chain_of(config: Config, scheduler: Scheduler, said: list[str]) -> tuple[Cha
 def write(config: Config, path: Path, kind: str, inputs: dict[str, Artifact] | None = None) -> None:
     with write_artifact(path, kind, config=config.model_dump(mode="json"), inputs=inputs):
         pass
+
+
+def write_without_end(config: Config, checkpoints: Path, step: int) -> None:
+    """A checkpoint of a run of ten steps that has not seen the end of T1."""
+    path = checkpoints / VALIDATION / f"step-{step:08d}"
+    with write_artifact(path, "checkpoint", config=config.model_dump(mode="json")) as writer:
+        writer.summary |= {"step": step, LENGTH: 10}
 
 
 def test_an_error_of_the_scheduler_is_on_the_page_and_its_job_is_cancelled(tmp_path: Path) -> None:
@@ -159,11 +167,34 @@ def test_a_changed_choice_of_the_length_trains_again(
     trained, config = (Config.model_validate(plain | {"training": training}) for training in (before, now))
     folder = trained.model_dir("checkpoints")
     write(trained, folder / "step-00000010", "checkpoint")
+    write_without_end(trained, folder, step=10)
     checkpoint = open_artifact(folder / "step-00000010", "checkpoint")
     ended = ChainState(stages={"train": StageState(digest=checkpoint.manifest.digest, files="")})
     train = next(stage for stage in stages_of(config) if stage.name == "train")
     assert examine(train, config, {}, ended, just_ran=False).reasons == reasons
     assert outlived_checkpoints(train, config, {}, ended) == (None if goes_on else folder)
+
+
+def test_a_sorter_that_weighs_the_heads_asks_for_the_model_without_the_end_of_t1(tmp_path: Path) -> None:
+    plain = config_of(tmp_path).model_dump() | {"training": {"epochs": 3}}
+    before, now = (Config.model_validate(plain | {"retrieval": {"sorter": name}}) for name in ("head-score", "learned"))
+    folder = now.model_dir("checkpoints")
+    write(before, folder / "step-00000010", "checkpoint")
+    checkpoint = open_artifact(folder / "step-00000010", "checkpoint")
+    ended = ChainState(stages={"train": StageState(digest=checkpoint.manifest.digest, files="")})
+    train = next(stage for stage in stages_of(now) if stage.name == "train")
+
+    def reasons(config: Config) -> list[str]:
+        return examine(train, config, {}, ended, just_ran=False).reasons
+
+    missing = ["no model as long that has not seen the end of T1, by which the preranker weighs what the heads say"]
+    assert reasons(before) == []
+    assert reasons(now) == missing
+    assert outlived_checkpoints(train, now, {}, ended) is None, "the model that serves stays"
+    write_without_end(now, folder, step=6)
+    assert reasons(now) == missing, "interrupted"
+    write_without_end(now, folder, step=10)
+    assert reasons(now) == []
 
 
 def test_a_run_of_a_given_length_is_not_gone_on_from_where_the_length_is_chosen(tmp_path: Path) -> None:

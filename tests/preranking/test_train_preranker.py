@@ -33,8 +33,8 @@ from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.task import PrerankerLoss
 from mtmh.preranking.trainer import train_preranker
 from mtmh.tower.embed import embed_catalogue
-from mtmh.training.newest import latest_checkpoint
-from mtmh.training.trainer import VALIDATION, train
+from mtmh.training.newest import VALIDATION, latest_checkpoint
+from mtmh.training.trainer import train
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from tiny_run import state_of, tiny_config
 from mtmh.artifacts import open_artifact
 from mtmh.config import Config
 from mtmh.training.early_stopping import EarlyStopping, read_validation_curve
-from mtmh.training.trainer import VALIDATION, train
+from mtmh.training.newest import VALIDATION
+from mtmh.training.trainer import train
 
 MODEL = {"heads": [{"name": "engagement"}]}
 
