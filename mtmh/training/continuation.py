@@ -98,6 +98,26 @@ def open_previous(path: Path, model: ModelConfig, training: TrainingConfig, summ
     return artifact
 
 
+def warn_of_known_end(previous: Artifact, summary: DatasetSummary) -> None:
+    """Warns where the older model may have seen what is held back to choose by.
+
+    Args:
+        previous: the checkpoint to continue from.
+        summary: of the dataset without the end of T1. Where that is the end of each user, instants tell nothing.
+    """
+    seen = period_of(previous)
+    if summary.cutoff is None or seen is None or seen.train_end is None or seen.train_end <= summary.cutoff:
+        return
+    logger.warning(
+        "%s: trained on events until %d, and what is held back of this dataset's T1 begins at %d: the length of "
+        "training and the weights of evidence are chosen on what this model may have learned. Hold back no more than "
+        "what is new (validation.fraction), or continue from an older model",
+        previous.path,
+        seen.train_end - 1,
+        summary.cutoff,
+    )
+
+
 def period_of(checkpoint: Artifact) -> Period | None:
     """The period that the model of a checkpoint has seen; None: nobody recorded it."""
     recorded = checkpoint.summary.get("period")

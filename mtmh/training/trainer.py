@@ -27,7 +27,14 @@ from mtmh.distributed.sharding import plan_table, shard, train_pipeline
 from mtmh.training.arithmetic import arithmetic
 from mtmh.training.checkpoint import Checkpoints, RunRecord, training_state
 from mtmh.training.content import content_table, fill_content_table, fit_content, teacher_directions, with_content
-from mtmh.training.continuation import carried_table, carry_over, carry_over_frequencies, open_previous, period_of
+from mtmh.training.continuation import (
+    carried_table,
+    carry_over,
+    carry_over_frequencies,
+    open_previous,
+    period_of,
+    warn_of_known_end,
+)
 from mtmh.training.early_stopping import EarlyStopping
 from mtmh.training.frequencies import FREQUENCIES, streaming_frequencies
 from mtmh.training.local_copy import local_copy
@@ -89,6 +96,8 @@ def train(config: Config, *, resume: bool = True, continue_from: Path | None = N
                     "those that ride along (data.item_features); set a number"
                 )
             view = ValidationDataset(dataset, config.validation, config.seed)
+            if previous:
+                warn_of_known_end(previous, view.summary)
         expansion = WindowPairs(config.pairs.window, config.pairs.direction)
         run = _Run(
             model=config.model,

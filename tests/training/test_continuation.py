@@ -24,6 +24,7 @@ from mtmh.config import Config
 from mtmh.data.dataset import open_dataset
 from mtmh.data.period import Period, why_it_may_leak
 from mtmh.data.schema import vocabulary_file
+from mtmh.data.validation import ValidationDataset
 from mtmh.distributed.optimizers import build_optimizer
 from mtmh.distributed.ranks import join_ranks
 from mtmh.distributed.sharding import shard
@@ -366,6 +367,24 @@ def test_a_model_that_may_know_the_test_period_is_refused(tmp_path: Path, caplog
     assert "trained on events until 39, and the test period of this dataset begins at 30" in caplog.text
     # What it has seen stays with the model: the next period is compared with that, too.
     assert open_artifact(tainted, "checkpoint").summary["period"]["train_end"] == 40
+
+
+def test_a_model_that_may_know_what_is_held_back_to_choose_by_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = train(write_cut(tmp_path / "before", {"cutoff": 30}))
+    config = write_cut(tmp_path / "now", {"cutoff": 40})
+    chosen = config.training.model_copy(update={"max_steps": None, "epochs": "auto", "max_epochs": 1})
+    for name, fraction in (("old and new", 0.5), ("new", 0.2)):
+        held_back = config.validation.model_copy(update={"fraction": fraction})
+        caplog.clear()
+        train(
+            config.model_copy(update={"name": name, "training": chosen, "validation": held_back}), continue_from=before
+        )
+        begin = ValidationDataset(open_dataset(config.dataset_dir), held_back, config.seed).summary.cutoff
+        told = f"trained on events until 29, and what is held back of this dataset's T1 begins at {begin:.0f}"
+        assert begin is not None
+        assert (told in caplog.text) == (begin < 30) == (name == "old and new")
 
 
 def test_what_a_forced_run_has_seen_is_not_forgotten() -> None:
