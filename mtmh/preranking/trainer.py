@@ -77,10 +77,7 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
                 embed_catalogue(config, held_back, checkpoint=checkpoint, dataset=view)
         training = sized(config.preranker.training, view, LaterEvents())
         settings = config.preranker.model_copy(update={"training": training})
-        final = config.preranker.training.second_run(view.holds_back_little)
-        anew = config.training.final == "retrain" or not config.training.chooses_length
-        if config.preranker.training.final == "auto" and checkpoint is not None and anew:
-            final = "retrain"  # the embeddings of a model that began anew lie elsewhere than those of the first run
+        final = second_run(config, view.holds_back_little, has_two_models=checkpoint is not None)
         first: Path | None = None
         for folder, data, vectors in ((root / VALIDATION, view, held_back), (root, dataset, embeddings)):
             inputs, artifacts = open_inputs(data, vectors)
@@ -99,6 +96,24 @@ def train_preranker(config: Config, *, resume: bool = True) -> Path:
             )
         assert first is not None
         return first
+
+
+def second_run(
+    config: Config, holds_back_little: bool, *, has_two_models: bool
+) -> Literal["continue", "retrain", "keep"]:
+    """How the preranker comes to know all of T1.
+
+    Args:
+        config: the recipe.
+        holds_back_little: of T1.
+        has_two_models: the heads say something else in each run: one model has not seen the end of T1, one has.
+    """
+    training = config.preranker.training
+    if training.final == "auto" and has_two_models:
+        tower = config.training.second_run(holds_back_little) if config.training.chooses_length else "retrain"
+        if tower != "keep":  # its embeddings lie elsewhere than those of the first run: a little, or altogether
+            return tower
+    return training.second_run(holds_back_little)
 
 
 def _model_without_end(checkpoints: Path, embeddings: Path) -> Artifact | None:

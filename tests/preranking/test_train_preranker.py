@@ -31,7 +31,7 @@ from mtmh.preranking.inputs import open_inputs
 from mtmh.preranking.model_builder import load_preranker
 from mtmh.preranking.scorer import Scorer, read_summary
 from mtmh.preranking.task import PrerankerLoss
-from mtmh.preranking.trainer import train_preranker
+from mtmh.preranking.trainer import second_run, train_preranker
 from mtmh.tower.embed import embed_catalogue
 from mtmh.training.newest import VALIDATION, latest_checkpoint
 from mtmh.training.trainer import train
@@ -199,6 +199,28 @@ def test_artifacts_of_other_data_are_refused(root: Path, tmp_path: Path) -> None
         train_preranker(tiny_config(root, "nothing"))
     manifest = json.loads((root / "dataset" / "manifest.json").read_text())
     assert "like" in manifest["summary"]["event_kinds"]
+
+
+@pytest.mark.parametrize(
+    ("tower", "preranker", "little", "much"),
+    [
+        ({}, "auto", "keep", "continue"),
+        ({"final": "continue"}, "auto", "continue", "continue"),
+        ({"final": "retrain"}, "auto", "retrain", "retrain"),
+        ({"final": "keep"}, "auto", "keep", "continue"),
+        ({"epochs": 2}, "auto", "retrain", "retrain"),
+        ({"final": "retrain"}, "keep", "keep", "keep"),
+    ],
+)
+def test_the_preranker_trains_on_where_its_embeddings_did(
+    tmp_path: Path, tower: dict[str, object], preranker: str, little: str, much: str
+) -> None:
+    recipe = tiny_config(tmp_path, training={"final": preranker}).model_dump(mode="json")
+    config = Config.model_validate(recipe | {"training": {"epochs": "auto"} | tower})
+    assert second_run(config, True, has_two_models=True) == little
+    assert second_run(config, False, has_two_models=True) == much
+    alone = {"auto": ("keep", "continue")}.get(preranker, (preranker, preranker))
+    assert tuple(second_run(config, held, has_two_models=False) for held in (True, False)) == alone
 
 
 def test_evidence_is_weighed_by_a_model_and_embeddings_that_have_not_seen_the_end(tmp_path: Path) -> None:
