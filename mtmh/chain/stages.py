@@ -257,11 +257,12 @@ def _reasons(stage: Stage, config: Config, artifact: Artifact, inputs: Mapping[s
     for name, used in inputs.items():
         if manifest.inputs.get(name) != used.manifest.digest:
             yield f"made from another {name}"
-    if stage.name == "train" and PREVIOUS in manifest.inputs.keys() - inputs.keys():
-        yield "continued from an earlier model, and none is given now"
-    by_hand = config.trains_without_end and not config.training.chooses_length
-    if stage.name == "train" and by_hand and last_without_end(config.model_dir("checkpoints")) is None:
-        yield "no model as long that has not seen the end of T1, by which the preranker weighs what the heads say"
+    if stage.name == "train":
+        if PREVIOUS in manifest.inputs.keys() - inputs.keys():
+            yield "continued from an earlier model, and none is given now"
+        by_hand = config.trains_without_end and not config.training.chooses_length
+        if by_hand and last_without_end(config.model_dir("checkpoints")) is None:
+            yield "no model as long that has not seen the end of T1, by which the preranker weighs what the heads say"
     before = recorded_decisive(artifact, stage.kind) | _lengths(stage, manifest.config)
     yield from _changes(before, decisive(config, stage.kind) | _lengths(stage, config.model_dump(mode="json")))
 

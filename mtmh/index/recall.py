@@ -85,9 +85,9 @@ class RecallMeter:
         vectors = self._vectors[rows]
         near = np.zeros(items.shape, bool)
         bounds = np.searchsorted(queries, np.arange(len(items) + 1))
-        for query, (start, stop) in enumerate(pairwise(bounds)):
-            scores = vectors[row_of[start:stop]] @ self._queries[self._tied[query]]
-            near[query, places[start:stop]] = scores >= self._least[self._tied[query]]
+        for row, (tied, (start, stop)) in enumerate(zip(self._tied, pairwise(bounds), strict=True)):
+            scores = vectors[row_of[start:stop]] @ self._queries[tied]
+            near[row, places[start:stop]] = scores >= self._least[tied]
         return near
 
     def fewest_probes(self, min_recall: float) -> int:
